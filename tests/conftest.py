@@ -1,0 +1,25 @@
+"""Settings every test process shares: one quiet TensorFlow on the CPU, two logical devices."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import keras
+import pytest
+import tensorflow as tf
+
+# Before anything initialises the runtime: MirroredStrategy is tested on real (logical) replicas.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+tf.config.threading.set_intra_op_parallelism_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_keras():
+    """Every test starts from the same seeds, layer names and precision."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float32")
