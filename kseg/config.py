@@ -1,0 +1,371 @@
+"""The experiment schema: a JSON file in, a typed object out, unknown keys refused.
+
+`python -m kseg.config` prints the JSON schema that `configs/schema.json` holds for editors.
+"""
+
+import difflib
+import json
+import pathlib
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from kseg.errors import UserError
+
+Stage = Literal["c2", "c3", "c4", "c5"]
+Strength = Annotated[float, Field(ge=0, lt=1)]
+PositiveSize = Annotated[int, Field(gt=0)]
+
+
+class ConfigError(UserError):
+    """A config file or an override that breaks the schema."""
+
+
+class Section(pydantic.BaseModel):
+    """A part of the config: immutable, every key known."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class HRNetBackbone(Section):
+    """High-resolution network; c2..c5 are its four branches at strides 4, 8, 16, 32."""
+
+    name: Literal["hrnet_w18_small", "hrnet_w18", "hrnet_w32", "hrnet_w48"]
+    fuse_interpolation: Literal["bilinear", "nearest"] = Field(
+        "bilinear",
+        description="How fuse layers upsample: bilinear (segmentation) or nearest (timm).",
+    )
+    align_corners: bool = Field(False, description="Bilinear convention of the fuse layers.")
+
+
+class OCRHead(Section):
+    """Object-contextual representations; its coarse logits are the auxiliary output."""
+
+    name: Literal["ocr"]
+    channels: int = Field(512, gt=0, description="Channels of pixel and object features.")
+    key_channels: int = Field(256, gt=0, description="Channels of the attention's keys.")
+    dropout: float = Field(0.05, ge=0, lt=1)
+    align_corners: bool = Field(False, description="Bilinear convention of the upsampling.")
+
+
+class HRNetHead(Section):
+    """All stages upsampled to the finest and concatenated, then 1x1 convolutions."""
+
+    name: Literal["hrnet"]
+    align_corners: bool = Field(False, description="Bilinear convention of the upsampling.")
+
+
+class Model(Section):
+    """The segmentation network."""
+
+    backbone: HRNetBackbone
+    head: Annotated[OCRHead | HRNetHead, Field(discriminator="name")]
+    embedding_dim: int = Field(
+        256, gt=0, description="Channels that the projectors of contrasted stages map to."
+    )
+
+
+class Loss(Section):
+    """A weighted loss term."""
+
+    weight: float = Field(1.0, ge=0)
+
+
+class Losses(Section):
+    """Losses on logits."""
+
+    cross_entropy: Loss = Loss(weight=1.0)
+    auxiliary: Loss | None = Field(
+        Loss(weight=0.4), description="Cross-entropy of the auxiliary logits; null: none."
+    )
+
+
+class MultiScale(Section):
+    """Multi- and cross-scale contrast (Pissas et al., ECCV 2022)."""
+
+    name: Literal["multi_scale"]
+    weight: float = Field(0.1, ge=0, description="Multiplies every term of the objective.")
+    scale_weights: dict[Stage, Annotated[float, Field(ge=0)]] = Field(
+        {"c2": 1.0, "c3": 0.7, "c4": 0.4, "c5": 0.1},
+        description="w_s of Eq. 3 for each contrasted stage, finest first.",
+    )
+    cross_scale_pairs: list[tuple[Stage, Stage]] = Field(
+        [("c2", "c5"), ("c2", "c4")],
+        description="(anchors, keys) of Eq. 4. Every stage in them also needs a scale weight.",
+    )
+    cross_scale_weight: float = Field(
+        1.0, ge=0, description="Weight of Eq. 4 relative to Eq. 3; 0 or no pairs: no such term."
+    )
+    temperature: float = Field(0.1, gt=0)
+    max_anchors: int = Field(10_000, gt=1, description="A_max of Sec. 3.3, per batch and scale.")
+    min_count: int = Field(5, gt=0, description="Pixels a class needs at a scale to take part.")
+    cross_replica: bool = Field(True, description="Contrast over the global batch.")
+
+    @pydantic.model_validator(mode="after")
+    def _pairs_have_weights(self):
+        if not self.scale_weights:
+            raise ValueError("`scale_weights` must name at least one stage")
+        for pair in self.cross_scale_pairs:
+            for stage in pair:
+                if stage not in self.scale_weights:
+                    raise ValueError(
+                        f"every stage of `cross_scale_pairs` needs a key in `scale_weights`; "
+                        f"{stage!r} of {list(pair)} has none (0 is allowed)"
+                    )
+        return self
+
+
+class ColorJitter(Section):
+    """Strengths of the photometric distortion; 0 switches one off."""
+
+    brightness: Strength = 0.25
+    contrast: Strength = 0.25
+    saturation: Strength = 0.25
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.05, description="In turns.")
+
+
+class Data(Section):
+    """What is trained and evaluated on."""
+
+    dataset: str = Field(description="A name that scripts/prepare_data.py knows.")
+    path: str | None = Field(None, description="Prepared folder; default: data/<dataset>.")
+    train_split: str = "train"
+    eval_split: str = "val"
+    crop_size: tuple[PositiveSize, PositiveSize] = Field(description="(height, width), pixels.")
+    batch_size: int = Field(gt=0, description="Images in a step, over all devices.")
+    scale_range: tuple[float, float] = Field((0.5, 2.0), description="Random scale, least, most.")
+    flip: bool = Field(True, description="Mirror half of the crops.")
+    color_jitter: ColorJitter | None = ColorJitter()
+    eval_batch_size: int = Field(4, gt=0, description="Where all images have one size; else 1.")
+
+    @pydantic.model_validator(mode="after")
+    def _scale_range_is_ordered(self):
+        low, high = self.scale_range
+        if not 0 < low <= high:
+            raise ValueError(
+                f"`scale_range` must be 0 < least <= most. Received: {[low, high]}. "
+                "Use [1, 1] for no scaling"
+            )
+        return self
+
+    @property
+    def folder(self) -> str:
+        """The prepared records."""
+        return self.path or f"data/{self.dataset}"
+
+
+class SGD(Section):
+    """Stochastic gradient descent; weight decay is added to the gradient (L2), as in the papers."""
+
+    name: Literal["sgd"]
+    learning_rate: float = Field(0.01, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0, description="Not on biases and norms.")
+
+
+class AdamW(Section):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+
+    name: Literal["adamw"]
+    learning_rate: float = Field(6e-5, gt=0)
+    beta_1: float = Field(0.9, ge=0, lt=1)
+    beta_2: float = Field(0.999, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0, description="Not on biases and norms.")
+
+
+class Poly(Section):
+    """rate = learning_rate * (1 - step / steps)^power, after a linear warm-up."""
+
+    name: Literal["poly"]
+    power: float = Field(0.9, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    end_learning_rate: float = Field(0.0, ge=0)
+
+
+class Linear(Section):
+    """Linear decay to `end_learning_rate`, after a linear warm-up."""
+
+    name: Literal["linear"]
+    warmup_steps: int = Field(0, ge=0)
+    end_learning_rate: float = Field(0.0, ge=0)
+
+
+class Train(Section):
+    """The training run."""
+
+    steps: int = Field(gt=0, description="Optimizer steps in all.")
+    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    jit_compile: bool | Literal["auto"] = Field("auto", description="auto: on GPU yes, CPU no.")
+    clip_norm: float | None = Field(None, gt=0, description="Limit of the global gradient norm.")
+    synchronized_batch_norm: bool = Field(True, description="Where there are several devices.")
+    log_every: int = Field(20, gt=0, description="Steps between progress and TensorBoard lines.")
+    evaluate_every: int = Field(1000, gt=0, description="Steps; also at the end.")
+    checkpoint_every: int = Field(500, gt=0, description="Steps; also at the end.")
+    keep_checkpoints: int = Field(2, gt=0, description="Newest ones kept, besides the best.")
+    panels: int = Field(4, ge=0, description="Image panels in TensorBoard at each evaluation.")
+
+
+class Experiment(Section):
+    """One experiment: everything that decides its result."""
+
+    schema_: str | None = Field(None, alias="$schema", exclude=True)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run.")
+    seed: int = Field(0, ge=0, lt=2**31)
+    model: Model
+    losses: Losses = Losses()
+    contrast: list[MultiScale] = []
+    data: Data
+    optimizer: Annotated[SGD | AdamW, Field(discriminator="name")] = SGD(name="sgd")
+    schedule: Annotated[Poly | Linear, Field(discriminator="name")] = Poly(name="poly")
+    train: Train
+
+    @pydantic.model_validator(mode="after")
+    def _parts_fit(self):
+        if self.schedule.warmup_steps >= self.train.steps:
+            raise ValueError(
+                f"`schedule.warmup_steps` must be below `train.steps`. Received: "
+                f"{self.schedule.warmup_steps} and {self.train.steps}"
+            )
+        names = [objective.name for objective in self.contrast]
+        if len(set(names)) < len(names):
+            raise ValueError(f"`contrast` names an objective twice: {names}")
+        return self
+
+    def to_json(self) -> str:
+        """The resolved config, every default written out."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+def load(path, overrides=()) -> Experiment:
+    """Reads a config file.
+
+    Args:
+        path: JSON file. Its stem is the default of `name`.
+        overrides: strings `"a.b=value"`; the value is JSON, or else a plain string. A number in the
+            key is a position in a list: `"contrast.0.weight=0.2"`.
+
+    Raises:
+        ConfigError: if the file is missing, not JSON, or breaks the schema.
+    """
+    path = pathlib.Path(path)
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        known = sorted(p.name for p in path.parent.glob("*.json") if p.name != "schema.json")
+        near = difflib.get_close_matches(path.name, known, n=1)
+        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"There is no config file {path}.{hint}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not a readable JSON file: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a JSON object. Received: {type(values).__name__}")
+    for override in overrides:
+        _apply_override(values, override)
+    values.setdefault("name", path.stem)
+    return parse(values, source=str(path))
+
+
+def parse(values, *, source) -> Experiment:
+    """Checks a dictionary against the schema; `source` names it in errors.
+
+    Raises:
+        ConfigError: one line for each rule that is broken.
+    """
+    try:
+        return Experiment.model_validate(values)
+    except pydantic.ValidationError as error:
+        lines = [_describe(item, values) for item in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from None
+
+
+def json_schema() -> str:
+    """The JSON schema of a config file, as text."""
+    schema = Experiment.model_json_schema(by_alias=True)
+    schema["required"].remove("name")  # load() takes it from the file's name.
+    return json.dumps(schema, indent=1) + "\n"
+
+
+def _apply_override(values, override):
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"`--set` takes key=value. Received: {override!r}. Use train.steps=100")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    *parents, last = key.split(".")
+    node = values
+    try:
+        for parent in parents:
+            if isinstance(node, list):
+                node = node[int(parent)]
+            else:
+                if node.get(parent) is None:
+                    node[parent] = {}
+                node = node[parent]
+        if isinstance(node, list):
+            node[int(last)] = value
+        else:
+            node[last] = value
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise ConfigError(f"`--set {override}`: there is no place {key!r} in the config") from None
+
+
+def _describe(item: dict[str, Any], values) -> str:
+    place = [str(part) for part in item["loc"]]
+    # pydantic puts the chosen member of a union into the path: it is no key of the file.
+    visible, node = [], values
+    for part in place:
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif part != place[-1]:
+            continue
+        visible.append(part)
+    key = ".".join(visible)
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(place[:-1])
+        near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+        hint = f" Did you mean `{'.'.join([*visible[:-1], *near])}`?" if near else ""
+        return f"unknown key `{key}`.{hint} Known keys here: {', '.join(known)}"
+    if item["type"] == "missing":
+        return f"key `{key}` is missing"
+    if item["type"] == "union_tag_not_found":
+        return f"`{key}` needs a `name`"
+    message = item["msg"].removeprefix("Value error, ")
+    received = "" if item["type"] == "value_error" else f". Received: {item['input']!r}"
+    return f"`{key}`: {message}{received}" if key else f"{message}{received}"
+
+
+def _known_keys(place) -> list[str]:
+    """The keys of the section at a pydantic error path (which names union members)."""
+    sections = [Experiment]
+    for part in place:
+        found = []
+        for section in sections:
+            if part in section.model_fields:
+                found += _sections_in(section.model_fields[part].annotation)
+            else:  # A list position or the tag of a union member.
+                found.append(section)
+        sections = [s for s in found if _tag(s) == part] or found
+    return sorted({name for s in sections for name in s.model_fields if name != "schema_"})
+
+
+def _sections_in(annotation) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [s for part in getattr(annotation, "__args__", ()) for s in _sections_in(part)]
+
+
+def _tag(section) -> str | None:
+    field = section.model_fields.get("name")
+    arguments = getattr(field.annotation, "__args__", (None,)) if field else (None,)
+    return arguments[0]
+
+
+if __name__ == "__main__":
+    print(json_schema(), end="")

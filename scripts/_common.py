@@ -1,0 +1,22 @@
+"""What every script does the same way: quiet start, one clear line for the user's mistakes."""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+
+def run(main):
+    """Calls `main()`; a mistake of the user's is one line on stderr and exit code 2."""
+    from kseg.errors import UserError
+    from pipelines.errors import DataError
+
+    try:
+        sys.exit(main())
+    except (UserError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
