@@ -1,0 +1,33 @@
+"""Backbones: an image to feature maps at several strides."""
+
+from kseg.backbones.backbone import Backbone
+from kseg.backbones.hrnet import build_hrnet, hrnet_w18, hrnet_w18_small, hrnet_w32, hrnet_w48
+
+BACKBONES = {
+    "hrnet_w18": hrnet_w18,
+    "hrnet_w18_small": hrnet_w18_small,
+    "hrnet_w32": hrnet_w32,
+    "hrnet_w48": hrnet_w48,
+}
+
+
+def build_backbone(name, **arguments):
+    """Builds a backbone by name.
+
+    Args:
+        name: str, a key of `BACKBONES`.
+        **arguments: arguments of that builder.
+
+    Returns:
+        `Backbone` from normalised images to a dict of feature maps.
+
+    Raises:
+        ValueError: if `name` is unknown.
+        TypeError: if the builder does not take one of the arguments.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"Unknown backbone. Received: {name=}. Choose from {sorted(BACKBONES)}.")
+    return BACKBONES[name](**arguments)
+
+
+__all__ = ["BACKBONES", "Backbone", "build_backbone", "build_hrnet"]

@@ -1,0 +1,39 @@
+"""Heads: feature maps to logits.
+
+A head is a function `(features, num_classes, *, synchronized_batch_norm, **arguments)` over the
+symbolic outputs of a backbone. It returns a dict of symbolic tensors: `logits` in float32,
+`aux_logits` in float32 if it has them, and `features`, the map just before the classifier and
+before its dropout.
+"""
+
+from kseg.heads.hrnet import hrnet_head
+from kseg.heads.ocr import ocr_head
+
+HEADS = {"hrnet": hrnet_head, "ocr": ocr_head}
+
+
+def build_head(name, features, num_classes, **arguments):
+    """Applies a head by name.
+
+    Args:
+        name: str, a key of `HEADS`.
+        features: dict from `c2` ... `c5` to symbolic float tensors
+            `(batch, height, width, channels)`.
+        num_classes: int > 0.
+        **arguments: arguments of that head.
+
+    Returns:
+        dict of symbolic tensors, see this module.
+
+    Raises:
+        ValueError: if `name` is unknown, or `num_classes` is not positive.
+        TypeError: if the head does not take one of the arguments.
+    """
+    if name not in HEADS:
+        raise ValueError(f"Unknown head. Received: {name=}. Choose from {sorted(HEADS)}.")
+    if num_classes < 1:
+        raise ValueError(f"`num_classes` must be positive. Received: {num_classes=}")
+    return HEADS[name](features, num_classes, **arguments)
+
+
+__all__ = ["HEADS", "build_head", "hrnet_head", "ocr_head"]

@@ -1,0 +1,129 @@
+# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
+
+import functools
+
+import keras
+from keras import ops
+
+from kseg.heads.classifier import classifier
+from kseg.heads.hrnet import concatenate_at_finest
+from kseg.layers import ConvNorm
+
+
+def ocr_head(
+    features,
+    num_classes,
+    *,
+    channels=512,
+    key_channels=256,
+    dropout=0.05,
+    align_corners=False,
+    synchronized_batch_norm=False,
+    name="ocr",
+):
+    """Applies the object-contextual head: pixels attend to the regions of the classes.
+
+    Coarse logits, softmax over the pixels, give one weight map per class; the mean of the pixel
+    features under it represents that class. Every pixel attends to these representations, and the
+    result joins its own features.
+
+    Source: Yuan et al., "Object-Contextual Representations for Semantic Segmentation", ECCV 2020;
+    `seg_hrnet_ocr.py` of github.com/HRNet/HRNet-Semantic-Segmentation, with its biases.
+
+    Args:
+        features: dict from `c2` ... `c5` to symbolic float tensors.
+        num_classes: int, channels of the logits.
+        channels: int, width of the pixel features and of the output.
+        key_channels: int, width of queries, keys and values.
+        dropout: float in [0, 1), the share of whole channels dropped before the classifier.
+        align_corners: bool, of the bilinear upsampling.
+        synchronized_batch_norm: bool, statistics over all replicas.
+        name: str, prefix of the layers' names.
+
+    Returns:
+        dict of symbolic tensors at the size of the finest map: `logits` and `aux_logits` (the
+        coarse ones) float32 `(batch, height, width, num_classes)`, `features`
+        `(batch, height, width, channels)`.
+    """
+    conv_norm = functools.partial(ConvNorm, synchronized=synchronized_batch_norm)
+
+    x = concatenate_at_finest(features, align_corners=align_corners, name=name)
+    coarse = conv_norm(x.shape[-1], 1, use_bias=True, name=f"{name}_aux_fusion")(x)
+    aux_logits = classifier(num_classes, name=f"{name}_aux_logits")(coarse)
+
+    pixels = conv_norm(channels, 3, use_bias=True, name=f"{name}_pixels")(x)
+    objects = ObjectRegions(name=f"{name}_objects")(pixels, aux_logits)
+
+    query = conv_norm(key_channels, 1, name=f"{name}_query1")(pixels)
+    query = conv_norm(key_channels, 1, name=f"{name}_query2")(query)
+    key = conv_norm(key_channels, 1, name=f"{name}_key1")(objects)
+    key = conv_norm(key_channels, 1, name=f"{name}_key2")(key)
+    value = conv_norm(key_channels, 1, name=f"{name}_value")(objects)
+    context = ObjectAttention(name=f"{name}_attention")(query, key, value)
+    context = conv_norm(channels, 1, name=f"{name}_context")(context)
+
+    joined = keras.layers.Concatenate(name=f"{name}_join")([context, pixels])
+    outputs = conv_norm(channels, 1, name=f"{name}_fusion")(joined)
+    dropped = keras.layers.SpatialDropout2D(dropout, name=f"{name}_dropout")(outputs)
+    logits = classifier(num_classes, name=f"{name}_logits")(dropped)
+    return {"logits": logits, "aux_logits": aux_logits, "features": outputs}
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class ObjectRegions(keras.layers.Layer):
+    """Represents each class by the mean of the pixel features under its soft region.
+
+    `f_k = sum_i softmax_i(logits_ik) x_i`, i over the pixels of one image (Yuan et al., Eq. 2).
+    In float32: the weights of a large image are below what bfloat16 sums reliably.
+
+    Call arguments:
+        pixels: float tensor `(batch, height, width, channels)`.
+        logits: float tensor `(batch, height, width, num_classes)`.
+
+    Returns:
+        float32 tensor `(batch, num_classes, 1, channels)`, a map so that convolutions apply.
+    """
+
+    def __init__(self, dtype="float32", **kwargs):
+        super().__init__(dtype=dtype, **kwargs)
+
+    def call(self, pixels, logits):
+        weights = ops.softmax(_flatten_pixels(logits), axis=1)
+        objects = ops.matmul(ops.transpose(weights, (0, 2, 1)), _flatten_pixels(pixels))
+        return ops.expand_dims(objects, axis=2)
+
+    def compute_output_spec(self, pixels, logits):
+        shape = (pixels.shape[0], logits.shape[-1], 1, pixels.shape[-1])
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class ObjectAttention(keras.layers.Layer):
+    """Lets each pixel attend to the objects: scaled dot products, softmax over the objects.
+
+    `y_i = sum_k softmax_k(q_i . k_k / sqrt(channels)) v_k` (Yuan et al., Eq. 3).
+
+    Call arguments:
+        query: float tensor `(batch, height, width, channels)`.
+        key: float tensor `(batch, objects, 1, channels)`.
+        value: float tensor `(batch, objects, 1, value_channels)`.
+
+    Returns:
+        float tensor `(batch, height, width, value_channels)` in the compute dtype.
+    """
+
+    def call(self, query, key, value):
+        key, value = ops.squeeze(key, axis=2), ops.squeeze(value, axis=2)
+        logits = ops.matmul(_flatten_pixels(query), ops.transpose(key, (0, 2, 1)))
+        logits = ops.cast(logits, "float32") * query.shape[-1] ** -0.5
+        weights = ops.cast(ops.softmax(logits, axis=-1), value.dtype)
+        shape = (*ops.shape(query)[:3], value.shape[-1])
+        return ops.reshape(ops.matmul(weights, value), shape)
+
+    def compute_output_spec(self, query, key, value):
+        shape = (*query.shape[:3], value.shape[-1])
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+
+def _flatten_pixels(x):
+    return ops.reshape(x, (ops.shape(x)[0], -1, x.shape[-1]))

@@ -1,0 +1,28 @@
+import functools
+
+from kseg.layers import BatchNormalization, Conv2D, UnitNormalization
+
+
+def projection(x, *, embedding_dim=256, synchronized_batch_norm=False, name):
+    """Projects a feature map to embeddings of unit norm, pixel by pixel.
+
+    Twice 1x1 convolution, ReLU and batch norm, in this order, at the width of the input; then a
+    linear 1x1 convolution. The width and the order are those of the public code of Pissas et al.,
+    "Multi-scale and Cross-scale Contrastive Learning for Semantic Segmentation", ECCV 2022, Sec.
+    3.2; the batch norm's momentum is ours, 0.9 (there: 0.9997, which never settles in short runs).
+
+    Args:
+        x: symbolic float tensor `(batch, height, width, channels)`.
+        embedding_dim: int, channels of the embeddings.
+        synchronized_batch_norm: bool, statistics over all replicas.
+        name: str, prefix of the layers' names.
+
+    Returns:
+        symbolic float32 tensor `(batch, height, width, embedding_dim)`, rows of unit L2 norm.
+    """
+    conv = functools.partial(Conv2D, kernel_size=1, use_bias=True)
+    for index in (1, 2):
+        x = conv(x.shape[-1], activation="relu", name=f"{name}_conv{index}")(x)
+        x = BatchNormalization(synchronized=synchronized_batch_norm, name=f"{name}_norm{index}")(x)
+    x = conv(embedding_dim, name=f"{name}_linear")(x)
+    return UnitNormalization(name=name)(x)

@@ -1,0 +1,107 @@
+# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
+
+import keras
+
+from kseg.backbones import build_backbone
+from kseg.heads import build_head
+from kseg.heads.projection import projection
+from kseg.layers import ImageNormalization, ResizeLike
+
+
+def build_segmenter(
+    backbone,
+    head,
+    num_classes,
+    *,
+    backbone_arguments=None,
+    head_arguments=None,
+    projections=(),
+    embedding_dim=256,
+    synchronized_batch_norm=False,
+    name="segmenter",
+):
+    """Joins a backbone, a head and projectors into one model.
+
+    Args:
+        backbone: str, a name that `build_backbone` knows, or a built `Backbone`.
+        head: str, a name that `build_head` knows.
+        num_classes: int > 0.
+        backbone_arguments: dict or None, arguments of the backbone's builder; only with a name.
+        head_arguments: dict or None, arguments of the head.
+        projections: names of the maps that are contrasted, each gets its own projector: stages of
+            the backbone, such as `("c2", "c3", "c4", "c5")`, or `"features"`.
+        embedding_dim: int, channels of the embeddings.
+        synchronized_batch_norm: bool. Batch norm statistics are taken over all replicas. The
+            weights are the same either way.
+        name: str, the model's name.
+
+    Returns:
+        functional `keras.Model` from `image`, uint8 or float `(batch, height, width, 3)` RGB in 0
+        to 255, of any size, to a dict: `logits` float32 `(batch, h, w, num_classes)` at the
+        head's stride, `aux_logits` alike if the head has them, `features`
+        `(batch, h, w, channels)`, and for each projection `embedding_<name>` float32
+        `(batch, h, w, embedding_dim)` with rows of unit L2 norm, at the size of its map.
+
+    Raises:
+        ValueError: if a name is unknown, or arguments are given for a built backbone.
+    """
+    if isinstance(backbone, str):
+        backbone = build_backbone(
+            backbone,
+            **{"synchronized_batch_norm": synchronized_batch_norm, **(backbone_arguments or {})},
+        )
+    elif backbone_arguments:
+        raise ValueError(
+            "`backbone_arguments` have no effect on a backbone that is built already. "
+            f"Received: {backbone_arguments=}. Pass the backbone's name instead."
+        )
+
+    image = keras.Input((None, None, 3), name="image")  # float32: Keras casts uint8 images to it.
+    stages = backbone(ImageNormalization(name="image_normalization")(image))
+    outputs = build_head(
+        head,
+        stages,
+        num_classes,
+        **{"synchronized_batch_norm": synchronized_batch_norm, **(head_arguments or {})},
+    )
+    sources = {**stages, "features": outputs["features"]}
+    for source in projections:
+        if source not in sources:
+            raise ValueError(
+                f"Cannot project {source!r}: there is no such map. Choose from {sorted(sources)}."
+            )
+        outputs[f"embedding_{source}"] = projection(
+            sources[source],
+            embedding_dim=embedding_dim,
+            synchronized_batch_norm=synchronized_batch_norm,
+            name=f"embedding_{source}",
+        )
+    return keras.Model(image, outputs, name=name)
+
+
+def inference_model(segmenter):
+    """Cuts a segmenter down to what prediction needs; the weights are shared.
+
+    Args:
+        segmenter: model from `build_segmenter`.
+
+    Returns:
+        `InferenceModel` from images as the segmenter takes them to float32 logits
+        `(batch, height, width, num_classes)`, resized bilinearly to the size of the image.
+    """
+    image = segmenter.input
+    resize = ResizeLike(dtype="float32", name="logits_resize")
+    logits = resize(segmenter.output["logits"], like=image)
+    return InferenceModel(image, logits, name=f"{segmenter.name}_inference")
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class InferenceModel(keras.Model):
+    """A functional model whose batch norms and dropouts never train, however it is called."""
+
+    # Keras rebuilds a functional subclass only if its constructor takes (*args, **kwargs).
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training=False, mask=mask)

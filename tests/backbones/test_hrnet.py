@@ -1,0 +1,122 @@
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+from kseg.backbones import build_backbone, build_hrnet
+from kseg.heads import build_head
+from kseg.weights import load_torch_state
+from kseg.weights.hrnet import name_map
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+
+
+class Golden:
+    """One file of outputs of a published PyTorch model, with its weights."""
+
+    def __init__(self, name):
+        with np.load(GOLDEN / f"{name}.npz") as arrays:
+            self.arrays = dict(arrays)
+        self.meta = json.loads(str(self.arrays["meta_json"]))
+        self.state = {
+            name[3:]: array for name, array in self.arrays.items() if name.startswith("sd/")
+        }
+        self.cases = sorted(name[:-1] for name in self.arrays if name.endswith("x"))
+
+    def compare(self, case, model, names):
+        """Holds every output `names[ours] = theirs` to 20 x the reference's own rounding."""
+        image = self.arrays[f"{case}x"].transpose(0, 2, 3, 1)
+        outputs = model(image, training=False)
+        for ours, theirs in names.items():
+            key = f"{case}out/{theirs}"
+            expected = self.arrays[key].transpose(0, 2, 3, 1)
+            rounding = self.meta["outputs"][key]["f32_vs_f64"]
+            tolerance = max(20 * rounding, 2e-5 * np.abs(expected).max())
+            np.testing.assert_allclose(
+                keras.ops.convert_to_numpy(outputs[ours]),
+                expected,
+                rtol=0,
+                atol=tolerance,
+                err_msg=key,
+            )
+
+
+def golden_hrnet(meta, **arguments):
+    """Builds the backbone that the golden file's configuration describes."""
+    config = meta["cfg"]
+    if "MODEL" in config:
+        config = {
+            stage.lower(): {key.lower(): value for key, value in settings.items()}
+            for stage, settings in config["MODEL"]["EXTRA"].items()
+            if stage.startswith("STAGE")
+        }
+    stages = [config[f"stage{index}"] for index in (1, 2, 3, 4)]
+    return build_hrnet(
+        channels=stages[3]["num_channels"],
+        modules=[stage["num_modules"] for stage in stages[1:]],
+        blocks=[stage["num_blocks"][0] for stage in stages[1:]],
+        stage1_channels=stages[0]["num_channels"][0],
+        stage1_blocks=stages[0]["num_blocks"][0],
+        **arguments,
+    )
+
+
+STRIDES = {"c2": "stride4", "c3": "stride8", "c4": "stride16", "c5": "stride32"}
+
+
+def test_timm():
+    golden = Golden("hrnet_timm")
+    backbone = golden_hrnet(golden.meta, interpolation="nearest")
+    report = load_torch_state(backbone, golden.state, name_map)
+    assert not report.missing
+    assert all(name.endswith("num_batches_tracked") for name in report.unused)
+    for case in golden.cases:
+        golden.compare(case, backbone, STRIDES)
+
+
+def test_official_segmentation():
+    golden = Golden("hrnet_official_seg")
+    backbone = golden_hrnet(golden.meta)
+    outputs = build_head("hrnet", backbone.output, 5)
+    model = keras.Model(backbone.input, {**backbone.output, **outputs})
+    load_torch_state(model, golden.state, name_map)
+    for case in golden.cases:
+        golden.compare(case, model, {**STRIDES, "logits": "logits"})
+
+
+@pytest.mark.parametrize("case, align_corners", [("", True), ("case1/", True), ("case2/", False)])
+def test_official_ocr(case, align_corners):
+    golden = Golden("hrnet_official_ocr")
+    assert golden.meta["align_corners_per_case"] == [True, True, False]
+    backbone = golden_hrnet(golden.meta, align_corners=align_corners)
+    outputs = build_head(
+        "ocr", backbone.output, 5, channels=16, key_channels=8, align_corners=align_corners
+    )
+    model = keras.Model(backbone.input, {**backbone.output, **outputs})
+    inner = {name: model.get_layer(f"ocr_{name}").output for name in ("pixels", "objects")}
+    # (batch, objects, 1, channels) here, (batch, channels, objects, 1) there.
+    model = keras.Model(model.input, {**model.output, **inner})
+    load_torch_state(model, golden.state, name_map)
+    names = {
+        **STRIDES,
+        "aux_logits": "aux_logits",
+        "logits": "logits",
+        "pixels": "pixel_feats",
+        "objects": "object_context",
+        "features": "ocr_feats",
+    }
+    golden.compare(case, model, names)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (75, 61), (33, 130)])
+def test_any_size(size):
+    backbone = build_backbone("hrnet_w18_small")
+    outputs = backbone(np.zeros((1, *size, 3), "float32"))
+    channels = {"c2": 16, "c3": 32, "c4": 64, "c5": 128}
+    assert list(outputs) == list(backbone.strides) == list(channels)
+    for name, stride in backbone.strides.items():
+        expected = (1, *(-(-extent // stride) for extent in size), channels[name])
+        assert tuple(outputs[name].shape) == expected
+        assert backbone.output[name].shape == (None, None, None, channels[name])
