@@ -200,6 +200,7 @@ class Train(Section):
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     jit_compile: bool | Literal["auto"] = Field("auto", description="auto: on GPU yes, CPU no.")
     clip_norm: float | None = Field(None, gt=0, description="Limit of the global gradient norm.")
+    devices: int | None = Field(None, gt=0, description="How many to use; null: all there are.")
     synchronized_batch_norm: bool = Field(True, description="Where there are several devices.")
     log_every: int = Field(20, gt=0, description="Steps between progress and TensorBoard lines.")
     evaluate_every: int = Field(1000, gt=0, description="Steps; also at the end.")

@@ -1,0 +1,163 @@
+"""Multi-scale and cross-scale contrastive learning (Pissas et al., ECCV 2022)."""
+
+import keras
+from keras import ops
+
+from kseg import replicas
+from kseg.contrast.info_nce import info_nce
+from kseg.contrast.sampling import balanced_anchors, resize_labels
+from kseg.losses.reduction import global_mean
+
+SCALE_WEIGHTS = {"c2": 1.0, "c3": 0.7, "c4": 0.4, "c5": 0.1}
+CROSS_SCALE_PAIRS = (("c2", "c5"), ("c2", "c4"))
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class MultiScaleContrast(keras.layers.Layer):
+    """Contrasts balanced anchors within each scale and across pairs of scales.
+
+    `same_scale = sum_s w_s L(A_s, A_s)` (Eq. 3) and
+    `cross_scale = cross_scale_weight * sum_(s, s') L(A_s, A_s')` (Eq. 4), where L is `info_nce`,
+    its mean taken over the anchors that have a positive (the public code keeps the others in the
+    cross-scale mean), and gradients flow into both sets of a pair. The anchor sets are drawn
+    independently for each scale by `balanced_anchors` (Sec. 3.3).
+
+    Args:
+        num_classes: int.
+        scale_weights: dict from stage to w_s; its stages are those that are sampled.
+        cross_scale_pairs: pairs (stage of the anchors, stage of the keys), each in
+            `scale_weights`.
+        cross_scale_weight: float, of the cross-scale term relative to the same-scale one.
+        temperature: float > 0.
+        max_anchors: int, A_max for each scale of the global batch.
+        min_count: int, pixels that a class needs at a scale to take part in it.
+        cross_replica: bool. Under a strategy the anchors come from the global batch, and the
+            result is that of one device with the whole batch; else each replica's own batch is
+            contrasted with itself, and the mean over replicas taken.
+        seed: int, of the sampling.
+
+    Call arguments:
+        outputs: dict with `embedding_<stage>`, float `(batch, h, w, dim)`, unit L2 norm, for
+            each sampled stage; static shapes.
+        labels: int tensor `(batch, height, width)`; values outside `[0, num_classes)` are ignored.
+        training: bool; the loss is the same either way.
+
+    Returns:
+        dict of float32 scalars, `same_scale` and (if there are pairs) `cross_scale`: this
+        replica's share, which summed over replicas gives the loss.
+
+    Raises:
+        ValueError: if a stage of a pair has no scale weight.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        *,
+        scale_weights=SCALE_WEIGHTS,
+        cross_scale_pairs=CROSS_SCALE_PAIRS,
+        cross_scale_weight=1.0,
+        temperature=0.1,
+        max_anchors=10_000,
+        min_count=5,
+        cross_replica=True,
+        seed=0,
+        name="multi_scale",
+        **kwargs,
+    ):
+        super().__init__(name=name, dtype="float32", **kwargs)
+        for pair in cross_scale_pairs:
+            for stage in pair:
+                if stage not in scale_weights:
+                    raise ValueError(
+                        "Every stage of `cross_scale_pairs` needs a key in `scale_weights` (0 is "
+                        f"allowed). Received: {pair} and the keys {sorted(scale_weights)}."
+                    )
+        self.num_classes = num_classes
+        self.scale_weights = dict(scale_weights)
+        self.cross_scale_pairs = tuple(tuple(pair) for pair in cross_scale_pairs)
+        self.cross_scale_weight = cross_scale_weight
+        self.temperature = temperature
+        self.max_anchors = max_anchors
+        self.min_count = min_count
+        self.cross_replica = cross_replica
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    @property
+    def stages(self):
+        """Names of the stages whose embeddings are read, each once."""
+        paired = [s for pair in self.cross_scale_pairs for s in pair if self.cross_scale_weight]
+        return [s for s, weight in self.scale_weights.items() if weight or s in paired]
+
+    def call(self, outputs, labels, training=None):
+        """Computes the terms; see the class."""
+        sets = {s: self._anchor_set(outputs[f"embedding_{s}"], labels) for s in self.stages}
+        terms = {"same_scale": 0.0}
+        for stage, weight in self.scale_weights.items():
+            if weight:
+                terms["same_scale"] += weight * self._contrast(sets[stage], sets[stage], same=True)
+        if self.cross_scale_pairs and self.cross_scale_weight:
+            across = sum(self._contrast(sets[s], sets[t]) for s, t in self.cross_scale_pairs)
+            terms["cross_scale"] = self.cross_scale_weight * across
+        return terms
+
+    def _anchor_set(self, embeddings, labels):
+        """`(anchors (rows, dim), labels (rows,))`, the same on every replica if they share."""
+        batch, height, width, dim = embeddings.shape
+        labels = ops.reshape(resize_labels(labels, height, width), (batch, height * width))
+        pixels = ops.reshape(embeddings, (batch * height * width, dim))
+        if self.cross_replica:
+            labels = replicas.all_gather(labels)
+        positions, anchor_labels = balanced_anchors(
+            labels,
+            self.num_classes,
+            max_anchors=self.max_anchors,
+            min_count=self.min_count,
+            seed=self.seed_generator,
+        )
+        if not self.cross_replica or replicas.num_replicas() == 1:
+            return ops.take(pixels, ops.maximum(positions, 0), axis=0), anchor_labels
+        # All replicas drew the same global positions; each brings its own pixels, zeros elsewhere.
+        local = positions - replicas.replica_id() * pixels.shape[0]
+        mine = ops.logical_and(local >= 0, local < pixels.shape[0])
+        anchors = ops.take(pixels, ops.where(mine, local, 0), axis=0)
+        return replicas.all_reduce_sum(ops.where(mine[:, None], anchors, 0.0)), anchor_labels
+
+    def _contrast(self, anchor_set, key_set, same=False):
+        """Mean of `info_nce` over the valid anchors; this replica's share of it."""
+        anchors, anchor_labels = anchor_set
+        positions = ops.arange(anchors.shape[0])
+        if self.cross_replica and replicas.num_replicas() > 1:
+            # Each replica works off every R-th anchor: equal work, though unused rows come last.
+            count = replicas.num_replicas()
+            rows = -(-anchors.shape[0] // count)
+            positions = ops.arange(rows) * count + replicas.replica_id()
+            inside = positions < anchors.shape[0]
+            positions = ops.where(inside, positions, 0)
+            anchors = ops.take(anchors, positions, axis=0)
+            anchor_labels = ops.where(inside, ops.take(anchor_labels, positions), -1)
+        loss, valid = info_nce(
+            anchors,
+            anchor_labels,
+            *key_set,
+            temperature=self.temperature,
+            exclude_self=same,
+            self_positions=positions,
+        )
+        return global_mean(loss, valid, cross_replica=self.cross_replica)
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "scale_weights": self.scale_weights,
+            "cross_scale_pairs": self.cross_scale_pairs,
+            "cross_scale_weight": self.cross_scale_weight,
+            "temperature": self.temperature,
+            "max_anchors": self.max_anchors,
+            "min_count": self.min_count,
+            "cross_replica": self.cross_replica,
+            "seed": self.seed,
+        }

@@ -1,0 +1,117 @@
+"""Everything a run needs to go on, in one file that is written whole or not at all."""
+
+import itertools
+import json
+import os
+import pathlib
+import zipfile
+
+import numpy as np
+
+from kseg.errors import UserError
+
+_META = "meta.json"
+
+
+def save(path, variables, meta):
+    """Writes variables atomically: a killed run leaves the old file or the new one.
+
+    Args:
+        path: file to write, `.npz`; its folder is made.
+        variables: dict from name to variable.
+        meta: dict that JSON can hold.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.asarray(variable) for name, variable in variables.items()}
+    arrays[_META] = np.array(json.dumps(meta))
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(unfinished, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def restore(path, variables):
+    """Sets variables to what a file holds.
+
+    Args:
+        path: file that `save` wrote.
+        variables: dict from name to variable; the file may hold more.
+
+    Returns:
+        dict, the meta data.
+
+    Raises:
+        UserError: if the file is missing or damaged, lacks a variable, or holds it in another
+            shape. Nothing is set then.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            meta = json.loads(str(file[_META]))
+            missing = sorted(set(variables) - set(file.files))
+            if missing:
+                raise UserError(
+                    f"The checkpoint {path} does not fit this model: it lacks {missing[0]!r} and "
+                    f"{len(missing) - 1} more variables"
+                )
+            arrays = {name: file[name] for name in variables}
+    except FileNotFoundError:
+        raise UserError(f"There is no checkpoint {path}") from None
+    except (OSError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(
+            f"The checkpoint {path} is damaged ({error}). Delete it to go on from an older one"
+        ) from None
+    for name, array in arrays.items():
+        if array.shape != tuple(variables[name].shape):
+            raise UserError(
+                f"The checkpoint {path} does not fit this model: {name!r} is {array.shape} there "
+                f"and {tuple(variables[name].shape)} here"
+            )
+    for name, array in arrays.items():
+        variables[name].assign(array)
+    return meta
+
+
+def model_variables(segmenter):
+    """Names the weights of a segmenter for `save` and `restore`.
+
+    Args:
+        segmenter: a keras model whose weights have unique paths.
+
+    Returns:
+        dict from `"model/<path>"` to variable.
+
+    Raises:
+        ValueError: if two weights share a path.
+    """
+    return _named("model", segmenter.variables)
+
+
+def training_variables(trainer):
+    """Names all state of a run: weights, optimizer, seeds, banks.
+
+    Args:
+        trainer: a compiled `SegmentationTrainer` with a built optimizer.
+
+    Returns:
+        dict from name to variable.
+    """
+    named = model_variables(trainer.segmenter)
+    named |= _named("optimizer", trainer.optimizer.variables)
+    for objective in trainer.objectives:
+        named |= _named(f"objective/{objective.name}", objective.variables)
+    return named
+
+
+def _named(prefix, variables):
+    named = {f"{prefix}/{variable.path}": variable for variable in variables}
+    if len(named) < len(variables):
+        paths = sorted(variable.path for variable in variables)
+        twice = next(a for a, b in itertools.pairwise(paths) if a == b)
+        raise ValueError(f"Two variables share the path {twice!r}. Give their layers names.")
+    return named

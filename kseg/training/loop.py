@@ -1,0 +1,274 @@
+"""The loop around the training step: resuming, watching, evaluating, keeping."""
+
+import math
+import pathlib
+import signal
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kseg.errors import UserError
+from kseg.runs import Run, step_file
+from kseg.segmenters import inference_model
+from kseg.training import checkpoints
+from kseg.training.distribution import build_strategy, use_xla
+from kseg.training.objectives import build_objectives
+from kseg.training.optimizers import build_optimizer
+from kseg.training.reports import Progress, TensorBoard
+from kseg.training.trainer import SegmentationTrainer
+
+
+class NonFiniteLossError(UserError):
+    """A loss term is NaN or infinite."""
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it.
+    """The run was asked to stop, and has saved its state."""
+
+
+def build_trainer(run, strategy):
+    """Builds the model, losses, objectives and optimizer of a run under a strategy.
+
+    Args:
+        run: `kseg.runs.Run`.
+        strategy: `tf.distribute.Strategy`.
+
+    Returns:
+        `SegmentationTrainer`, compiled, with a built optimizer.
+    """
+    config = run.config
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(config.train.precision)
+    with strategy.scope():
+        objectives = build_objectives(
+            config.contrast, num_classes=len(run.classes), seed=config.seed
+        )
+        segmenter = run.build_segmenter(
+            projections=sorted({stage for o, _ in objectives for stage in o.stages}),
+            synchronized_batch_norm=(
+                config.train.synchronized_batch_norm and strategy.num_replicas_in_sync > 1
+            ),
+        )
+        losses = config.losses
+        trainer = SegmentationTrainer(
+            segmenter,
+            cross_entropy_weight=losses.cross_entropy.weight,
+            auxiliary_weight=losses.auxiliary.weight if losses.auxiliary else 0.0,
+            objectives=objectives,
+            clip_norm=config.train.clip_norm,
+        )
+        optimizer = build_optimizer(config.optimizer, config.schedule, steps=config.train.steps)
+        optimizer.build(segmenter.trainable_variables)
+        trainer.compile(optimizer=optimizer)
+    return trainer
+
+
+def build_step(trainer, strategy, *, jit_compile=False):
+    """Compiles the training step.
+
+    Args:
+        trainer: `SegmentationTrainer`.
+        strategy: `tf.distribute.Strategy`.
+        jit_compile: bool, XLA; for one replica.
+
+    Returns:
+        function from a batch (of the strategy's distributed data set) to a dict of float32
+        scalars.
+    """
+    train_step = trainer.train_step
+    if jit_compile:
+        train_step = tf.function(train_step, jit_compile=True, autograph=False)
+
+    @tf.function(autograph=False)  # Nothing in there needs it, and tracing is twice as fast.
+    def step(batch):
+        if strategy.num_replicas_in_sync == 1:
+            return train_step(batch)
+        logs = strategy.run(train_step, args=(batch,))
+        return {name: strategy.experimental_local_results(v)[0] for name, v in logs.items()}
+
+    return step
+
+
+def train(run, training_batches, evaluate):
+    """Trains a run to its last step, from its newest checkpoint if it has one.
+
+    Args:
+        run: `kseg.runs.Run`.
+        training_batches: function from a start step to an endless `tf.data.Dataset` of global
+            batches `{"image", "label"}`, whose first batch is that of the start step.
+        evaluate: function `(inference_model) -> (scores, panels)`: `Scores` of the evaluation
+            split, and a list of pictures, uint8 `(height, width, 3)`.
+
+    Returns:
+        dict with `step`, `mean_iou` of the last evaluation, `best_mean_iou` and `best_step`.
+
+    Raises:
+        NonFiniteLossError: if a loss term is NaN or infinite; no checkpoint is written then.
+        Interrupted: after SIGINT or SIGTERM, with the state saved.
+        UserError: if config and devices do not fit, or a checkpoint is damaged.
+    """
+    config = run.config
+    settings = config.train
+    strategy = build_strategy(settings.devices)
+    replica_count = strategy.num_replicas_in_sync
+    if config.data.batch_size % replica_count:
+        raise UserError(
+            f"`data.batch_size` must be divisible by the {replica_count} devices. Received: "
+            f"{config.data.batch_size}. Use {replica_count * math.ceil(config.data.batch_size / replica_count)}, "
+            "or set train.devices"
+        )
+    jit_compile = use_xla(settings.jit_compile, strategy)
+    trainer = build_trainer(run, strategy)
+    best = {"mean_iou": None, "step": None}
+    step, saved_step = 0, None
+    if run.checkpoint_steps():
+        meta = checkpoints.restore(
+            run.checkpoint("latest"), checkpoints.training_variables(trainer)
+        )
+        step = saved_step = meta["step"]
+        best = meta["best"]
+        print(f"going on from step {step} of {settings.steps}", flush=True)
+    last_scores = None
+
+    def save():
+        nonlocal saved_step
+        if saved_step == step:
+            return
+        checkpoints.save(
+            run.path / "checkpoints" / step_file(step),
+            checkpoints.training_variables(trainer),
+            {"step": step, "best": best},
+        )
+        saved_step = step
+        for old in run.checkpoint_steps()[: -settings.keep_checkpoints]:
+            (run.path / "checkpoints" / step_file(old)).unlink()
+
+    model = inference_model(trainer.segmenter)
+    board = TensorBoard(run.path / "tensorboard", run.classes)
+    progress = Progress(step, settings.steps, config.data.batch_size)
+    train_step = build_step(trainer, strategy, jit_compile=jit_compile)
+    batches = iter(strategy.experimental_distribute_dataset(training_batches(step)))
+    watch = _FiniteWatch(run)
+    with _StopSignals() as stop_signals:
+        while step < settings.steps:
+            logs = train_step(next(batches))
+            step += 1
+            progress.step_done()
+            watch.check(step, logs)
+            if step % settings.log_every == 0 or step == settings.steps or progress.is_first:
+                values = watch.flush()
+                values["learning_rate"] = float(trainer.optimizer.learning_rate)
+                values |= progress.report(step, values)
+                board.scalars(step, values)
+            evaluating = step % settings.evaluate_every == 0 or step == settings.steps
+            saving = step % settings.checkpoint_every == 0 or step == settings.steps
+            if evaluating or saving or stop_signals.received:
+                watch.flush()
+            if evaluating:
+                with progress.paused():
+                    last_scores, panels = evaluate(model)
+                    board.evaluation(step, last_scores, panels)
+                    mean_iou = float(last_scores.mean_iou)
+                    if best["mean_iou"] is None or mean_iou >= best["mean_iou"]:
+                        best = {"mean_iou": mean_iou, "step": step}
+                        checkpoints.save(
+                            run.path / "checkpoints" / "best.npz",
+                            checkpoints.model_variables(trainer.segmenter),
+                            {"step": step, "mean_iou": mean_iou},
+                        )
+                    progress.line(
+                        f"step {step}  mean IoU {mean_iou:.4f}  "
+                        f"(best {best['mean_iou']:.4f} at step {best['step']})"
+                    )
+            if saving or stop_signals.received:
+                save()
+            if stop_signals.received and step < settings.steps:
+                raise Interrupted(f"stopped at step {step}; the same command goes on from there")
+    board.close()
+    return {
+        "step": step,
+        "mean_iou": None if last_scores is None else float(last_scores.mean_iou),
+        "best_mean_iou": best["mean_iou"],
+        "best_step": best["step"],
+    }
+
+
+class _FiniteWatch:
+    """Looks at each step's terms while the next one runs, so that the device never waits."""
+
+    def __init__(self, run):
+        self._run = run
+        self._pending = None
+        self._values = {}
+
+    def check(self, step, logs):
+        before, self._pending = self._pending, (step, logs)
+        self._look(before)
+
+    def flush(self):
+        """Looks at the newest step too, and returns its values."""
+        before, self._pending = self._pending, None
+        self._look(before)
+        return dict(self._values)
+
+    def _look(self, pending):
+        if pending is None:
+            return
+        step, logs = pending
+        self._values = {name: float(value) for name, value in logs.items()}
+        broken = [name for name, value in self._values.items() if not np.isfinite(value)]
+        if broken:
+            term = next((name for name in broken if name != "loss"), "loss")
+            steps = self._run.checkpoint_steps()
+            kept = f"the checkpoint of step {steps[-1]} is intact" if steps else "no checkpoint yet"
+            raise NonFiniteLossError(
+                f"The loss must stay finite. At step {step} {term} is {self._values[term]} "
+                f"({kept}). Lower optimizer.learning_rate or set train.clip_norm"
+            )
+
+
+class _StopSignals:
+    """Turns SIGINT and SIGTERM into a flag; a second SIGINT interrupts at once."""
+
+    def __init__(self):
+        self.received = False
+        self._before = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._receive)
+            except ValueError:  # Not the main thread: whoever runs us handles signals.
+                pass
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, frame):
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+        print("\nstopping after this step", file=sys.stderr, flush=True)
+
+
+def restart(path):
+    """Deletes what a run left: its config, checkpoints, events, scores; nothing else.
+
+    Args:
+        path: the run's folder; it may be missing.
+    """
+    import shutil
+
+    path = pathlib.Path(path)
+    for name in ("checkpoints", "tensorboard", "evaluation"):
+        shutil.rmtree(path / name, ignore_errors=True)
+    for name in ("config.json", "classes.json", "environment.json"):
+        (path / name).unlink(missing_ok=True)
+
+
+__all__ = ["Interrupted", "NonFiniteLossError", "Run", "build_step", "build_trainer", "train"]

@@ -1,0 +1,131 @@
+"""SGD and AdamW with one graph node an update, for gradients that are summed already.
+
+Keras builds half a dozen nodes for each of a network's thousand variables; TensorFlow has kernels
+that do the whole update. The numbers are Keras' own. Differences to `keras.optimizers`: SGD adds
+weight decay to the gradient (L2), as PyTorch does and the papers' settings mean; weight decay
+leaves out biases and norms (variables of rank 0 or 1); under a strategy gradients are not summed
+over replicas here, because the trainer does that before it clips them.
+"""
+
+import keras
+import tensorflow as tf
+
+from kseg.training.schedules import build_schedule
+
+
+class _FusedUpdates:
+    """What both optimizers share."""
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        return grads_and_vars
+
+    def _decays(self, variable):
+        return self.decay_rate and variable.shape.rank > 1
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class SGD(_FusedUpdates, keras.optimizers.SGD):
+    """Momentum SGD with L2 weight decay.
+
+    `g = gradient + decay_rate * w; m = momentum * m - rate * g; w = w + m`, or with Nesterov
+    momentum `w = w + momentum * m - rate * g`.
+
+    Args:
+        learning_rate: float or schedule.
+        momentum: float in [0, 1).
+        nesterov: bool.
+        decay_rate: float >= 0, of variables of rank 2 and more.
+    """
+
+    def __init__(self, learning_rate=0.01, momentum=0.9, nesterov=False, decay_rate=0.0, **kwargs):
+        super().__init__(learning_rate, momentum=momentum, nesterov=nesterov, **kwargs)
+        self.decay_rate = decay_rate
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Updates one `tf.Variable`."""
+        if self._decays(variable):
+            gradient = gradient + self.decay_rate * variable
+        if not self.momentum:
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=variable.handle, alpha=learning_rate, delta=gradient
+            )
+            return
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle,
+            accum=self.momentums[self._get_variable_index(variable)].value.handle,
+            lr=learning_rate,
+            grad=gradient,
+            momentum=self.momentum,
+            use_nesterov=self.nesterov,
+        )
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {**super().get_config(), "decay_rate": self.decay_rate}
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class AdamW(_FusedUpdates, keras.optimizers.Adam):
+    """Adam with decoupled weight decay: `w = w - rate * decay_rate * w` before the step.
+
+    Source: Loshchilov and Hutter, ICLR 2019.
+
+    Args:
+        learning_rate: float or schedule.
+        beta_1, beta_2, epsilon: floats, as in `keras.optimizers.Adam`.
+        decay_rate: float >= 0, of variables of rank 2 and more.
+    """
+
+    def __init__(
+        self,
+        learning_rate=1e-3,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-8,
+        decay_rate=0.0,
+        **kwargs,
+    ):
+        super().__init__(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **kwargs)
+        self.decay_rate = decay_rate
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Updates one `tf.Variable`."""
+        if self._decays(variable):
+            variable.assign_sub(learning_rate * self.decay_rate * variable)
+        index = self._get_variable_index(variable)
+        step = tf.cast(self.iterations.value + 1, "float32")
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=self.beta_1**step,
+            beta2_power=self.beta_2**step,
+            lr=learning_rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=gradient,
+        )
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {**super().get_config(), "decay_rate": self.decay_rate}
+
+
+def build_optimizer(optimizer, schedule, *, steps):
+    """Builds the optimizer of a config.
+
+    Args:
+        optimizer: `kseg.config.SGD` or `kseg.config.AdamW`.
+        schedule: `kseg.config.Poly` or `kseg.config.Linear`.
+        steps: int, optimizer steps of the run.
+
+    Returns:
+        `SGD` or `AdamW`.
+    """
+    arguments = optimizer.model_dump(exclude={"name", "learning_rate", "weight_decay"})
+    return {"sgd": SGD, "adamw": AdamW}[optimizer.name](
+        build_schedule(schedule, learning_rate=optimizer.learning_rate, steps=steps),
+        decay_rate=optimizer.weight_decay,
+        **arguments,
+    )

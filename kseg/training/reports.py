@@ -1,0 +1,135 @@
+"""What a run tells while it goes: a progress line and TensorBoard events."""
+
+import contextlib
+import sys
+import time
+
+import tensorflow as tf
+
+from kseg import visualize
+
+
+class Progress:
+    """A line with loss terms, learning rate, speed and the time left.
+
+    On a terminal the line is overwritten; in a file each report is a line of its own.
+
+    Args:
+        step: int, where the run starts.
+        steps: int, where it ends.
+        batch_size: int, images in a step.
+    """
+
+    def __init__(self, step, steps, batch_size):
+        self._steps = steps
+        self._batch_size = batch_size
+        self._start = time.perf_counter()
+        self._window = None  # The first step compiles: it does not count as speed.
+        self._window_steps = 0
+        self._steps_done = 0
+        self._terminal = sys.stdout.isatty()
+
+    @property
+    def is_first(self):
+        """Whether just one step is done."""
+        return self._steps_done == 1
+
+    def step_done(self):
+        """Counts a step."""
+        self._steps_done += 1
+        if self._window is None:
+            self._window = time.perf_counter()
+        else:
+            self._window_steps += 1
+
+    def report(self, step, values):
+        """Prints the line.
+
+        Args:
+            step: int.
+            values: dict of floats, with `loss`, the terms, `learning_rate`.
+
+        Returns:
+            dict with `images_per_second` since the last report, empty after the first step.
+        """
+        terms = "  ".join(
+            f"{name} {value:.4f}" for name, value in values.items() if name != "learning_rate"
+        )
+        text = f"step {step}/{self._steps}  {terms}  rate {values['learning_rate']:.2e}"
+        seconds = time.perf_counter() - self._window
+        speed = {}
+        if self._window_steps:
+            per_step = seconds / self._window_steps
+            speed["images_per_second"] = self._batch_size / per_step
+            left = round(per_step * (self._steps - step))
+            text += f"  {self._batch_size / per_step:.1f} images/s  {_clock(left)} left"
+        else:
+            text += f"  first step after {time.perf_counter() - self._start:.1f} s"
+        self._window, self._window_steps = time.perf_counter(), 0
+        if self._terminal and step < self._steps:
+            print(f"\r\x1b[K{text}", end="", flush=True)
+        else:
+            self.line(text)
+        return speed
+
+    def line(self, text):
+        """Prints a line that stays."""
+        print(f"\r\x1b[K{text}" if self._terminal else text, flush=True)
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Leaves what happens inside out of the speed."""
+        start = time.perf_counter()
+        yield
+        self._window += time.perf_counter() - start
+
+
+def _clock(seconds):
+    hours, rest = divmod(seconds, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+class TensorBoard:
+    """Writes a run's events.
+
+    Args:
+        folder: `pathlib.Path`.
+        classes: `kseg.runs.Classes`.
+    """
+
+    def __init__(self, folder, classes):
+        self._classes = classes
+        self._train = tf.summary.create_file_writer(str(folder / "train"))
+        self._evaluation = tf.summary.create_file_writer(str(folder / "evaluation"))
+
+    def scalars(self, step, values):
+        """Writes loss terms, learning rate, speed: dict of floats."""
+        with self._train.as_default():
+            for name, value in values.items():
+                tag = name if name in ("learning_rate", "images_per_second") else f"loss/{name}"
+                tf.summary.scalar(tag, value, step=step)
+
+    def evaluation(self, step, scores, panels):
+        """Writes scores, the confusion matrix and image panels.
+
+        Args:
+            step: int.
+            scores: `kseg.evaluation.metrics.Scores`.
+            panels: list of uint8 `(height, width, 3)`.
+        """
+        with self._evaluation.as_default():
+            tf.summary.scalar("mean_iou", scores.mean_iou, step=step)
+            tf.summary.scalar("pixel_accuracy", scores.pixel_accuracy, step=step)
+            tf.summary.scalar("mean_accuracy", scores.mean_accuracy, step=step)
+            for name, iou in zip(self._classes.names, scores.iou, strict=True):
+                tf.summary.scalar(f"iou/{name}", iou, step=step)
+            picture = visualize.confusion_picture(scores.matrix, self._classes.names)
+            tf.summary.image("confusion_matrix", picture[None], step=step)
+            for i, panel in enumerate(panels):
+                tf.summary.image(f"panel/{i}", panel[None], step=step)
+        self._evaluation.flush()
+
+    def close(self):
+        """Flushes and closes the files."""
+        self._train.close()
+        self._evaluation.close()

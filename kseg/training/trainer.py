@@ -1,0 +1,99 @@
+"""The training step."""
+
+import keras
+import tensorflow as tf
+
+from kseg import replicas
+from kseg.losses.cross_entropy import cross_entropy
+from kseg.losses.reduction import global_mean
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class SegmentationTrainer(keras.Model):
+    """A segmenter with its losses and contrastive objectives.
+
+    `compile(optimizer)` it with an optimizer of `kseg.training.optimizers`; then its `train_step`
+    can run in a loop of one's own (`kseg.training.loop`) or in `fit`.
+
+    Args:
+        segmenter: model from `kseg.segmenters.build_segmenter`.
+        cross_entropy_weight: float.
+        auxiliary_weight: float; 0 leaves out the cross-entropy of `aux_logits`.
+        objectives: list of `(objective, weight)`; an objective is a layer
+            `objective(outputs, labels, training) -> {term: float32 scalar}`, each the replica's
+            share of a term.
+        clip_norm: float or None, the limit of the gradients' global norm.
+    """
+
+    def __init__(
+        self,
+        segmenter,
+        *,
+        cross_entropy_weight=1.0,
+        auxiliary_weight=0.4,
+        objectives=(),
+        clip_norm=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.segmenter = segmenter
+        self.objectives = [objective for objective, _ in objectives]
+        self.objective_weights = [weight for _, weight in objectives]
+        self.cross_entropy_weight = cross_entropy_weight
+        self.auxiliary_weight = auxiliary_weight
+        self.clip_norm = clip_norm
+        self.built = True
+
+    def call(self, images, training=None):
+        """The segmenter's outputs."""
+        return self.segmenter(images, training=training)
+
+    def loss_terms(self, outputs, labels):
+        """Computes every term and its weight.
+
+        Args:
+            outputs: dict of the segmenter's outputs.
+            labels: int tensor `(batch, height, width)`, 255 = ignored.
+
+        Returns:
+            dict from the term's name to `(value, weight)`: float32 scalar, this replica's share
+            of the term; float.
+        """
+        terms = {}
+        terms["cross_entropy"] = (
+            global_mean(*cross_entropy(labels, outputs["logits"])),
+            self.cross_entropy_weight,
+        )
+        if self.auxiliary_weight and "aux_logits" in outputs:
+            loss = global_mean(*cross_entropy(labels, outputs["aux_logits"]))
+            terms["auxiliary"] = (loss, self.auxiliary_weight)
+        for objective, weight in zip(self.objectives, self.objective_weights, strict=True):
+            for name, value in objective(outputs, labels, training=True).items():
+                terms[f"{objective.name}/{name}"] = (value, weight)
+        return terms
+
+    def train_step(self, data):
+        """One optimizer step, in replica context.
+
+        Args:
+            data: dict with `image`, uint8 `(batch, height, width, 3)`, and `label`, int
+                `(batch, height, width)`: this replica's part of the batch.
+
+        Returns:
+            dict of float32 scalars, the same on every replica: `loss` (the weighted sum) and each
+            term before its weight.
+        """
+        with tf.GradientTape() as tape:
+            outputs = self.segmenter(data["image"], training=True)
+            terms = self.loss_terms(outputs, data["label"])
+            loss = tf.add_n([value * weight for value, weight in terms.values()])
+        variables = self.segmenter.trainable_variables
+        gradients = tape.gradient(loss, [v.value for v in variables])
+        if replicas.num_replicas() > 1:
+            # The terms are shares of the global batch's: their gradients add up.
+            gradients = replicas.all_reduce_sum(gradients)
+        if self.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
+        self.optimizer.apply(gradients, variables)
+        values = replicas.all_reduce_sum(tf.stack([loss, *(value for value, _ in terms.values())]))
+        return dict(zip(["loss", *terms], tf.unstack(values), strict=True))
