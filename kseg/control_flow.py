@@ -4,24 +4,42 @@ import keras
 from keras import ops
 
 
-def scan(step, carry, length, output_shapes=()):
+def scan(step, carry, length, output_shapes=(), *, capacity=None):
     """A loop with a carry that also stacks what each round gives, as `jax.lax.scan` does.
 
-    Keras' own `ops.scan` demands on TensorFlow that a round's output has the shape of the carry.
-    There is no gradient through it: it serves functions that bring their own.
+    It differs from `keras.ops.scan`: the number of rounds may be known only at run time, and a
+    round's output may have another shape than the carry. There is no gradient through it: it
+    serves functions that bring their own.
 
     Args:
         step: `(carry, i) -> (carry, outputs)`; `i` is an int32 scalar, the others tuples.
         carry: tuple of tensors, of the same shape and dtype in every round.
-        length: int, the number of rounds.
+        length: int or int32 scalar tensor, the number of rounds.
         output_shapes: tuple of static shapes, one for each output of a round; float32 all.
+        capacity: int, rows of the stacked outputs; needed if `length` is a tensor.
 
     Returns:
-        `(carry, outputs)`: the last carry, and each output stacked, `(length, *shape)`.
+        `(carry, outputs)`: the last carry, and each output stacked, `(capacity, *shape)`, with
+        zeros for rounds that did not run.
     """
-    if keras.backend.backend() != "tensorflow":
-        carry, outputs = ops.scan(step, carry, ops.arange(length, dtype="int32"))
-        return carry, outputs
+    capacity = length if capacity is None else capacity
+    if keras.backend.backend() == "tensorflow":
+        return _scan_tensorflow(step, carry, length, output_shapes, capacity)
+
+    def body(i, carry, stacks):
+        carry, outputs = step(carry, i)
+        return i + 1, tuple(carry), tuple(map(write(i), stacks, outputs))
+
+    def write(i):  # XLA does this in place.
+        return lambda stack, y: ops.slice_update(stack, (i,) + (0,) * len(y.shape), y[None])
+
+    stacks = tuple(ops.zeros((capacity, *shape), "float32") for shape in output_shapes)
+    start = (ops.zeros((), "int32"), tuple(carry), stacks)
+    _, carry, stacks = ops.while_loop(lambda i, carry, stacks: i < length, body, start)
+    return carry, stacks
+
+
+def _scan_tensorflow(step, carry, length, output_shapes, capacity):
     import tensorflow as tf
 
     def body(i, carry, arrays):
@@ -30,7 +48,7 @@ def scan(step, carry, length, output_shapes=()):
         return i + 1, tuple(carry), arrays
 
     arrays = tuple(
-        tf.TensorArray("float32", size=length, element_shape=shape) for shape in output_shapes
+        tf.TensorArray("float32", size=capacity, element_shape=shape) for shape in output_shapes
     )
     _, carry, arrays = tf.while_loop(
         lambda i, carry, arrays: i < length,

@@ -14,6 +14,7 @@ import json
 import pathlib
 import platform
 import re
+import shutil
 import subprocess
 
 from kseg import config as config_module
@@ -107,6 +108,15 @@ class Run:
         _write(run.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         _write(run.path / "config.json", config.to_json())
         return run
+
+    @staticmethod
+    def delete(path):
+        """Deletes what a run left in its folder, and nothing else; the folder may be missing."""
+        path = pathlib.Path(path)
+        for name in ("checkpoints", "tensorboard", "evaluation"):
+            shutil.rmtree(path / name, ignore_errors=True)
+        for name in ("config.json", "classes.json", "environment.json"):
+            (path / name).unlink(missing_ok=True)
 
     def checkpoint_steps(self):
         """Steps of the complete checkpoints, ascending."""

@@ -21,7 +21,7 @@ def info_nce(
     exclude_self=False,
     self_positions=None,
     detach_keys=False,
-    block_size=1024,
+    block_size=512,
 ):
     """Pulls each anchor towards the keys of its class, away from the other keys.
 
@@ -78,6 +78,10 @@ def info_nce(
         if self_positions is None:
             self_positions = ops.arange(num_anchors)
         self_positions = _pad(ops.cast(self_positions, "int32"), anchor_blocks * anchor_size, -1)
+
+    # Blocks up to the last valid row: what samplers leave unused costs nothing.
+    used_anchor_blocks = _last_valid(anchor_labels) // anchor_size + 1
+    used_key_blocks = _last_valid(key_labels) // key_size + 1
 
     def tile_labels(i, j):
         """Labels of rows `(anchor_size, 1)` and columns `(1, key_size)` of tile (i, j)."""
@@ -149,7 +153,7 @@ def info_nce(
                 ops.full((anchor_size, 1), _NO_NEGATIVE, "float32"),
                 ops.zeros((anchor_size, 1), "float32"),
             )
-            (peak, total), _ = scan(step, start, key_blocks)
+            (peak, total), _ = scan(step, start, used_key_blocks)
             has_negative = total > 0
             total = ops.where(has_negative, total, 1.0)
             return ops.where(has_negative, peak + ops.log(total), _NO_NEGATIVE)
@@ -176,7 +180,7 @@ def info_nce(
                 return tuple(carry), ()
 
             zeros = ops.zeros((anchor_size, 1), "float32")
-            sums, _ = scan(step, (zeros, zeros, zeros), key_blocks)
+            sums, _ = scan(step, (zeros, zeros, zeros), used_key_blocks)
             return sums
 
         def forward(carry, i):
@@ -184,7 +188,9 @@ def info_nce(
             neg = log_sum_exp_of_negatives(i, block)
             return carry, (neg, *sums_over_positives(i, block, neg))
 
-        _, rows = scan(forward, (), anchor_blocks, [(anchor_size, 1)] * 4)
+        _, rows = scan(
+            forward, (), used_anchor_blocks, [(anchor_size, 1)] * 4, capacity=anchor_blocks
+        )
         neg, loss, slope, count = (ops.reshape(x, (-1, 1)) for x in rows)
         safe_count = ops.maximum(count, 1.0)
 
@@ -230,10 +236,13 @@ def info_nce(
                         branches = (lambda d: d, to_anchors(i, j, False), to_anchors(i, j, True))
                         return (by_kind(i, j, *branches, *carry),), ()
 
-                    d_anchors, _ = scan(step, (zero_gradient(anchor_size),), key_blocks)
+                    d_anchors, _ = scan(step, (zero_gradient(anchor_size),), used_key_blocks)
                     return carry, d_anchors
 
-                _, (d_anchors,) = scan(anchor_step, (), anchor_blocks, [(anchor_size, dim)])
+                shapes = [(anchor_size, dim)]
+                _, (d_anchors,) = scan(
+                    anchor_step, (), used_anchor_blocks, shapes, capacity=anchor_blocks
+                )
                 d_keys = ops.zeros_like(keys)
             else:
 
@@ -258,11 +267,17 @@ def info_nce(
                         return (d_keys,), (d_anchors,)
 
                     start = (zero_gradient(key_size),)
-                    d_keys, (d_anchors,) = scan(step, start, anchor_blocks, [(anchor_size, dim)])
+                    shapes = [(anchor_size, dim)]
+                    d_keys, (d_anchors,) = scan(
+                        step, start, used_anchor_blocks, shapes, capacity=anchor_blocks
+                    )
                     return (carry[0] + d_anchors,), d_keys
 
                 start = (ops.zeros((anchor_blocks, anchor_size, dim), "float32"),)
-                (d_anchors,), (d_keys,) = scan(key_step, start, key_blocks, [(key_size, dim)])
+                shapes = [(key_size, dim)]
+                (d_anchors,), (d_keys,) = scan(
+                    key_step, start, used_key_blocks, shapes, capacity=key_blocks
+                )
                 d_keys = ops.reshape(d_keys, (-1, dim))[:num_keys]
             d_anchors = ops.reshape(d_anchors, (-1, dim)) * (v / temperature)
             return d_anchors[:num_anchors], d_keys
@@ -280,6 +295,11 @@ def _similarities(anchors, keys):
 
 def _masked_row_sum(x, mask):
     return ops.sum(ops.where(mask, x, 0.0), axis=1, keepdims=True)
+
+
+def _last_valid(labels):
+    """Place of the last label that is not -1; -1 if there is none."""
+    return ops.max(ops.where(labels >= 0, ops.arange(labels.shape[0], dtype="int32"), -1))
 
 
 def _split(rows, block_size):

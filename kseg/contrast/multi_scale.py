@@ -65,7 +65,7 @@ class MultiScaleContrast(keras.layers.Layer):
         name="multi_scale",
         **kwargs,
     ):
-        super().__init__(name=name, dtype="float32", **kwargs)
+        super().__init__(name=name, **{"dtype": "float32", **kwargs})
         for pair in cross_scale_pairs:
             for stage in pair:
                 if stage not in scale_weights:

@@ -1,17 +1,15 @@
 """The loop around the training step: resuming, watching, evaluating, keeping."""
 
-import math
-import pathlib
+import contextlib
 import signal
 import sys
-import time
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from kseg.errors import UserError
-from kseg.runs import Run, step_file
+from kseg.runs import step_file
 from kseg.segmenters import inference_model
 from kseg.training import checkpoints
 from kseg.training.distribution import build_strategy, use_xla
@@ -117,8 +115,7 @@ def train(run, training_batches, evaluate):
     if config.data.batch_size % replica_count:
         raise UserError(
             f"`data.batch_size` must be divisible by the {replica_count} devices. Received: "
-            f"{config.data.batch_size}. Use {replica_count * math.ceil(config.data.batch_size / replica_count)}, "
-            "or set train.devices"
+            f"{config.data.batch_size}. Change it, or set train.devices"
         )
     jit_compile = use_xla(settings.jit_compile, strategy)
     trainer = build_trainer(run, strategy)
@@ -239,10 +236,9 @@ class _StopSignals:
 
     def __enter__(self):
         for number in (signal.SIGINT, signal.SIGTERM):
-            try:
+            # Outside the main thread (ValueError), whoever runs us handles signals.
+            with contextlib.suppress(ValueError):
                 self._before[number] = signal.signal(number, self._receive)
-            except ValueError:  # Not the main thread: whoever runs us handles signals.
-                pass
         return self
 
     def __exit__(self, *exception):
@@ -254,21 +250,3 @@ class _StopSignals:
             raise KeyboardInterrupt
         self.received = True
         print("\nstopping after this step", file=sys.stderr, flush=True)
-
-
-def restart(path):
-    """Deletes what a run left: its config, checkpoints, events, scores; nothing else.
-
-    Args:
-        path: the run's folder; it may be missing.
-    """
-    import shutil
-
-    path = pathlib.Path(path)
-    for name in ("checkpoints", "tensorboard", "evaluation"):
-        shutil.rmtree(path / name, ignore_errors=True)
-    for name in ("config.json", "classes.json", "environment.json"):
-        (path / name).unlink(missing_ok=True)
-
-
-__all__ = ["Interrupted", "NonFiniteLossError", "Run", "build_step", "build_trainer", "train"]
