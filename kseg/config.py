@@ -32,7 +32,7 @@ class HRNetBackbone(Section):
     """High-resolution network; c2..c5 are its four branches at strides 4, 8, 16, 32."""
 
     name: Literal["hrnet_w18_small", "hrnet_w18", "hrnet_w32", "hrnet_w48"]
-    fuse_interpolation: Literal["bilinear", "nearest"] = Field(
+    interpolation: Literal["bilinear", "nearest"] = Field(
         "bilinear",
         description="How fuse layers upsample: bilinear (segmentation) or nearest (timm).",
     )
@@ -265,6 +265,7 @@ def load(path, overrides=()) -> Experiment:
         raise ConfigError(f"{path} must hold a JSON object. Received: {type(values).__name__}")
     for override in overrides:
         _apply_override(values, override)
+    values.pop("$schema", None)
     values.setdefault("name", path.stem)
     return parse(values, source=str(path))
 

@@ -69,18 +69,19 @@ def all_gather(x):
 
 
 def all_reduce_sum(x):
-    """Sums a tensor over all replicas.
+    """Sums a tensor, or each of a list of tensors, over all replicas.
 
     The gradient is again the sum over all replicas of the upstream gradients.
 
     Args:
-        x: tensor of one shape on all replicas, a numeric dtype.
+        x: tensor of one shape on all replicas, a numeric dtype; or a list of them, which are sent
+            together.
 
     Returns:
-        tensor like `x`, the same on every replica.
+        like `x`, the same on every replica.
     """
     if num_replicas() == 1:
         return x
     return tf.distribute.get_replica_context().all_reduce(
-        tf.distribute.ReduceOp.SUM, tf.convert_to_tensor(x)
+        tf.distribute.ReduceOp.SUM, tf.nest.map_structure(tf.convert_to_tensor, x)
     )

@@ -6,7 +6,6 @@ import sys
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from kseg.errors import UserError
 from kseg.runs import step_file
@@ -16,7 +15,7 @@ from kseg.training.distribution import build_strategy, use_xla
 from kseg.training.objectives import build_objectives
 from kseg.training.optimizers import build_optimizer
 from kseg.training.reports import Progress, TensorBoard
-from kseg.training.trainer import SegmentationTrainer
+from kseg.training.trainer import SegmentationTrainer, build_step
 
 
 class NonFiniteLossError(UserError):
@@ -62,32 +61,6 @@ def build_trainer(run, strategy):
         optimizer.build(segmenter.trainable_variables)
         trainer.compile(optimizer=optimizer)
     return trainer
-
-
-def build_step(trainer, strategy, *, jit_compile=False):
-    """Compiles the training step.
-
-    Args:
-        trainer: `SegmentationTrainer`.
-        strategy: `tf.distribute.Strategy`.
-        jit_compile: bool, XLA; for one replica.
-
-    Returns:
-        function from a batch (of the strategy's distributed data set) to a dict of float32
-        scalars.
-    """
-    train_step = trainer.train_step
-    if jit_compile:
-        train_step = tf.function(train_step, jit_compile=True, autograph=False)
-
-    @tf.function(autograph=False)  # Nothing in there needs it, and tracing is twice as fast.
-    def step(batch):
-        if strategy.num_replicas_in_sync == 1:
-            return train_step(batch)
-        logs = strategy.run(train_step, args=(batch,))
-        return {name: strategy.experimental_local_results(v)[0] for name, v in logs.items()}
-
-    return step
 
 
 def train(run, training_batches, evaluate):

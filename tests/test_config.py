@@ -1,0 +1,106 @@
+import json
+import pathlib
+
+import pytest
+
+from kseg import config
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.json") if p.name != "schema.json")
+
+
+def write(tmp_path, **changes):
+    values = json.loads((ROOT / "configs/ade20k_ocrnet.json").read_text()) | changes
+    path = tmp_path / "experiment.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_loads_and_names_its_run(path):
+    experiment = config.load(path)
+    assert experiment.name == path.stem
+
+
+def test_the_schema_for_editors_is_in_step():
+    assert (ROOT / "configs/schema.json").read_text() == config.json_schema(), (
+        "run: python -m kseg.config > configs/schema.json"
+    )
+
+
+def test_the_headline_config_holds_the_papers_settings():
+    experiment = config.load(ROOT / "configs/ade20k_ocrnet.json")
+    assert (experiment.model.backbone.name, experiment.model.head.name) == ("hrnet_w48", "ocr")
+    (contrast,) = experiment.contrast
+    assert (contrast.name, contrast.weight, contrast.temperature) == ("multi_scale", 0.1, 0.1)
+    assert list(contrast.scale_weights.values()) == [1.0, 0.7, 0.4, 0.1]
+    assert contrast.cross_scale_pairs == [("c2", "c5"), ("c2", "c4")]
+    assert experiment.data.crop_size == (512, 512)
+    assert (experiment.data.batch_size, experiment.train.steps) == (16, 160_000)
+
+
+def test_a_resolved_config_loads_to_itself(tmp_path):
+    experiment = config.load(write(tmp_path))
+    resolved = tmp_path / "config.json"
+    resolved.write_text(experiment.to_json())
+    assert config.load(resolved) == experiment
+
+
+@pytest.mark.parametrize(
+    "override, key, expected",
+    [
+        ("train.steps=2", lambda c: c.train.steps, 2),
+        ("data.path=some/folder", lambda c: c.data.path, "some/folder"),
+        ("data.color_jitter=null", lambda c: c.data.color_jitter, None),
+        ("data.color_jitter.hue=0", lambda c: c.data.color_jitter.hue, 0),
+        ("contrast.0.weight=0.2", lambda c: c.contrast[0].weight, 0.2),
+        ("contrast=[]", lambda c: c.contrast, []),
+        ("train.clip_norm=1e1", lambda c: c.train.clip_norm, 10),
+    ],
+)
+def test_overrides(tmp_path, override, key, expected):
+    assert key(config.load(write(tmp_path), [override])) == expected
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("train.step=2", "unknown key `train.step`. Did you mean `train.steps`?"),
+        ("model.head.chanels=3", "Did you mean `model.head.channels`?"),
+        ("contrast.0.temprature=1", "Did you mean `contrast.0.temperature`?"),
+        ("model.backbone.name=hrnet_w19", "'hrnet_w48'. Received: 'hrnet_w19'"),
+        ("model.head.name=psp", "'ocr', 'hrnet'"),
+        ("data.scale_range=[2, 1]", "must be 0 < least <= most. Received: [2.0, 1.0]"),
+        ("data.crop_size=[0, 10]", "greater than 0. Received: 0"),
+        ('contrast.0.scale_weights={"c2": 1}', "'c5' of ['c2', 'c5'] has none"),
+        ("contrast.1.weight=1", "there is no place 'contrast.1.weight'"),
+        ("schedule.warmup_steps=160000", "must be below `train.steps`"),
+        ("train.steps", "takes key=value. Received: 'train.steps'"),
+        ("optimizer.learning_rate=NaN", "finite number"),
+        ("name=../elsewhere", "`name`"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(tmp_path, override, message):
+    with pytest.raises(config.ConfigError) as error:
+        config.load(write(tmp_path), [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_objective_cannot_be_named_twice(tmp_path):
+    entry = {"name": "multi_scale"}
+    with pytest.raises(config.ConfigError, match="names an objective twice"):
+        config.load(write(tmp_path, contrast=[entry, entry]))
+
+
+def test_a_missing_file_suggests_its_neighbour():
+    with pytest.raises(config.ConfigError, match=r"Did you mean .*ade20k_ocrnet.json"):
+        config.load(ROOT / "configs/ade20k_ocrnt.json")
+
+
+@pytest.mark.parametrize("text, message", [("{", "not a readable JSON"), ("[]", "JSON object")])
+def test_files_that_are_no_config(tmp_path, text, message):
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(config.ConfigError, match=message):
+        config.load(path)

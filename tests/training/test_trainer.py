@@ -1,0 +1,141 @@
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kseg.backbones.hrnet import build_hrnet
+from kseg.contrast.multi_scale import MultiScaleContrast
+from kseg.segmenters import build_segmenter
+from kseg.training import checkpoints
+from kseg.training.optimizers import SGD
+from kseg.training.trainer import SegmentationTrainer, build_step
+
+NUM_CLASSES = 3
+
+
+def tiny_trainer(*, synchronized=False, precision="float32", **arguments):
+    """An HRNet of a few thousand weights with OCR, no dropout, all losses."""
+    keras.utils.set_random_seed(1)
+    keras.config.set_dtype_policy(precision)
+    backbone = build_hrnet(
+        channels=(4, 6, 8, 10),
+        modules=(1, 1, 1),
+        blocks=(1, 1, 1),
+        stage1_channels=4,
+        stage1_blocks=1,
+        stem_channels=8,
+        synchronized_batch_norm=synchronized,
+    )
+    segmenter = build_segmenter(
+        backbone,
+        "ocr",
+        NUM_CLASSES,
+        head_arguments={"channels": 8, "key_channels": 4, "dropout": 0.0},
+        projections=("c2", "c3", "c4", "c5"),
+        embedding_dim=8,
+        synchronized_batch_norm=synchronized,
+    )
+    trainer = SegmentationTrainer(
+        segmenter,
+        objectives=[(MultiScaleContrast(NUM_CLASSES, min_count=1, seed=3), 0.1)],
+        **arguments,
+    )
+    optimizer = SGD(0.01, decay_rate=1e-3)
+    optimizer.build(segmenter.trainable_variables)
+    trainer.compile(optimizer=optimizer)
+    return trainer
+
+
+def batches(count, size=4, height=64, width=96):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, NUM_CLASSES, (count, size, height // 16, width // 16))
+    labels = labels.repeat(16, axis=2).repeat(16, axis=3).astype("uint8")
+    labels[:, 0, : height // 2] = 255  # Replicas have unequal numbers of valid pixels.
+    noise = rng.integers(0, 80, (count, size, height, width, 3))
+    images = (labels[..., None].clip(0, 3) * 50 + noise).astype("uint8")
+    return tf.data.Dataset.from_tensor_slices({"image": images, "label": labels})
+
+
+def run_steps(strategy, count, **arguments):
+    keras.utils.clear_session(free_memory=False)  # The same layer names in every trainer.
+    with strategy.scope():
+        trainer = tiny_trainer(**arguments)
+    step = build_step(trainer, strategy)
+    logs = [
+        {k: float(v) for k, v in step(batch).items()}
+        for batch in strategy.experimental_distribute_dataset(batches(count))
+    ]
+    return trainer, logs, step
+
+
+def test_two_replicas_equal_one():
+    """Loss terms, gradients, batch norm statistics and weights after 3 steps."""
+    one, one_logs, step = run_steps(tf.distribute.get_strategy(), 3, clip_norm=1.0)
+    # No retracing after the first step.
+    assert step.experimental_get_tracing_count() == 1
+    mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    two, two_logs, step = run_steps(mirrored, 3, clip_norm=1.0, synchronized=True)
+    assert step.experimental_get_tracing_count() == 1
+    assert set(one_logs[0]) == {
+        "loss",
+        "cross_entropy",
+        "auxiliary",
+        "multi_scale/same_scale",
+        "multi_scale/cross_scale",
+    }
+    for a, b in zip(one_logs, two_logs, strict=True):
+        for name in a:
+            np.testing.assert_allclose(b[name], a[name], rtol=1e-4, err_msg=name)
+    one, two = (checkpoints.training_variables(trainer) for trainer in (one, two))
+    assert list(one) == list(two)
+    for name, variable in one.items():
+        # Momentum after three steps is a sum of gradients, so this compares gradients too.
+        np.testing.assert_allclose(
+            np.array(two[name]), np.array(variable), atol=2e-5, rtol=1e-3, err_msg=name
+        )
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    _, (logs,), _ = run_steps(
+        tf.distribute.get_strategy(), 1, cross_entropy_weight=0.5, auxiliary_weight=0.3
+    )
+    expected = (
+        0.5 * logs["cross_entropy"]
+        + 0.3 * logs["auxiliary"]
+        + 0.1 * (logs["multi_scale/same_scale"] + logs["multi_scale/cross_scale"])
+    )
+    np.testing.assert_allclose(logs["loss"], expected, rtol=1e-5)
+
+
+def test_learns_in_bfloat16_and_keeps_float32_weights():
+    trainer, logs, _ = run_steps(
+        tf.distribute.get_strategy(), 8, precision="mixed_bfloat16", auxiliary_weight=0.0
+    )
+    assert "auxiliary" not in logs[0]
+    assert all(np.isfinite(list(step.values())).all() for step in logs)
+    assert logs[-1]["cross_entropy"] < logs[0]["cross_entropy"]
+    assert {v.dtype for v in trainer.segmenter.weights} == {"float32"}
+
+
+def test_xla_compiles_the_step():
+    trainer = tiny_trainer()
+    step = build_step(trainer, tf.distribute.get_strategy(), jit_compile=True)
+    batch = next(iter(batches(1, size=2, height=32, width=32)))
+    trainer_without = tiny_trainer()
+    expected = build_step(trainer_without, tf.distribute.get_strategy())(batch)
+    for name, value in step(batch).items():
+        np.testing.assert_allclose(value, expected[name], rtol=2e-3, err_msg=name)
+
+
+def test_trains_in_fit_too():
+    trainer = tiny_trainer()
+    history = trainer.fit(batches(2), epochs=1, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+
+
+def test_a_head_without_auxiliary_logits_has_no_such_term():
+    image = keras.Input((None, None, 3))
+    logits = keras.layers.Conv2D(NUM_CLASSES, 1)(image)
+    trainer = SegmentationTrainer(keras.Model(image, {"logits": logits}))
+    batch = next(iter(batches(1)))
+    terms = trainer.loss_terms(trainer(batch["image"]), batch["label"])
+    assert list(terms) == ["cross_entropy"]
