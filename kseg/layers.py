@@ -154,7 +154,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         momentum: float in [0, 1], the weight of the old moving statistics. Defaults to 0.9.
         synchronized: bool. Takes the statistics over the batches of all replicas, by one
             message forward and one backward. Without it every replica normalises by its own
-            batch and keeps its own moving statistics; what is saved is their mean.
+            batch and keeps its own moving statistics: what is saved, or read outside of the
+            replicas, is their mean, but inference on a replica uses its own.
         others: as in `keras.layers.BatchNormalization`.
     """
 

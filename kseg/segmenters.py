@@ -29,7 +29,8 @@ def build_segmenter(
         backbone_arguments: dict or None, arguments of the backbone's builder; only with a name.
         head_arguments: dict or None, arguments of the head.
         projections: names of the maps that are contrasted, each gets its own projector: stages of
-            the backbone, such as `("c2", "c3", "c4", "c5")`, or `"features"`.
+            the backbone, such as `("c2", "c3", "c4", "c5")`, `"features"`, or maps that the head
+            adds.
         embedding_dim: int, channels of the embeddings.
         synchronized_batch_norm: bool. Batch norm statistics are taken over all replicas. The
             weights are the same either way.
@@ -58,13 +59,15 @@ def build_segmenter(
 
     image = keras.Input((None, None, 3), name="image")  # float32: Keras casts uint8 images to it.
     stages = backbone(ImageNormalization(name="image_normalization")(image))
-    outputs = build_head(
+    maps = build_head(
         head,
         stages,
         num_classes,
         **{"synchronized_batch_norm": synchronized_batch_norm, **(head_arguments or {})},
     )
-    sources = {**stages, "features": outputs["features"]}
+    outputs = {key: maps[key] for key in ("logits", "aux_logits", "features") if key in maps}
+    sources = {**stages, **maps}
+    sources = {key: x for key, x in sources.items() if key not in ("logits", "aux_logits")}
     for source in projections:
         if source not in sources:
             raise ValueError(

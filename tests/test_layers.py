@@ -141,6 +141,24 @@ def test_synchronized_batch_norm_on_two_replicas_is_one_with_the_whole_batch(str
     np.testing.assert_allclose(layer.moving_variance.numpy(), variance, rtol=1e-5)
 
 
+def test_synchronized_batch_norm_in_bfloat16(strategy):
+    x, upstream = random(4, 3, 5, 2) * 2 + 3, random(4, 3, 5, 2)
+    results = []
+    for dtype in ("float32", "mixed_bfloat16"):
+        with strategy.scope():
+            layer = layers.BatchNormalization(synchronized=True, dtype=dtype)
+            layer.build(x.shape)
+        halves, upstreams = np.split(x, 2), np.split(upstream, 2)
+        if dtype == "mixed_bfloat16":
+            upstreams = [tf.cast(part, "bfloat16") for part in upstreams]
+        outputs, input_gradients, gradients = train_on_two(strategy, layer, halves, upstreams)
+        assert all(y.dtype == dtype.removeprefix("mixed_") for y in outputs)
+        parts = [np.concatenate(outputs), np.concatenate(input_gradients), *gradients]
+        results.append([np.asarray(part, "float32") for part in parts])
+    for exact, rounded in zip(*results, strict=True):
+        np.testing.assert_allclose(rounded, exact, rtol=0.05, atol=0.05)
+
+
 def test_batch_norm_without_synchronization_reports_the_mean_of_the_replicas(strategy):
     halves = np.split(random(4, 3, 5, 2) + 3, 2)
     with strategy.scope():

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from kseg import layers
 from kseg.backbones import build_hrnet
+from kseg.heads import HEADS
 from kseg.heads.projection import projection
 from kseg.segmenters import InferenceModel, build_segmenter, inference_model
 
@@ -183,6 +184,16 @@ def test_inference_in_bfloat16_resizes_in_float32():
 def test_features_can_be_projected():
     segmenter = tiny_segmenter("hrnet", projections=("features",))
     assert segmenter.output["embedding_features"].shape == (None, None, None, 8)
+
+
+def test_maps_that_a_head_adds_can_be_projected_and_are_no_outputs(monkeypatch):
+    def pyramid(features, num_classes, **arguments):
+        return {**HEADS["hrnet"](features, num_classes, **arguments), "pyramid_c5": features["c5"]}
+
+    monkeypatch.setitem(HEADS, "pyramid", pyramid)
+    monkeypatch.setitem(HEAD_ARGUMENTS, "pyramid", {})
+    segmenter = tiny_segmenter("pyramid", projections=("pyramid_c5",))
+    assert set(segmenter.output) == {"logits", "features", "embedding_pyramid_c5"}
 
 
 @pytest.mark.parametrize(

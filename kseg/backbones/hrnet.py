@@ -28,8 +28,8 @@ def build_hrnet(
 
     The upsampling in the exchange differs between publications: timm and the ImageNet code take
     the nearest neighbour, the segmentation code interpolates bilinearly with `align_corners` true
-    or false by configuration. Pretrained ImageNet weights work with each; the default is bilinear
-    without `align_corners`, as in the published OCR configurations for Cityscapes.
+    or false by configuration. The weights have the same shapes in each; the default is bilinear
+    without `align_corners`, as every other resize in kseg.
 
     Source: Wang et al., "Deep High-Resolution Representation Learning for Visual Recognition",
     TPAMI 2020, and github.com/HRNet/HRNet-Semantic-Segmentation.

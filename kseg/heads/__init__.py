@@ -3,7 +3,7 @@
 A head is a function `(features, num_classes, *, synchronized_batch_norm, **arguments)` over the
 symbolic outputs of a backbone. It returns a dict of symbolic tensors: `logits` in float32,
 `aux_logits` in float32 if it has them, and `features`, the map just before the classifier and
-before its dropout.
+before its dropout. It may add maps of its own, such as those of a feature pyramid, to project.
 """
 
 from kseg.heads.hrnet import hrnet_head

@@ -6,10 +6,12 @@ from kseg.layers import BatchNormalization, Conv2D, UnitNormalization
 def projection(x, *, embedding_dim=256, synchronized_batch_norm=False, name):
     """Projects a feature map to embeddings of unit norm, pixel by pixel.
 
-    Twice 1x1 convolution, ReLU and batch norm, in this order, at the width of the input; then a
-    linear 1x1 convolution. The width and the order are those of the public code of Pissas et al.,
-    "Multi-scale and Cross-scale Contrastive Learning for Semantic Segmentation", ECCV 2022, Sec.
-    3.2; the batch norm's momentum is ours, 0.9 (there: 0.9997, which never settles in short runs).
+    Twice 1x1 convolution, ReLU and batch norm, in this order; then a linear 1x1 convolution. The
+    hidden width, which the paper leaves open, is that of the input. The batch norm's momentum is
+    0.9 as everywhere in kseg; the public code has 0.9997, which never settles in short runs.
+
+    Source: Pissas et al., "Multi-scale and Cross-scale Contrastive Learning for Semantic
+    Segmentation", ECCV 2022, Sec. 4, "Contrastive Losses".
 
     Args:
         x: symbolic float tensor `(batch, height, width, channels)`.

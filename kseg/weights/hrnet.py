@@ -10,6 +10,9 @@ PARAMETERS = {
     },
 }
 
+# What an ImageNet checkpoint has beyond the backbone: for `ignore` of `load_torch_state`.
+CLASSIFIER = (r"incre_modules\.", r"downsamp_modules\.", r"final_layer\.", r"classifier\.")
+
 # Module of the official segmentation code -> (layer, part). A part of None: a bare convolution.
 _OCR_BLOCK = "ocr_distri_head.object_context_block"
 HEADS = {

@@ -1,6 +1,8 @@
+import re
+
 import pytest
 
-from kseg.weights.hrnet import name_map
+from kseg.weights.hrnet import CLASSIFIER, name_map
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,9 @@ from kseg.weights.hrnet import name_map
 )
 def test_name_map(name, path):
     assert name_map(name) == path
+
+
+def test_classifier_of_an_imagenet_checkpoint_is_no_part_of_a_segmenter():
+    for name in ("incre_modules.0.0.bn1.bias", "downsamp_modules.2.0.weight", "classifier.bias"):
+        assert any(re.match(pattern, name) for pattern in CLASSIFIER)
+        assert name_map(name) is None
