@@ -1,0 +1,129 @@
+"""What a data set is to the writer of records: examples, classes, a label map."""
+
+import dataclasses
+import importlib.resources
+import json
+import pathlib
+
+import numpy as np
+
+from pipelines.errors import DataError
+
+IGNORE_LABEL = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Taxonomy:
+    """The classes of a data set and how its label files write them.
+
+    Attributes:
+        class_names: list of str, in the order of the labels 0..N-1.
+        palette: list of `[red, green, blue]`.
+        label_map: dict from the value in a label file to a label, 255 = ignored. Any other value
+            is a fault of the file.
+    """
+
+    class_names: list[str]
+    palette: list[list[int]]
+    label_map: dict[int, int]
+
+    @classmethod
+    def load(cls, name):
+        """Reads `<name>.json` beside this module."""
+        text = importlib.resources.files(__package__).joinpath(f"{name}.json").read_text()
+        facts = json.loads(text)
+        return cls(
+            class_names=[c["name"] for c in facts["classes"]],
+            palette=[c["color"] for c in facts["classes"]],
+            label_map={int(k): v for k, v in facts["label_map"].items()},
+        )
+
+    def map_labels(self, values):
+        """Translates the values of a label file.
+
+        Args:
+            values: uint8 array.
+
+        Returns:
+            uint8 array of labels, 255 = ignored.
+
+        Raises:
+            DataError: if there are values outside the label map.
+        """
+        table = np.zeros(256, "uint8")
+        known = np.zeros(256, bool)
+        for value, label in self.label_map.items():
+            table[value], known[value] = label, True
+        counts = np.bincount(values.reshape(-1), minlength=256)
+        strange = np.flatnonzero((counts > 0) & ~known)
+        if len(strange):
+            found = ", ".join(f"{value} ({counts[value]} pixels)" for value in strange[:5])
+            raise DataError(
+                f"label values must be among {min(self.label_map)}..{max(self.label_map)}; "
+                f"found {found}"
+            )
+        return table[values]
+
+
+@dataclasses.dataclass(frozen=True)
+class FileExample:
+    """An image file and its label file.
+
+    Attributes:
+        id: str, unique in its split.
+        image: `pathlib.Path` of a JPEG or PNG.
+        label: `pathlib.Path` of a single-channel 8-bit PNG.
+    """
+
+    id: str
+    image: pathlib.Path
+    label: pathlib.Path
+
+    def read(self):
+        """The bytes of both files, as they are."""
+        return self.image.read_bytes(), self.label.read_bytes()
+
+
+def pair_files(images, labels, *, image_suffixes=(".png", ".jpg", ".jpeg")):
+    """Pairs the images of one folder with the labels of another by their stems.
+
+    Args:
+        images: `pathlib.Path`, folder.
+        labels: `pathlib.Path`, folder of PNG files.
+        image_suffixes: endings of image files, lower case.
+
+    Returns:
+        list of `FileExample`, sorted by id.
+
+    Raises:
+        DataError: if a file has no partner, or two images share a stem, or there is none.
+    """
+    found = {}
+    for path in sorted(images.iterdir()):
+        if path.suffix.lower() in image_suffixes and not path.name.startswith("."):
+            if path.stem in found:
+                raise DataError(f"Two images are called {path.stem!r} in {images}. Remove one")
+            found[path.stem] = path
+    partners = {path.stem: path for path in labels.glob("*.png")}
+    lonely = [str(found[s]) for s in sorted(found.keys() - partners.keys())]
+    lonely += [str(partners[s]) for s in sorted(partners.keys() - found.keys())]
+    if lonely:
+        more = f" and {len(lonely) - 3} more" if len(lonely) > 3 else ""
+        raise DataError(
+            f"Every image needs a label file of the same name, and the reverse. Without partner: "
+            f"{', '.join(lonely[:3])}{more}"
+        )
+    if not found:
+        raise DataError(f"There are no images in {images}")
+    return [FileExample(stem, found[stem], partners[stem]) for stem in sorted(found)]
+
+
+def wrong_layout(source, expected):
+    """The error for a source folder of another layout than expected."""
+    source = pathlib.Path(source)
+    if not source.exists():
+        state = "it does not exist"
+    else:
+        names = sorted(p.name + ("/" if p.is_dir() else "") for p in source.iterdir())
+        state = f"it holds {', '.join(names[:8]) or 'nothing'}{' ...' if len(names) > 8 else ''}"
+    return DataError(f"{source} must be a folder with {expected}; {state}")

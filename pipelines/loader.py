@@ -1,0 +1,185 @@
+"""Shards to batches.
+
+Sample number n of the endless stream is image n of a permutation of epoch n // num_images, with
+all its random numbers drawn from (seed, n). A record is read where the manifest says it begins.
+So the stream has no state: it can start at any step without touching what went before, and it is
+shuffled over the whole split without a buffer.
+"""
+
+import pathlib
+
+import tensorflow as tf
+
+from pipelines import augment
+from pipelines.errors import DataError
+from pipelines.records import FEATURES, read_manifest
+
+_READ_BUFFER = 1 << 18  # Bytes; one record needs no more look-ahead.
+
+
+def training_dataset(
+    folder,
+    split,
+    *,
+    batch_size,
+    crop_size,
+    seed,
+    start_step=0,
+    scale_range=(0.5, 2.0),
+    flip=True,
+    color_jitter=None,
+):
+    """Endless batches of random crops.
+
+    The scale and the crop are chosen from the stored size before anything is decoded; of a JPEG
+    only the blocks under the crop are decoded, and only the crop is resized. Images that are
+    smaller than the crop once scaled are padded at the bottom and the right.
+
+    Args:
+        folder: prepared data, see `pipelines.records`.
+        split: str.
+        batch_size: int, images in a global batch.
+        crop_size: `(height, width)`, pixels.
+        seed: int. The same arguments give the same stream, on any number of cores.
+        start_step: int, number of the first batch.
+        scale_range: `(least, most)`, uniform.
+        flip: bool, mirror half of the crops.
+        color_jitter: dict of strengths `brightness`, `contrast`, `saturation`, `hue`, or None.
+
+    Returns:
+        `tf.data.Dataset` of `{"image": uint8 (batch, height, width, 3), "label": uint8 (batch,
+        height, width)}`, 255 = ignored.
+
+    Raises:
+        DataError: if the data is missing or incomplete.
+    """
+    records = _Records(folder, split)
+    crop_size = tuple(crop_size)
+
+    def load(number):
+        epoch, position = number // records.count, number % records.count
+        index = tf.random.experimental.index_shuffle(
+            position, tf.cast(tf.stack([seed, epoch]), "int32"), records.count - 1
+        )
+        example = records.read(index)
+        numbers = tf.random.stateless_uniform((8,), tf.stack([seed, number]))
+        size = tf.stack([example["height"], example["width"]])
+        scaled, start, shape = augment.draw_window(numbers, size, crop_size, scale_range)
+        first, extent = augment.source_window(scaled, start, shape, size)
+        image = _decode_window(example["image"], first, extent)
+        image = augment.resize_image_window(image, first, scaled, start, shape, size)
+        labels = tf.io.decode_png(example["label"], channels=1)[..., 0]
+        labels = augment.resize_label_window(labels, scaled, start, shape, size)
+        if color_jitter:
+            image = augment.jitter_colors(image, numbers[3:7], color_jitter)
+        image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), "uint8")
+        if flip:
+            mirrored = numbers[7] < 0.5
+            image = tf.cond(mirrored, lambda: image[:, ::-1], lambda: image)
+            labels = tf.cond(mirrored, lambda: labels[:, ::-1], lambda: labels)
+        image, labels = augment.pad_to(image, labels, crop_size)
+        return {"image": image, "label": labels}
+
+    seed = tf.constant(seed, "int64")
+    dataset = tf.data.Dataset.counter(tf.constant(start_step * batch_size, "int64"))
+    dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(batch_size, drop_remainder=True)
+    return _with_options(dataset).prefetch(tf.data.AUTOTUNE)
+
+
+def evaluation_dataset(folder, split, *, batch_size=1):
+    """All images of a split once, whole and in order.
+
+    Args:
+        folder: prepared data.
+        split: str.
+        batch_size: int, where all images have one size; else batches hold one image, because
+            padding would change what a network sees.
+
+    Returns:
+        `tf.data.Dataset` of `{"image": uint8 (batch, height, width, 3), "label": uint8 (batch,
+        height, width), "id": string (batch,)}`; the last batch may be smaller.
+
+    Raises:
+        DataError: if the data is missing or incomplete.
+    """
+    records = _Records(folder, split)
+    size = records.split.image_size
+
+    def load(number):
+        example = records.read(number)
+        image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
+        labels = tf.io.decode_png(example["label"], channels=1)[..., 0]
+        image.set_shape((*(size or (None, None)), 3))
+        labels.set_shape(size or (None, None))
+        return {"image": image, "label": labels, "id": example["id"]}
+
+    dataset = tf.data.Dataset.range(records.count)
+    dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(batch_size if size else 1)
+    return _with_options(dataset).prefetch(tf.data.AUTOTUNE)
+
+
+class _Records:
+    """Random access to the records of a split."""
+
+    def __init__(self, folder, split):
+        manifest = read_manifest(folder)
+        self.split = manifest.split(split)
+        self.count = self.split.num_images
+        if not self.count:
+            raise DataError(f"Split {split!r} of {folder} holds no images. Prepare it again")
+        files, places, offsets = [], [], []
+        for number, shard in enumerate(self.split.shards):
+            files.append(str(pathlib.PurePath(folder) / shard.file))
+            places += [number] * len(shard.offsets)
+            offsets += shard.offsets
+        self._files = tf.constant(files)
+        self._places = tf.constant(places, "int32")
+        self._offsets = tf.constant(offsets, "int64")
+
+    def read(self, index):
+        """Reads and parses a record; its checksum is checked.
+
+        Args:
+            index: int64 scalar in [0, count).
+
+        Returns:
+            dict: `image`, `label`, `id` strings; `height`, `width` int32.
+        """
+        variant = tf.raw_ops.TFRecordDatasetV2(
+            filenames=self._files[self._places[index]][None],
+            compression_type="",
+            buffer_size=_READ_BUFFER,
+            byte_offsets=self._offsets[index][None],
+        )
+        dataset = tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string))
+        record = dataset.take(1).get_single_element()
+        example = tf.io.parse_single_example(record, FEATURES)
+        for name in ("height", "width"):
+            example[name] = tf.cast(example[name], "int32")
+        return example
+
+
+def _decode_window(content, first, extent):
+    """Decodes a part of a JPEG, or a PNG whole to cut the part out; uint8."""
+
+    def from_jpeg():
+        return tf.io.decode_and_crop_jpeg(content, tf.concat([first, extent], axis=0), channels=3)
+
+    def from_png():
+        return tf.slice(
+            tf.io.decode_png(content, channels=3),
+            tf.concat([first, [0]], axis=0),
+            tf.concat([extent, [3]], axis=0),
+        )
+
+    return tf.cond(tf.io.is_jpeg(content), from_jpeg, from_png)
+
+
+def _with_options(dataset):
+    options = tf.data.Options()
+    options.deterministic = True
+    # The global batch is split among replicas; every worker reads the same stream.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.with_options(options)
