@@ -579,7 +579,7 @@ class ImageNormalization(keras.layers.Layer):
     """
 
     def __init__(self, *, mean=IMAGENET_MEAN, std=IMAGENET_STD, **kwargs):
-        # Not autocast: bfloat16 has 8 bits, so it would round the pixels before they are centred.
+        # Not autocast: bfloat16 would round interpolated pixels before they are centred.
         super().__init__(autocast=False, **kwargs)
         self.mean = tuple(mean)
         self.std = tuple(std)
