@@ -89,7 +89,7 @@ def model_variables(segmenter):
     Raises:
         ValueError: if two weights share a path.
     """
-    return _named("model", segmenter.variables)
+    return _named("model", segmenter.weights)
 
 
 def training_variables(trainer):
@@ -103,9 +103,18 @@ def training_variables(trainer):
     """
     named = model_variables(trainer.segmenter)
     named |= _named("optimizer", trainer.optimizer.variables)
+    named |= _seeds("seed", trainer.segmenter)
     for objective in trainer.objectives:
-        named |= _named(f"objective/{objective.name}", objective.variables)
+        named |= _named(f"objective/{objective.name}", objective.weights)
+        named |= _seeds(f"objective/{objective.name}/seed", objective)
     return named
+
+
+def _seeds(prefix, layer):
+    """Names the states of random generators by their order: their paths are not stable."""
+    weights = {id(weight) for weight in layer.weights}
+    seeds = [v for v in layer.variables if id(v) not in weights]
+    return {f"{prefix}/{i}": variable for i, variable in enumerate(seeds)}
 
 
 def _named(prefix, variables):

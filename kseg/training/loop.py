@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from kseg.errors import UserError
+from kseg.evaluation.inference import Evaluator
 from kseg.runs import step_file
 from kseg.segmenters import inference_model
 from kseg.training import checkpoints
@@ -63,18 +64,18 @@ def build_trainer(run, strategy):
     return trainer
 
 
-def train(run, training_batches, evaluate):
+def train(run, training_batches, evaluation_batches):
     """Trains a run to its last step, from its newest checkpoint if it has one.
 
     Args:
         run: `kseg.runs.Run`.
         training_batches: function from a start step to an endless `tf.data.Dataset` of global
             batches `{"image", "label"}`, whose first batch is that of the start step.
-        evaluate: function `(inference_model) -> (scores, panels)`: `Scores` of the evaluation
-            split, and a list of pictures, uint8 `(height, width, 3)`.
+        evaluation_batches: function to a `tf.data.Dataset` over the evaluation split, see
+            `kseg.evaluation.inference.Evaluator`.
 
     Returns:
-        dict with `step`, `mean_iou` of the last evaluation, `best_mean_iou` and `best_step`.
+        dict with `step`, and `best_mean_iou` and `best_step`.
 
     Raises:
         NonFiniteLossError: if a loss term is NaN or infinite; no checkpoint is written then.
@@ -101,7 +102,6 @@ def train(run, training_batches, evaluate):
         step = saved_step = meta["step"]
         best = meta["best"]
         print(f"going on from step {step} of {settings.steps}", flush=True)
-    last_scores = None
 
     def save():
         nonlocal saved_step
@@ -116,7 +116,7 @@ def train(run, training_batches, evaluate):
         for old in run.checkpoint_steps()[: -settings.keep_checkpoints]:
             (run.path / "checkpoints" / step_file(old)).unlink()
 
-    model = inference_model(trainer.segmenter)
+    evaluator = Evaluator(inference_model(trainer.segmenter), len(run.classes))
     board = TensorBoard(run.path / "tensorboard", run.classes)
     progress = Progress(step, settings.steps, config.data.batch_size)
     train_step = build_step(trainer, strategy, jit_compile=jit_compile)
@@ -139,9 +139,9 @@ def train(run, training_batches, evaluate):
                 watch.flush()
             if evaluating:
                 with progress.paused():
-                    last_scores, panels = evaluate(model)
-                    board.evaluation(step, last_scores, panels)
-                    mean_iou = float(last_scores.mean_iou)
+                    evaluation = evaluator(evaluation_batches(), num_examples=settings.panels)
+                    board.evaluation(step, evaluation)
+                    mean_iou = evaluation.scores.mean_iou
                     if best["mean_iou"] is None or mean_iou >= best["mean_iou"]:
                         best = {"mean_iou": mean_iou, "step": step}
                         checkpoints.save(
@@ -160,7 +160,6 @@ def train(run, training_batches, evaluate):
     board.close()
     return {
         "step": step,
-        "mean_iou": None if last_scores is None else float(last_scores.mean_iou),
         "best_mean_iou": best["mean_iou"],
         "best_step": best["step"],
     }

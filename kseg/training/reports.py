@@ -109,23 +109,24 @@ class TensorBoard:
                 tag = name if name in ("learning_rate", "images_per_second") else f"loss/{name}"
                 tf.summary.scalar(tag, value, step=step)
 
-    def evaluation(self, step, scores, panels):
+    def evaluation(self, step, evaluation):
         """Writes scores, the confusion matrix and image panels.
 
         Args:
             step: int.
-            scores: `kseg.evaluation.metrics.Scores`.
-            panels: list of uint8 `(height, width, 3)`.
+            evaluation: `kseg.evaluation.inference.Evaluation`.
         """
+        scores, classes = evaluation.scores, self._classes
         with self._evaluation.as_default():
             tf.summary.scalar("mean_iou", scores.mean_iou, step=step)
             tf.summary.scalar("pixel_accuracy", scores.pixel_accuracy, step=step)
             tf.summary.scalar("mean_accuracy", scores.mean_accuracy, step=step)
-            for name, iou in zip(self._classes.names, scores.iou, strict=True):
+            for name, iou in zip(classes.names, scores.iou, strict=True):
                 tf.summary.scalar(f"iou/{name}", iou, step=step)
-            picture = visualize.confusion_picture(scores.matrix, self._classes.names)
+            picture = visualize.confusion_picture(scores.matrix, classes.names)
             tf.summary.image("confusion_matrix", picture[None], step=step)
-            for i, panel in enumerate(panels):
+            for i, example in enumerate(evaluation.examples):
+                panel = visualize.panel([example], classes.names, classes.palette)
                 tf.summary.image(f"panel/{i}", panel[None], step=step)
         self._evaluation.flush()
 

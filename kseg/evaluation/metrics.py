@@ -1,0 +1,184 @@
+"""Confusion matrices and the scores made of them."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def confusion_matrix(labels, predictions, num_classes):
+    """Counts pixels by true and predicted class.
+
+    Args:
+        labels: int tensor, any shape; values outside `[0, num_classes)` are left out.
+        predictions: int tensor of the same shape, in `[0, num_classes)`.
+        num_classes: int.
+
+    Returns:
+        int64 `(num_classes, num_classes)`: rows are the truth, columns the prediction.
+    """
+    labels = tf.reshape(tf.cast(labels, "int32"), (-1,))
+    predictions = tf.reshape(tf.cast(predictions, "int32"), (-1,))
+    valid = (labels >= 0) & (labels < num_classes)
+    # What is left out is counted behind the matrix: one pass, no gather of the rest.
+    cells = tf.where(valid, labels * num_classes + predictions, num_classes**2)
+    counts = tf.math.bincount(cells, minlength=num_classes**2 + 1, maxlength=num_classes**2 + 1)
+    return tf.cast(tf.reshape(counts[:-1], (num_classes, num_classes)), "int64")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The scores of a confusion matrix.
+
+    A class counts in `mean_iou` if it occurs in the truth or in the prediction, in
+    `mean_accuracy` if it occurs in the truth; for the others the class's score is NaN.
+
+    Attributes:
+        matrix: int64 array `(num_classes, num_classes)`, rows are the truth.
+    """
+
+    matrix: np.ndarray
+
+    @property
+    def iou(self):
+        """Intersection over union of each class, float64 `(num_classes,)`."""
+        hits = np.diag(self.matrix).astype("float64")
+        union = self.matrix.sum(0) + self.matrix.sum(1) - hits
+        return _ratio(hits, union)
+
+    @property
+    def accuracy(self):
+        """Share of each class's pixels that are predicted right, float64 `(num_classes,)`."""
+        return _ratio(np.diag(self.matrix).astype("float64"), self.matrix.sum(1))
+
+    @property
+    def mean_iou(self):
+        """Mean of `iou` over the classes that occur; NaN if there is none."""
+        return _mean(self.iou)
+
+    @property
+    def mean_accuracy(self):
+        """Mean of `accuracy` over the classes of the truth; NaN if there is none."""
+        return _mean(self.accuracy)
+
+    @property
+    def pixel_accuracy(self):
+        """Share of all pixels that are predicted right."""
+        return float(_ratio(np.trace(self.matrix), self.matrix.sum()))
+
+    @property
+    def pixel_share(self):
+        """Share of each class in the truth, float64 `(num_classes,)`."""
+        return _ratio(self.matrix.sum(1), self.matrix.sum())
+
+    def to_dict(self, class_names):
+        """What JSON can hold; NaN becomes None.
+
+        Args:
+            class_names: list of str.
+
+        Returns:
+            dict.
+        """
+        per_class = zip(class_names, self.iou, self.accuracy, self.pixel_share, strict=True)
+        return {
+            "mean_iou": _plain(self.mean_iou),
+            "pixel_accuracy": _plain(self.pixel_accuracy),
+            "mean_accuracy": _plain(self.mean_accuracy),
+            "classes": {
+                name: {
+                    "iou": _plain(iou),
+                    "accuracy": _plain(accuracy),
+                    "pixel_share": _plain(share),
+                }
+                for name, iou, accuracy, share in per_class
+            },
+            "confusion_matrix": self.matrix.tolist(),
+        }
+
+    def table(self, class_names):
+        """A table for people, one class a line.
+
+        Args:
+            class_names: list of str.
+
+        Returns:
+            str.
+        """
+        width = max(len("pixel accuracy"), *map(len, class_names))
+        lines = [f"{'class':{width}}     IoU  accuracy  pixels"]
+        for name, *values in zip(
+            class_names, self.iou, self.accuracy, self.pixel_share, strict=True
+        ):
+            iou, accuracy, share = ("-" if np.isnan(v) else f"{100 * v:.2f}" for v in values)
+            lines.append(f"{name:{width}}  {iou:>6}  {accuracy:>8}  {share:>6}")
+        lines += [
+            f"{'mean':{width}}  {100 * self.mean_iou:6.2f}  {100 * self.mean_accuracy:8.2f}",
+            f"{'pixel accuracy':{width}}          {100 * self.pixel_accuracy:8.2f}",
+        ]
+        return "\n".join(lines)
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class MeanIoU(keras.metrics.Metric):
+    """Mean intersection over union over everything since the last reset.
+
+    It keeps one confusion matrix of whole numbers, so that no pixel is lost however many there
+    are; see `Scores` for which classes count.
+
+    Args:
+        num_classes: int.
+        name: str.
+    """
+
+    def __init__(self, num_classes, name="mean_iou", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.num_classes = num_classes
+        self.matrix = self.add_variable(
+            (num_classes, num_classes),
+            initializer="zeros",
+            dtype="int64",
+            aggregation="sum",
+            name="matrix",
+        )
+
+    def update_state(self, labels, logits, sample_weight=None):
+        """Counts a batch.
+
+        Args:
+            labels: int `(batch, height, width)`, 255 = ignored.
+            logits: float `(batch, height, width, num_classes)`.
+            sample_weight: must be None; what to ignore is in the labels.
+        """
+        if sample_weight is not None:
+            raise ValueError("`sample_weight` is not supported. Label what to ignore with 255.")
+        predictions = tf.argmax(logits, axis=-1, output_type="int32")
+        self.matrix.assign_add(confusion_matrix(labels, predictions, self.num_classes))
+
+    def result(self):
+        """Mean IoU so far, float32 scalar."""
+        matrix = tf.cast(self.matrix, "float64")
+        hits = tf.linalg.diag_part(matrix)
+        union = tf.reduce_sum(matrix, 0) + tf.reduce_sum(matrix, 1) - hits
+        occurs = tf.cast(union > 0, "float64")
+        mean = tf.reduce_sum(tf.math.divide_no_nan(hits, union)) / tf.reduce_sum(occurs)
+        return tf.cast(mean, "float32")
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {**super().get_config(), "num_classes": self.num_classes}
+
+
+def _ratio(numerator, denominator):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(numerator, "float64") / np.asarray(denominator, "float64")
+
+
+def _mean(values):
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _plain(value):
+    return None if np.isnan(value) else float(value)

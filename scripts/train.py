@@ -1,0 +1,146 @@
+"""Trains an experiment: python scripts/train.py --config configs/quickstart.json
+
+Trains, evaluates, keeps the best weights, and exports them. The same command goes on with a run
+that was stopped, and shows again what a finished one came to.
+"""
+
+import argparse
+import json
+import pathlib
+
+import _common
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="JSON file, see configs/README.md")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change a key of the config, such as train.steps=100; may be repeated",
+    )
+    parser.add_argument("--run", help="folder of the run; default: runs/<name of the config>")
+    parser.add_argument("--restart", action="store_true", help="delete the run and start over")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be trained, and stop"
+    )
+    return parser.parse_args()
+
+
+def main():
+    arguments = parse_arguments()
+    from kseg import config as config_module
+
+    config = config_module.load(arguments.config, arguments.overrides)
+    folder = pathlib.Path(arguments.run or f"runs/{config.name}")
+
+    import pipelines
+    from kseg.runs import Classes, Run
+    from pipelines import loader
+
+    data = config.data
+    if data.dataset == "synthetic":
+        pipelines.prepare_once("synthetic", data.folder)
+    manifest = pipelines.read_manifest(data.folder)
+    if manifest.dataset != data.dataset:
+        raise pipelines.DataError(
+            f"{data.folder} must hold {data.dataset!r}, as data.dataset says. It holds "
+            f"{manifest.dataset!r}"
+        )
+    for split in (data.train_split, data.eval_split):
+        manifest.split(split)
+    classes = Classes(manifest.class_names, manifest.palette)
+    if arguments.dry_run:
+        return dry_run(Run(folder, config, classes))
+
+    if arguments.restart:
+        Run.delete(folder)
+    run = Run.create(folder, config, classes)
+
+    def training_batches(start_step):
+        return loader.training_dataset(
+            data.folder,
+            data.train_split,
+            batch_size=data.batch_size,
+            crop_size=data.crop_size,
+            seed=config.seed,
+            start_step=start_step,
+            scale_range=data.scale_range,
+            flip=data.flip,
+            color_jitter=None if data.color_jitter is None else data.color_jitter.model_dump(),
+        )
+
+    def evaluation_batches():
+        return loader.evaluation_dataset(
+            data.folder, data.eval_split, batch_size=data.eval_batch_size
+        )
+
+    from kseg.training import loop
+
+    try:
+        result = loop.train(run, training_batches, evaluation_batches)
+    except loop.Interrupted as stop:
+        print(stop)
+        return 130
+    finish(run, result, evaluation_batches())
+    return 0
+
+
+def finish(run, result, evaluation_batches):
+    """Evaluates and exports the best weights, and says where everything is."""
+    from kseg import export, visualize
+    from kseg.evaluation.inference import Evaluator
+    from kseg.segmenters import inference_model
+
+    classes = run.classes
+    segmenter = run.segmenter("best")
+    evaluator = Evaluator(inference_model(segmenter), len(classes))
+    evaluation = evaluator(evaluation_batches, num_examples=4)
+    print(evaluation.scores.table(classes.names))
+
+    folder = run.path / "evaluation"
+    folder.mkdir(exist_ok=True)
+    scores = folder / f"{run.config.data.eval_split}.json"
+    scores.write_text(json.dumps(evaluation.scores.to_dict(classes.names), indent=2) + "\n")
+    panel = visualize.panel(evaluation.examples, classes.names, classes.palette)
+    visualize.write_png(folder / "panel.png", panel)
+    saved_model = run.path / "saved_model"
+    export.export(segmenter, saved_model, classes, overwrite=True)
+    print(f"best:         mean IoU {result['best_mean_iou']:.4f} at step {result['best_step']}")
+    print(f"scores:       {scores}")
+    print(f"pictures:     {folder / 'panel.png'}")
+    print(f"SavedModel:   {saved_model}")
+    print(f"TensorBoard:  tensorboard --logdir {run.path.parent}")
+
+
+def dry_run(run):
+    """Prints the resolved config, the model, the steps and the batch."""
+    from kseg.training.distribution import build_strategy
+    from kseg.training.loop import build_trainer
+
+    config = run.config
+    print(config.to_json(), end="")
+    strategy = build_strategy(config.train.devices)
+    trainer = build_trainer(run, strategy)
+    total, deployed = (
+        sum(v.size for v in model.weights) / 1e6
+        for model in (trainer.segmenter, run.build_segmenter())
+    )
+    outputs = ", ".join(sorted(trainer.segmenter.output))
+    print(
+        f"model:  {config.model.head.name} on {config.model.backbone.name}, {len(run.classes)} "
+        f"classes, {total:.2f} M weights ({deployed:.2f} M without projectors); gives {outputs}"
+    )
+    height, width = config.data.crop_size
+    print(f"batch:  ({config.data.batch_size}, {height}, {width}, 3) uint8")
+    print(f"steps:  {config.train.steps} on {strategy.num_replicas_in_sync} device(s)")
+    return 0
+
+
+if __name__ == "__main__":
+    _common.run(main)
