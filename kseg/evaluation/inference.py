@@ -3,7 +3,6 @@
 import dataclasses
 import time
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -17,7 +16,7 @@ class Evaluation:
     Attributes:
         scores: `Scores` over the whole data set.
         num_images: int.
-        images_per_second: float, the compiling first batch left out; NaN if there is only one.
+        images_per_second: float, the compiling first call left out; NaN if there is only one.
         examples: list of `(image, truth, prediction)`, arrays, spread over the data set.
     """
 
@@ -31,69 +30,129 @@ class Evaluator:
     """Evaluates one model again and again, compiled once for all image sizes.
 
     Args:
-        model: keras model from images, uint8 or float `(batch, height, width, 3)`, to float logits
+        model: keras model from images, uint8 `(batch, height, width, 3)`, to float logits
             `(batch, height, width, num_classes)` of the same size. Nothing in it is changed.
-        num_classes: int.
+        num_classes: int, at most 255.
+        strategy: `tf.distribute.Strategy` on one host, in whose scope the model was built; or
+            None. Each replica takes whole batches, so any number of batches, of any sizes, gives
+            the answer of one replica.
+
+    Raises:
+        ValueError: at the first call, if the model gives another number of classes, or logits of
+            another size than the labels.
     """
 
-    def __init__(self, model, num_classes):
-        self._model = model
+    def __init__(self, model, num_classes, *, strategy=None):
         self._num_classes = num_classes
+        self._strategy = strategy or tf.distribute.get_strategy()
+        self._num_replicas = self._strategy.num_replicas_in_sync
 
+        def count(images, labels):
+            predictions = predict(model, images, num_classes)
+            return confusion_matrix(labels, predictions, num_classes), predictions
+
+        # Each replica picks its batch from lists that all see: unlike per-replica values, lists
+        # can have a signature that leaves the sizes open.
         @tf.function(
             input_signature=[
-                tf.TensorSpec((None, None, None, 3), "uint8"),
-                tf.TensorSpec((None, None, None), "int32"),
+                [tf.TensorSpec((None, None, None, 3), "uint8")] * self._num_replicas,
+                [tf.TensorSpec((None, None, None), "int32")] * self._num_replicas,
             ],
             autograph=False,
         )
-        def count(images, labels):
-            logits = model(images, training=False)
-            predictions = tf.argmax(logits, axis=-1, output_type="int32")
-            return confusion_matrix(labels, predictions, num_classes)
+        def count_on_replicas(images, labels):
+            def count_mine():
+                context = tf.distribute.get_replica_context()
+                mine = int(tf.get_static_value(context.replica_id_in_sync_group))
+                return count(images[mine], labels[mine])
 
-        self._count = count
+            matrices, predictions = self._strategy.run(count_mine)
+            matrix = self._strategy.reduce("SUM", matrices, axis=None)
+            return matrix, self._strategy.experimental_local_results(predictions)
 
-    def __call__(self, dataset, *, num_examples=0):
+        self._count = count_on_replicas
+
+    def __call__(self, dataset, *, num_examples=0, progress=None):
         """Evaluates.
 
         Args:
             dataset: batches `{"image": uint8 (batch, height, width, 3), "label": int (batch,
                 height, width)}`, 255 = ignored; sizes may differ between batches.
-            num_examples: int, how many examples to give back.
+            num_examples: int, how many examples to give back, at most one from each image.
+            progress: function or None, called with the number of images done so far.
 
         Returns:
             `Evaluation`.
         """
-        stride = max(int(dataset.cardinality()), 1) / max(num_examples, 1)
-        chosen = {int((i + 0.5) * stride) for i in range(num_examples)}
+        chosen = _spread(num_examples, max(int(dataset.cardinality()), 1))
         examples = []
         matrix = np.zeros((self._num_classes,) * 2, "int64")
-        images, timed, start = 0, 0, None
-        for number, batch in enumerate(dataset):
-            matrix += self._count(batch["image"], tf.cast(batch["label"], "int32")).numpy()
-            images += batch["image"].shape[0]
-            if number in chosen:
-                image = batch["image"][0].numpy()
-                truth = batch["label"][0].numpy()
-                examples.append((image, truth, predict(self._model, image)))
+        num_images, timed, start, number = 0, 0, None, 0
+        for batches in _groups(dataset, self._num_replicas):
+            images = [batch["image"] for batch in batches]
+            labels = [tf.cast(batch["label"], "int32") for batch in batches]
+            missing = self._num_replicas - len(batches)
+            # A replica without a batch repeats one of which every pixel is ignored.
+            counted, predictions = self._count(
+                images + images[:1] * missing,
+                labels + [tf.fill(tf.shape(labels[0]), self._num_classes)] * missing,
+            )
+            matrix += counted.numpy()
+            for batch, predicted in zip(batches, predictions, strict=False):
+                size = batch["image"].shape[0]
+                for i in sorted({int(place * size) for place in chosen.get(number, ())}):
+                    arrays = (batch["image"], batch["label"], predicted)
+                    examples.append(tuple(array[i].numpy() for array in arrays))
+                number += 1
+                num_images += size
+                timed += size if start is not None else 0
             if start is None:
                 start = time.perf_counter()
-            else:
-                timed += batch["image"].shape[0]
+            if progress is not None:
+                progress(num_images)
         speed = timed / (time.perf_counter() - start) if timed else float("nan")
-        return Evaluation(Scores(matrix), images, speed, examples)
+        return Evaluation(Scores(matrix), num_images, speed, examples)
 
 
-def predict(model, image):
-    """Labels one image.
+def predict(model, images, num_classes):
+    """Labels images.
 
     Args:
         model: as `Evaluator` takes it.
-        image: uint8 array `(height, width, 3)`.
+        images: uint8 tensor `(batch, height, width, 3)`.
+        num_classes: int, at most 255.
 
     Returns:
-        uint8 array `(height, width)` of class numbers.
+        uint8 tensor `(batch, height, width)` of class numbers.
+
+    Raises:
+        ValueError: if the model gives another number of classes.
     """
-    logits = model(image[None], training=False)
-    return keras.ops.convert_to_numpy(keras.ops.argmax(logits[0], axis=-1)).astype("uint8")
+    logits = model(images, training=False)
+    if logits.shape[-1] != num_classes or num_classes > 255:
+        raise ValueError(
+            f"A model of {num_classes} classes (at most 255) must give as many logits. "
+            f"Received shape: {logits.shape}"
+        )
+    return tf.cast(tf.argmax(logits, axis=-1, output_type="int32"), "uint8")
+
+
+def _groups(dataset, size):
+    """Gives lists of `size` consecutive batches; the last may be shorter."""
+    group = []
+    for batch in dataset:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _spread(count, num_batches):
+    """Spreads examples: a dict from the number of a batch to places in it, in [0, 1)."""
+    chosen = {}
+    for i in range(count):
+        batch, place = divmod((i + 0.5) * num_batches / count, 1)
+        chosen.setdefault(int(batch), []).append(place)
+    return chosen

@@ -12,7 +12,8 @@ def confusion_matrix(labels, predictions, num_classes):
 
     Args:
         labels: int tensor, any shape; values outside `[0, num_classes)` are left out.
-        predictions: int tensor of the same shape, in `[0, num_classes)`.
+        predictions: int tensor of the same shape; wherever a label counts, in
+            `[0, num_classes)`.
         num_classes: int.
 
     Returns:
@@ -34,11 +35,18 @@ class Scores:
     A class counts in `mean_iou` if it occurs in the truth or in the prediction, in
     `mean_accuracy` if it occurs in the truth; for the others the class's score is NaN.
 
-    Attributes:
-        matrix: int64 array `(num_classes, num_classes)`, rows are the truth.
+    Args:
+        matrix: int array `(num_classes, num_classes)`, rows are the truth.
+
+    Raises:
+        ValueError: if `matrix` is not square.
     """
 
     matrix: np.ndarray
+
+    def __post_init__(self):
+        if self.matrix.ndim != 2 or self.matrix.shape[0] != self.matrix.shape[1]:
+            raise ValueError(f"`matrix` must be square. Received shape: {self.matrix.shape}")
 
     @property
     def iou(self):
@@ -56,6 +64,14 @@ class Scores:
     def mean_iou(self):
         """Mean of `iou` over the classes that occur; NaN if there is none."""
         return _mean(self.iou)
+
+    @property
+    def frequency_weighted_iou(self):
+        """Mean of `iou`, each class weighted by its share of the truth; NaN if there is none."""
+        present = self.matrix.sum(1) > 0
+        if not present.any():
+            return float("nan")
+        return float(np.sum(self.pixel_share[present] * self.iou[present]))
 
     @property
     def mean_accuracy(self):
@@ -76,16 +92,19 @@ class Scores:
         """What JSON can hold; NaN becomes None.
 
         Args:
-            class_names: list of str.
+            class_names: list of str, one for each class.
 
         Returns:
-            dict.
+            dict with `mean_iou`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`;
+            `classes`, a dict from name to `iou`, `accuracy`, `pixel_share`; and
+            `confusion_matrix`, lists of int. All scores are shares in [0, 1].
         """
         per_class = zip(class_names, self.iou, self.accuracy, self.pixel_share, strict=True)
         return {
             "mean_iou": _plain(self.mean_iou),
             "pixel_accuracy": _plain(self.pixel_accuracy),
             "mean_accuracy": _plain(self.mean_accuracy),
+            "frequency_weighted_iou": _plain(self.frequency_weighted_iou),
             "classes": {
                 name: {
                     "iou": _plain(iou),
@@ -98,26 +117,31 @@ class Scores:
         }
 
     def table(self, class_names):
-        """A table for people, one class a line.
+        """A table for people, one class a line, all numbers in per cent.
+
+        `-` marks what is not defined: the accuracy of a class that has no pixels, for example.
 
         Args:
-            class_names: list of str.
+            class_names: list of str, one for each class.
 
         Returns:
             str.
         """
-        width = max(len("pixel accuracy"), *map(len, class_names))
-        lines = [f"{'class':{width}}     IoU  accuracy  pixels"]
-        for name, *values in zip(
-            class_names, self.iou, self.accuracy, self.pixel_share, strict=True
-        ):
-            iou, accuracy, share = ("-" if np.isnan(v) else f"{100 * v:.2f}" for v in values)
-            lines.append(f"{name:{width}}  {iou:>6}  {accuracy:>8}  {share:>6}")
-        lines += [
-            f"{'mean':{width}}  {100 * self.mean_iou:6.2f}  {100 * self.mean_accuracy:8.2f}",
-            f"{'pixel accuracy':{width}}          {100 * self.pixel_accuracy:8.2f}",
-        ]
-        return "\n".join(lines)
+        summary = {
+            "mean": (self.mean_iou, self.mean_accuracy, None),
+            "frequency weighted": (self.frequency_weighted_iou, None, None),
+            "all pixels": (None, self.pixel_accuracy, None),
+        }
+        width = max(map(len, [*summary, *class_names]))
+        header = f"{'class':{width}}     IoU  accuracy  pixels"
+
+        def line(name, iou, accuracy, share):
+            cells = f"{name:{width}}  {_percent(iou):>6}  {_percent(accuracy):>8}"
+            return f"{cells}  {_percent(share):>6}".rstrip()
+
+        rows = zip(class_names, self.iou, self.accuracy, self.pixel_share, strict=True)
+        lines = [header, *(line(*row) for row in rows), "-" * len(header)]
+        return "\n".join([*lines, *(line(name, *values) for name, values in summary.items())])
 
 
 @keras.saving.register_keras_serializable(package="kseg")
@@ -125,7 +149,8 @@ class MeanIoU(keras.metrics.Metric):
     """Mean intersection over union over everything since the last reset.
 
     It keeps one confusion matrix of whole numbers, so that no pixel is lost however many there
-    are; see `Scores` for which classes count.
+    are; see `Scores` for which classes count. Under a strategy each replica counts its own pixels,
+    and reading the result sums over them.
 
     Args:
         num_classes: int.
@@ -150,14 +175,21 @@ class MeanIoU(keras.metrics.Metric):
             labels: int `(batch, height, width)`, 255 = ignored.
             logits: float `(batch, height, width, num_classes)`.
             sample_weight: must be None; what to ignore is in the labels.
+
+        Raises:
+            ValueError: if there are sample weights, or another number of classes.
         """
         if sample_weight is not None:
             raise ValueError("`sample_weight` is not supported. Label what to ignore with 255.")
+        if logits.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"`logits` must have {self.num_classes} classes. Received shape: {logits.shape}"
+            )
         predictions = tf.argmax(logits, axis=-1, output_type="int32")
         self.matrix.assign_add(confusion_matrix(labels, predictions, self.num_classes))
 
     def result(self):
-        """Mean IoU so far, float32 scalar."""
+        """Mean IoU so far, float32 scalar; NaN before the first pixel."""
         matrix = tf.cast(self.matrix, "float64")
         hits = tf.linalg.diag_part(matrix)
         union = tf.reduce_sum(matrix, 0) + tf.reduce_sum(matrix, 1) - hits
@@ -178,6 +210,13 @@ def _ratio(numerator, denominator):
 def _mean(values):
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
+
+
+def _percent(value):
+    """Text of a share; nothing for None, a dash for NaN."""
+    if value is None:
+        return ""
+    return "-" if np.isnan(value) else f"{100 * value:.2f}"
 
 
 def _plain(value):
