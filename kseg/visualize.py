@@ -1,180 +1,301 @@
-"""Pictures of labels, predictions and scores, drawn with OpenCV."""
+"""Pictures of labels, predictions and scores, drawn with OpenCV.
 
+Colours are RGB, images uint8. Labels outside the palette, 255 among them, are ignored pixels.
+"""
+
+import os
 import pathlib
 
 import cv2
 import numpy as np
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_INK, _PAPER, _GREY = (30, 30, 30), (255, 255, 255), (120, 120, 120)
-_WRONG, _RIGHT = (220, 40, 40), (235, 235, 235)
-_GAP = 6
+_INK, _PAPER, _FRAME = (35, 35, 40), (255, 255, 255), (150, 150, 150)
+_WRONG = (230, 30, 50)
+_HATCH = (225, 225, 225), (190, 190, 190)  # Ignored pixels: no class of any palette is striped.
+_FULL = (8, 48, 107)  # The colour of 100 % in a confusion matrix.
+_GAP = 8
+_MAX_LEGEND = 32
 
 
 def colorize(labels, palette):
     """Colours labels.
 
     Args:
-        labels: int array `(height, width)`; values outside the palette (255) become black.
-        palette: list of `[red, green, blue]`.
+        labels: int array, any shape; ignored pixels become black.
+        palette: list of `[red, green, blue]`, at most 255.
 
     Returns:
-        uint8 array `(height, width, 3)`.
+        uint8 array, the shape of `labels` and 3.
     """
-    table = np.zeros((256, 3), "uint8")
-    table[: len(palette)] = palette
-    return table[np.asarray(labels).astype("uint8")]
+    labels = np.asarray(labels)
+    colors = np.concatenate(
+        [np.asarray(palette, "uint8").reshape(-1, 3), np.zeros((1, 3), "uint8")]
+    )
+    return colors[np.where(_known(labels, palette), labels, len(palette))]
 
 
 def overlay(image, labels, palette, opacity=0.5):
-    """Lays colours over an image; ignored pixels keep the image.
+    """Lays the colours of labels over an image; ignored pixels stay as they are.
 
     Args:
         image: uint8 array `(height, width, 3)`.
         labels: int array `(height, width)`.
         palette: list of `[red, green, blue]`.
-        opacity: float in [0, 1].
+        opacity: float in [0, 1]: 0 gives the image, 1 the colours.
 
     Returns:
         uint8 array `(height, width, 3)`.
+
+    Raises:
+        ValueError: if the sizes differ or `opacity` is out of range.
     """
-    mixed = (1 - opacity) * image + opacity * colorize(labels, palette)
-    known = np.asarray(labels) < len(palette)
-    return np.where(known[..., None], mixed.round(), image).astype("uint8")
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"`opacity` must be in [0, 1]. Received: {opacity=}")
+    _check_sizes(image=image, labels=labels)
+    mixed = cv2.addWeighted(
+        np.ascontiguousarray(image), 1 - opacity, colorize(labels, palette), opacity, 0
+    )
+    return np.where(_known(labels, palette)[..., None], mixed, image)
 
 
-def errors(truth, prediction):
-    """Shows where a prediction is wrong: red wrong, light right, grey ignored.
+def error_map(image, truth, prediction, num_classes):
+    """Marks the wrong pixels on a pale grey copy of the image; ignored pixels are striped.
 
     Args:
-        truth: int array `(height, width)`, 255 = ignored.
+        image: uint8 array `(height, width, 3)`.
+        truth: int array `(height, width)`.
         prediction: int array `(height, width)`.
+        num_classes: int.
 
     Returns:
         uint8 array `(height, width, 3)`.
+
+    Raises:
+        ValueError: if the sizes differ.
     """
-    picture = np.where((truth == prediction)[..., None], _RIGHT, _WRONG)
-    return np.where((truth == 255)[..., None], _GREY, picture).astype("uint8")
+    _check_sizes(image=image, truth=truth, prediction=prediction)
+    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+    picture = np.repeat((150 + 0.4 * grey).astype("uint8")[..., None], 3, axis=-1)
+    picture[truth != prediction] = _WRONG
+    return _hatch(picture, ~_known(truth, range(num_classes)))
 
 
-def panel(rows, classes_names, palette, *, width=320):
+def panel(rows, class_names, palette, *, width=320):
     """Draws image, truth, prediction and errors side by side, a row an image, with a legend.
+
+    The share of wrong pixels stands in the corner of each error map. The legend names the classes
+    that occur in these rows, the frequent ones first where there are too many.
 
     Args:
         rows: list of `(image, truth, prediction)`: uint8 `(height, width, 3)`, and twice int
             `(height, width)`.
-        classes_names: list of str.
-        palette: list of `[red, green, blue]`.
+        class_names: list of str.
+        palette: list of `[red, green, blue]`, as long.
         width: int, pixels of one picture.
 
     Returns:
-        uint8 array `(height, width, 3)`.
+        uint8 array `(panel_height, 4 * (width + 8) + 8, 3)`.
+
+    Raises:
+        ValueError: if there are no rows, or the sizes in one differ.
     """
-    titles = ("image", "truth", "prediction", "errors")
-    full_width = 4 * width + 5 * _GAP
-    parts = [_titles(titles, width)]
+    if not rows:
+        raise ValueError("A panel needs at least one row. Received: none")
+    full_width = 4 * (width + _GAP) + _GAP
+    header = _blank(26, full_width)
+    for i, title in enumerate(("image", "truth", "prediction", "errors")):
+        _write(header, title, (_GAP + i * (width + _GAP), 18), 0.5)
+    parts = [header]
     for image, truth, prediction in rows:
-        height = round(image.shape[0] * width / image.shape[1])
-        pictures = [
-            cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA),
-            *(
-                cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST)
-                for picture in (
-                    colorize(truth, palette),
-                    colorize(prediction, palette),
-                    errors(truth, prediction),
-                )
-            ),
-        ]
-        row = np.full((height + _GAP, full_width, 3), _PAPER, "uint8")
+        _check_sizes(image=image, truth=truth, prediction=prediction)
+        counted = _known(truth, palette)
+        wrong = np.mean(truth[counted] != prediction[counted]) if counted.any() else 0.0
+        size = width, max(1, round(image.shape[0] * width / image.shape[1]))
+        image = _resize(image, size)
+        truth, prediction = (_resize_labels(labels, size) for labels in (truth, prediction))
+        ignored = ~_known(truth, palette)
+        errors = error_map(image, truth, prediction, len(palette))
+        _tag(errors, f"{100 * wrong:.1f} %")
+        row = _blank(size[1] + _GAP, full_width)
+        pictures = (
+            image,
+            _hatch(colorize(truth, palette), ignored),
+            colorize(prediction, palette),
+            errors,
+        )
         for i, picture in enumerate(pictures):
             left = _GAP + i * (width + _GAP)
-            row[:height, left : left + width] = picture
+            row[: size[1], left : left + width] = picture
         parts.append(row)
-    parts.append(_legend(classes_names, palette, full_width))
+    parts.append(_legend(*_legend_entries(rows, class_names, palette), full_width))
     return np.concatenate(parts)
 
 
-def confusion_picture(matrix, class_names, *, cell=34):
-    """Draws a confusion matrix: rows are the truth, each row's shares in per cent.
+def confusion_picture(matrix, class_names):
+    """Draws a confusion matrix: rows are the truth, and each row's shares sum to 100 per cent.
+
+    Rows of classes without pixels are striped. Numbers are left out where cells are small.
 
     Args:
         matrix: int array `(num_classes, num_classes)`.
         class_names: list of str.
-        cell: int, pixels of a cell; cells shrink where there are more than 40 classes.
 
     Returns:
         uint8 array `(height, width, 3)`.
     """
     count = len(class_names)
-    named = count <= 40
-    cell = cell if named else max(4, 1360 // count)
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    heat = (255 - 255 * np.sqrt(shares)).astype("uint8")  # The root shows small shares.
-    colors = np.stack([heat, heat, np.maximum(heat, 90 + heat // 2)], axis=-1)
-    colors[matrix.sum(1) == 0] = 235
+    cell = int(np.clip(1650 // count, 11, 36))
+    font = 0.42 if cell >= 18 else 0.3
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = matrix / np.maximum(totals, 1)
+    depth = np.sqrt(shares)[..., None]  # The root shows small shares.
+    colors = ((1 - depth) * _PAPER + depth * _FULL).round().astype("uint8")
     grid = colors.repeat(cell, axis=0).repeat(cell, axis=1)
-    if not named:
-        return grid
-    margin = 12 + max(cv2.getTextSize(name, _FONT, 0.4, 1)[0][0] for name in class_names)
-    picture = np.full((grid.shape[0] + margin, grid.shape[1] + margin, 3), _PAPER, "uint8")
-    picture[margin:, margin:] = grid
+    empty = np.broadcast_to(totals == 0, matrix.shape)
+    grid = _hatch(grid, empty.repeat(cell, axis=0).repeat(cell, axis=1))
+    grid[::cell, :] = grid[:, ::cell] = _HATCH[0]
+
+    names = 14 + max(_text_width(name, font) for name in class_names)
+    axis = 24  # The strips that say "truth" and "prediction".
+    corner = axis + names
+    extent = corner + count * cell
+    picture = _blank(extent + _GAP, extent + _GAP)
+    picture[corner:extent, corner:extent] = grid
+    cv2.rectangle(picture, (corner, corner), (extent, extent), _FRAME, 1)
+    baseline = cell // 2 + round(11 * font)
+    rows = picture[corner:extent, :corner]
     for i, name in enumerate(class_names):
-        y = margin + i * cell + cell // 2 + 4
-        _write(picture, name, (6, y), 0.4)
-        # Column names stand upright: written on a strip that is turned.
-        strip = np.full((cell, margin, 3), _PAPER, "uint8")
-        _write(strip, name, (6, cell // 2 + 4), 0.4)
-        left = margin + i * cell
-        picture[:margin, left : left + cell] = np.rot90(strip)
-        for j in range(count):
-            if shares[i, j] >= 0.005:
-                ink = _PAPER if shares[i, j] > 0.35 else _INK
-                place = (margin + j * cell + 5, y)
-                _write(picture, f"{100 * shares[i, j]:.0f}", place, 0.36, ink)
+        start = axis + names - 7 - _text_width(name, font)
+        _write(rows, name, (start, i * cell + baseline), font)
+    # Columns stand upright: written as rows, then turned.
+    columns = _blank(count * cell, corner)
+    for i, name in enumerate(class_names):
+        _write(columns, name, (7, i * cell + baseline), font)
+    middle = corner + count * cell // 2
+    picture[:corner, corner:extent] = np.rot90(columns)
+    _write(picture, "prediction", (middle - _text_width("prediction", 0.5) // 2, 17), 0.5)
+    word = _blank(axis, _text_width("truth", 0.5) + 4)
+    _write(word, "truth", (2, 17), 0.5)
+    top = max(0, middle - word.shape[1] // 2)
+    picture[top : top + word.shape[1], :axis] = np.rot90(word)[: extent + _GAP - top]
+
+    if cell >= 24:
+        for i, j in np.argwhere(shares >= 0.005):
+            text = f"{100 * shares[i, j]:.0f}"
+            x = corner + j * cell + (cell - _text_width(text, 0.4)) // 2
+            ink = _PAPER if depth[i, j, 0] > 0.55 else _INK
+            _write(picture, text, (x, corner + i * cell + cell // 2 + 5), 0.4, ink)
     return picture
 
 
 def write_png(path, picture):
-    """Writes a picture.
+    """Writes a picture; a file of that name is replaced at once, never half.
 
     Args:
         path: file; its folder is made.
         picture: uint8 array `(height, width, 3)` RGB or `(height, width)`.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, picture, ".png")
+
+
+def write_image(path, picture, suffix):
+    """Writes a picture in the format of a suffix, `".png"` or `".jpg"`; see `write_png`."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     data = picture[..., ::-1] if picture.ndim == 3 else picture
-    if not cv2.imwrite(str(path), np.ascontiguousarray(data)):
-        raise OSError(f"Could not write {path}")
+    encoded = cv2.imencode(suffix, np.ascontiguousarray(data))[1]
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_bytes(encoded.tobytes())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
-def _titles(titles, width):
-    strip = np.full((26, len(titles) * width + (len(titles) + 1) * _GAP, 3), _PAPER, "uint8")
-    for i, title in enumerate(titles):
-        _write(strip, title, (_GAP + i * (width + _GAP) + 2, 18), 0.5)
-    return strip
+def _known(labels, palette):
+    labels = np.asarray(labels)
+    return (labels >= 0) & (labels < len(palette))
 
 
-def _legend(names, palette, width):
+def _check_sizes(**arrays):
+    sizes = {name: np.shape(array)[:2] for name, array in arrays.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"{', '.join(sizes)} must have the same size. Received: {sizes}")
+
+
+def _hatch(picture, mask):
+    """Stripes a picture where a mask is true."""
+    rows, columns = np.indices(mask.shape)
+    stripes = np.array(_HATCH, "uint8")[(rows + columns) // 4 % 2]
+    return np.where(mask[..., None], stripes, picture)
+
+
+def _resize(image, size):
+    shrinks = size[0] < image.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(np.ascontiguousarray(image), size, interpolation=interpolation)
+
+
+def _resize_labels(labels, size):
+    labels = np.ascontiguousarray(labels, "int32")
+    return cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+
+
+def _legend_entries(rows, names, palette):
+    """Gives the legend's names and colours (None: stripes), and how many classes it leaves out."""
+    counts = np.zeros(len(palette), "int64")
+    for _, truth, prediction in rows:
+        for labels in (truth, prediction):
+            counts += np.bincount(labels[_known(labels, palette)], minlength=len(palette))
+    shown = np.flatnonzero(counts) if len(palette) > _MAX_LEGEND else np.arange(len(palette))
+    left_out = max(0, len(shown) - _MAX_LEGEND)
+    if left_out:
+        shown = shown[np.argsort(-counts[shown], kind="stable")][:_MAX_LEGEND]
+    entries = [(names[i], tuple(int(c) for c in palette[i])) for i in shown]
+    return [*entries, ("ignored", None)], left_out
+
+
+def _legend(entries, left_out, width):
     """Names beside squares of their colours, in as many lines as it takes."""
-    if len(names) > 40:
-        return np.full((0, width, 3), _PAPER, "uint8")
     lines, x = [[]], _GAP
-    for name, color in zip([*names, "ignored"], [*palette, _GREY], strict=True):
-        extent = 34 + cv2.getTextSize(name, _FONT, 0.45, 1)[0][0]
-        if x + extent > width:
+    for name, color in entries:
+        extent = 36 + _text_width(name, 0.45)
+        if x + extent > width and lines[-1]:
             lines.append([])
             x = _GAP
         lines[-1].append((x, name, color))
         x += extent
-    strip = np.full((24 * len(lines) + 4, width, 3), _PAPER, "uint8")
+    strip = _blank(24 * (len(lines) + bool(left_out)) + 6, width)
     for i, line in enumerate(lines):
+        top = 24 * i + 5
         for x, name, color in line:
-            top = 24 * i + 5
-            cv2.rectangle(strip, (x, top), (x + 14, top + 14), tuple(map(int, color)), -1)
-            cv2.rectangle(strip, (x, top), (x + 14, top + 14), _GREY, 1)
-            _write(strip, name, (x + 19, top + 12), 0.45)
+            square = strip[top : top + 15, x : x + 15]
+            square[:] = _hatch(square, np.ones((15, 15), bool)) if color is None else color
+            cv2.rectangle(strip, (x, top), (x + 14, top + 14), _FRAME, 1)
+            _write(strip, name, (x + 20, top + 12), 0.45)
+    if left_out:
+        _write(strip, f"and {left_out} rarer classes", (_GAP, 24 * len(lines) + 17), 0.45)
     return strip
+
+
+def _tag(picture, text):
+    """Writes into the corner of a picture, on a plate."""
+    width = _text_width(text, 0.45) + 10
+    if picture.shape[0] > 20 and picture.shape[1] > width:
+        picture[:20, :width] = _PAPER
+        _write(picture, text, (5, 14), 0.45)
+
+
+def _blank(height, width):
+    return np.full((height, width, 3), _PAPER, "uint8")
+
+
+def _text_width(text, size):
+    return cv2.getTextSize(text, _FONT, size, 1)[0][0]
 
 
 def _write(picture, text, place, size, ink=_INK):
