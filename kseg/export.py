@@ -19,53 +19,52 @@ _CLASSES = "classes.json"
 def export(segmenter, path, classes, *, overwrite=False):
     """Writes a SavedModel for serving.
 
-    Its function `serve` (and the signature `serving_default`) takes RGB images `(batch, height,
-    width, 3)` in 0 to 255 of any size, float32; `serve_uint8` takes uint8. Both give float32
-    logits `(batch, height, width, num_classes)` at the size of the images. There is no projector,
-    no auxiliary head and no memory bank in it. Class names and palette are in
-    `assets/classes.json`.
+    The signature `serving_default` takes RGB images `images`, uint8 `(batch, height, width, 3)` of
+    any size; `serving_float` takes float32 in 0 to 255. Both give `logits`, float32 `(batch,
+    height, width, num_classes)` at the size of the images. On the loaded object, `serve` takes
+    either dtype, `class_names()` gives the names, string `(num_classes,)`, and `palette()` the
+    colours, uint8 `(num_classes, 3)`; both also stand in `assets/classes.json`. Only
+    the weights that these logits need are in it: no projector, no auxiliary head (but the coarse
+    logits of OCR, which its context is made of), no memory bank.
 
     Args:
         segmenter: model from `kseg.segmenters.build_segmenter`.
         path: folder to write. It is complete or not there at all.
         classes: `kseg.runs.Classes`.
-        overwrite: bool, replace what is there.
+        overwrite: bool, replace the SavedModel that is there.
 
     Raises:
-        UserError: if the folder exists and `overwrite` is False, or is no SavedModel.
+        UserError: if `path` is a SavedModel and `overwrite` is False, or holds something else.
+        ValueError: if the segmenter has another number of classes.
     """
     path = pathlib.Path(path)
-    if path.exists():
-        if not overwrite:
-            raise UserError(f"{path} exists already. Use --overwrite to replace it")
-        if not (path / "saved_model.pb").exists() and any(path.iterdir()):
-            raise UserError(f"{path} exists and is no SavedModel: it is not replaced")
+    _check_target(path, overwrite)
+    model = inference_model(segmenter)
+    if model.output.shape[-1] != len(classes):
+        raise ValueError(
+            f"The segmenter must have the {len(classes)} classes it is exported with. "
+            f"Received: {model.output.shape[-1]}"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    model = inference_model(segmenter)
-    module = tf.Module()
-    module.variables_ = [variable.value for variable in model.variables]
-    module.class_names = [tf.constant(name) for name in classes.names]
-
-    def serve(images):
-        return model(images, training=False)
-
-    module.serve = _served(serve, "float32")
-    module.serve_uint8 = _served(serve, "uint8")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    text = json.dumps({"names": classes.names, "palette": classes.palette}) + "\n"
-    (unfinished / _CLASSES).write_text(text)
-    module.classes = tf.saved_model.Asset(str(unfinished / _CLASSES))
     try:
+        asset = unfinished / _CLASSES
+        asset.write_text(json.dumps({"names": classes.names, "palette": classes.palette}) + "\n")
+        module = _served_module(model, classes)
+        module.classes = tf.saved_model.Asset(str(asset))
         tf.saved_model.save(
             module,
-            str(unfinished / "model"),
-            signatures={"serving_default": module.serve, "serving_uint8": module.serve_uint8},
+            str(unfinished / "new"),
+            signatures={
+                "serving_default": module.serve.get_concrete_function(_images("uint8")),
+                "serving_float": module.serve.get_concrete_function(_images("float32")),
+            },
         )
         if path.exists():
-            shutil.rmtree(path)
-        os.replace(unfinished / "model", path)
+            os.replace(path, unfinished / "old")
+        os.replace(unfinished / "new", path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -80,33 +79,54 @@ def load(path):
         `ServedModel`: `predict` and calls give logits; `evaluate(dataset)` gives the mean IoU.
 
     Raises:
-        UserError: if there is no such SavedModel.
+        UserError: if there is no such SavedModel, or it is damaged.
     """
     path = pathlib.Path(path)
+    if not path.is_dir():
+        raise UserError(f"There is no SavedModel {path}. Write one with scripts/export.py")
     try:
         classes = Classes(**json.loads((path / "assets" / _CLASSES).read_text()))
         loaded = tf.saved_model.load(str(path))
-    except (OSError, ValueError, TypeError) as error:
+        matching = loaded.class_names().shape == len(classes)
+    except Exception as error:  # TensorFlow's readers raise IndexError, KeyError and more.
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} is not a SavedModel of kseg ({error}). scripts/export.py writes one"
+            f"{path} is not a SavedModel of kseg, or is damaged ({reason}). Write one with "
+            "scripts/export.py"
         ) from None
+    if not matching:
+        raise UserError(
+            f"{path} is damaged: assets/{_CLASSES} has {len(classes)} classes, the model has "
+            f"{len(loaded.class_names())}. Write it again with scripts/export.py"
+        )
     model = ServedModel(loaded, classes)
-    model.compile()
+    # No XLA: it would compile the network anew for every size of images.
+    model.compile(jit_compile=False)
     return model
 
 
 class ServedModel(keras.Model):
-    """A SavedModel with Keras' `predict` and `evaluate`.
+    """A SavedModel with Keras' `predict` and `evaluate`; it cannot be trained.
+
+    Batches of `evaluate` are `{"image", "label"}`, other keys are passed over, or `(image,
+    label)`: image uint8 or float RGB `(batch, height, width, 3)` in 0 to 255, label int `(batch,
+    height, width)`, 255 = ignored. Sizes may differ between batches. `predict` also takes images
+    alone; what it joins must have one size.
 
     Args:
         loaded: what `tf.saved_model.load` gives.
         classes: `kseg.runs.Classes`.
+
+    Attributes:
+        class_names: list of str.
+        palette: list of `[red, green, blue]`.
     """
 
     def __init__(self, loaded, classes):
         super().__init__(name="served", dtype="float32")
         self._loaded = loaded
-        self.classes = classes
+        self.class_names = list(classes.names)
+        self.palette = [list(color) for color in classes.palette]
         self.mean_iou = MeanIoU(len(classes))
         self.built = True
 
@@ -116,12 +136,18 @@ class ServedModel(keras.Model):
         return [self.mean_iou]
 
     def call(self, images, training=None):
-        """Float32 logits `(batch, height, width, num_classes)` of uint8 or float images."""
-        serve = self._loaded.serve_uint8 if images.dtype == "uint8" else self._loaded.serve
-        return serve(images)
+        """Float32 logits `(batch, height, width, num_classes)`; training changes nothing."""
+        images = tf.convert_to_tensor(images)
+        if images.dtype != "uint8":
+            images = tf.cast(images, "float32")
+        return self._loaded.serve(images)["logits"]
+
+    def train_step(self, data):
+        """Raises: there is nothing to train."""
+        raise NotImplementedError("A SavedModel cannot be trained. Use scripts/train.py")
 
     def test_step(self, data):
-        """Counts a batch `{"image", "label"}` or `(image, label)`."""
+        """Counts a batch."""
         if isinstance(data, dict):
             images, labels = data["image"], data["label"]
         else:
@@ -130,12 +156,45 @@ class ServedModel(keras.Model):
         return {"mean_iou": self.mean_iou.result()}
 
     def predict_step(self, data):
-        """Logits of a batch: images, or a dict or tuple with them first."""
+        """Logits of a batch: images, or a dict or tuple with them."""
         if isinstance(data, dict):
             return self(data["image"])
-        return self(data[0] if isinstance(data, tuple) else data)
+        return self(data[0] if isinstance(data, (tuple, list)) else data)
 
 
-def _served(function, dtype):
-    signature = [tf.TensorSpec((None, None, None, 3), dtype, name="images")]
-    return tf.function(function, input_signature=signature, autograph=False)
+def _check_target(path, overwrite):
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is a file. Give a folder for the SavedModel")
+    if not any(path.iterdir()):
+        return
+    if not (path / "saved_model.pb").exists():
+        raise UserError(f"{path} holds something that is no SavedModel. Give another folder")
+    if not overwrite:
+        raise UserError(f"{path} holds a SavedModel already. Use --overwrite to replace it")
+
+
+def _served_module(model, classes):
+    """The inference model and its classes as what a SavedModel keeps: functions and weights."""
+    module = tf.Module()
+    module.weights = [weight.value for weight in model.weights]
+
+    @tf.function(autograph=False)
+    def serve(images):
+        return {"logits": model(images, training=False)}
+
+    @tf.function(input_signature=[], autograph=False)
+    def class_names():
+        return tf.constant(classes.names)
+
+    @tf.function(input_signature=[], autograph=False)
+    def palette():
+        return tf.constant(classes.palette, "uint8")
+
+    module.serve, module.class_names, module.palette = serve, class_names, palette
+    return module
+
+
+def _images(dtype):
+    return tf.TensorSpec((None, None, None, 3), dtype, name="images")
