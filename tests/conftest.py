@@ -23,3 +23,9 @@ def _fresh_keras():
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def mirrored():
+    """MirroredStrategy over two logical CPUs: one a process, or their collectives get mixed up."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

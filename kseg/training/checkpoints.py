@@ -7,6 +7,7 @@ import pathlib
 import zipfile
 
 import numpy as np
+import tensorflow as tf
 
 from kseg.errors import UserError
 
@@ -23,7 +24,7 @@ def save(path, variables, meta):
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.asarray(variable) for name, variable in variables.items()}
+    arrays = {name: tf.convert_to_tensor(v.value).numpy() for name, v in variables.items()}
     arrays[_META] = np.array(json.dumps(meta))
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

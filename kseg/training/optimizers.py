@@ -127,5 +127,6 @@ def build_optimizer(optimizer, schedule, *, steps):
     return {"sgd": SGD, "adamw": AdamW}[optimizer.name](
         build_schedule(schedule, learning_rate=optimizer.learning_rate, steps=steps),
         decay_rate=optimizer.weight_decay,
+        name=optimizer.name,  # Part of the variables' names in a checkpoint.
         **arguments,
     )

@@ -103,10 +103,17 @@ def test_config_round_trip():
 
 
 @pytest.mark.parametrize("cross_replica", [True, False])
-def test_two_replicas(cross_replica):
+def test_two_replicas(cross_replica, mirrored):
     """Over the global batch two replicas equal one; else they give the mean of their own."""
     outputs, labels = example()
-    arguments = {"min_count": 1, "seed": 2, "cross_replica": cross_replica}
+    arguments = {
+        "scale_weights": {"c2": 1.0, "c4": 0.5},
+        "cross_scale_pairs": [("c2", "c4")],
+        "min_count": 1,
+        "seed": 2,
+        "cross_replica": cross_replica,
+    }
+    outputs = {name: outputs[name] for name in ("embedding_c2", "embedding_c4")}
 
     def compute(objective, outputs, labels):
         with tf.GradientTape() as tape:
@@ -129,20 +136,19 @@ def test_two_replicas(cross_replica):
             k: np.concatenate([half[1][k] / 2 for half in halves]) for k in halves[0][1]
         }
 
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
+    with mirrored.scope():
         objective = MultiScaleContrast(3, **arguments)
     dataset = tf.data.Dataset.from_tensors((outputs, labels)).unbatch().batch(4)
-    batch = next(iter(strategy.experimental_distribute_dataset(dataset)))
+    batch = next(iter(mirrored.experimental_distribute_dataset(dataset)))
 
     @tf.function(autograph=False)
     def step(batch):
-        return strategy.run(lambda b: compute(objective, *b), args=(batch,))
+        return mirrored.run(lambda b: compute(objective, *b), args=(batch,))
 
     terms, gradients = step(batch)
     for name, expected in expected_terms.items():
-        got = sum(strategy.experimental_local_results(terms[name]))
+        got = sum(mirrored.experimental_local_results(terms[name]))
         np.testing.assert_allclose(got, expected, rtol=1e-5)
     for name, expected in expected_gradients.items():
-        got = np.concatenate(strategy.experimental_local_results(gradients[name]))
+        got = np.concatenate(mirrored.experimental_local_results(gradients[name]))
         np.testing.assert_allclose(got, expected, atol=1e-6)

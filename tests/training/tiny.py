@@ -1,0 +1,103 @@
+"""A run small enough for tests: a network of a few thousand weights, data drawn in memory."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kseg import backbones, config
+from kseg.layers import ConvNorm
+from kseg.runs import Classes, Run
+
+CLASSES = Classes(["road", "sky", "car"], [[90, 90, 90], [80, 160, 250], [200, 30, 30]])
+SIZE = (32, 64)
+
+
+STAGES = {"c2": (4, 4), "c3": (8, 6), "c4": (16, 8), "c5": (32, 10)}  # Stride, channels.
+
+
+def build_tiny_backbone(*, synchronized_batch_norm=False, **_):
+    """Five convolutions; c2 to c5 as any backbone has them."""
+    image = keras.Input((None, None, 3))
+    x = ConvNorm(4, 3, strides=2, synchronized=synchronized_batch_norm, name="stem")(image)
+    outputs = {}
+    for stage, (_, channels) in STAGES.items():
+        x = ConvNorm(
+            channels, 3, strides=2, synchronized=synchronized_batch_norm, name=f"stage_{stage}"
+        )(x)
+        outputs[stage] = x
+    strides = {stage: stride for stage, (stride, _) in STAGES.items()}
+    return backbones.Backbone(image, outputs, strides=strides, name="tiny")
+
+
+@pytest.fixture
+def tiny_network(monkeypatch):
+    """Puts the tiny backbone in the place of hrnet_w18_small."""
+    monkeypatch.setitem(backbones.BACKBONES, "hrnet_w18_small", build_tiny_backbone)
+
+
+def experiment(**train):
+    """A config with all losses; `train` goes into its train section."""
+    scales = {"c2": 1.0, "c4": 0.5}
+    return config.parse(
+        {
+            "name": "tiny",
+            "model": {
+                "backbone": {"name": "hrnet_w18_small"},
+                "head": {"name": "ocr", "channels": 8, "key_channels": 4, "dropout": 0.3},
+                "embedding_dim": 8,
+            },
+            "contrast": [
+                {
+                    "name": "multi_scale",
+                    "scale_weights": scales,
+                    "cross_scale_pairs": [["c2", "c4"]],
+                    "min_count": 1,
+                }
+            ],
+            "data": {"dataset": "none", "crop_size": SIZE, "batch_size": 2},
+            "train": {
+                "steps": 4,
+                "devices": 1,
+                "log_every": 1,
+                "evaluate_every": 2,
+                "checkpoint_every": 2,
+                "panels": 1,
+                **train,
+            },
+        },
+        source="test",
+    )
+
+
+def create_run(folder, **train):
+    return Run.create(folder, experiment(**train), CLASSES)
+
+
+def batch(number, size=2):
+    """Batch `number` of an endless stream: blocks of classes with matching colours and noise."""
+    rng = np.random.default_rng(number)
+    labels = rng.integers(0, 3, (size, 2, 4)).repeat(16, axis=1).repeat(16, axis=2)
+    noise = rng.integers(-40, 40, (*labels.shape, 3))
+    images = (np.array(CLASSES.palette)[labels] + noise).clip(0, 255).astype("uint8")
+    labels[:, :4] = 255
+    return {"image": images, "label": labels.astype("uint8")}
+
+
+def training_batches(start_step):
+    signature = {
+        "image": tf.TensorSpec((2, *SIZE, 3), "uint8"),
+        "label": tf.TensorSpec((2, *SIZE), "uint8"),
+    }
+
+    def generate():
+        number = start_step
+        while True:
+            yield batch(number)
+            number += 1
+
+    return tf.data.Dataset.from_generator(generate, output_signature=signature)
+
+
+def evaluation_batches():
+    return tf.data.Dataset.from_tensor_slices(batch(10_000, size=3)).batch(2)
