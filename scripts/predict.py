@@ -1,0 +1,149 @@
+"""Labels images with a SavedModel.
+
+    python scripts/predict.py --saved-model model --input photos --output labels
+
+For each image STEM.jpg it writes STEM.png, one channel of class numbers from 0, and
+STEM_overlay.png, the classes' colours over the image. A folder is searched with its subfolders,
+and the output has the same subfolders; names that begin with a dot are left out. Images of any
+kind are read as 8-bit RGB: grey is repeated, transparency dropped, and photos are turned upright
+as their EXIF tag says.
+"""
+
+import argparse
+import pathlib
+import time
+
+import _common
+from _progress import Progress
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--saved-model", required=True, metavar="DIR", help="what scripts/export.py wrote"
+    )
+    parser.add_argument(
+        "--input", required=True, metavar="PATH", help=f"image or folder ({' '.join(_SUFFIXES)})"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    jobs = plan(pathlib.Path(options.input), pathlib.Path(options.output))
+
+    import tensorflow as tf
+
+    from kseg import visualize
+    from kseg.errors import UserError
+    from kseg.evaluation.inference import predict
+    from kseg.export import load
+
+    model = load(options.saved_model)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False)
+    def label(images):
+        return predict(model, images, len(model.class_names))
+
+    # The next images are read while the model is at work.
+    images = tf.data.Dataset.from_tensor_slices([str(image) for image, *_ in jobs]).map(
+        lambda path: tf.numpy_function(read, [path], "uint8"), num_parallel_calls=2
+    )
+    unreadable, timed, start = [], 0, None
+    progress = Progress(len(jobs))
+    for number, (job, image) in enumerate(zip(jobs, images.prefetch(2), strict=True)):
+        path, label_file, overlay_file = job
+        image = image.numpy()
+        if image.size:
+            labels = label(image[None])[0].numpy()
+            visualize.write_png(label_file, labels)
+            visualize.write_png(overlay_file, visualize.overlay(image, labels, model.palette))
+            timed += start is not None
+            start = start or time.perf_counter()  # The first call compiles.
+        else:
+            unreadable.append(str(path))
+        progress(number + 1)
+    done = len(jobs) - len(unreadable)
+    speed = f", {timed / (time.perf_counter() - start):.2f} a second" if timed else ""
+    print(f"{done} images{speed}: {options.output}")
+    if unreadable:
+        more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
+        raise UserError(
+            f"{len(unreadable)} of {len(jobs)} files are no readable images: "
+            f"{', '.join(unreadable[:5])}{more}. The others are labelled"
+        )
+    return 0
+
+
+def plan(source, output):
+    """Finds the images and chooses the files to write.
+
+    Args:
+        source: `pathlib.Path` of an image or a folder.
+        output: `pathlib.Path` of a folder, which need not exist.
+
+    Returns:
+        list of `(image, label_file, overlay_file)`, sorted.
+
+    Raises:
+        UserError: if there is no image, or a file to write is an input or that of two images.
+    """
+    from kseg.errors import UserError
+
+    if source.is_dir():
+        root, images = source, sorted(p for p in source.rglob("*") if _is_image(p, source, output))
+        if not images:
+            raise UserError(f"There are no images ({' '.join(_SUFFIXES)}) in {source}")
+    elif source.exists():
+        root, images = source.parent, [source]
+    else:
+        raise UserError(f"There is no image or folder {source}")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file. Use a folder for --output")
+    inputs = {image.resolve() for image in images}
+    writers, jobs = {}, []
+    for image in images:
+        stem = output / image.relative_to(root).with_suffix("")
+        files = [stem.with_name(f"{stem.name}{ending}.png") for ending in ("", "_overlay")]
+        for file in files:
+            if file.resolve() in inputs:
+                raise UserError(f"{file} would be overwritten. Use another folder for --output")
+            if file in writers:
+                raise UserError(
+                    f"{writers[file]} and {image} would both be written to {file}. Rename one"
+                )
+            writers[file] = image
+        jobs.append((image, *files))
+    return jobs
+
+
+def read(path):
+    """Reads an image as uint8 RGB `(height, width, 3)`; an empty array if it is none."""
+    import cv2
+    import numpy as np
+
+    try:
+        data = np.fromfile(path, "uint8")
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except (OSError, cv2.error):
+        image = None
+    if image is None:
+        return np.zeros((0, 0, 3), "uint8")
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def _is_image(path, source, output):
+    """Whether a file of the source folder is to be labelled: not where an earlier run wrote it."""
+    parts = path.relative_to(source).parts
+    hidden = any(part.startswith(".") for part in parts)
+    inside = output.resolve() != source.resolve() and output.resolve() in path.resolve().parents
+    return path.suffix.lower() in _SUFFIXES and path.is_file() and not hidden and not inside
+
+
+if __name__ == "__main__":
+    _common.run(main)
