@@ -5,15 +5,22 @@
 
 A record holds the image's bytes as they were stored (JPEG or PNG) and the label as a single-channel
 PNG of labels 0..N-1, 255 = ignored. The manifest is written last: without it there is no data set.
+
+A shard is written as `.unfinished/<shard>.tmp`, described in `.unfinished/<shard>.json`, and then
+renamed into place. So a run that was killed is continued by the next one, shard by shard.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
+import shutil
 import sys
+import threading
 import time
 
 import cv2
@@ -24,8 +31,11 @@ from pipelines.datasets.dataset import IGNORE_LABEL
 from pipelines.errors import DataError
 
 FORMAT_VERSION = 1
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+_UNFINISHED = ".unfinished"
+_IMAGES_PER_SHARD = 128
 _MAX_PROBLEMS = 5
+_AGAIN = "Prepare the data again, with --overwrite"
 # A record is framed by its length (8 bytes), the length's CRC (4) and the content's CRC (4).
 _FRAME_HEAD, _FRAME_TAIL = 12, 4
 
@@ -73,6 +83,7 @@ class Manifest:
         class_names: list of str.
         palette: list of `[red, green, blue]`.
         options: dict, how it was made.
+        fingerprint: str, a hash of everything that it was made from.
         splits: dict from name to `Split`.
         folder: str, where it was read.
     """
@@ -81,6 +92,7 @@ class Manifest:
     class_names: list[str]
     palette: list[list[int]]
     options: dict
+    fingerprint: str
     splits: dict[str, Split]
     folder: str
 
@@ -115,83 +127,80 @@ def write(
     overwrite=False,
     progress=True,
 ):
-    """Writes a data set as records.
+    """Writes a data set as records, or finds that this was done before.
 
     Args:
-        folder: where to; made if missing. Other files in it are left alone.
+        folder: where to; made if missing. Files in it that are not of a data set are left alone.
         name: str, the data set's name.
         taxonomy: `Taxonomy`.
-        splits: dict from split to a list of examples: each has an `id` and `read()`, which gives
-            the bytes of the image (JPEG or PNG) and of the label PNG.
+        splits: dict from split to a list of examples. Each has an `id`, a `fingerprint` (what
+            its content depends on, as JSON can hold it), and `read()`, which gives the bytes of
+            the image (JPEG or PNG) and of the label PNG.
         options: dict that JSON can hold, stored in the manifest.
-        num_shards: int, files for each split; default: about 128 images a file, at least 1.
+        num_shards: int, files for each split; default: about 128 images a file.
         workers: int, threads (decoding and encoding run outside Python); default: all cores.
-        overwrite: bool, replace a finished data set.
-        progress: bool, print a progress line.
+        overwrite: bool, replace what another run wrote.
+        progress: bool, print progress on stderr.
 
     Returns:
         `Manifest`.
 
     Raises:
-        DataError: if the folder holds a finished data set, or examples are unusable; the first
-            few are named. Nothing that looks finished is left then.
+        DataError: if the folder holds other data, or examples are unusable; the first few are
+            named. Nothing that looks finished is left then.
     """
     folder = pathlib.Path(folder)
-    if (folder / _MANIFEST).exists() and not overwrite:
-        raise DataError(
-            f"{folder} holds a finished data set already. Use --overwrite to make it again"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _MANIFEST).unlink(missing_ok=True)
-    for pattern in ("*-?????-of-?????.tfrecord", ".*.tfrecord.tmp"):
-        for leftover in folder.glob(pattern):
-            leftover.unlink()
-
     jobs = []
     for split, examples in splits.items():
         if len({example.id for example in examples}) < len(examples):
             raise DataError(f"The ids of split {split!r} must be unique")
-        count = max(1, min(num_shards or -(-len(examples) // 128), len(examples)))
+        count = num_shards or -(-len(examples) // _IMAGES_PER_SHARD)
+        count = max(1, min(count, len(examples)))
         for i, part in enumerate(np.array_split(np.arange(len(examples)), count)):
             file = f"{split}-{i:05d}-of-{count:05d}.tfrecord"
-            jobs.append((split, folder / file, [examples[j] for j in part]))
+            jobs.append(_Job(split, file, [examples[j] for j in part], taxonomy))
+    fingerprint = _hash([name, dataclasses.asdict(taxonomy), [job.fingerprint for job in jobs]])
 
-    meter = _Progress(sum(len(examples) for *_, examples in jobs), progress)
-    problems = []
-    with concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        futures = [
-            pool.submit(_write_shard, path, examples, taxonomy, meter, problems)
-            for _, path, examples in jobs
-        ]
-        try:
-            results = [future.result() for future in futures]
-        except BaseException:
-            meter.stopped = True
-            raise
-    meter.close()
-    if problems:
-        more = ", ..." if len(problems) > _MAX_PROBLEMS else ""
-        raise DataError(f"Unusable files: {'; '.join(sorted(problems)[:_MAX_PROBLEMS])}{more}")
-
-    described = {}
-    for split in splits:
-        mine = [r for (s, *_), r in zip(jobs, results, strict=True) if s == split]
-        sizes = set().union(*(sizes for _, sizes, _ in mine))
-        described[split] = Split(
-            num_images=sum(len(shard.offsets) for shard, *_ in mine),
-            image_size=list(next(iter(sizes))) if len(sizes) == 1 else None,
-            pixels=sum(pixels for *_, pixels in mine).tolist(),
-            shards=[shard for shard, *_ in mine],
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} must be a folder that can be written: {error}") from None
+    with _locked(folder):
+        if (folder / MANIFEST).exists() and not overwrite:
+            manifest = read_manifest(folder)
+            if manifest.fingerprint != fingerprint:
+                raise DataError(
+                    f"{folder} holds {manifest.dataset!r}, made from other files or with other "
+                    "options. Use --overwrite to replace it, or another --output"
+                )
+            if progress:
+                print(f"{folder} is complete already: nothing to do", file=sys.stderr)
+            return manifest
+        shards = _write_shards(folder, jobs, workers or os.cpu_count(), overwrite, progress)
+        described = {}
+        for split in splits:
+            mine = [shards[job.file] for job in jobs if job.split == split]
+            sizes = {tuple(size) for shard in mine for size in shard["sizes"]}
+            described[split] = Split(
+                num_images=sum(len(shard["offsets"]) for shard in mine),
+                image_size=list(sizes.pop()) if len(sizes) == 1 else None,
+                pixels=np.sum([shard["pixels"] for shard in mine], axis=0).tolist(),
+                shards=[
+                    Shard(**{f.name: shard[f.name] for f in dataclasses.fields(Shard)})
+                    for shard in mine
+                ],
+            )
+        manifest = Manifest(
+            dataset=name,
+            class_names=taxonomy.class_names,
+            palette=taxonomy.palette,
+            options=options or {},
+            fingerprint=fingerprint,
+            splits=described,
+            folder=str(folder),
         )
-    manifest = Manifest(
-        dataset=name,
-        class_names=taxonomy.class_names,
-        palette=taxonomy.palette,
-        options=options or {},
-        splits=described,
-        folder=str(folder),
-    )
-    _write_manifest(manifest)
+        _write_manifest(manifest)
+        shutil.rmtree(folder / _UNFINISHED)
     return manifest
 
 
@@ -207,13 +216,29 @@ def read_manifest(folder):
     Raises:
         DataError: if the folder is no prepared data set, or a shard is missing or truncated.
     """
-    path = pathlib.Path(folder) / _MANIFEST
+    manifest = _parse_manifest(folder)
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            file = pathlib.Path(folder) / shard.file
+            if not file.exists():
+                raise DataError(f"The shard {file} is missing. {_AGAIN}")
+            if file.stat().st_size != shard.bytes:
+                raise DataError(
+                    f"The shard {file} must have {shard.bytes} bytes and has "
+                    f"{file.stat().st_size}. {_AGAIN}"
+                )
+    return manifest
+
+
+def _parse_manifest(folder):
+    """Reads a manifest without a look at its shards."""
+    path = pathlib.Path(folder) / MANIFEST
     try:
         text = path.read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         name = pathlib.Path(folder).name
         raise DataError(
-            f"{folder} holds no prepared data (no {_MANIFEST}). Prepare it: python "
+            f"{folder} holds no prepared data (no {MANIFEST}). Prepare it: python "
             f"scripts/prepare_data.py {name} --source <the unpacked download> --output {folder}"
         ) from None
     try:
@@ -221,29 +246,19 @@ def read_manifest(folder):
         version = values.pop("format")
         if version != FORMAT_VERSION:
             raise DataError(
-                f"{path} has format {version}, this version reads {FORMAT_VERSION}. Prepare the "
-                "data again"
+                f"{path} has format {version}, this version reads {FORMAT_VERSION}. {_AGAIN}"
             )
+        for derived in ("num_classes", "ignore_label"):
+            values.pop(derived)
         splits = {
             name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
             for name, split in values.pop("splits").items()
         }
-        manifest = Manifest(**values, splits=splits, folder=str(folder))
+        return Manifest(**values, splits=splits, folder=str(folder))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} is damaged ({error}). Prepare the data again") from None
-    for split in manifest.splits.values():
-        for shard in split.shards:
-            file = path.parent / shard.file
-            if not file.exists():
-                raise DataError(f"The shard {file} is missing. Prepare the data again")
-            if file.stat().st_size != shard.bytes:
-                raise DataError(
-                    f"The shard {file} must have {shard.bytes} bytes and has "
-                    f"{file.stat().st_size}. Prepare the data again"
-                )
-    return manifest
+        raise DataError(f"{path} is damaged ({error}). {_AGAIN}") from None
 
 
 def verify(folder, *, progress=True):
@@ -268,7 +283,7 @@ def verify(folder, *, progress=True):
             if _sha256(file) != shard.sha256:
                 raise DataError(
                     f"The shard {file} is corrupt: its checksum is not that of the manifest. "
-                    "Prepare the data again"
+                    f"{_AGAIN}"
                 )
             count = 0
             for record in tf.data.TFRecordDataset(str(file)):
@@ -279,14 +294,14 @@ def verify(folder, *, progress=True):
                 if not fits or (label[label != IGNORE_LABEL] >= manifest.num_classes).any():
                     raise DataError(
                         f"Record {example['id'].numpy().decode()!r} of {file} is inconsistent. "
-                        "Prepare the data again"
+                        f"{_AGAIN}"
                     )
                 count += 1
                 meter.advance()
             if count != len(shard.offsets):
                 raise DataError(
                     f"The shard {file} must have {len(shard.offsets)} records and has {count}. "
-                    "Prepare the data again"
+                    f"{_AGAIN}"
                 )
     meter.close()
     return manifest
@@ -301,19 +316,105 @@ FEATURES = {
 }
 
 
-def _write_shard(path, examples, taxonomy, meter, problems):
-    """Writes one shard; gives `(Shard, sizes of its images, pixels of each class)`."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    offsets, position, sizes = [], 0, set()
-    pixels = np.zeros(len(taxonomy.class_names) + 1, "int64")
+class _Job:
+    """A shard to be written."""
+
+    def __init__(self, split, file, examples, taxonomy):
+        self.split = split
+        self.file = file
+        self.examples = examples
+        self.taxonomy = taxonomy
+        self.fingerprint = _hash(
+            [
+                FORMAT_VERSION,
+                file,
+                dataclasses.asdict(taxonomy),
+                [[example.id, example.fingerprint] for example in examples],
+            ]
+        )
+
+
+@contextlib.contextmanager
+def _locked(folder):
+    """Keeps other processes from writing to the folder at the same time; they wait."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write_shards(folder, jobs, workers, overwrite, progress):
+    """Writes what is missing; gives a dict from file name to what `_write_shard` gives."""
+    finished = _clear(folder, jobs, overwrite)
+    left = [job for job in jobs if job.file not in finished]
+    meter = _Progress(sum(len(job.examples) for job in left), progress)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        futures = {job.file: pool.submit(_write_shard, folder, job, meter) for job in left}
+        try:
+            for file, future in futures.items():
+                finished[file] = future.result()
+        except BaseException:
+            meter.stopped = True
+            pool.shutdown(cancel_futures=True)
+            raise
+    meter.close()
+    if meter.problems:
+        shown = "; ".join(sorted(meter.problems)[:_MAX_PROBLEMS])
+        more = "; and more" if len(meter.problems) > _MAX_PROBLEMS else ""
+        raise DataError(f"Unusable files: {shown}{more}. Mend or remove them, and run this again")
+    return finished
+
+
+def _clear(folder, jobs, overwrite):
+    """Removes what earlier runs left, except finished shards that are wanted; gives those."""
+    unfinished = folder / _UNFINISHED
+    wanted = {job.file: job for job in jobs}
+    if overwrite:
+        with contextlib.suppress(DataError):
+            for split in _parse_manifest(folder).splits.values():
+                for shard in split.shards:
+                    (folder / shard.file).unlink(missing_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+    finished = {}
+    for path in unfinished.glob("*.json"):
+        shard, file = json.loads(path.read_text()), folder / path.stem
+        job = wanted.get(path.stem)
+        known = job is not None and job.fingerprint == shard["fingerprint"] and not overwrite
+        if known and file.exists() and file.stat().st_size == shard["bytes"]:
+            finished[path.stem] = shard
+        else:
+            file.unlink(missing_ok=True)
+            path.unlink()
+    for path in unfinished.glob("*.tmp"):
+        path.unlink()
+    strange = [
+        job.file for job in jobs if job.file not in finished and (folder / job.file).exists()
+    ]
+    if strange and not overwrite:
+        raise DataError(
+            f"{folder} holds files that another program wrote, such as {strange[0]}. Use another "
+            "--output, or --overwrite"
+        )
+    unfinished.mkdir(exist_ok=True)
+    return finished
+
+
+def _write_shard(folder, job, meter):
+    """Writes one shard; gives what the manifest needs of it as a dict, None if it failed."""
+    unfinished = folder / _UNFINISHED / f"{job.file}.tmp"
+    offsets, position, sizes, failed = [], 0, set(), False
+    pixels = np.zeros(len(job.taxonomy.class_names) + 1, "int64")
     with tf.io.TFRecordWriter(str(unfinished)) as writer:
-        for example in examples:
-            if meter.stopped or len(problems) > _MAX_PROBLEMS:
-                break
+        for example in job.examples:
+            if meter.stopped:
+                return None
             try:
-                record, size, counts = _encode(example, taxonomy)
+                record, size, counts = _encode(example, job.taxonomy)
             except DataError as error:
-                problems.append(str(error))
+                meter.report(str(error))
+                failed = True
                 continue
             writer.write(record)
             offsets.append(position)
@@ -321,12 +422,20 @@ def _write_shard(path, examples, taxonomy, meter, problems):
             sizes.add(size)
             pixels += counts
             meter.advance()
-    if problems or meter.stopped:
-        unfinished.unlink()
-        return Shard(path.name, 0, "", offsets), sizes, pixels
-    shard = Shard(path.name, position, _sha256(unfinished), offsets)
-    os.replace(unfinished, path)
-    return shard, sizes, pixels
+    if failed:
+        return None
+    shard = {
+        "file": job.file,
+        "bytes": position,
+        "sha256": _sha256(unfinished),
+        "offsets": offsets,
+        "sizes": sorted(sizes),
+        "pixels": pixels.tolist(),
+        "fingerprint": job.fingerprint,
+    }
+    _replace_text(folder / _UNFINISHED / f"{job.file}.json", json.dumps(shard))
+    os.replace(unfinished, folder / job.file)
+    return shard
 
 
 def _encode(example, taxonomy):
@@ -346,7 +455,8 @@ def _encode(example, taxonomy):
             raise DataError(f"{image_name}: an image must be a JPEG or a PNG file")
     except tf.errors.InvalidArgumentError:
         raise DataError(f"{image_name}: the image cannot be decoded") from None
-    values = cv2.imdecode(np.frombuffer(label, "uint8"), cv2.IMREAD_UNCHANGED)
+    # OpenCV raises on no bytes at all, and gives None for others that it cannot read.
+    values = cv2.imdecode(np.frombuffer(label, "uint8"), cv2.IMREAD_UNCHANGED) if label else None
     if values is None:
         raise DataError(f"{label_name}: the label cannot be decoded")
     if values.ndim != 2 or values.dtype != np.uint8:
@@ -378,7 +488,7 @@ def _encode(example, taxonomy):
                 "width": _int(width),
             }
         )
-    ).SerializeToString()
+    ).SerializeToString(deterministic=True)
     return record, (height, width), counts
 
 
@@ -398,30 +508,53 @@ def _sha256(path):
     return digest.hexdigest()
 
 
+def _hash(values):
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _replace_text(path, text):
+    """Writes a file in one step."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
 def _write_manifest(manifest):
-    values = {"format": FORMAT_VERSION, **dataclasses.asdict(manifest)}
+    values = {
+        "format": FORMAT_VERSION,
+        "num_classes": manifest.num_classes,
+        "ignore_label": IGNORE_LABEL,
+        **dataclasses.asdict(manifest),
+    }
     folder = pathlib.Path(values.pop("folder"))
-    unfinished = folder / f".{_MANIFEST}.tmp"
-    unfinished.write_text(json.dumps(values) + "\n")
-    os.replace(unfinished, folder / _MANIFEST)
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
+    _replace_text(folder / MANIFEST, f"{{\n{lines}\n}}\n")
 
 
 class _Progress:
-    """A line that counts images; on a terminal it is overwritten."""
+    """A line that counts images; on a terminal it is overwritten. Collects problems."""
 
     def __init__(self, total, shown):
         self.stopped = False
+        self.problems = []
         self._total = total
         self._done = 0
         self._shown = shown
         self._start = self._last = time.monotonic()
+        self._lock = threading.Lock()
+
+    def report(self, problem):
+        """Notes a problem; at the sixth the work stops."""
+        self.problems.append(problem)
+        self.stopped = len(self.problems) > _MAX_PROBLEMS
 
     def advance(self):
-        self._done += 1
-        now = time.monotonic()
-        if self._shown and sys.stderr.isatty() and now - self._last > 0.2:
-            self._last = now
-            print(f"\r{self._text()}", end="", file=sys.stderr, flush=True)
+        with self._lock:
+            self._done += 1
+            now = time.monotonic()
+            if self._shown and sys.stderr.isatty() and now - self._last > 0.2:
+                self._last = now
+                print(f"\r{self._text()}", end="", file=sys.stderr, flush=True)
 
     def close(self):
         if self._shown:

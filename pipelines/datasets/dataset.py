@@ -79,6 +79,12 @@ class FileExample:
     image: pathlib.Path
     label: pathlib.Path
 
+    @property
+    def fingerprint(self):
+        """Names, sizes and times of change of both files."""
+        states = [(path, path.stat()) for path in (self.image, self.label)]
+        return [[path.name, state.st_size, state.st_mtime_ns] for path, state in states]
+
     def read(self):
         """The bytes of both files, as they are."""
         return self.image.read_bytes(), self.label.read_bytes()
