@@ -1,10 +1,8 @@
 """CamVid, 11 classes, in the layout of the SegNet tutorial."""
 
-import pathlib
+from pipelines.datasets.dataset import Taxonomy, find_splits
 
-from pipelines.datasets.dataset import Taxonomy, pair_files, wrong_layout
-
-_SPLITS = ("train", "val", "test")
+_FOLDERS = {split: (split, f"{split}annot") for split in ("train", "val", "test")}
 
 
 def taxonomy():
@@ -16,24 +14,13 @@ def find_examples(source):
     """Lists the examples of each split that is there.
 
     Args:
-        source: the folder with `train/`, `trainannot/`, `val/`, `valannot/`, ... or its parent.
+        source: the folder with `train/` and `trainannot/`, `val/` and `valannot/`, `test/` and
+            `testannot/`, or any of these pairs; or the folder that holds it as `CamVid`.
 
     Returns:
-        dict from split to list of `FileExample`.
+        dict from split (`train`, `val`, `test`) to list of `FileExample`.
 
     Raises:
-        DataError: if no split is there, or half of one.
+        DataError: if the layout is another, or a file lacks its partner.
     """
-    root = pathlib.Path(source)
-    if (root / "CamVid").is_dir():
-        root = root / "CamVid"
-    splits = {}
-    for split in _SPLITS:
-        images, labels = root / split, root / f"{split}annot"
-        if images.is_dir() and labels.is_dir():
-            splits[split] = pair_files(images, labels)
-    if not splits:
-        raise wrong_layout(
-            source, "train/ and trainannot/, val/ and valannot/, test/ and testannot/"
-        )
-    return splits
+    return find_splits(source, "CamVid", _FOLDERS)

@@ -10,6 +10,7 @@ import numpy as np
 from pipelines.errors import DataError
 
 IGNORE_LABEL = 255
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +91,56 @@ class FileExample:
         return self.image.read_bytes(), self.label.read_bytes()
 
 
-def pair_files(images, labels, *, image_suffixes=(".png", ".jpg", ".jpeg")):
+def find_splits(source, name, folders):
+    """Lists the examples of each split that is there.
+
+    Args:
+        source: the data set's folder, or the one that holds it under its usual name.
+        name: str, that usual name; upper and lower case are not told apart.
+        folders: dict from split to `(image folder, label folder)`, below the data set's folder.
+
+    Returns:
+        dict from split to list of `FileExample`.
+
+    Raises:
+        DataError: if there is no split or half of one, or a file lacks its partner.
+    """
+    source = pathlib.Path(source)
+    if not source.is_dir():
+        found = "It is a file" if source.exists() else "It does not exist"
+        raise DataError(f"{source} must be a folder with {_describe(folders)}. {found}")
+    inside = [path for path in sorted(source.iterdir()) if path.is_dir()]
+    splits = {}
+    for root in [source, *(path for path in inside if path.name.lower() == name.lower())]:
+        for split, (images, labels) in folders.items():
+            there = [(root / folder).is_dir() for folder in (images, labels)]
+            if all(there):
+                splits[split] = pair_files(root / images, root / labels)
+            elif any(there):
+                missing = labels if there[0] else images
+                raise DataError(
+                    f"{root} must have both {images}/ and {labels}/. {missing}/ is missing"
+                )
+        if splits:
+            return splits
+    names = [path.name + ("/" if path.is_dir() else "") for path in sorted(source.iterdir())]
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    raise DataError(
+        f"{source} must be a folder with {_describe(folders)}. It holds "
+        f"{', '.join(names[:6]) or 'nothing'}{more}"
+    )
+
+
+def _describe(folders):
+    return ", or ".join(f"{images}/ and {labels}/" for images, labels in folders.values())
+
+
+def pair_files(images, labels):
     """Pairs the images of one folder with the labels of another by their stems.
 
     Args:
-        images: `pathlib.Path`, folder.
+        images: `pathlib.Path`, folder of JPEG or PNG files.
         labels: `pathlib.Path`, folder of PNG files.
-        image_suffixes: endings of image files, lower case.
 
     Returns:
         list of `FileExample`, sorted by id.
@@ -106,11 +150,11 @@ def pair_files(images, labels, *, image_suffixes=(".png", ".jpg", ".jpeg")):
     """
     found = {}
     for path in sorted(images.iterdir()):
-        if path.suffix.lower() in image_suffixes and not path.name.startswith("."):
+        if path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith("."):
             if path.stem in found:
                 raise DataError(f"Two images are called {path.stem!r} in {images}. Remove one")
             found[path.stem] = path
-    partners = {path.stem: path for path in labels.glob("*.png")}
+    partners = {path.stem: path for path in labels.glob("[!.]*.png")}
     lonely = [str(found[s]) for s in sorted(found.keys() - partners.keys())]
     lonely += [str(partners[s]) for s in sorted(partners.keys() - found.keys())]
     if lonely:
@@ -122,14 +166,3 @@ def pair_files(images, labels, *, image_suffixes=(".png", ".jpg", ".jpeg")):
     if not found:
         raise DataError(f"There are no images in {images}")
     return [FileExample(stem, found[stem], partners[stem]) for stem in sorted(found)]
-
-
-def wrong_layout(source, expected):
-    """The error for a source folder of another layout than expected."""
-    source = pathlib.Path(source)
-    if not source.exists():
-        state = "it does not exist"
-    else:
-        names = sorted(p.name + ("/" if p.is_dir() else "") for p in source.iterdir())
-        state = f"it holds {', '.join(names[:8]) or 'nothing'}{' ...' if len(names) > 8 else ''}"
-    return DataError(f"{source} must be a folder with {expected}; {state}")
