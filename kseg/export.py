@@ -29,12 +29,14 @@ def export(segmenter, path, classes, *, overwrite=False):
 
     Args:
         segmenter: model from `kseg.segmenters.build_segmenter`.
-        path: folder to write. It is complete or not there at all.
+        path: folder to write. It is complete or not there at all; a SavedModel that it replaces
+            stays until the new one is complete.
         classes: `kseg.runs.Classes`.
         overwrite: bool, replace the SavedModel that is there.
 
     Raises:
-        UserError: if `path` is a SavedModel and `overwrite` is False, or holds something else.
+        UserError: if `path` is a SavedModel and `overwrite` is False, or holds something else, or
+            cannot be made.
         ValueError: if the segmenter has another number of classes.
     """
     path = pathlib.Path(path)
@@ -45,10 +47,12 @@ def export(segmenter, path, classes, *, overwrite=False):
             f"The segmenter must have the {len(classes)} classes it is exported with. "
             f"Received: {model.output.shape[-1]}"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}). Give another folder") from None
     try:
         asset = unfinished / _CLASSES
         asset.write_text(json.dumps({"names": classes.names, "palette": classes.palette}) + "\n")
@@ -65,6 +69,10 @@ def export(segmenter, path, classes, *, overwrite=False):
         if path.exists():
             os.replace(path, unfinished / "old")
         os.replace(unfinished / "new", path)
+    except BaseException:
+        if (unfinished / "old").exists():
+            os.replace(unfinished / "old", path)
+        raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -118,15 +126,13 @@ class ServedModel(keras.Model):
         classes: `kseg.runs.Classes`.
 
     Attributes:
-        class_names: list of str.
-        palette: list of `[red, green, blue]`.
+        classes: `kseg.runs.Classes`.
     """
 
     def __init__(self, loaded, classes):
         super().__init__(name="served", dtype="float32")
         self._loaded = loaded
-        self.class_names = list(classes.names)
-        self.palette = [list(color) for color in classes.palette]
+        self.classes = classes
         self.mean_iou = MeanIoU(len(classes))
         self.built = True
 

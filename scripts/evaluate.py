@@ -4,7 +4,7 @@
     python scripts/evaluate.py --saved-model model --data data/camvid --output scores.json
 
 Prints a table of the classes and the images per second (the first batch, which compiles, left
-out), and writes the scores as JSON.
+out), and writes the scores as JSON. All devices share the work; the scores are those of one.
 """
 
 import argparse
@@ -31,7 +31,9 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument("--split", help="default: data.eval_split of the run; val for a SavedModel")
     parser.add_argument(
-        "--batch-size", type=_positive, help="default: data.eval_batch_size of the run; else 4"
+        "--batch-size",
+        type=_positive,
+        help="images at once on each device; default: data.eval_batch_size of the run; else 4",
     )
     parser.add_argument(
         "--precision",
@@ -41,8 +43,9 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="JSON to write; default for a run: <run>/evaluation/<split>.json, with the name of "
-        "the checkpoint in it unless that is best; for a SavedModel: none",
+        help="JSON to write; default for a run: <run>/evaluation/<split>.json, with the names of "
+        "another data set than its own, and of another checkpoint than best, in it; for a "
+        "SavedModel: none",
     )
     parser.add_argument(
         "--panels",
@@ -59,6 +62,8 @@ def parse_arguments(arguments=None):
             parser.error("--checkpoint and --precision go with --run: a SavedModel is as it is")
         if options.panels and not options.output:
             parser.error("--panels with --saved-model needs --output, to know where to write")
+    if options.output and pathlib.Path(options.output).suffix != ".json":
+        parser.error(f"--output must end in .json, is {options.output}")
     return options
 
 
@@ -69,10 +74,12 @@ def main(arguments=None):
     import pipelines
     from kseg.evaluation.inference import Evaluator
     from kseg.export import load
-    from kseg.runs import Classes, Run
+    from kseg.runs import Run
     from kseg.segmenters import inference_model
+    from kseg.training.distribution import build_strategy
     from pipelines import loader
 
+    strategy = build_strategy()
     checkpoint = None
     if options.run:
         run = Run.open(options.run)
@@ -81,9 +88,9 @@ def main(arguments=None):
         folder, split = options.data or data.folder, options.split or data.eval_split
         batch_size = options.batch_size or data.eval_batch_size
     else:
-        model = load(options.saved_model)
-        classes = Classes(model.class_names, model.palette)
-        folder, split = options.data, options.split or "val"
+        with strategy.scope():
+            model = load(options.saved_model)
+        classes, folder, split = model.classes, options.data, options.split or "val"
         batch_size = options.batch_size or 4
 
     manifest = pipelines.read_manifest(folder)
@@ -91,9 +98,10 @@ def main(arguments=None):
     batches = loader.evaluation_dataset(folder, split, batch_size=batch_size)
     if options.run:
         keras.config.set_dtype_policy(options.precision or run.config.train.precision)
-        model = inference_model(run.segmenter(checkpoint))
+        with strategy.scope():
+            model = inference_model(run.segmenter(checkpoint))
 
-    evaluation = Evaluator(model, len(classes))(
+    evaluation = Evaluator(model, len(classes), strategy=strategy)(
         batches,
         num_examples=options.panels or 0,
         progress=Progress(manifest.split(split).num_images),
@@ -103,7 +111,10 @@ def main(arguments=None):
     known = "" if math.isnan(speed) else f", {speed:.2f} a second"
     print(f"{evaluation.num_images} images{known}")
 
-    output = output_file(options, split, checkpoint)
+    own = options.run is not None and manifest.dataset == run.config.data.dataset
+    parts = [split] if own else [manifest.dataset, split]
+    parts += [] if checkpoint in (None, "best") else [checkpoint]
+    output = output_file(options, "-".join(parts))
     if output is not None:
         result = {
             "dataset": manifest.dataset,
@@ -140,13 +151,12 @@ def check_classes(names, manifest):
             )
 
 
-def output_file(options, split, checkpoint):
-    """Where to write the scores, or None."""
+def output_file(options, name):
+    """Where to write the scores, or None; `name` is that of the default file."""
     if options.output:
         return pathlib.Path(options.output)
     if not options.run:
         return None
-    name = split if checkpoint == "best" else f"{split}-{checkpoint}"
     return pathlib.Path(options.run) / "evaluation" / f"{name}.json"
 
 

@@ -48,7 +48,7 @@ def main(arguments=None):
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False)
     def label(images):
-        return predict(model, images, len(model.class_names))
+        return predict(model, images, len(model.classes))
 
     # The next images are read while the model is at work.
     images = tf.data.Dataset.from_tensor_slices([str(image) for image, *_ in jobs]).map(
@@ -62,7 +62,9 @@ def main(arguments=None):
         if image.size:
             labels = label(image[None])[0].numpy()
             visualize.write_png(label_file, labels)
-            visualize.write_png(overlay_file, visualize.overlay(image, labels, model.palette))
+            visualize.write_png(
+                overlay_file, visualize.overlay(image, labels, model.classes.palette)
+            )
             timed += start is not None
             start = start or time.perf_counter()  # The first call compiles.
         else:
@@ -103,6 +105,9 @@ def plan(source, output):
         root, images = source.parent, [source]
     else:
         raise UserError(f"There is no image or folder {source}")
+    if source.is_dir() and output.resolve() == source.resolve():
+        # The next call would take these labels for images.
+        raise UserError(f"`--output` must be another folder than `--input`. Received: {output}")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file. Use a folder for --output")
     inputs = {image.resolve() for image in images}

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -168,8 +169,7 @@ def test_predict(exported):
 
 def test_classes_of_the_loaded_model(exported):
     model = export.load(exported[1])
-    assert model.class_names == CLASSES.names
-    assert model.palette == CLASSES.palette
+    assert model.classes == CLASSES
 
 
 def test_loaded_model_is_not_trained(exported):
@@ -236,6 +236,41 @@ def test_failed_export_leaves_what_was_there(tmp_path, monkeypatch):
         export.export(small_segmenter(), path, CLASSES, overwrite=True)
     export.load(path)
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_failed_replacement_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    export.export(small_segmenter(), path, CLASSES)
+    before = export.load(path)(batch()["image"])
+    replace = os.replace
+
+    def fail(source, target):
+        if pathlib.Path(source).name == "new":
+            raise OSError("no space")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        export.export(small_segmenter(), path, CLASSES, overwrite=True)
+    np.testing.assert_array_equal(export.load(path)(batch()["image"]), before)
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_works_where_it_is_moved_to(exported, tmp_path):
+    segmenter, path = exported
+    copy = shutil.copytree(path, tmp_path / "moved")
+    images = batch()["image"]
+    model = export.load(copy)
+    np.testing.assert_allclose(
+        model(images), inference_model(segmenter)(images), rtol=1e-5, atol=1e-5
+    )
+    assert model.classes == CLASSES
+
+
+def test_names_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        export.export(small_segmenter(), tmp_path / "file" / "model", CLASSES)
 
 
 def test_refuses_other_classes(tmp_path):
