@@ -12,10 +12,12 @@ _YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 
 
 def draw_window(numbers, size, crop_size, scale_range):
-    """Chooses a random scale and a crop of the image scaled by it.
+    """Chooses a random scale, and which part of the image becomes the crop at that scale.
 
-    The scale is uniform in `scale_range`. The scaled image has `round(size * scale)` rows and
-    columns; the crop lies anywhere in it where it fits, and at 0 where the image is smaller.
+    The scale is uniform in `scale_range`. The part has `round(crop_size / scale)` rows and columns
+    (so the scale may differ between the axes by the rounding), and lies anywhere in the image with
+    equal chance. Along an axis on which the image is smaller than that, all of it is taken and the
+    crop is smaller than `crop_size`.
 
     Args:
         numbers: float32 tensor `(3,)`, uniform in [0, 1): for scale, row, column.
@@ -24,80 +26,50 @@ def draw_window(numbers, size, crop_size, scale_range):
         scale_range: `(least, most)`.
 
     Returns:
-        `(scaled, start, shape)`, int32 `(2,)` each: size of the scaled image, first row and
-        column of the crop in it, and its size, at most `crop_size`.
+        `(first, extent, shape)`, int32 `(2,)` each: first row and column of the part, its rows
+        and columns, and the size it is to be resized to, at most `crop_size`.
     """
     low, high = scale_range
     scale = low + (high - low) * numbers[0]
-    scaled = tf.maximum(tf.cast(tf.round(tf.cast(size, "float32") * scale), "int32"), 1)
     crop = tf.constant(crop_size, "int32")
-    shape = tf.minimum(scaled, crop)
-    room = tf.cast(scaled - shape + 1, "float32")
-    start = tf.cast(numbers[1:3] * room, "int32")
-    return scaled, tf.minimum(start, scaled - shape), shape
+    wanted = tf.maximum(tf.cast(tf.round(tf.cast(crop, "float32") / scale), "int32"), 1)
+    extent = tf.minimum(wanted, size)
+    resized = tf.cast(tf.round(tf.cast(extent, "float32") * scale), "int32")
+    shape = tf.where(wanted <= size, crop, tf.clip_by_value(resized, 1, crop))
+    room = tf.cast(size - extent + 1, "float32")
+    # A number just below 1 times the room may round up to it.
+    first = tf.minimum(tf.cast(numbers[1:3] * room, "int32"), size - extent)
+    return first, extent, shape
 
 
-def source_window(scaled, start, shape, size):
-    """The part of the original image that a crop of the scaled one is interpolated from.
-
-    Args:
-        scaled, start, shape: as `draw_window` gives them.
-        size: int32 `(2,)`, size of the original image.
-
-    Returns:
-        `(first, extent)`, int32 `(2,)` each: first row and column, rows and columns.
-    """
-    ratio = tf.cast(size, "float32") / tf.cast(scaled, "float32")
-    top = (tf.cast(start, "float32") + 0.5) * ratio - 0.5
-    bottom = (tf.cast(start + shape, "float32") - 0.5) * ratio - 0.5
-    first = tf.maximum(tf.cast(tf.floor(top), "int32"), 0)
-    last = tf.minimum(tf.cast(tf.floor(bottom), "int32") + 1, size - 1)
-    return first, last - first + 1
-
-
-def resize_image_window(image, first, scaled, start, shape, size):
-    """Interpolates a crop of the scaled image from a part of the original.
-
-    Bilinear with half-pixel centres and without smoothing: equal to resizing the whole image and
-    cropping then.
+def resize_image(image, shape):
+    """Interpolates bilinearly with half-pixel centres, without smoothing.
 
     Args:
-        image: uint8 `(rows, columns, 3)`, the part that `source_window` names.
-        first: int32 `(2,)`, its first row and column.
-        scaled, start, shape: as `draw_window` gives them.
-        size: int32 `(2,)`, size of the original image.
+        image: uint8 `(height, width, 3)`.
+        shape: int32 `(2,)`.
 
     Returns:
         float32 `(*shape, 3)`, 0 to 255.
     """
-    scale = tf.cast(scaled, "float32") / tf.cast(size, "float32")
-    offset = tf.cast(first, "float32") * scale - tf.cast(start, "float32")
-    return tf.raw_ops.ScaleAndTranslate(
-        images=image[None],
-        size=shape,
-        scale=scale,
-        translation=offset,
-        kernel_type="triangle",
-        antialias=False,
-    )[0]
+    return tf.raw_ops.ResizeBilinear(images=image[None], size=shape, half_pixel_centers=True)[0]
 
 
-def resize_label_window(labels, scaled, start, shape, size):
-    """Takes a crop of the scaled label from the original by nearest sampling.
+def resize_labels(labels, first, extent, shape):
+    """Cuts a part out of labels and resizes it to the nearest neighbours, half-pixel centres.
 
     Args:
-        labels: uint8 `(height, width)`, the whole label.
-        scaled, start, shape: as `draw_window` gives them.
-        size: int32 `(2,)`, size of the original label.
+        labels: uint8 `(height, width)`.
+        first, extent, shape: as `draw_window` gives them.
 
     Returns:
-        uint8 `shape`; place i holds source `floor((i + 0.5) * size / scaled)`.
+        uint8 `shape`; place i holds row `first + floor((i + 0.5) * extent / shape)`.
     """
     for axis in (0, 1):
-        places = tf.range(start[axis], start[axis] + shape[axis])
         # In whole numbers, because a rounded centre can fall on the next pixel.
-        source = (2 * places + 1) * size[axis] // (2 * scaled[axis])
-        labels = tf.gather(labels, source, axis=axis)
+        places = first[axis] + (2 * tf.range(shape[axis]) + 1) * extent[axis] // (2 * shape[axis])
+        # Rows are gathered several times faster than columns.
+        labels = tf.transpose(tf.gather(labels, places))
     return labels
 
 
@@ -145,6 +117,16 @@ def jitter_colors(image, numbers, strengths):
     return tf.reshape(tf.matmul(pixels, matrix) + offset, tf.shape(image))
 
 
+def to_uint8(image):
+    """Rounds a float image and cuts it off at 0 and 255."""
+    return tf.cast(tf.clip_by_value(image + 0.5, 0, 255), "uint8")
+
+
+def mirror(image, labels):
+    """Turns left to right."""
+    return tf.reverse(image, [1]), tf.reverse(labels, [1])
+
+
 def pad_to(image, labels, crop_size):
     """Fills up to the crop's size at the bottom and the right.
 
@@ -157,13 +139,21 @@ def pad_to(image, labels, crop_size):
         `(image, labels)` of `crop_size`; `PAD_COLOR` and 255 outside.
     """
     missing = tf.constant(crop_size, "int32") - tf.shape(labels)
-    paddings = tf.stack([tf.zeros_like(missing), missing], axis=1)
-    labels = tf.pad(labels, paddings, constant_values=IGNORE_LABEL)
-    channels = [
-        tf.pad(image[..., i], paddings, constant_values=tf.constant(PAD_COLOR[i], "uint8"))
-        for i in range(3)
-    ]
-    image = tf.stack(channels, axis=-1)
+
+    def fill(values, color):
+        # tf.pad has one constant for all channels; uint8 wraps around, so this is exact.
+        paddings = tf.stack([tf.zeros_like(missing), missing], axis=1)
+        paddings = tf.pad(paddings, [[0, values.shape.rank - 2], [0, 0]])
+        return tf.pad(values - color, paddings) + color
+
+    image, labels = tf.cond(
+        tf.reduce_any(missing > 0),
+        lambda: (
+            fill(image, tf.constant(PAD_COLOR, "uint8")),
+            fill(labels, tf.constant(IGNORE_LABEL, "uint8")),
+        ),
+        lambda: (image, labels),
+    )
     image.set_shape((*crop_size, 3))
     labels.set_shape(crop_size)
     return image, labels

@@ -6,7 +6,7 @@ So the stream has no state: it can start at any step without touching what went 
 shuffled over the whole split without a buffer.
 """
 
-import pathlib
+import os
 
 import tensorflow as tf
 
@@ -28,6 +28,7 @@ def training_dataset(
     scale_range=(0.5, 2.0),
     flip=True,
     color_jitter=None,
+    num_parallel_calls=tf.data.AUTOTUNE,
 ):
     """Endless batches of random crops.
 
@@ -45,6 +46,8 @@ def training_dataset(
         scale_range: `(least, most)`, uniform.
         flip: bool, mirror half of the crops.
         color_jitter: dict of strengths `brightness`, `contrast`, `saturation`, `hue`, or None.
+        num_parallel_calls: int, images that are worked on at the same time; the stream does not
+            depend on it.
 
     Returns:
         `tf.data.Dataset` of `{"image": uint8 (batch, height, width, 3), "label": uint8 (batch,
@@ -52,9 +55,18 @@ def training_dataset(
 
     Raises:
         DataError: if the data is missing or incomplete.
+        ValueError: if an argument is out of range.
+        tf.errors.InvalidArgumentError: from the iterator, if a record is corrupt; names the shard.
     """
-    records = _Records(folder, split)
     crop_size = tuple(crop_size)
+    if min(batch_size, *crop_size) < 1 or start_step < 0:
+        raise ValueError(
+            "`batch_size` and `crop_size` must be 1 or more and `start_step` 0 or more. Received: "
+            f"{batch_size=}, {crop_size=}, {start_step=}"
+        )
+    if not 0 < scale_range[0] <= scale_range[1]:
+        raise ValueError(f"`scale_range` must be 0 < least <= most. Received: {scale_range}")
+    records = _Records(folder, split)
 
     def load(number):
         epoch, position = number // records.count, number % records.count
@@ -64,25 +76,23 @@ def training_dataset(
         example = records.read(index)
         numbers = tf.random.stateless_uniform((8,), tf.stack([seed, number]))
         size = tf.stack([example["height"], example["width"]])
-        scaled, start, shape = augment.draw_window(numbers, size, crop_size, scale_range)
-        first, extent = augment.source_window(scaled, start, shape, size)
-        image = _decode_window(example["image"], first, extent)
-        image = augment.resize_image_window(image, first, scaled, start, shape, size)
+        first, extent, shape = augment.draw_window(numbers, size, crop_size, scale_range)
+        image = augment.resize_image(_decode_window(example["image"], first, extent), shape)
         labels = tf.io.decode_png(example["label"], channels=1)[..., 0]
-        labels = augment.resize_label_window(labels, scaled, start, shape, size)
+        labels = augment.resize_labels(labels, first, extent, shape)
         if color_jitter:
             image = augment.jitter_colors(image, numbers[3:7], color_jitter)
-        image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), "uint8")
+        image = augment.to_uint8(image)
         if flip:
-            mirrored = numbers[7] < 0.5
-            image = tf.cond(mirrored, lambda: image[:, ::-1], lambda: image)
-            labels = tf.cond(mirrored, lambda: labels[:, ::-1], lambda: labels)
+            image, labels = tf.cond(
+                numbers[7] < 0.5, lambda: augment.mirror(image, labels), lambda: (image, labels)
+            )
         image, labels = augment.pad_to(image, labels, crop_size)
         return {"image": image, "label": labels}
 
     seed = tf.constant(seed, "int64")
     dataset = tf.data.Dataset.counter(tf.constant(start_step * batch_size, "int64"))
-    dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(load, num_parallel_calls=num_parallel_calls)
     dataset = dataset.batch(batch_size, drop_remainder=True)
     return _with_options(dataset).prefetch(tf.data.AUTOTUNE)
 
@@ -102,7 +112,11 @@ def evaluation_dataset(folder, split, *, batch_size=1):
 
     Raises:
         DataError: if the data is missing or incomplete.
+        ValueError: if `batch_size` is not positive.
+        tf.errors.InvalidArgumentError: from the iterator, if a record is corrupt; names the shard.
     """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be 1 or more. Received: {batch_size}")
     records = _Records(folder, split)
     size = records.split.image_size
 
@@ -131,7 +145,7 @@ class _Records:
             raise DataError(f"Split {split!r} of {folder} holds no images. Prepare it again")
         files, places, offsets = [], [], []
         for number, shard in enumerate(self.split.shards):
-            files.append(str(pathlib.PurePath(folder) / shard.file))
+            files.append(os.path.join(folder, shard.file))
             places += [number] * len(shard.offsets)
             offsets += shard.offsets
         self._files = tf.constant(files)
@@ -147,15 +161,24 @@ class _Records:
         Returns:
             dict: `image`, `label`, `id` strings; `height`, `width` int32.
         """
+        file, offset = self._files[self._places[index]], self._offsets[index]
         variant = tf.raw_ops.TFRecordDatasetV2(
-            filenames=self._files[self._places[index]][None],
+            filenames=file[None],
             compression_type="",
             buffer_size=_READ_BUFFER,
-            byte_offsets=self._offsets[index][None],
+            byte_offsets=offset[None],
         )
+        # TensorFlow's own error does not name the file. So a record that cannot be read becomes
+        # an empty one, which does not pass the check.
         dataset = tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string))
-        record = dataset.take(1).get_single_element()
-        example = tf.io.parse_single_example(record, FEATURES)
+        dataset = dataset.take(1).ignore_errors()
+        record = dataset.concatenate(tf.data.Dataset.from_tensors("")).take(1).get_single_element()
+        problem = tf.strings.join(
+            ["The shard ", file, " is corrupt or gone, at byte ", tf.strings.as_string(offset)]
+        )
+        advice = "Prepare the data again, with --overwrite"
+        with tf.control_dependencies([tf.debugging.Assert(record != "", [problem, advice])]):
+            example = tf.io.parse_single_example(tf.identity(record), FEATURES)
         for name in ("height", "width"):
             example[name] = tf.cast(example[name], "int32")
         return example
