@@ -1,0 +1,381 @@
+"""Measures speed and memory beside what they are to be compared with, in the same run.
+
+    python scripts/benchmark.py info_nce    the loss kernel against the plain formula
+    python scripts/benchmark.py step        a training step with contrast against cross-entropy only
+    python scripts/benchmark.py startup     process start to the end of the first training step
+    python scripts/benchmark.py loader      images a second from records to batches
+
+Times are the best of several rounds, because other work on the machine only ever adds to them.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+START = time.perf_counter()
+
+import _common  # noqa: E402 - the clock starts before anything heavy.
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("info_nce", help="kernel against the plain formula")
+    command.add_argument("--anchors", type=int, default=8192)
+    command.add_argument("--keys", type=int, nargs="+", default=[8192, 32768, 262_144])
+    command.add_argument("--dim", type=int, default=256)
+    command.add_argument("--classes", type=int, default=19)
+    command.add_argument("--block-size", type=int, default=1024)
+    command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--variant", help=argparse.SUPPRESS)  # One measurement, as JSON.
+    command.set_defaults(function=benchmark_info_nce)
+
+    command = commands.add_parser("step", help="contrast against cross-entropy only")
+    add_network_arguments(command, "hrnet_w18", (256, 512), 4)
+    command.add_argument("--rounds", type=int, default=6)
+    command.set_defaults(function=benchmark_step)
+
+    command = commands.add_parser("startup", help="time to the first step")
+    add_network_arguments(command, "hrnet_w48", (128, 256), 2)
+    command.add_argument("--variant", help=argparse.SUPPRESS)
+    command.set_defaults(function=benchmark_startup)
+
+    command = commands.add_parser("loader", help="records to batches")
+    command.add_argument("--data", required=True, help="prepared folder")
+    command.add_argument("--split", default="train")
+    command.add_argument("--crop", type=int, nargs=2, default=(240, 320), metavar=("H", "W"))
+    command.add_argument("--batch", type=int, default=8)
+    command.add_argument("--batches", type=int, default=60)
+    command.set_defaults(function=benchmark_loader)
+    return parser.parse_args()
+
+
+def add_network_arguments(command, backbone, size, batch):
+    command.add_argument("--backbone", default=backbone)
+    command.add_argument("--head", default="ocr")
+    command.add_argument("--size", type=int, nargs=2, default=size, metavar=("H", "W"))
+    command.add_argument("--batch", type=int, default=batch)
+    command.add_argument("--classes", type=int, default=8)
+    command.add_argument("--precision", default="float32", choices=["float32", "mixed_bfloat16"])
+
+
+class PeakMemory:
+    """Extra resident memory of this process while the block runs, in MB."""
+
+    def __enter__(self):
+        import psutil
+
+        process = psutil.Process()
+        before = self._peak = process.memory_info().rss
+        self._stop = threading.Event()
+
+        def watch():
+            while not self._stop.wait(0.002):
+                self._peak = max(self._peak, process.memory_info().rss)
+
+        self._before, self._thread = before, threading.Thread(target=watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def megabytes(self):
+        return (self._peak - self._before) / 1e6
+
+
+def best_seconds(function, rounds):
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def in_new_process(*arguments):
+    """Runs this script once more with `arguments`; memory and start-up are measured cleanly."""
+    result = subprocess.run(
+        [sys.executable, __file__, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
+    if result.returncode:
+        raise SystemExit(f"{' '.join(map(str, arguments))} failed")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def benchmark_info_nce(arguments):
+    if arguments.variant:
+        return measure_info_nce(arguments)
+    print("forward and backward to anchors and keys; extra memory above the inputs")
+    print(f"{'anchors x keys x dim':>24}  {'':<26}{'seconds':>8}{'extra MB':>10}{'time ratio':>12}")
+    for keys in arguments.keys:
+        size = f"{arguments.anchors} x {keys} x {arguments.dim}"
+        plain = None
+        variants = ["streaming, sorted rows", "streaming, random rows", "streaming, keys detached"]
+        if arguments.anchors * keys <= 2**26:
+            variants.insert(0, "plain formula")
+        for variant in variants:
+            found = in_new_process(
+                *("info_nce", "--anchors", arguments.anchors, "--keys", keys),
+                *("--dim", arguments.dim, "--classes", arguments.classes),
+                *("--block-size", arguments.block_size, "--rounds", arguments.rounds),
+                *("--variant", variant),
+            )
+            plain = found["seconds"] if variant == "plain formula" else plain
+            ratio = f"{found['seconds'] / plain:.2f}" if plain else "-"
+            print(
+                f"{size:>24}  {variant:<26}{found['seconds']:>8.2f}{found['megabytes']:>10.0f}"
+                f"{ratio:>12}",
+                flush=True,
+            )
+
+
+def measure_info_nce(arguments):
+    import numpy as np
+    import tensorflow as tf
+
+    from kseg.contrast.info_nce import info_nce
+
+    rng = np.random.default_rng(0)
+
+    def rows(count):
+        x = rng.standard_normal((count, arguments.dim), dtype="float32")
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        labels = rng.integers(0, arguments.classes, count)
+        return tf.constant(x), labels if "random" in arguments.variant else np.sort(labels)
+
+    anchors, anchor_labels = rows(arguments.anchors)
+    keys, key_labels = rows(arguments.keys[0])
+    labels = tf.constant(anchor_labels, "int32"), tf.constant(key_labels, "int32")
+    detached = "detached" in arguments.variant
+
+    def plain_formula(anchors, anchor_labels, keys, key_labels):
+        s = tf.matmul(anchors, keys, transpose_b=True) / 0.1
+        same = anchor_labels[:, None] == key_labels[None, :]
+        neg = tf.reduce_logsumexp(tf.where(same, -1e30, s), axis=1, keepdims=True)
+        positive = tf.cast(same, "float32")
+        terms = tf.nn.softplus(neg - s) * positive
+        return tf.reduce_sum(terms, axis=1) / tf.maximum(tf.reduce_sum(positive, axis=1), 1.0)
+
+    @tf.function(autograph=False)
+    def compute(anchors, keys):
+        sources = [anchors] if detached else [anchors, keys]
+        with tf.GradientTape() as tape:
+            tape.watch(sources)
+            if arguments.variant == "plain formula":
+                loss = plain_formula(anchors, labels[0], keys, labels[1])
+            else:
+                loss, _ = info_nce(
+                    *(anchors, labels[0], keys, labels[1]),
+                    detach_keys=detached,
+                    block_size=arguments.block_size,
+                )
+            total = tf.reduce_mean(loss)
+        return total, tape.gradient(total, sources)
+
+    compute.get_concrete_function(anchors, keys)
+    with PeakMemory() as memory:
+        seconds = best_seconds(lambda: float(compute(anchors, keys)[0]), arguments.rounds)
+    print(json.dumps({"seconds": seconds, "megabytes": memory.megabytes}))
+
+
+def build_step(arguments, contrast):
+    import keras
+    import tensorflow as tf
+
+    from kseg.contrast.multi_scale import MultiScaleContrast
+    from kseg.segmenters import build_segmenter
+    from kseg.training import trainer as trainer_module
+    from kseg.training.optimizers import SGD
+
+    keras.config.set_dtype_policy(arguments.precision)
+    objectives = [(MultiScaleContrast(arguments.classes), 0.1)] if contrast else []
+    segmenter = build_segmenter(
+        arguments.backbone,
+        arguments.head,
+        arguments.classes,
+        projections=("c2", "c3", "c4", "c5") if contrast else (),
+    )
+    trainer = trainer_module.SegmentationTrainer(segmenter, objectives=objectives)
+    optimizer = SGD(0.01, decay_rate=5e-4)
+    optimizer.build(segmenter.trainable_variables)
+    trainer.compile(optimizer=optimizer)
+    return trainer, trainer_module.build_step(trainer, tf.distribute.get_strategy())
+
+
+def street_batch(arguments):
+    """A batch of the synthetic street scenes, enlarged to the size asked for."""
+    import pipelines
+    from pipelines import loader
+
+    pipelines.prepare_once("synthetic", "data/synthetic")
+    height, width = arguments.size
+    scale = max(height / 144, width / 256)
+    dataset = loader.training_dataset(
+        "data/synthetic",
+        "train",
+        batch_size=arguments.batch,
+        crop_size=arguments.size,
+        seed=0,
+        scale_range=(scale, scale),
+    )
+    return next(iter(dataset))
+
+
+def benchmark_step(arguments):
+    batch = street_batch(arguments)
+    names = ("cross-entropy only", "with multi-scale contrast")
+    steps = [build_step(arguments, contrast) for contrast in (False, True)]
+    times = {name: [] for name in names}
+    for _, step in steps:
+        float(step(batch)["loss"])
+    for _ in range(arguments.rounds):  # In turns, so that noise hits both alike.
+        for name, (_, step) in zip(names, steps, strict=True):
+            times[name].append(best_seconds(lambda step=step: float(step(batch)["loss"]), 1))
+    plain = min(times[names[0]])
+    height, width = arguments.size
+    print(
+        f"{arguments.head} on {arguments.backbone}, {arguments.batch} x {height} x {width}, "
+        f"{arguments.precision}"
+    )
+    for name, (trainer, _) in zip(names, steps, strict=True):
+        seconds = min(times[name])
+        weights = sum(w.shape.num_elements() for w in trainer.segmenter.trainable_weights) / 1e6
+        print(
+            f"{name:<26}{seconds:8.3f} s a step  x {seconds / plain:.3f}  {weights:.2f} M weights"
+        )
+
+
+def benchmark_startup(arguments):
+    if arguments.variant:
+        return measure_startup(arguments)
+    height, width = arguments.size
+    print(
+        f"{arguments.head} on {arguments.backbone}, {arguments.batch} x {height} x {width}: "
+        "seconds from process start to the end of the first training step"
+    )
+    columns = ("import", "build", "trace", "first step", "in all", "graph nodes")
+    print(f"{'':<34}" + "".join(f"{c:>12}" for c in columns))
+    for variant in ("kseg", "kseg with multi-scale contrast", "plain Keras layers and fit"):
+        found = in_new_process(
+            *("startup", "--backbone", arguments.backbone, "--head", arguments.head),
+            *("--size", height, width, "--batch", arguments.batch),
+            *("--classes", arguments.classes, "--precision", arguments.precision),
+            *("--variant", variant),
+        )
+        print(f"{variant:<34}" + "".join(f"{found.get(c, '-'):>12}" for c in columns), flush=True)
+
+
+def measure_startup(arguments):
+    import numpy as np
+    import tensorflow as tf
+
+    from kseg.training import trainer  # noqa: F401 - counted as import.
+
+    times = {"import": time.perf_counter() - START}
+    rng = np.random.default_rng(0)
+    shape = (arguments.batch, *arguments.size)
+    batch = {
+        "image": tf.constant(rng.integers(0, 256, (*shape, 3)), "uint8"),
+        "label": tf.constant(rng.integers(0, arguments.classes, shape), "uint8"),
+    }
+    if arguments.variant.startswith("plain"):
+        fit_plainly(arguments, batch)
+    else:
+        _, step = build_step(arguments, "contrast" in arguments.variant)
+        times["build"] = time.perf_counter() - START - sum(times.values())
+        graph = step.get_concrete_function(batch).graph.as_graph_def()
+        times["trace"] = time.perf_counter() - START - sum(times.values())
+        float(step(batch)["loss"])
+        times["first step"] = time.perf_counter() - START - sum(times.values())
+        functions = sum(len(function.node_def) for function in graph.library.function)
+        times["graph nodes"] = len(graph.node) + functions
+    found = {k: v if k == "graph nodes" else round(v, 1) for k, v in times.items()}
+    print(json.dumps({**found, "in all": round(time.perf_counter() - START, 1)}))
+
+
+def fit_plainly(arguments, batch):
+    """The same network of stock Keras layers, trained by stock Keras: what one would write."""
+    import keras
+    import tensorflow as tf
+
+    from kseg import layers
+    from kseg.segmenters import build_segmenter
+
+    keras.config.set_dtype_policy(arguments.precision)
+
+    class PlainConvNorm:
+        def __init__(self, filters, size, *, strides=1, relu=True, use_bias=False, name, **_):
+            self._parts = (filters, size, strides, relu, use_bias, name)
+
+        def __call__(self, x, residual=None):
+            filters, size, strides, relu, use_bias, name = self._parts
+            if strides > 1:
+                x = keras.layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x)
+            x = keras.layers.Conv2D(
+                *(filters, size, strides, "valid" if strides > 1 else "same"),
+                use_bias=use_bias,
+                name=f"{name}_conv",
+            )(x)
+            x = keras.layers.BatchNormalization(name=f"{name}_norm")(x)
+            if residual is not None:
+                x = keras.layers.Add(name=f"{name}_add")([x, residual])
+            return keras.layers.ReLU(name=f"{name}_relu")(x) if relu else x
+
+    for module in list(sys.modules.values()):  # Builders hold the class under its own name.
+        if getattr(module, "ConvNorm", None) is layers.ConvNorm and module is not layers:
+            module.ConvNorm = PlainConvNorm
+    segmenter = build_segmenter(arguments.backbone, arguments.head, arguments.classes)
+    logits = keras.layers.Resizing(*arguments.size)(segmenter.output["logits"])
+    model = keras.Model(segmenter.input, logits)
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    dataset = tf.data.Dataset.from_tensors((batch["image"], batch["label"]))
+    model.fit(dataset, verbose=0)
+
+
+def benchmark_loader(arguments):
+    import psutil
+
+    from pipelines import loader
+
+    jitter = {"brightness": 0.25, "contrast": 0.25, "saturation": 0.25, "hue": 0.05}
+    batches = iter(
+        loader.training_dataset(
+            arguments.data,
+            arguments.split,
+            batch_size=arguments.batch,
+            crop_size=arguments.crop,
+            seed=0,
+            color_jitter=jitter,
+        )
+    )
+    for _ in range(5):
+        next(batches)
+    processor = sum(psutil.Process().cpu_times()[:2])
+    start = time.perf_counter()
+    for _ in range(arguments.batches):
+        next(batches)
+    seconds = time.perf_counter() - start
+    processor = sum(psutil.Process().cpu_times()[:2]) - processor
+    images = arguments.batch * arguments.batches
+    print(
+        f"{images / seconds:.0f} images a second on {os.cpu_count()} cores, "
+        f"{1000 * processor / images:.1f} ms of processor time an image"
+    )
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    _common.run(lambda: arguments.function(arguments))
