@@ -185,46 +185,37 @@ class _Scene:
         """Fills an outline.
 
         Args:
-            points: `(n, 2)` columns and rows; of a disc its centre and its radius twice.
+            points: `(n, 2)` columns and rows: corners, ends, or the centre.
             color: `(3,)`, or a function of the columns and rows of the pixels, `(n,)` each, that
-                gives `(n, 3)`.
+                gives `(n, 3)`; for polygons only.
             label: int.
             depth: float, metres, for the haze.
             shape: `polygon`, `line` or `disc`.
-            thickness: of a line, pixels.
+            thickness: pixels, of a line, or the diameter of a disc.
         """
         points = np.asarray(points, "float64")
-        if shape == "disc":
-            low, high = points[0] - points[1], points[0] + points[1]
-        else:
-            margin = thickness if shape == "line" else 0
-            low, high = points.min(axis=0) - margin, points.max(axis=0) + margin
-        left, top, right, bottom = self._window(low, high)
-        if right <= left or bottom <= top:
+        if not callable(color):
+            color = tuple(map(float, self.lit(color, depth)))
+            _draw(self.image, points, color, shape, thickness)
+            _draw(self.labels, points, label, shape, thickness)
             return
-        mask = np.zeros((bottom - top, right - left), "uint8")
-        # Corners far outside the picture would overflow the fixed point of OpenCV.
-        places = np.round(np.clip(points - (left, top), -1e5, 1e5) * 16).astype("int32")
-        if shape == "polygon":
-            cv2.fillPoly(mask, [places], 1, lineType=cv2.LINE_8, shift=4)
-        elif shape == "line":
-            start, end = (tuple(map(int, place)) for place in places)
-            cv2.line(mask, start, end, 1, max(1, round(thickness)), cv2.LINE_8, shift=4)
-        else:
-            radius = int(np.clip(points[1, 0] * 16, 8, 1e5))
-            cv2.circle(mask, tuple(map(int, places[0])), radius, 1, -1, cv2.LINE_8, shift=4)
-        self.paint_mask(mask, left, top, color, label, depth)
+        left, top, right, bottom = self._window(points.min(axis=0), points.max(axis=0))
+        if right > left and bottom > top:
+            mask = np.zeros((bottom - top, right - left), "uint8")
+            _draw(mask, points - (left, top), 1, shape, thickness)
+            self.paint_mask(mask, left, top, color, label, depth)
 
     def paint_mask(self, mask, left, top, color, label, depth):
-        """Fills a mask whose first pixel is at `left`, `top`; else as `paint`."""
+        """Fills a mask whose first pixel is at `left`, `top`; `color` must be a function."""
         rows, columns = np.nonzero(mask)
         rows, columns = rows + top, columns + left
-        if callable(color):
-            color = color(columns, rows)
-        clear = math.exp(-depth / self.visibility)
-        color = np.asarray(color, "float32") * (self.sun * clear) + self.haze * (1 - clear)
-        self.image[rows, columns] = color
+        self.image[rows, columns] = self.lit(color(columns, rows), depth)
         self.labels[rows, columns] = label
+
+    def lit(self, color, depth):
+        """A surface's colours `(..., 3)` in the scene's light, seen through its haze."""
+        clear = math.exp(-depth / self.visibility)
+        return np.asarray(color, "float32") * (self.sun * clear) + self.haze * (1 - clear)
 
     def shade(self, points, factor):
         """Darkens the ground inside an outline softly."""
@@ -261,6 +252,20 @@ class _Scene:
         image += self.uniform(0.004, 0.022) * noise
         labels = self.labels[::_OVERSAMPLING, ::_OVERSAMPLING]
         return (np.clip(image, 0, 1) * 255 + 0.5).astype("uint8"), np.ascontiguousarray(labels)
+
+
+def _draw(target, points, value, shape, thickness):
+    """Draws a filled shape in place, see `_Scene.paint`."""
+    # Corners far outside the picture would overflow the fixed point of OpenCV.
+    places = np.round(np.clip(points, -1e5, 1e5) * 16).astype("int32")
+    if shape == "polygon":
+        cv2.fillPoly(target, [places], value, lineType=cv2.LINE_8, shift=4)
+    elif shape == "line":
+        start, end = map(tuple, places.tolist())
+        cv2.line(target, start, end, value, max(1, round(thickness)), cv2.LINE_8, shift=4)
+    else:
+        radius = max(8, round(thickness * 8))
+        cv2.circle(target, tuple(places[0].tolist()), radius, value, -1, cv2.LINE_8, shift=4)
 
 
 @functools.cache
@@ -553,18 +558,12 @@ def _paint_tree(scene, x, z, height):
         return
     crown = np.zeros((bottom - top, right - left), "uint8")
     middle = (low + high) / 2
-    for angle, away in zip(rng.uniform(0, 2 * np.pi, 18), rng.random(18) ** 0.5, strict=True):
-        dx = np.cos(angle) * away * width * 0.36
-        dy = np.sin(angle) * away * (high - low) * 0.36
-        radius = width * rng.uniform(0.12, 0.24)
-        place = (column + dx * scale - left, ground - (middle + dy) * scale - top)
-        cv2.circle(
-            crown,
-            tuple(int(np.clip(v, -30000, 30000)) for v in place),
-            int(radius * scale) + 1,
-            1,
-            -1,
-        )
+    angles, away = rng.uniform(0, 2 * np.pi, 18), rng.random(18) ** 0.5
+    columns = column + np.cos(angles) * away * width * 0.36 * scale - left
+    rows = ground - (middle + np.sin(angles) * away * (high - low) * 0.36) * scale - top
+    radii = width * rng.uniform(0.12, 0.24, 18) * scale + 1
+    for place, radius in zip(np.stack([columns, rows], axis=1), radii, strict=True):
+        _draw(crown, place[None], 1, "disc", 2 * radius)
     leaves = scene.noise(crown.shape, scale=max(scale / 18, 0.5))
     reach = 2 * int(0.05 * width * scale) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
@@ -586,11 +585,8 @@ def _paint_tree(scene, x, z, height):
 
 def _paint_car(scene, x, z, rear):
     """A car that goes the camera's way (`rear`) or comes towards it."""
-    length, half, roof = (
-        scene.uniform(3.7, 4.8),
-        scene.uniform(0.82, 0.95),
-        scene.uniform(1.4, 1.75),
-    )
+    length, half = scene.uniform(3.7, 4.8), scene.uniform(0.82, 0.95)
+    roof = scene.uniform(1.4, 1.75)
     colors = [(0.75, 0.75, 0.77), (0.13, 0.13, 0.15), (0.85, 0.85, 0.84), (0.55, 0.1, 0.1)]
     colors += [(0.12, 0.22, 0.45), (0.35, 0.37, 0.4), (0.2, 0.35, 0.25), (0.8, 0.62, 0.15)]
     body = np.array(colors[scene.rng.integers(len(colors))]) * scene.uniform(0.85, 1.1)
@@ -645,6 +641,9 @@ def _paint_car(scene, x, z, rear):
         (x - 0.7 * half, roof - 0.08, start + lean),
     ]
     quad(pane, glass * 1.3)
+    if z > 35:  # The rest would be smaller than a pixel.
+        quad(near(-half, half, 0.22, belt), body * 0.85)
+        return
     for wheel in (-0.95 * half, 0.6 * half):
         quad(near(wheel, wheel + 0.35 * half, 0.0, 0.4), (0.05, 0.05, 0.05))
     quad(near(-half, half, 0.22, belt), body * 0.95)
@@ -671,8 +670,8 @@ def _paint_person(scene, x, z):
         scene.paint(ends, color, PERSON, z, shape="line", thickness=width * scale)
 
     def disc(dx, y, radius, color):
-        place = scene.outline([(x + dx, y, z)])[0]
-        scene.paint([place, (radius * scale,) * 2], color, PERSON, z, shape="disc")
+        place = scene.outline([(x + dx, y, z)])
+        scene.paint(place, color, PERSON, z, shape="disc", thickness=2 * radius * scale)
 
     feet = [(x - 0.3, 0, z), (x + 0.3, 0, z), (x + 0.35, 0, z + 0.5), (x - 0.25, 0, z + 0.5)]
     scene.shade(scene.outline(feet), 0.6)
@@ -711,7 +710,7 @@ def _paint_sign(scene, x, z):
 
     def plate(corners, size, color, turn=0.0):
         if corners is None:
-            scene.paint([center, (size * scale,) * 2], color, SIGN, z, shape="disc")
+            scene.paint([center], color, SIGN, z, shape="disc", thickness=2 * size * scale)
             return
         angles = turn + 2 * np.pi * np.arange(corners) / corners
         points = center + size * scale * np.stack([np.sin(angles), -np.cos(angles)], axis=1)
