@@ -6,6 +6,7 @@ that was stopped, and shows again what a finished one came to.
 
 import argparse
 import json
+import math
 import pathlib
 
 import _common
@@ -128,7 +129,7 @@ def dry_run(run):
     strategy = build_strategy(config.train.devices)
     trainer = build_trainer(run, strategy)
     total, deployed = (
-        sum(v.size for v in model.weights) / 1e6
+        sum(math.prod(v.shape) for v in model.weights) / 1e6
         for model in (trainer.segmenter, run.build_segmenter())
     )
     outputs = ", ".join(sorted(trainer.segmenter.output))
