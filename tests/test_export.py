@@ -16,6 +16,7 @@ from kseg.errors import UserError
 from kseg.evaluation.inference import Evaluator
 from kseg.runs import Classes
 from kseg.segmenters import build_segmenter, inference_model
+from tests.scripts.tiny_run import scramble
 
 ROOT = pathlib.Path(__file__).parents[1]
 CLASSES = Classes(["road", "sky", "tree"], [[128, 64, 128], [70, 130, 180], [0, 100, 0]])
@@ -39,9 +40,7 @@ def tiny_segmenter(num_classes=3):
         projections=("c2", "c4"),
         embedding_dim=8,
     )
-    rng = np.random.default_rng(0)
-    for weight in segmenter.weights:  # Far from the initial state, so that nothing is symmetric.
-        weight.assign(weight.numpy() + rng.uniform(0, 0.3, weight.shape))
+    scramble(segmenter, np.random.default_rng(0))
     return segmenter
 
 
@@ -141,6 +140,8 @@ def test_evaluate_gives_the_mean_iou_of_the_run(exported):
     segmenter, path = exported
     expected = Evaluator(inference_model(segmenter), 3)(batches()).scores.mean_iou
     assert 0 < expected < 1
+    logits = inference_model(segmenter)(batch()["image"])
+    assert len(np.unique(np.argmax(logits, axis=-1))) > 1, "the test would be weak"
     model = export.load(path)
     for dataset in (batches(), batches().map(lambda b: (b["image"], b["label"]))):
         found = model.evaluate(dataset, verbose=0)

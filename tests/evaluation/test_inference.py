@@ -74,12 +74,11 @@ def test_one_trace_for_all_sizes():
 
 
 @pytest.mark.parametrize("batch_sizes", [[2, 2, 1], [1] * 5, [5], [2, 3]])
-def test_two_replicas_give_the_answer_of_one(batch_sizes):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+def test_two_replicas_give_the_answer_of_one(mirrored, batch_sizes):
     items = list(examples([(6, 8)] * 5))
-    with strategy.scope():
+    with mirrored.scope():
         model = tiny_model()
-    evaluator = Evaluator(model, NUM_CLASSES, strategy=strategy)
+    evaluator = Evaluator(model, NUM_CLASSES, strategy=mirrored)
     evaluation = evaluator(batches_of(items, batch_sizes), num_examples=4)
     np.testing.assert_array_equal(evaluation.scores.matrix, expected_matrix(model, items))
     assert evaluation.num_images == 5
@@ -90,19 +89,18 @@ def test_two_replicas_give_the_answer_of_one(batch_sizes):
         np.testing.assert_array_equal(predict(model, seen[None], NUM_CLASSES)[0], prediction)
 
 
-def test_two_replicas_with_batches_of_different_sizes():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+def test_two_replicas_with_batches_of_different_sizes(mirrored):
     items = list(examples([(6, 8), (9, 5), (7, 7)]))
-    with strategy.scope():
+    with mirrored.scope():
         model = tiny_model()
-    evaluator = Evaluator(model, NUM_CLASSES, strategy=strategy)
+    evaluator = Evaluator(model, NUM_CLASSES, strategy=mirrored)
     evaluation = evaluator(batches_of(items, [1, 1, 1]))
     np.testing.assert_array_equal(evaluation.scores.matrix, expected_matrix(model, items))
 
 
-def test_model_of_two_replicas_on_one():
+def test_model_of_two_replicas_on_one(mirrored):
     items = list(examples([(6, 8)] * 3))
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with mirrored.scope():
         model = tiny_model()
     evaluation = Evaluator(model, NUM_CLASSES)(batches_of(items, [2, 1]))
     np.testing.assert_array_equal(evaluation.scores.matrix, expected_matrix(model, items))

@@ -145,11 +145,10 @@ def test_metric_counts_single_pixels_beyond_float32():
     np.testing.assert_array_equal(metric.matrix, [[2**40, 1], [0, 0]])
 
 
-def test_metric_on_two_replicas_is_that_of_one():
+def test_metric_on_two_replicas_is_that_of_one(mirrored):
     labels, predictions = random_pair(np.random.default_rng(2), (3, 6, 7), 4)
     logits = one_hot(predictions, 4)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
+    with mirrored.scope():
         metric = MeanIoU(4)
 
     @tf.function
@@ -160,7 +159,7 @@ def test_metric_on_two_replicas_is_that_of_one():
             mine = slice(0, 2) if int(tf.get_static_value(replica)) == 0 else slice(2, 3)
             metric.update_state(labels[mine], logits[mine])
 
-        strategy.run(on_replica)
+        mirrored.run(on_replica)
 
     update()
     update()

@@ -1,11 +1,16 @@
 """A run and its data, as small as they get, for tests of what comes after training."""
 
 import dataclasses
+import functools
+import importlib.util
+import pathlib
+import sys
 
 import cv2
 import numpy as np
+import pytest
 
-from kseg import config
+from kseg import backbones, config
 from kseg.runs import Classes, Run
 from kseg.training import checkpoints
 from pipelines import records
@@ -13,12 +18,45 @@ from pipelines.datasets.dataset import Taxonomy
 
 NAMES = ["sky", "road", "car"]
 PALETTE = [[70, 130, 180], [128, 64, 128], [0, 0, 142]]
+SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
+
+
+def script(name):
+    """Imports a script as a call of it would: with its folder on the path."""
+    if str(SCRIPTS) not in sys.path:
+        sys.path.append(str(SCRIPTS))
+    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    """A run of a network with a few thousand weights, and its data, for the tests of a module."""
+    build = functools.partial(
+        backbones.build_hrnet,
+        channels=(2, 4, 8, 16),
+        modules=(1, 1, 1),
+        blocks=(1, 1, 1),
+        stage1_channels=2,
+        stage1_blocks=1,
+        stem_channels=4,
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.BACKBONES, "hrnet_w18_small", build)
+        yield write_run(folder / "run", write_data(folder / "data"))
 
 
 @dataclasses.dataclass
 class Example:
     id: str
     size: tuple
+
+    @property
+    def fingerprint(self):
+        return f"{self.id} {self.size}"
 
     def read(self):
         rng = np.random.default_rng(int(self.id))
@@ -40,8 +78,21 @@ def write_data(folder, names=NAMES, sizes=((40, 56), (33, 47), (40, 56))):
     return folder
 
 
+def scramble(segmenter, rng):
+    """Brings weights far from their initial state, with all classes equally likely."""
+    for weight in segmenter.weights:
+        value = weight * rng.uniform(0.5, 1.5, weight.shape)
+        if weight.path.endswith(("beta", "bias", "moving_mean")):
+            value = value + rng.normal(0, 0.3, weight.shape)
+        weight.assign(value)
+    noise = rng.integers(0, 256, (1, 64, 64, 3)).astype("uint8")
+    mean = np.mean(segmenter(noise, training=False)["logits"], axis=(0, 1, 2))
+    bias = next(w for w in segmenter.weights if w.path.endswith("/logits/bias"))
+    bias.assign(bias - mean)
+
+
 def write_run(folder, data, *, precision="float32"):
-    """A run with untrained weights as its best checkpoint, and as step 7."""
+    """A run with random weights as its best checkpoint, and others as step 7."""
     values = {
         "name": "tiny",
         "model": {
@@ -52,7 +103,10 @@ def write_run(folder, data, *, precision="float32"):
         "train": {"steps": 10, "precision": precision},
     }
     run = Run.create(folder, config.parse(values, source="tiny"), Classes(NAMES, PALETTE))
-    variables = checkpoints.model_variables(run.build_segmenter())
+    segmenter = run.build_segmenter()
+    variables = checkpoints.model_variables(segmenter)
+    rng = np.random.default_rng(0)
     for file in ("best.npz", "step-00000007.npz"):
+        scramble(segmenter, rng)
         checkpoints.save(run.path / "checkpoints" / file, variables, {"step": 7})
     return run

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from kseg import export as library
+from kseg.errors import UserError
+from kseg.segmenters import inference_model
+from tests.scripts.tiny_run import NAMES, PALETTE, script
+from tests.scripts.tiny_run import tiny_run as tiny_run
+
+export = script("export")
+
+
+def call(*arguments):
+    assert export.main([str(argument) for argument in arguments]) == 0
+
+
+def images():
+    return np.random.default_rng(0).integers(0, 256, (1, 33, 47, 3)).astype("uint8")
+
+
+def test_exports_a_checkpoint(tiny_run, tmp_path, capsys):
+    arguments = ["--run", tiny_run.path, "--output", tmp_path / "model", "--checkpoint", 7]
+    call(*arguments)
+    model = library.load(tmp_path / "model")
+    expected = inference_model(tiny_run.segmenter("7"))(images())
+    np.testing.assert_allclose(model(images()), expected, rtol=1e-5, atol=1e-5)
+    assert (model.classes.names, model.classes.palette) == (NAMES, PALETTE)
+    assert "3 classes" in capsys.readouterr().out
+    with pytest.raises(UserError, match="Use --overwrite"):
+        call(*arguments)
+
+
+def test_precision_and_overwrite(tiny_run, tmp_path):
+    (tmp_path / "saved_model.pb").write_text("an older one")
+    arguments = ["--run", tiny_run.path, "--output", tmp_path, "--overwrite"]
+    call(*arguments, "--precision", "mixed_bfloat16")
+    logits = library.load(tmp_path)(images())
+    exact = inference_model(tiny_run.segmenter())(images())
+    difference = np.abs(logits - exact).max() / np.abs(exact).max()
+    assert logits.dtype == "float32"
+    assert 1e-5 < difference < 0.1, "rounded to 8 bits on the way"
+
+
+def test_names_what_is_missing(tiny_run, tmp_path):
+    with pytest.raises(UserError, match="is not a run"):
+        call("--run", tmp_path, "--output", tmp_path / "model")
+    with pytest.raises(UserError, match="no checkpoint 'newest'"):
+        call("--run", tiny_run.path, "--output", tmp_path / "model", "--checkpoint", "newest")
+    assert not (tmp_path / "model").exists()

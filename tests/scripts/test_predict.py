@@ -1,0 +1,162 @@
+import pathlib
+import subprocess
+import sys
+
+import cv2
+import keras
+import numpy as np
+import pytest
+
+from kseg import export, visualize
+from kseg.errors import UserError
+from kseg.runs import Classes
+from tests.scripts.tiny_run import PALETTE, SCRIPTS, script
+
+predict = script("predict")
+CLASSES = Classes(["red", "green", "blue"], PALETTE)
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory):
+    """Its logits are the channels of the image: it labels each pixel by the largest."""
+    image = keras.Input((None, None, 3), name="image")
+    layer = keras.layers.Conv2D(3, 1, use_bias=False, name="logits")
+    model = keras.Model(image, {"logits": layer(image)})
+    layer.kernel.assign(np.eye(3)[None, None])
+    path = tmp_path_factory.mktemp("export") / "model"
+    export.export(model, path, CLASSES)
+    return path
+
+
+def write_image(path, size=(13, 21), seed=0):
+    """Writes blocks of one of three colours; gives the picture and its labels."""
+    labels = np.random.default_rng(seed).integers(0, 3, size).astype("uint8")
+    picture = (np.eye(3)[labels] * 200 + 20).astype("uint8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), picture[..., ::-1])
+    return picture, labels
+
+
+def call(saved_model, source, output):
+    arguments = ["--saved-model", saved_model, "--input", source, "--output", output]
+    return predict.main([str(argument) for argument in arguments])
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def read(path):
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+def test_labels_a_folder_with_its_subfolders(saved_model, tmp_path, capsys):
+    source, output = tmp_path / "in", tmp_path / "out"
+    written = {
+        name: write_image(source / name, size, seed)
+        for seed, (name, size) in enumerate(
+            {"a.png": (13, 21), "deep/a.PNG": (8, 8), "deep/er/b.c.bmp": (30, 5)}.items()
+        )
+    }
+    (source / "notes.txt").write_text("no image")
+    write_image(source / ".hidden.png")
+    write_image(source / ".thumbnails" / "a.png")
+    assert call(saved_model, source, output) == 0
+    stems = ["a", "deep/a", "deep/er/b.c"]
+    assert files(output) == sorted(f"{s}{end}.png" for s in stems for end in ("", "_overlay"))
+    for name, (picture, labels) in written.items():
+        stem = str(output / pathlib.Path(name).with_suffix(""))
+        found = read(f"{stem}.png")
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, labels)
+        expected = visualize.overlay(picture, labels, PALETTE)
+        np.testing.assert_array_equal(read(f"{stem}_overlay.png")[..., ::-1], expected)
+    assert "3 images" in capsys.readouterr().out
+
+
+def test_second_call_leaves_out_what_the_first_wrote(saved_model, tmp_path):
+    write_image(tmp_path / "a.png")
+    for _ in range(2):
+        call(saved_model, tmp_path, tmp_path / "labels")
+    assert files(tmp_path) == ["a.png", "labels/a.png", "labels/a_overlay.png"]
+
+
+@pytest.mark.parametrize("kind", ["grey", "alpha", "16 bits"])
+def test_images_of_other_kinds(saved_model, tmp_path, kind):
+    path = tmp_path / "a.png"
+    picture, labels = write_image(path)
+    picture = picture[..., ::-1]
+    if kind == "grey":
+        cv2.imwrite(str(path), np.full((4, 5), 99, "uint8"))
+        labels = np.zeros((4, 5))  # All channels are equal: the first one wins.
+    elif kind == "alpha":
+        cv2.imwrite(str(path), np.dstack([picture, picture[..., 0]]))
+    else:
+        cv2.imwrite(str(path), picture.astype("uint16") * 256)
+    call(saved_model, path, tmp_path / "out")
+    np.testing.assert_array_equal(read(tmp_path / "out" / "a.png"), labels)
+
+
+def test_photos_are_turned_upright(saved_model, tmp_path):
+    # Halves of one colour, wide enough that JPEG leaves their middle alone.
+    picture = np.zeros((32, 64, 3), "uint8")
+    picture[:, :32, 0], picture[:, 32:, 1] = 250, 250
+    jpeg = cv2.imencode(".jpg", picture[..., ::-1])[1].tobytes()
+    # EXIF with one entry: orientation 6, the camera was turned by 90 degrees.
+    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    exif = b"Exif\0\0" + tiff
+    marker = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big")
+    (tmp_path / "a.jpg").write_bytes(jpeg[:2] + marker + exif + jpeg[2:])
+    call(saved_model, tmp_path / "a.jpg", tmp_path / "out")
+    labels = read(tmp_path / "out" / "a.png")
+    assert labels.shape == (64, 32)
+    assert (labels[4:28, 4:28] == 0).all()
+    assert (labels[36:60, 4:28] == 1).all()
+
+
+def test_names_unreadable_images_and_labels_the_others(saved_model, tmp_path):
+    source, output = tmp_path / "in", tmp_path / "out"
+    write_image(source / "b.png")
+    (source / "a.jpg").write_bytes(b"\xff\xd8\xff no jpeg")
+    (source / "c.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"2 of 3 .*a\.jpg, .*c\.png\. The others") as caught:
+        call(saved_model, source, output)
+    assert "\n" not in str(caught.value)
+    assert files(output) == ["b.png", "b_overlay.png"]
+
+
+def test_refuses_before_it_writes(saved_model, tmp_path):
+    write_image(tmp_path / "in" / "a.png")
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="no image or folder"):
+        call(saved_model, tmp_path / "missing", out)
+    with pytest.raises(UserError, match="There is no SavedModel"):
+        call(tmp_path / "missing", tmp_path / "in", out)
+    with pytest.raises(UserError, match="another folder than `--input`"):
+        call(saved_model, tmp_path / "in", tmp_path / "in")
+    with pytest.raises(UserError, match=r"a\.png would be overwritten"):
+        call(saved_model, tmp_path / "in" / "a.png", tmp_path / "in")
+    with pytest.raises(UserError, match="is a file"):
+        call(saved_model, tmp_path / "in", tmp_path / "in" / "a.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="There are no images"):
+        call(saved_model, tmp_path / "empty", out)
+    write_image(tmp_path / "in" / "a.bmp")
+    with pytest.raises(UserError, match=r"a\.bmp and .*a\.png would both be written"):
+        call(saved_model, tmp_path / "in", out)
+    assert not out.exists()
+
+
+def test_as_a_command(saved_model, tmp_path):
+    _, labels = write_image(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"no image")
+    command = [sys.executable, SCRIPTS / "predict.py", "--saved-model", saved_model]
+    command += ["--input", "in", "--output", "out"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    assert result.stdout.startswith("1 images")
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1] == (
+        "error: 1 of 2 files are no readable images: in/broken.jpg. The others are labelled"
+    )
+    np.testing.assert_array_equal(read(tmp_path / "out" / "a.png"), labels)
