@@ -309,8 +309,15 @@ def _paint_ground(scene):
     pavement = ~road & (beyond < np.where(across > 0, scene.pavements[1], scene.pavements[0]))
 
     texture = _noise_texture(int(scene.rng.integers(4)))
+    # Near the horizon OpenCV cuts the coordinates off, where `near` has faded the texture anyway.
     fine, coarse = (
-        cv2.remap(texture, (x * n) % 511, np.broadcast_to(z * n, x.shape) % 511, cv2.INTER_LINEAR)
+        cv2.remap(
+            texture,
+            x * n,
+            np.ascontiguousarray(np.broadcast_to(z * n, x.shape)),
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_WRAP,
+        )
         for n in (97.0, 9.0)
     )
     near = np.clip(12 / z, 0, 1)  # Far away, texture averages out.
