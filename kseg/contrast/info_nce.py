@@ -102,16 +102,14 @@ def info_nce(
         """Bool mask `(anchor_size, key_size)`. For an empty row it holds all keys."""
         return ops.logical_and(rows != columns, columns >= 0)
 
+    kinds = _tile_kinds(
+        ops.reshape(anchor_labels, (anchor_blocks, anchor_size)),
+        ops.reshape(key_labels, (key_blocks, key_size)),
+    )
+
     def by_kind(i, j, empty, all_negative, mixed, *operands):
         """Calls one of three functions of the operands: by what pairs tile (i, j) holds."""
-        rows, columns = tile_labels(i, j)
-        is_empty = ops.logical_or(ops.max(rows) < 0, ops.max(columns) < 0)
-        # Disjoint ranges of labels prove that there is no positive; sorted rows have them.
-        apart = ops.logical_or(
-            ops.max(rows) < ops.min(columns),
-            ops.logical_and(ops.max(columns) < ops.min(rows), ops.min(columns) >= 0),
-        )
-        kind = ops.where(is_empty, 0, ops.where(apart, 1, 2))
+        kind = ops.take(kinds, i * key_blocks + j)
         return ops.switch(kind, (empty, all_negative, mixed), *operands)
 
     @ops.custom_gradient
@@ -295,6 +293,27 @@ def _similarities(anchors, keys):
 
 def _masked_row_sum(x, mask):
     return ops.sum(ops.where(mask, x, 0.0), axis=1, keepdims=True)
+
+
+def _tile_kinds(anchor_labels, key_labels):
+    """What pairs each tile holds: 0 none, 1 negatives only, 2 possibly positives.
+
+    Args:
+        anchor_labels: int32 tensor `(anchor_blocks, anchor_size)`.
+        key_labels: int32 tensor `(key_blocks, key_size)`.
+
+    Returns:
+        int32 tensor `(anchor_blocks * key_blocks,)`.
+    """
+    least, most = ops.min(anchor_labels, axis=1)[:, None], ops.max(anchor_labels, axis=1)[:, None]
+    key_least, key_most = ops.min(key_labels, axis=1)[None, :], ops.max(key_labels, axis=1)[None, :]
+    empty = ops.logical_or(most < 0, key_most < 0)
+    # Disjoint ranges of labels prove that there is no positive; sorted rows have them. Empty keys
+    # are no negatives, so there must be none.
+    apart = ops.logical_or(most < key_least, key_most < least)
+    negative = ops.logical_and(apart, key_least >= 0)
+    kinds = ops.where(empty, 0, ops.where(negative, 1, 2))
+    return ops.cast(ops.reshape(kinds, (-1,)), "int32")
 
 
 def _last_valid(labels):
