@@ -10,6 +10,8 @@ as their EXIF tag says.
 """
 
 import argparse
+import collections
+import concurrent.futures
 import pathlib
 import time
 
@@ -50,26 +52,32 @@ def main(arguments=None):
     def label(images):
         return predict(model, images, len(model.classes))
 
-    # The next images are read while the model is at work.
+    def write(image, labels, label_file, overlay_file):
+        visualize.write_png(label_file, labels)
+        visualize.write_png(overlay_file, visualize.overlay(image, labels, model.classes.palette))
+
+    # Reading and writing go on while the model is at work.
     images = tf.data.Dataset.from_tensor_slices([str(image) for image, *_ in jobs]).map(
         lambda path: tf.numpy_function(read, [path], "uint8"), num_parallel_calls=2
     )
-    unreadable, timed, start = [], 0, None
+    unreadable, timed, start, writing = [], 0, None, collections.deque()
     progress = Progress(len(jobs))
-    for number, (job, image) in enumerate(zip(jobs, images.prefetch(2), strict=True)):
-        path, label_file, overlay_file = job
-        image = image.numpy()
-        if image.size:
-            labels = label(image[None])[0].numpy()
-            visualize.write_png(label_file, labels)
-            visualize.write_png(
-                overlay_file, visualize.overlay(image, labels, model.classes.palette)
-            )
-            timed += start is not None
-            start = start or time.perf_counter()  # The first call compiles.
-        else:
-            unreadable.append(str(path))
-        progress(number + 1)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for number, (job, image) in enumerate(zip(jobs, images.prefetch(2), strict=True)):
+            path, *files = job
+            image = image.numpy()
+            if image.size:
+                labels = label(image[None])[0].numpy()
+                writing.append(pool.submit(write, image, labels, *files))
+                if len(writing) > 4:  # No more pictures wait in memory than that.
+                    writing.popleft().result()
+                timed += start is not None
+                start = start or time.perf_counter()  # The first call compiles.
+            else:
+                unreadable.append(str(path))
+            progress(number + 1)
+        for job in writing:
+            job.result()
     done = len(jobs) - len(unreadable)
     speed = f", {timed / (time.perf_counter() - start):.2f} a second" if timed else ""
     print(f"{done} images{speed}: {options.output}")
