@@ -88,9 +88,9 @@ def test_signatures_without_kseg(exported):
     expected = inference_model(segmenter)(images)
     assert set(loaded.signatures) == {"serving_default", "serving_float"}
     found = loaded.signatures["serving_default"](images=tf.constant(images))["logits"]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     found = loaded.signatures["serving_float"](images=tf.constant(images, "float32"))["logits"]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     assert [name.decode() for name in loaded.class_names().numpy()] == CLASSES.names
     np.testing.assert_array_equal(loaded.palette(), CLASSES.palette)
 
@@ -122,7 +122,7 @@ def test_fresh_process_gives_the_same_logits_at_odd_sizes(exported, tmp_path):
         for name, images in inputs.items():
             assert found[name].dtype == np.float32
             assert found[name].shape == (*images.shape[:3], 3)
-            np.testing.assert_allclose(found[name], model(images), rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(found[name], model(images), rtol=1e-3, atol=1e-3)
 
 
 def batches():
@@ -165,7 +165,7 @@ def test_predict(exported):
         tf.data.Dataset.from_tensor_slices(images).batch(2),
     ):
         found = model.predict(data, verbose=0)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_classes_of_the_loaded_model(exported):
@@ -263,7 +263,7 @@ def test_works_where_it_is_moved_to(exported, tmp_path):
     images = batch()["image"]
     model = export.load(copy)
     np.testing.assert_allclose(
-        model(images), inference_model(segmenter)(images), rtol=1e-5, atol=1e-5
+        model(images), inference_model(segmenter)(images), rtol=1e-3, atol=1e-3
     )
     assert model.classes == CLASSES
 

@@ -1,6 +1,7 @@
 import json
 
 import cv2
+import keras
 import numpy as np
 import pytest
 
@@ -36,6 +37,12 @@ def expected_scores(run, split="val", checkpoint="best"):
     return Scores(matrix)
 
 
+def assert_close(found, expected):
+    """Graphs round differently from eager layers: a pixel may change sides."""
+    moved = np.abs(np.array(found) - expected.matrix).sum() / 2
+    assert moved <= 1e-3 * expected.matrix.sum()
+
+
 def call(*arguments):
     assert evaluate.main([str(argument) for argument in arguments]) == 0
 
@@ -44,12 +51,14 @@ def test_run(tiny_run, capsys):
     call("--run", tiny_run.path)
     expected = expected_scores(tiny_run)
     found = json.loads((tiny_run.path / "evaluation" / "val.json").read_text())
-    assert found["confusion_matrix"] == expected.matrix.tolist()
-    np.testing.assert_allclose(found["mean_iou"], expected.mean_iou)
+    assert_close(found["confusion_matrix"], expected)
+    scores = Scores(np.array(found["confusion_matrix"]))
+    np.testing.assert_allclose(found["mean_iou"], scores.mean_iou)
+    assert (expected.matrix.sum(0) > 0).sum() > 1, "the test would be weak"
     assert (found["num_images"], found["split"], found["checkpoint"]) == (3, "val", "best")
     assert found["images_per_second"] > 0
     printed = capsys.readouterr().out
-    assert expected.table(NAMES) in printed
+    assert scores.table(NAMES) in printed
     assert str(tiny_run.path / "evaluation" / "val.json") in printed
 
 
@@ -57,16 +66,17 @@ def test_two_devices_give_the_same_scores(tiny_run, monkeypatch, mirrored):
     monkeypatch.setattr(distribution, "build_strategy", lambda: mirrored)
     call("--run", tiny_run.path)
     found = json.loads((tiny_run.path / "evaluation" / "val.json").read_text())
-    assert found["confusion_matrix"] == expected_scores(tiny_run).matrix.tolist()
+    assert_close(found["confusion_matrix"], expected_scores(tiny_run))
 
 
 def test_other_checkpoint_and_split(tiny_run):
     call("--run", tiny_run.path, "--checkpoint", 7, "--split", "test")
     found = json.loads((tiny_run.path / "evaluation" / "test-7.json").read_text())
     expected = expected_scores(tiny_run, "test", "7")
-    assert found["confusion_matrix"] == expected.matrix.tolist()
+    assert_close(found["confusion_matrix"], expected)
     assert found["images_per_second"] is None, "a single batch has no speed"
-    assert expected.matrix.tolist() != expected_scores(tiny_run, "test").matrix.tolist()
+    with pytest.raises(AssertionError):
+        assert_close(found["confusion_matrix"], expected_scores(tiny_run, "test"))
 
 
 def test_other_data_set_has_its_own_file(tiny_run, tmp_path):
@@ -78,16 +88,24 @@ def test_other_data_set_has_its_own_file(tiny_run, tmp_path):
     assert (found["dataset"], found["num_images"]) == ("other", 1)
 
 
-def test_saved_model_scores_as_the_run(tiny_run, tmp_path, capsys):
+def test_saved_model_scores_as_the_run(tiny_run, tmp_path):
     export.export(tiny_run.segmenter(), tmp_path / "model", tiny_run.classes)
     data, output = tiny_run.config.data.folder, tmp_path / "scores.json"
+    call("--run", tiny_run.path)
+    of_run = json.loads((tiny_run.path / "evaluation" / "val.json").read_text())
     call("--saved-model", tmp_path / "model", "--data", data, "--output", output)
     found = json.loads(output.read_text())
-    np.testing.assert_allclose(found["mean_iou"], expected_scores(tiny_run).mean_iou, atol=1e-6)
-    capsys.readouterr()
-    call("--saved-model", tmp_path / "model", "--data", data)
+    np.testing.assert_allclose(found["mean_iou"], of_run["mean_iou"], atol=1e-6)
+    assert found["checkpoint"] is None
+
+
+def test_saved_model_writes_nothing_unless_asked(tiny_run, tmp_path, capsys):
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, {"logits": keras.layers.Conv2D(3, 1)(image)})
+    export.export(model, tmp_path / "model", tiny_run.classes)
+    call("--saved-model", tmp_path / "model", "--data", tiny_run.config.data.folder)
     assert "mean" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "scores.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_panels_replace_earlier_ones(tiny_run, tmp_path):

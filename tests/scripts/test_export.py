@@ -23,7 +23,7 @@ def test_exports_a_checkpoint(tiny_run, tmp_path, capsys):
     call(*arguments)
     model = library.load(tmp_path / "model")
     expected = inference_model(tiny_run.segmenter("7"))(images())
-    np.testing.assert_allclose(model(images()), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model(images()), expected, rtol=1e-3, atol=1e-3)
     assert (model.classes.names, model.classes.palette) == (NAMES, PALETTE)
     assert "3 classes" in capsys.readouterr().out
     with pytest.raises(UserError, match="Use --overwrite"):

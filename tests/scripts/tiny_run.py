@@ -87,7 +87,7 @@ def scramble(segmenter, rng):
         weight.assign(value)
     noise = rng.integers(0, 256, (1, 64, 64, 3)).astype("uint8")
     mean = np.mean(segmenter(noise, training=False)["logits"], axis=(0, 1, 2))
-    bias = next(w for w in segmenter.weights if w.path.endswith("/logits/bias"))
+    bias = next(w for w in segmenter.weights if w.path == "ocr_logits/bias")
     bias.assign(bias - mean)
 
 
