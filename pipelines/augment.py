@@ -87,7 +87,9 @@ def color_matrix(numbers, mean_luma, *, brightness, contrast, saturation, hue):
     Returns:
         `(matrix, offset)`, float32 `(3, 3)` and `(3,)`: `color @ matrix + offset`.
     """
-    factors = 1.0 + (2.0 * numbers[:3] - 1.0) * tf.constant([brightness, contrast, saturation])
+    factors = 1.0 + (2.0 * numbers[:3] - 1.0) * tf.constant(
+        [brightness, contrast, saturation], "float32"
+    )
     angle = (2.0 * numbers[3] - 1.0) * hue * 2.0 * 3.141592653589793
     to_yiq = tf.constant(_YIQ)
     cos, sin = tf.cos(angle) * factors[2], tf.sin(angle) * factors[2]
@@ -143,7 +145,7 @@ def pad_to(image, labels, crop_size):
     def fill(values, color):
         # tf.pad has one constant for all channels; uint8 wraps around, so this is exact.
         paddings = tf.stack([tf.zeros_like(missing), missing], axis=1)
-        paddings = tf.pad(paddings, [[0, values.shape.rank - 2], [0, 0]])
+        paddings = tf.pad(paddings, [[0, len(values.shape) - 2], [0, 0]])
         return tf.pad(values - color, paddings) + color
 
     image, labels = tf.cond(

@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from pipelines.datasets.dataset import IGNORE_LABEL
+from pipelines.datasets.dataset import IGNORE_LABEL, FileExample
 from pipelines.errors import DataError
 
 FORMAT_VERSION = 1
@@ -194,7 +194,7 @@ def write(
             dataset=name,
             class_names=taxonomy.class_names,
             palette=taxonomy.palette,
-            options=options or {},
+            options=json.loads(json.dumps(options or {})),
             fingerprint=fingerprint,
             splits=described,
             folder=str(folder),
@@ -440,8 +440,9 @@ def _write_shard(folder, job, meter):
 
 def _encode(example, taxonomy):
     """Checks an example; gives `(record, (height, width), pixels of each class)`."""
-    image_name = getattr(example, "image", example.id)
-    label_name = getattr(example, "label", example.id)
+    image_name = label_name = example.id
+    if isinstance(example, FileExample):
+        image_name, label_name = example.image, example.label
     try:
         image, label = example.read()
     except OSError as error:

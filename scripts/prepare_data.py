@@ -18,7 +18,7 @@ SOURCES = {
 }
 
 
-def parse_arguments():
+def parse_arguments(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,7 +42,7 @@ def parse_arguments():
     )
     command = commands.add_parser("verify", help="check every record of a prepared folder")
     command.add_argument("folder")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def positive(text):
@@ -52,8 +52,8 @@ def positive(text):
     return value
 
 
-def main():
-    arguments = parse_arguments()
+def main(arguments=None):
+    arguments = parse_arguments(arguments)
     # Nothing here needs an accelerator, and a training may be using it.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     import pipelines

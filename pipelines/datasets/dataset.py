@@ -59,10 +59,7 @@ class Taxonomy:
         strange = np.flatnonzero((counts > 0) & ~known)
         if len(strange):
             found = ", ".join(f"{value} ({counts[value]} pixels)" for value in strange[:5])
-            raise DataError(
-                f"label values must be among {min(self.label_map)}..{max(self.label_map)}; "
-                f"found {found}"
-            )
+            raise DataError(f"label values must be among {_ranges(self.label_map)}; found {found}")
         return table[values]
 
 
@@ -129,6 +126,18 @@ def find_splits(source, name, folders):
         f"{source} must be a folder with {_describe(folders)}. It holds "
         f"{', '.join(names[:6]) or 'nothing'}{more}"
     )
+
+
+def _ranges(values):
+    """Writes whole numbers as `0..11, 255`."""
+    text, first = [], None
+    for value in sorted(values):
+        if first is None:
+            first = value
+        if value + 1 not in values:
+            text.append(f"{first}..{value}" if value > first else str(value))
+            first = None
+    return ", ".join(text)
 
 
 def _describe(folders):

@@ -1,0 +1,326 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipelines import records
+from pipelines.errors import DataError
+from tests.pipelines.tiny_data import TAXONOMY, ArrayExample, encode, noise_example, write
+
+
+def examples_of(folder, split="train"):
+    """Reads the records with nothing but TensorFlow."""
+    for file in sorted(folder.glob(f"{split}-*.tfrecord")):
+        for record in tf.data.TFRecordDataset(str(file)):
+            yield tf.train.Example.FromString(record.numpy()).features.feature
+
+
+def test_what_is_written(tmp_path):
+    sizes = [(20, 30), (11, 13), (20, 30), (9, 40), (16, 16)]
+    written = [noise_example(i, size) for i, size in enumerate(sizes)]
+    written[1].suffix = ".jpg"
+    written[0].labels[0, :4] = 7
+    manifest = write(tmp_path, written, num_shards=2, options={"key": "value"})
+
+    found = list(examples_of(tmp_path))
+    assert [f["id"].bytes_list.value[0].decode() for f in found] == [e.id for e in written]
+    pixels = np.zeros(4, int)
+    for features, example in zip(found, written, strict=True):
+        image, _ = example.read()
+        assert features["image"].bytes_list.value[0] == image  # Bit for bit.
+        labels = tf.io.decode_png(features["label"].bytes_list.value[0]).numpy()[..., 0]
+        np.testing.assert_array_equal(labels, np.where(example.labels == 7, 255, example.labels))
+        size = [features[key].int64_list.value[0] for key in ("height", "width")]
+        assert tuple(size) == example.labels.shape
+        for label in (0, 1, 2):
+            pixels[label] += (example.labels == label).sum()
+    pixels[3] = 4
+
+    split = manifest.split("train")
+    assert (split.num_images, split.image_size) == (5, None)
+    assert split.pixels == pixels.tolist()
+    assert [shard.file for shard in split.shards] == [
+        "train-00000-of-00002.tfrecord",
+        "train-00001-of-00002.tfrecord",
+    ]
+    assert [len(shard.offsets) for shard in split.shards] == [3, 2]
+    for shard in split.shards:
+        content = (tmp_path / shard.file).read_bytes()
+        assert len(content) == shard.bytes
+        # A record begins with the length of its content; 16 bytes frame it.
+        lengths = [int.from_bytes(content[o : o + 8], "little") for o in shard.offsets]
+        ends = np.array(shard.offsets) + lengths + 16
+        assert ends.tolist() == [*shard.offsets[1:], shard.bytes]
+
+    assert records.read_manifest(tmp_path) == manifest == records.verify(tmp_path, progress=False)
+    stored = json.loads((tmp_path / "manifest.json").read_text())
+    assert (stored["num_classes"], stored["ignore_label"]) == (3, 255)
+    assert stored["class_names"] == TAXONOMY.class_names
+    assert stored["palette"] == TAXONOMY.palette
+    assert stored["options"] == {"key": "value"}
+    assert sorted(p.name for p in tmp_path.iterdir())[0] == "manifest.json"  # Nothing hidden.
+
+
+def test_one_size(tmp_path):
+    assert write(tmp_path, [noise_example(i) for i in range(3)]).split("train").image_size == [
+        20,
+        30,
+    ]
+
+
+def test_the_same_bytes_with_any_number_of_workers(tmp_path):
+    for workers in (1, 4):
+        write(
+            tmp_path / str(workers),
+            [noise_example(i) for i in range(8)],
+            num_shards=4,
+            workers=workers,
+        )
+    one, four = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in "14")
+    assert one == four
+
+
+def test_more_shards_than_images(tmp_path):
+    manifest = write(tmp_path, [noise_example(0), noise_example(1)], num_shards=5)
+    assert len(manifest.split("train").shards) == 2
+
+
+def bad(index, **changes):
+    example = noise_example(index)
+    for name, value in changes.items():
+        setattr(example, name, value)
+    return example
+
+
+def with_bytes(image=None, label=None):
+    example = noise_example(3)
+    content = example.read()
+    example.read = lambda: (
+        content[0] if image is None else image,
+        content[1] if label is None else label,
+    )
+    return example
+
+
+STRANGE = noise_example(3).labels.copy()
+STRANGE[:3, :5], STRANGE[5, 5] = 9, 200
+JPEG = encode(noise_example(0, (60, 80)).image, ".jpg")
+
+
+@pytest.mark.parametrize(
+    "example, message",
+    [
+        (
+            bad(3, labels=STRANGE),
+            r"003: label values must be among 0..2, 7; found 9 \(15 pixels\), 200 \(1 pixels\)",
+        ),
+        (bad(3, labels=np.zeros((20, 31), "uint8")), r"003: .*\(20, 30\).*\(20, 31\)"),
+        (bad(3, labels=np.zeros((20, 30), "uint16")), "003: .*one channel of 8 bits.*1 of 16"),
+        (bad(3, labels=np.zeros((20, 30, 3), "uint8")), "003: .*one channel of 8 bits.*3 of 8"),
+        (with_bytes(image=b"nonsense"), "003: an image must be a JPEG or a PNG file"),
+        (with_bytes(image=b""), "003: an image must be a JPEG or a PNG file"),
+        (with_bytes(image=JPEG[: len(JPEG) // 2]), "003: the image cannot be decoded"),
+        (with_bytes(label=b"nonsense"), "003: the label cannot be decoded"),
+        (with_bytes(label=b""), "003: the label cannot be decoded"),
+    ],
+)
+def test_unusable_files(tmp_path, example, message):
+    with pytest.raises(DataError, match=message) as error:
+        write(tmp_path, [noise_example(0), example])
+    assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match="holds no prepared data"):
+        records.read_manifest(tmp_path)
+
+
+def test_several_problems_are_reported_at_once_and_mended_ones_cost_little(tmp_path):
+    examples = [noise_example(i) for i in range(6)]
+    broken = [bad(i, labels=np.full((20, 30), 99, "uint8")) for i in (2, 5)]
+    with pytest.raises(DataError, match=r"002: .*99 \(600 pixels\); 005: .*99 \(600 pixels\)\."):
+        write(tmp_path, [*examples[:2], broken[0], *examples[3:5], broken[1]], num_shards=3)
+    before = (tmp_path / "train-00000-of-00003.tfrecord").stat().st_mtime_ns
+    for example in examples:
+        example.reads = 0
+    manifest = write(tmp_path, examples, num_shards=3)
+    # The shard of the first two was sound, and is kept.
+    assert [example.reads for example in examples] == [0, 0, 1, 1, 1, 1]
+    assert (tmp_path / "train-00000-of-00003.tfrecord").stat().st_mtime_ns == before
+    assert records.verify(tmp_path, progress=False) == manifest
+    write(tmp_path / "fresh", examples, num_shards=3)
+    assert (tmp_path / "fresh/manifest.json").read_bytes() == (
+        tmp_path / "manifest.json"
+    ).read_bytes()
+
+
+def test_many_problems_stop_the_work(tmp_path):
+    examples = [bad(i, labels=np.full((20, 30), 99, "uint8")) for i in range(50)]
+    with pytest.raises(DataError, match=r"004: .*; and more") as error:
+        write(tmp_path, examples, workers=1)
+    assert str(error.value).count("99 (600 pixels)") == 5
+    assert sum(example.reads for example in examples) == 6
+
+
+def test_ids_must_be_unique(tmp_path):
+    with pytest.raises(DataError, match="ids of split 'train' must be unique"):
+        write(tmp_path, [noise_example(0), noise_example(0)])
+
+
+def test_what_is_complete_is_left_alone(tmp_path, capsys):
+    examples = [noise_example(i) for i in range(4)]
+    manifest = write(tmp_path, examples)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    for example in examples:
+        example.reads = 0
+    assert write(tmp_path, examples, progress=True) == manifest
+    assert "complete already: nothing to do" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
+    assert not any(example.reads for example in examples)
+
+
+def test_other_data_is_replaced_on_demand_only(tmp_path):
+    write(tmp_path, [noise_example(i) for i in range(4)], num_shards=4)
+    (tmp_path / "notes.txt").write_text("mine")
+    others = [noise_example(i) for i in range(5, 7)]
+    with pytest.raises(DataError, match=r"holds 'tiny', made from other files .* --overwrite"):
+        write(tmp_path, others)
+    manifest = write(tmp_path, others, overwrite=True)
+    names = ["manifest.json", "notes.txt", "train-00000-of-00001.tfrecord"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert records.verify(tmp_path, progress=False) == manifest
+
+
+def test_records_of_others_are_not_replaced(tmp_path):
+    path = tmp_path / "train-00000-of-00001.tfrecord"
+    path.write_text("not ours")
+    with pytest.raises(DataError, match="another program wrote, such as train-00000-of-00001"):
+        write(tmp_path, [noise_example(0)])
+    assert path.read_text() == "not ours"
+
+
+def test_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="must be a folder that can be written"):
+        write(tmp_path / "file", [noise_example(0)])
+
+
+def test_nothing_prepared(tmp_path):
+    for folder in (tmp_path, tmp_path / "camvid"):
+        with pytest.raises(DataError, match=f"{folder} holds no prepared data.*prepare_data.py"):
+            records.read_manifest(folder)
+
+
+def test_missing_and_truncated_shards_are_named(tmp_path):
+    write(tmp_path, [noise_example(i) for i in range(4)], num_shards=2)
+    path = tmp_path / "train-00001-of-00002.tfrecord"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    message = f"{path} must have {len(content)} bytes and has {len(content) - 1}"
+    with pytest.raises(DataError, match=message):
+        records.read_manifest(tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=f"{path} is missing"):
+        records.read_manifest(tmp_path)
+    # The way out that the message names.
+    write(tmp_path, [noise_example(i) for i in range(4)], num_shards=2, overwrite=True)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda text: text[:-30], "is damaged"),
+        (lambda text: "[]", "is damaged"),
+        (lambda text: text.replace('"splits"', '"spilt"'), "is damaged"),
+        (lambda text: text.replace('"format": 1', '"format": 99'), "has format 99.*reads 1"),
+    ],
+)
+def test_damaged_manifest(tmp_path, change, message):
+    write(tmp_path, [noise_example(0)])
+    path = tmp_path / "manifest.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(DataError, match=message):
+        records.read_manifest(tmp_path)
+    write(tmp_path, [noise_example(0)], overwrite=True)
+    records.read_manifest(tmp_path)
+
+
+def test_verify_finds_every_flipped_bit(tmp_path):
+    write(tmp_path, [noise_example(i) for i in range(4)], num_shards=2)
+    path = tmp_path / "train-00001-of-00002.tfrecord"
+    content = path.read_bytes()
+    for place in (0, 9, 12, len(content) // 2, len(content) - 1):
+        changed = bytearray(content)
+        changed[place] ^= 0x10
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=f"{path} is corrupt"):
+            records.verify(tmp_path, progress=False)
+
+
+def test_verify_checks_labels_against_the_classes(tmp_path):
+    write(tmp_path, [noise_example(0)])
+    path = tmp_path / "manifest.json"
+    values = json.loads(path.read_text())
+    values["class_names"].pop()
+    path.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"Record '000' of .* is inconsistent"):
+        records.verify(tmp_path, progress=False)
+
+
+WRITE_SLOWLY = """
+import sys, time
+from tests.pipelines.tiny_data import ArrayExample, noise_example, write
+
+class SlowExample(ArrayExample):
+    def read(self):
+        time.sleep(0.25)
+        return super().read()
+
+examples = [SlowExample(e.id, e.image, e.labels) for e in map(noise_example, range(8))]
+write(sys.argv[1], examples, num_shards=4, workers=1)
+"""
+
+
+def test_a_killed_run_looks_unfinished_and_is_continued(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", WRITE_SLOWLY, str(tmp_path)])
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("train-*.tfrecord")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finished = len(list(tmp_path.glob("train-*.tfrecord")))
+    assert 1 <= finished < 4
+    with pytest.raises(DataError, match="holds no prepared data"):
+        records.read_manifest(tmp_path)
+
+    examples = [ArrayExample(e.id, e.image, e.labels) for e in map(noise_example, range(8))]
+    write(tmp_path, examples, num_shards=4)
+    assert [example.reads for example in examples] == [0] * 2 * finished + [1] * (8 - 2 * finished)
+    records.verify(tmp_path, progress=False)
+    write(tmp_path / "fresh", examples, num_shards=4)
+    for path in (tmp_path / "fresh").iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+    assert len(list(tmp_path.iterdir())) == 4 + 1 + 1
+
+
+def test_an_interrupted_run_is_continued(tmp_path):
+    examples = [noise_example(i) for i in range(6)]
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    examples[3].read = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, examples, num_shards=3, workers=1)
+    with pytest.raises(DataError, match="holds no prepared data"):
+        records.read_manifest(tmp_path)
+    del examples[3].read
+    examples[0].reads = 0
+    write(tmp_path, examples, num_shards=3)
+    assert examples[0].reads == 0
+    records.verify(tmp_path, progress=False)

@@ -1,0 +1,71 @@
+import subprocess
+import sys
+
+import pytest
+
+import pipelines
+from pipelines.errors import DataError
+from tests.pipelines.tiny_data import noise_example, write_files
+from tests.scripts.tiny_run import SCRIPTS, script
+
+prepare_data = script("prepare_data")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # To be put back: the script changes it.
+
+
+def call(*arguments):
+    assert prepare_data.main([str(argument) for argument in arguments]) == 0
+
+
+def test_synthetic(tmp_path, capsys):
+    arguments = ["synthetic", "--output", tmp_path, "--train-images", 5, "--val-images", 2]
+    arguments += ["--size", 32, 48, "--seed", 3, "--shards", 2, "--workers", 1]
+    call(*arguments)
+    manifest = pipelines.read_manifest(tmp_path)
+    assert manifest.options == {"seed": 3, "train_images": 5, "val_images": 2, "size": [32, 48]}
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].split()[:3] == ["train", "5", "2"] and printed[1].endswith("32x48")
+    assert printed[2].split()[:3] == ["val", "2", "2"]
+    shares = {line.split()[0]: line.split()[1:] for line in printed[5:]}
+    assert list(shares) == [*manifest.class_names, "(ignored)"]
+    for column in (0, 1):
+        assert sum(float(share[column]) for share in shares.values()) == pytest.approx(100, abs=0.1)
+
+    call(*arguments)
+    assert "nothing to do" in capsys.readouterr().err
+    call("verify", tmp_path)
+    assert "all records are sound" in capsys.readouterr().out
+
+
+def test_camvid(tmp_path, capsys):
+    examples = [noise_example(0, (20, 30)), noise_example(1, (22, 30))]
+    write_files(tmp_path / "train", tmp_path / "trainannot", examples)
+    call("camvid", "--source", tmp_path, "--output", tmp_path / "out")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:2] == ["train", "2"] and lines[1].endswith("various")
+    with pytest.raises(DataError, match=r"other options\. Use --overwrite"):
+        call("camvid", "--source", tmp_path, "--output", tmp_path / "out", "--shards", 2)
+    call("camvid", "--source", tmp_path, "--output", tmp_path / "out", "--shards", 2, "--overwrite")
+
+
+def test_a_mistake_is_one_line(tmp_path):
+    """No traceback, exit code 2, and nothing on stdout."""
+    command = [sys.executable, SCRIPTS / "prepare_data.py", "ade20k", "--source", tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"error: {tmp_path} must be a folder with images/training/")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["kitti"], ["camvid"], ["synthetic", "--shards", "0"]])
+def test_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        prepare_data.main(arguments)
+    assert stop.value.code == 2
+    assert "usage: " in capsys.readouterr().err
