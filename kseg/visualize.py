@@ -199,15 +199,10 @@ def write_png(path, picture):
     Raises:
         OSError: if the file cannot be written.
     """
-    write_image(path, picture, ".png")
-
-
-def write_image(path, picture, suffix):
-    """Writes a picture in the format of a suffix, `".png"` or `".jpg"`; see `write_png`."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = picture[..., ::-1] if picture.ndim == 3 else picture
-    encoded = cv2.imencode(suffix, np.ascontiguousarray(data))[1]
+    encoded = cv2.imencode(".png", np.ascontiguousarray(data))[1]
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         unfinished.write_bytes(encoded.tobytes())
