@@ -69,11 +69,7 @@ def training_dataset(
     records = _Records(folder, split)
 
     def load(number):
-        epoch, position = number // records.count, number % records.count
-        index = tf.random.experimental.index_shuffle(
-            position, tf.cast(tf.stack([seed, epoch]), "int32"), records.count - 1
-        )
-        example = records.read(index)
+        example = records.read(shuffled_index(seed, number, records.count))
         numbers = tf.random.stateless_uniform((8,), tf.stack([seed, number]))
         size = tf.stack([example["height"], example["width"]])
         first, extent, shape = augment.draw_window(numbers, size, crop_size, scale_range)
@@ -95,6 +91,30 @@ def training_dataset(
     dataset = dataset.map(load, num_parallel_calls=num_parallel_calls)
     dataset = dataset.batch(batch_size, drop_remainder=True)
     return _with_options(dataset).prefetch(tf.data.AUTOTUNE)
+
+
+def shuffled_index(seed, number, count):
+    """Chooses the image of a sample: a permutation of the images in each epoch.
+
+    Args:
+        seed: int64 scalar.
+        number: int64 scalar, of the sample, counted from 0 through all epochs.
+        count: int, number of images.
+
+    Returns:
+        int64 scalar in `[0, count)`.
+    """
+    epoch, position = number // count, number % count
+    # The op uses only the low 8 bits of each of its three seeds. With seed and epoch themselves, as
+    # `tf.random.experimental.index_shuffle` takes them, the order would come back after 256 epochs.
+    # So the seeds are random numbers, drawn with negative numbers apart from those of the samples.
+    # Its usual 4 rounds mix a few images unevenly.
+    words = tf.random.stateless_uniform(
+        (3,), tf.stack([seed, -1 - epoch]), minval=None, maxval=None, dtype="int32"
+    )
+    return tf.raw_ops.RandomIndexShuffle(
+        index=position, seed=words, max_index=tf.constant(count - 1, "int64"), rounds=8
+    )
 
 
 def evaluation_dataset(folder, split, *, batch_size=1):

@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
+from pipelines import datasets
 from pipelines.datasets.dataset import IGNORE_LABEL, FileExample
 from pipelines.errors import DataError
 
@@ -237,9 +238,12 @@ def _parse_manifest(folder):
         text = path.read_text()
     except (FileNotFoundError, NotADirectoryError):
         name = pathlib.Path(folder).name
+        if name not in datasets.DATASETS:
+            name = "<data set>"
+        source = " --source <unpacked download>" if name != "synthetic" else ""
         raise DataError(
             f"{folder} holds no prepared data (no {MANIFEST}). Prepare it: python "
-            f"scripts/prepare_data.py {name} --source <the unpacked download> --output {folder}"
+            f"scripts/prepare_data.py {name}{source} --output {folder}"
         ) from None
     try:
         values = json.loads(text)
@@ -280,31 +284,36 @@ def verify(folder, *, progress=True):
     for split in manifest.splits.values():
         for shard in split.shards:
             file = pathlib.Path(folder) / shard.file
-            if _sha256(file) != shard.sha256:
-                raise DataError(
-                    f"The shard {file} is corrupt: its checksum is not that of the manifest. "
-                    f"{_AGAIN}"
-                )
-            count = 0
-            for record in tf.data.TFRecordDataset(str(file)):
-                example = tf.io.parse_single_example(record, FEATURES)
-                label = tf.io.decode_png(example["label"], channels=1).numpy()
-                image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
-                fits = image.shape[:2] == label.shape[:2] == (example["height"], example["width"])
-                if not fits or (label[label != IGNORE_LABEL] >= manifest.num_classes).any():
-                    raise DataError(
-                        f"Record {example['id'].numpy().decode()!r} of {file} is inconsistent. "
-                        f"{_AGAIN}"
-                    )
-                count += 1
-                meter.advance()
-            if count != len(shard.offsets):
-                raise DataError(
-                    f"The shard {file} must have {len(shard.offsets)} records and has {count}. "
-                    f"{_AGAIN}"
-                )
+            try:
+                problem = _find_problem(file, shard, manifest.num_classes, meter)
+            except (tf.errors.OpError, OSError) as error:
+                problem = str(error)
+            if problem:
+                raise DataError(f"The shard {file} is corrupt: {problem}. {_AGAIN}")
     meter.close()
     return manifest
+
+
+def _find_problem(file, shard, num_classes, meter):
+    """Says what is wrong with a shard; None if nothing is."""
+    if _sha256(file) != shard.sha256:
+        return "its checksum is not that of the manifest"
+    offsets, position = [], 0
+    for record in tf.data.TFRecordDataset(str(file)):
+        example = tf.io.parse_single_example(record, FEATURES)
+        labels = tf.io.decode_png(example["label"], channels=1).numpy()
+        image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
+        size = (int(example["height"]), int(example["width"]))
+        if not image.shape[:2] == labels.shape[:2] == size:
+            return f"the sizes in record {example['id'].numpy().decode()!r} differ"
+        if (labels[labels != IGNORE_LABEL] >= num_classes).any():
+            return f"record {example['id'].numpy().decode()!r} has labels beyond the classes"
+        offsets.append(position)
+        position += _FRAME_HEAD + len(record.numpy()) + _FRAME_TAIL
+        meter.advance()
+    if offsets != shard.offsets:
+        return "its records are not where the manifest says"
+    return None
 
 
 FEATURES = {

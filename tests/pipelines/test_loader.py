@@ -88,6 +88,32 @@ def test_every_epoch_has_every_image_once_in_another_order(tmp_path):
     assert len(set(map(tuple, [*epochs, range(23)]))) == 4
 
 
+def permutations(seed, count, epochs):
+    """The order of the images in each of some epochs, `(epochs, count)`."""
+    seed = tf.constant(seed, "int64")
+    numbers = tf.data.Dataset.range(epochs * count)
+    order = numbers.map(lambda number: loader.shuffled_index(seed, number, count))
+    return np.array(list(order.batch(count).as_numpy_iterator()))
+
+
+def test_orders_do_not_come_back():
+    """Seeds that are cut to 8 bits have 256 orders, and are the same for 5 and 5 + 256."""
+    orders = permutations(5, 23, 400)
+    assert len(set(map(tuple, orders))) == 400
+    assert not np.array_equal(orders[0], permutations(5 + 256, 23, 1)[0])
+
+
+def test_every_order_is_as_likely():
+    """Counts of image i at place j in 1000 epochs, against a chi-squared distribution."""
+    count, epochs = 7, 1000
+    orders = permutations(1, count, epochs)
+    counts = np.stack([np.bincount(column, minlength=count) for column in orders.T])
+    expected = epochs / count
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    freedom = (count - 1) ** 2
+    assert statistic < freedom + 5 * (2 * freedom) ** 0.5
+
+
 def corrupt(folder, index):
     """Changes a byte in the middle of a record of the only shard."""
     shard = records.read_manifest(folder).splits["train"].shards[0]
@@ -122,11 +148,8 @@ def test_a_damaged_length_is_noticed(tmp_path):
 
 def draws(count, seed, sizes):
     """What the stream draws for its first samples: image, window, mirrored or not."""
-    for number in range(count):
-        epoch, position = divmod(number, len(sizes))
-        index = tf.random.experimental.index_shuffle(
-            tf.constant(position, "int64"), tf.constant([seed, epoch]), len(sizes) - 1
-        )
+    for number in map(np.int64, range(count)):
+        index = loader.shuffled_index(np.int64(seed), number, len(sizes))
         numbers = tf.random.stateless_uniform((8,), tf.constant([seed, number], "int64"))
         window = augment.draw_window(numbers, tf.constant(sizes[index]), (32, 40), (0.5, 2.0))
         yield int(index), *(part.numpy() for part in window), float(numbers[7]) < 0.5

@@ -1,3 +1,4 @@
+import concurrent.futures
 import json
 import signal
 import subprocess
@@ -208,8 +209,14 @@ def test_folder_that_cannot_be(tmp_path):
 
 
 def test_nothing_prepared(tmp_path):
-    for folder in (tmp_path, tmp_path / "camvid"):
-        with pytest.raises(DataError, match=f"{folder} holds no prepared data.*prepare_data.py"):
+    for name, command in [
+        ("camvid", "camvid --source <unpacked download>"),
+        ("synthetic", "synthetic"),
+        ("elsewhere", "<data set> --source <unpacked download>"),
+    ]:
+        folder = tmp_path / name
+        command = f"python scripts/prepare_data.py {command} --output {folder}"
+        with pytest.raises(DataError, match=rf"{folder} holds no prepared data .*: {command}$"):
             records.read_manifest(folder)
 
 
@@ -260,14 +267,50 @@ def test_verify_finds_every_flipped_bit(tmp_path):
             records.verify(tmp_path, progress=False)
 
 
-def test_verify_checks_labels_against_the_classes(tmp_path):
-    write(tmp_path, [noise_example(0)])
+def forget_a_class(values):
+    values["class_names"].pop()
+
+
+def move_a_record(values):
+    values["splits"]["train"]["shards"][0]["offsets"][1] += 1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (forget_a_class, "record '000' has labels beyond the classes"),
+        (move_a_record, "its records are not where the manifest says"),
+    ],
+)
+def test_verify_checks_the_records_against_the_manifest(tmp_path, change, message):
+    write(tmp_path, [noise_example(0), noise_example(1)])
     path = tmp_path / "manifest.json"
     values = json.loads(path.read_text())
-    values["class_names"].pop()
+    change(values)
     path.write_text(json.dumps(values))
-    with pytest.raises(DataError, match=r"Record '000' of .* is inconsistent"):
+    with pytest.raises(DataError, match=f"is corrupt: {message}"):
         records.verify(tmp_path, progress=False)
+
+
+def test_verify_decodes_every_image(tmp_path, monkeypatch):
+    """Records whose content was never an image: sound to the last byte, and of no use."""
+    example = noise_example(0)
+    image = example.read()[0]
+    checked = records._encode(example, TAXONOMY)
+    record = checked[0].replace(image, image[:40] + bytes(len(image) - 40))
+    monkeypatch.setattr(records, "_encode", lambda *_: (record, *checked[1:]))
+    write(tmp_path, [example])
+    with pytest.raises(DataError, match=r"train-00000-of-00001\.tfrecord is corrupt"):
+        records.verify(tmp_path, progress=False)
+
+
+def test_two_runs_at_once_write_once(tmp_path):
+    """The second waits for the first, and finds its work done."""
+    examples = [noise_example(i) for i in range(6)]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        runs = [pool.submit(write, tmp_path, examples, num_shards=3) for _ in range(2)]
+    assert runs[0].result() == runs[1].result() == records.verify(tmp_path, progress=False)
+    assert [example.reads for example in examples] == [1] * 6
 
 
 WRITE_SLOWLY = """
