@@ -1,6 +1,7 @@
 """What every script does the same way: quiet start, one clear line for the user's mistakes."""
 
 import os
+import re
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,6 +23,12 @@ def run(main):
         if not isinstance(error, DataError):
             raise
         _stop(error)
+    except Exception as error:
+        # From deep in a graph: tf.data cannot raise an error of ours.
+        corrupt = re.search(r"The shard \S+ is corrupt or gone, at byte \d+", str(error))
+        if corrupt is None:
+            raise
+        _stop(f"{corrupt[0]}. Prepare the data again, with --overwrite")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -116,7 +116,9 @@ def train(run, training_batches, evaluation_batches):
         for old in run.checkpoint_steps()[: -settings.keep_checkpoints]:
             (run.path / "checkpoints" / step_file(old)).unlink()
 
-    evaluator = Evaluator(inference_model(trainer.segmenter), len(run.classes))
+    with strategy.scope():
+        model = inference_model(trainer.segmenter)
+    evaluator = Evaluator(model, len(run.classes), strategy=strategy)
     board = TensorBoard(run.path / "tensorboard", run.classes)
     progress = Progress(step, settings.steps, config.data.batch_size)
     train_step = build_step(trainer, strategy, jit_compile=jit_compile)

@@ -106,3 +106,13 @@ def test_mistakes_are_one_line(folder, arguments, message):
 
 def test_a_missing_config_is_one_line(folder):
     assert "There is no config file" in error_line(train(folder, config="nothing.json"))
+
+
+def test_a_corrupt_shard_stops_the_run_and_is_named(folder):
+    pipelines.prepare("synthetic", output=folder / "data/damaged", train_images=2, val_images=2)
+    (shard,) = (folder / "data/damaged").glob("train-*.tfrecord")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 1
+    shard.write_bytes(content)
+    result = train(folder, *settings("data.path=data/damaged"), "--run", "runs/damaged")
+    assert "The shard data/damaged/train-00000-of-00001.tfrecord is corrupt" in error_line(result)

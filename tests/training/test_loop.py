@@ -153,3 +153,14 @@ def test_old_checkpoints_are_removed_but_the_best(tmp_path):
     assert names == ["best.npz", "step-00000003.npz"]
     with np.load(run.checkpoint("best")) as file:
         assert json.loads(str(file["meta.json"]))["step"] in (2, 3)
+
+
+def test_two_devices_train_and_evaluate(tmp_path, monkeypatch, mirrored):
+    monkeypatch.setattr(loop, "build_strategy", lambda devices: mirrored)
+    run = create_run(tmp_path / "run", devices=2, steps=2)
+    result = train(run)
+    assert 0 <= result["best_mean_iou"] <= 1
+    assert run.checkpoint_steps() == [2]
+    # The weights that one device reads back are those that two trained.
+    best, latest = (arrays(run.checkpoint(which)) for which in ("best", "latest"))
+    assert all(np.array_equal(best[name], latest[name]) for name in best)
