@@ -58,7 +58,10 @@ def build_segmenter(
         )
 
     image = keras.Input((None, None, 3), name="image")  # float32: Keras casts uint8 images to it.
-    stages = backbone(ImageNormalization(name="image_normalization")(image))
+    normalization = ImageNormalization(
+        mean=backbone.mean, std=backbone.std, name="image_normalization"
+    )
+    stages = backbone(normalization(image))
     maps = build_head(
         head,
         stages,

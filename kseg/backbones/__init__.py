@@ -2,12 +2,19 @@
 
 from kseg.backbones.backbone import Backbone
 from kseg.backbones.hrnet import build_hrnet, hrnet_w18, hrnet_w18_small, hrnet_w32, hrnet_w48
+from kseg.backbones.keras_cv import build_keras_cv
+from kseg.backbones.resnet import build_resnet, resnet18, resnet34, resnet50, resnet101
 
 BACKBONES = {
     "hrnet_w18": hrnet_w18,
     "hrnet_w18_small": hrnet_w18_small,
     "hrnet_w32": hrnet_w32,
     "hrnet_w48": hrnet_w48,
+    "keras_cv": build_keras_cv,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
 }
 
 
@@ -30,4 +37,11 @@ def build_backbone(name, **arguments):
     return BACKBONES[name](**arguments)
 
 
-__all__ = ["BACKBONES", "Backbone", "build_backbone", "build_hrnet"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "build_backbone",
+    "build_hrnet",
+    "build_keras_cv",
+    "build_resnet",
+]

@@ -2,6 +2,8 @@
 
 import keras
 
+from kseg.layers import IMAGENET_MEAN, IMAGENET_STD
+
 
 @keras.saving.register_keras_serializable(package="kseg")
 class Backbone(keras.Model):
@@ -14,20 +16,26 @@ class Backbone(keras.Model):
     Args:
         *args, **kwargs: as in `keras.Model`: `inputs`, `outputs`, `name`.
         strides: dict from the name of each output to its stride in pixels of the input.
+        mean, std: three floats each in units of 0 to 255, how its images are normalised; a
+            segmenter does so. Defaults to ImageNet's.
     """
 
     # Keras rebuilds a functional subclass only if its constructor takes (*args, **kwargs).
-    def __init__(self, *args, strides=None, **kwargs):
+    def __init__(self, *args, strides=None, mean=IMAGENET_MEAN, std=IMAGENET_STD, **kwargs):
         super().__init__(*args, **kwargs)
         self.strides = dict(strides or {})
+        self.mean = tuple(mean)
+        self.std = tuple(std)
 
     def get_config(self):
-        return {**super().get_config(), "strides": dict(self.strides)}
+        ours = {"strides": dict(self.strides), "mean": self.mean, "std": self.std}
+        return {**super().get_config(), **ours}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        strides = config.pop("strides")
+        ours = {key: config.pop(key) for key in ("strides", "mean", "std")}
         backbone = super().from_config(config, custom_objects=custom_objects)
-        backbone.strides = strides
+        backbone.strides = ours["strides"]
+        backbone.mean, backbone.std = tuple(ours["mean"]), tuple(ours["std"])
         return backbone

@@ -3,6 +3,7 @@ import functools
 import keras
 
 from kseg.backbones.backbone import Backbone
+from kseg.backbones.blocks import basic_block, bottleneck
 from kseg.layers import ConvNorm, ResizeAndSum
 
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
@@ -59,8 +60,12 @@ def build_hrnet(
     image = keras.Input((None, None, 3), name="image")
     x = conv_norm(stem_channels, 3, strides=2, name="conv1")(image)
     x = conv_norm(64, 3, strides=2, name="conv2")(x)
+    width = 4 * stage1_channels
     for block in range(stage1_blocks):
-        x = _bottleneck(conv_norm, x, stage1_channels, name=f"layer1_{block}")
+        shortcut = x
+        if x.shape[-1] != width:
+            shortcut = conv_norm(width, 1, relu=False, name=f"layer1_{block}_downsample")(x)
+        x = bottleneck(conv_norm, x, stage1_channels, shortcut=shortcut, name=f"layer1_{block}")
 
     branches = [x]
     for stage in (2, 3, 4):
@@ -76,19 +81,9 @@ def build_hrnet(
     return Backbone(image, outputs, strides=STRIDES, name=name)
 
 
-def _bottleneck(conv_norm, x, channels, name):
-    shortcut = x
-    if x.shape[-1] != 4 * channels:
-        shortcut = conv_norm(4 * channels, 1, relu=False, name=f"{name}_downsample")(x)
-    x = conv_norm(channels, 1, name=f"{name}_conv1")(x)
-    x = conv_norm(channels, 3, name=f"{name}_conv2")(x)
-    return conv_norm(4 * channels, 1, name=f"{name}_conv3")(x, residual=shortcut)
-
-
 def _residual_blocks(conv_norm, x, blocks, name):
     for block in range(blocks):
-        y = conv_norm(x.shape[-1], 3, name=f"{name}_{block}_conv1")(x)
-        x = conv_norm(x.shape[-1], 3, name=f"{name}_{block}_conv2")(y, residual=x)
+        x = basic_block(conv_norm, x, x.shape[-1], name=f"{name}_{block}")
     return x
 
 

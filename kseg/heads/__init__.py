@@ -6,10 +6,11 @@ symbolic outputs of a backbone. It returns a dict of symbolic tensors: `logits` 
 before its dropout. It may add maps of its own, such as those of a feature pyramid, to project.
 """
 
+from kseg.heads.deeplabv3 import deeplabv3_head
 from kseg.heads.hrnet import hrnet_head
 from kseg.heads.ocr import ocr_head
 
-HEADS = {"hrnet": hrnet_head, "ocr": ocr_head}
+HEADS = {"deeplabv3": deeplabv3_head, "hrnet": hrnet_head, "ocr": ocr_head}
 
 
 def build_head(name, features, num_classes, **arguments):
@@ -36,4 +37,4 @@ def build_head(name, features, num_classes, **arguments):
     return HEADS[name](features, num_classes, **arguments)
 
 
-__all__ = ["HEADS", "build_head", "hrnet_head", "ocr_head"]
+__all__ = ["HEADS", "build_head", "deeplabv3_head", "hrnet_head", "ocr_head"]

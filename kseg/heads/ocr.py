@@ -5,9 +5,10 @@ import functools
 import keras
 from keras import ops
 
+from kseg.heads.auxiliary import auxiliary_head
 from kseg.heads.classifier import classifier
 from kseg.heads.hrnet import concatenate_at_finest
-from kseg.layers import ConvNorm
+from kseg.layers import ConvNorm, ResizeLike
 
 
 def ocr_head(
@@ -16,6 +17,7 @@ def ocr_head(
     *,
     channels=512,
     key_channels=256,
+    source="pyramid",
     dropout=0.05,
     align_corners=False,
     synchronized_batch_norm=False,
@@ -28,31 +30,53 @@ def ocr_head(
     result joins its own features.
 
     Source: Yuan et al., "Object-Contextual Representations for Semantic Segmentation", ECCV 2020;
-    `seg_hrnet_ocr.py` of github.com/HRNet/HRNet-Semantic-Segmentation, with its biases.
+    `seg_hrnet_ocr.py` of github.com/HRNet/HRNet-Semantic-Segmentation, with its biases, for HRNet;
+    Sec. 4.2 of the paper for dilated ResNet.
 
     Args:
         features: dict from `c2` ... `c5` to symbolic float tensors.
         num_classes: int, channels of the logits.
         channels: int, width of the pixel features and of the output.
         key_channels: int, width of queries, keys and values.
+        source: `"pyramid"`: pixels and coarse logits see all stages, brought to the finest and
+            concatenated (HRNet). `"deepest"`: pixels see `c5`, the coarse logits come from `c4`
+            by a 3x3 convolution (dilated ResNet).
         dropout: float in [0, 1), the share of whole channels dropped before the classifier.
         align_corners: bool, of the bilinear upsampling.
         synchronized_batch_norm: bool, statistics over all replicas.
         name: str, prefix of the layers' names.
 
     Returns:
-        dict of symbolic tensors at the size of the finest map: `logits` and `aux_logits` (the
-        coarse ones) float32 `(batch, height, width, num_classes)`, `features`
-        `(batch, height, width, channels)`.
+        dict of symbolic tensors at the size of the finest map, or of `c5`: `logits` and
+        `aux_logits` (the coarse ones; with `"deepest"` at the size of `c4`) float32
+        `(batch, height, width, num_classes)`, `features` `(batch, height, width, channels)`.
+
+    Raises:
+        ValueError: if `source` is unknown.
     """
+    if source not in ("pyramid", "deepest"):
+        raise ValueError(f"`source` must be 'pyramid' or 'deepest'. Received: {source=}")
     conv_norm = functools.partial(ConvNorm, synchronized=synchronized_batch_norm)
 
-    x = concatenate_at_finest(features, align_corners=align_corners, name=name)
-    coarse = conv_norm(x.shape[-1], 1, use_bias=True, name=f"{name}_aux_fusion")(x)
-    aux_logits = classifier(num_classes, name=f"{name}_aux_logits")(coarse)
+    if source == "pyramid":
+        x = concatenate_at_finest(features, align_corners=align_corners, name=name)
+        coarse = conv_norm(x.shape[-1], 1, use_bias=True, name=f"{name}_aux_fusion")(x)
+        regions = aux_logits = classifier(num_classes, name=f"{name}_aux_logits")(coarse)
+    else:
+        x = features["c5"]
+        aux_logits, _ = auxiliary_head(
+            conv_norm,
+            features["c4"],
+            num_classes,
+            channels=channels,
+            dropout=dropout,
+            name=f"{name}_aux",
+        )
+        resize = ResizeLike(align_corners=align_corners, dtype="float32", name=f"{name}_regions")
+        regions = resize(aux_logits, like=x)
 
     pixels = conv_norm(channels, 3, use_bias=True, name=f"{name}_pixels")(x)
-    objects = ObjectRegions(name=f"{name}_objects")(pixels, aux_logits)
+    objects = ObjectRegions(name=f"{name}_objects")(pixels, regions)
 
     query = conv_norm(key_channels, 1, name=f"{name}_query1")(pixels)
     query = conv_norm(key_channels, 1, name=f"{name}_query2")(query)

@@ -1,6 +1,3 @@
-import json
-import pathlib
-
 import keras
 import numpy as np
 import pytest
@@ -9,38 +6,7 @@ from kseg.backbones import build_backbone, build_hrnet
 from kseg.heads import build_head
 from kseg.weights import load_torch_state
 from kseg.weights.hrnet import name_map
-
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
-
-
-class Golden:
-    """One file of outputs of a published PyTorch model, with its weights."""
-
-    def __init__(self, name):
-        with np.load(GOLDEN / f"{name}.npz") as arrays:
-            self.arrays = dict(arrays)
-        self.meta = json.loads(str(self.arrays["meta_json"]))
-        self.state = {
-            name[3:]: array for name, array in self.arrays.items() if name.startswith("sd/")
-        }
-        self.cases = sorted(name[:-1] for name in self.arrays if name.endswith("x"))
-
-    def compare(self, case, model, names):
-        """Holds every output `names[ours] = theirs` to 20 x the reference's own rounding."""
-        image = self.arrays[f"{case}x"].transpose(0, 2, 3, 1)
-        outputs = model(image, training=False)
-        for ours, theirs in names.items():
-            key = f"{case}out/{theirs}"
-            expected = self.arrays[key].transpose(0, 2, 3, 1)
-            rounding = self.meta["outputs"][key]["f32_vs_f64"]
-            tolerance = max(20 * rounding, 2e-5 * np.abs(expected).max())
-            np.testing.assert_allclose(
-                keras.ops.convert_to_numpy(outputs[ours]),
-                expected,
-                rtol=0,
-                atol=tolerance,
-                err_msg=key,
-            )
+from tests.golden_file import Golden
 
 
 def golden_hrnet(meta, **arguments):

@@ -1,0 +1,189 @@
+# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
+"""The door to keras-cv's backbones. keras-cv is archived: nothing else in kseg imports it."""
+
+import keras
+from keras import ops
+
+from kseg.backbones.backbone import Backbone
+from kseg.layers import BatchNormalization
+
+STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
+
+
+def build_keras_cv(
+    *,
+    class_name=None,
+    arguments=None,
+    preset=None,
+    load_weights=True,
+    mean=(0.0, 0.0, 0.0),
+    std=(255.0, 255.0, 255.0),
+    synchronized_batch_norm=False,
+    name="keras_cv",
+):
+    """Makes a backbone of kseg out of one of keras-cv.
+
+    ResNetV2, EfficientNetV2, EfficientNetLite, MobileNetV3, CSPDarkNet, DenseNet, MiT and any
+    other with four pyramid levels. Its batch norms are replaced by `kseg.layers`' with the same
+    weights and settings: one fused kernel, synchronised if asked for. An image whose sides are no
+    multiples of 32 is padded with zeros on its far sides, and the maps are cropped again.
+
+    Args:
+        class_name: str, a class of `keras_cv.models`, such as `"EfficientNetLiteBackbone"`; with
+            `arguments`. Either this or `preset`.
+        arguments: dict, the arguments of the class (for a preset: what is to differ), all but
+            `include_rescaling`. Some classes work on images of one size only, and MiT on square
+            ones: give `"input_shape": (512, 512, 3)`. Sides that are multiples of 32.
+        preset: str, a preset of keras-cv, such as `"efficientnetv2_s_imagenet"`, which is
+            downloaded.
+        load_weights: bool, whether a preset's weights are wanted, or its architecture only.
+        mean, std: three floats each in units of 0 to 255: the normalisation that the weights are
+            made for. The default divides by 255, as keras-cv does.
+        synchronized_batch_norm: bool, statistics over all replicas.
+        name: str, the model's name.
+
+    Returns:
+        `Backbone` with outputs `c2` to `c5` at strides 4, 8, 16, 32. Any input size, unless
+        `input_shape` says otherwise.
+
+    Raises:
+        ValueError: if not exactly one of `class_name` and `preset` is given, the class is unknown
+            or takes other arguments, the preset cannot be had, or there are fewer than four
+            pyramid levels.
+    """
+    if (class_name is None) == (preset is None):
+        raise ValueError(
+            "A keras_cv backbone needs a `class_name` (with `arguments`) or a `preset`, not both. "
+            f"Received: {class_name=}, {preset=}"
+        )
+    arguments = {"input_shape": (None, None, 3), **(arguments or {}), "include_rescaling": False}
+    arguments["input_shape"] = tuple(arguments["input_shape"])
+    if preset is not None:
+        source = _from_preset(preset, load_weights, arguments)
+    else:
+        source = _from_class(class_name, arguments)
+    levels = sorted(source.pyramid_level_inputs)
+    if len(levels) < 4:
+        raise ValueError(
+            "A keras_cv backbone must have four pyramid levels. "
+            f"{class_name or preset} has {levels}"
+        )
+    # The deepest four: P2 to P5, but P1 to P4 in MiT, which counts from its first stage.
+    outputs = {
+        stage: source.get_layer(source.pyramid_level_inputs[level]).output
+        for stage, level in zip(STRIDES, levels[-4:], strict=True)
+    }
+    network = keras.Model(source.input, outputs, name=f"{name}_network")
+    clone = keras.models.clone_model(
+        network,
+        clone_function=lambda layer: _with_our_batch_norm(layer, synchronized_batch_norm),
+        recursive=True,
+    )
+    clone.set_weights(network.get_weights())
+
+    image = keras.Input(arguments["input_shape"], name="image")
+    stages = clone(PadToMultiple(32, name=f"{name}_pad")(image))
+    outputs = {
+        stage: CropToStride(stride, name=f"{name}_{stage}_crop")(stages[stage], image)
+        for stage, stride in STRIDES.items()
+    }
+    return Backbone(image, outputs, strides=STRIDES, mean=mean, std=std, name=name)
+
+
+def _from_class(class_name, arguments):
+    import keras_cv
+
+    cls = getattr(keras_cv.models, class_name, None)
+    if not (isinstance(cls, type) and issubclass(cls, keras_cv.models.Backbone)):
+        known = sorted(
+            n for n in dir(keras_cv.models) if n.endswith("Backbone") and n != "Backbone"
+        )
+        raise ValueError(f"keras_cv.models has no backbone {class_name!r}. Choose from {known}")
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(f"keras_cv.models.{class_name} cannot be built: {error}") from None
+
+
+def _from_preset(preset, load_weights, arguments):
+    import keras_cv
+
+    try:
+        return keras_cv.models.Backbone.from_preset(preset, load_weights=load_weights, **arguments)
+    except Exception as error:  # keras-cv raises a bare Exception when a download fails.
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"keras_cv cannot give the preset {preset!r}: {reason}. Presets are downloaded; use "
+            "`class_name` and `arguments` on a machine without network"
+        ) from None
+
+
+def _with_our_batch_norm(layer, synchronized):
+    if type(layer) is not keras.layers.BatchNormalization:
+        return layer
+    config = layer.get_config()
+    config.pop("synchronized", None)
+    return BatchNormalization(synchronized=synchronized, **config)
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class PadToMultiple(keras.layers.Layer):
+    """Appends rows and columns of zeros until both sides are multiples of a number.
+
+    Args:
+        multiple: int > 0.
+
+    Call arguments:
+        inputs: float tensor `(batch, height, width, channels)`.
+
+    Returns:
+        float tensor `(batch, height', width', channels)`.
+    """
+
+    def __init__(self, multiple, **kwargs):
+        super().__init__(**kwargs)
+        self.multiple = multiple
+
+    def call(self, inputs):
+        missing = [-size % self.multiple for size in ops.shape(inputs)[1:3]]
+        return ops.pad(inputs, [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)])
+
+    def compute_output_spec(self, inputs):
+        sides = [s if s is None else s + -s % self.multiple for s in inputs.shape[1:3]]
+        shape = (inputs.shape[0], *sides, inputs.shape[3])
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "multiple": self.multiple}
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class CropToStride(keras.layers.Layer):
+    """Cuts a map to the part that belongs to an image, before it was padded on its far sides.
+
+    Args:
+        stride: int > 0, pixels of the image for one place of the map.
+
+    Call arguments:
+        inputs: float tensor `(batch, any, any, channels)`.
+        image: tensor `(batch, height, width, any)`, read only for its size.
+
+    Returns:
+        float tensor `(batch, ceil(height / stride), ceil(width / stride), channels)`.
+    """
+
+    def __init__(self, stride, **kwargs):
+        super().__init__(**kwargs)
+        self.stride = stride
+
+    def call(self, inputs, image):
+        height, width = (-(-size // self.stride) for size in ops.shape(image)[1:3])
+        return inputs[:, :height, :width]
+
+    def compute_output_spec(self, inputs, image):
+        sides = [s if s is None else -(-s // self.stride) for s in image.shape[1:3]]
+        shape = (inputs.shape[0], *sides, inputs.shape[3])
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "stride": self.stride}
