@@ -1,14 +1,6 @@
 import re
 
-PARAMETERS = {
-    "convolution": {"weight": "kernel", "bias": "bias"},
-    "normalization": {
-        "weight": "gamma",
-        "bias": "beta",
-        "running_mean": "moving_mean",
-        "running_var": "moving_variance",
-    },
-}
+from kseg.weights.parameters import weight_path
 
 # What an ImageNet checkpoint has beyond the backbone: for `ignore` of `load_torch_state`.
 CLASSIFIER = (r"incre_modules\.", r"downsamp_modules\.", r"final_layer\.", r"classifier\.")
@@ -59,12 +51,21 @@ def name_map(name):
     Returns:
         str, such as `"stage2_0_branches_0_1_conv2/normalization/moving_mean"`, or None.
     """
+    return head_name_map(name) or backbone_name_map(name)
+
+
+def head_name_map(name):
+    """As `name_map`, for the heads alone."""
     module, _, parameter = name.rpartition(".")
-    if module in HEADS:
-        layer, part = HEADS[module]
-    elif not _BACKBONE.match(module):
+    return weight_path(*HEADS[module], parameter) if module in HEADS else None
+
+
+def backbone_name_map(name):
+    """As `name_map`, for the backbone alone."""
+    module, _, parameter = name.rpartition(".")
+    if not _BACKBONE.match(module):
         return None
-    elif match := _NAMED.fullmatch(module):  # conv1 and bn1 side by side.
+    if match := _NAMED.fullmatch(module):  # conv1 and bn1 side by side.
         layer = f"{match['parent']}conv{match['index']}"
         part = "convolution" if match["kind"] == "conv" else "normalization"
     elif match := _SEQUENTIAL.fullmatch(module):  # 0 and 1 in a torch.nn.Sequential.
@@ -72,7 +73,4 @@ def name_map(name):
         part = ("convolution", "normalization")[int(match["index"])]
     else:
         return None
-    parameter = PARAMETERS[part or "convolution"].get(parameter)
-    if parameter is None:
-        return None
-    return "/".join(filter(None, (layer.replace(".", "_"), part, parameter)))
+    return weight_path(layer.replace(".", "_"), part, parameter)

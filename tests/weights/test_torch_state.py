@@ -57,7 +57,7 @@ def test_every_array_finds_its_weight():
             {"fc.weight": np.zeros((5, 3))},
             r"fc.weight: shape \(5, 3\) becomes \(3, 5\), but dense/kernel has \(3, 4\)",
         ),
-        ({"head.weight": np.zeros(1)}, "head.weight: no rule in the name map"),
+        ({"head.weight": np.zeros(1)}, "head.weight: no rule for its name"),
         ({"second.bias": np.zeros(4)}, "second.bias: dense/bias is already taken by fc.bias"),
         ({"third.bias": np.zeros(4)}, "third.bias: the model has no weight other/bias"),
     ],

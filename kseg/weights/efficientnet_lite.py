@@ -1,0 +1,80 @@
+import re
+
+from kseg.weights.parameters import PARAMETERS
+
+# What an ImageNet checkpoint has beyond the backbone.
+CLASSIFIER = (r"_fc\.",)
+
+# Repeats of the stages of EfficientNet-Lite0: blocks are numbered through there, by stage here.
+LITE0_REPEATS = (1, 2, 2, 3, 3, 4, 1)
+# Images are normalised so, in units of 0 to 255 (`MEAN_RGB` and `STDDEV_RGB` of the original).
+MEAN = (127.0, 127.0, 127.0)
+STD = (128.0, 128.0, 128.0)
+
+_MODULES = {
+    "_conv_stem": "stem_conv",
+    "_bn0": "stem_bn",
+    "_conv_head": "top_conv",
+    "_bn1": "top_bn",
+}
+_PARTS = {
+    "_expand_conv": "expand_conv",
+    "_bn0": "expand_bn",
+    "_depthwise_conv": "dwconv",
+    "_bn1": "bn",
+    "_project_conv": "project_conv",
+    "_bn2": "project_bn",
+}
+_BLOCK = re.compile(r"_blocks\.(?P<block>\d+)\.(?P<part>\w+)")
+_LAYER = re.compile(r"block(\d+)([a-z])_dwconv/")
+
+
+def name_map(name, repeats=LITE0_REPEATS):
+    """Finds the weight of keras-cv's `EfficientNetLiteBackbone` that a parameter belongs to.
+
+    Covers the names of the packages efficientnet_lite_pytorch and efficientnet_pytorch, which do
+    not use squeeze-and-excitation in the Lite networks. Its convolutions pad as keras-cv's do.
+
+    Args:
+        name: str, such as `"_blocks.3._depthwise_conv.weight"`.
+        repeats: ints, the number of blocks in each stage of the model.
+
+    Returns:
+        str, such as `"block3a_dwconv/kernel"`, or None.
+    """
+    module, _, parameter = name.rpartition(".")
+    layer = _MODULES.get(module)
+    if match := _BLOCK.fullmatch(module):
+        place = _place(int(match["block"]), repeats)
+        part = _PARTS.get(match["part"])
+        layer = f"block{place}_{part}" if place and part else None
+    if layer is None:
+        return None
+    kind = "normalization" if layer.endswith("bn") else "convolution"
+    parameter = PARAMETERS[kind].get(parameter)
+    return parameter and f"{layer}/{parameter}"
+
+
+def _place(block, repeats):
+    """Stage and letter of a block: `"3a"` is the first of the third stage."""
+    for stage, repeat in enumerate(repeats, start=1):
+        if block < repeat:
+            return f"{stage}{chr(ord('a') + block)}"
+        block -= repeat
+    return None
+
+
+def repeats_of(paths):
+    """Reads the number of blocks in each stage off the paths of a model's weights.
+
+    Args:
+        paths: iterable of str.
+
+    Returns:
+        tuple of ints; of another model: empty.
+    """
+    stages = {}
+    for path in paths:
+        if match := _LAYER.match(path):
+            stages[int(match[1])] = stages.get(int(match[1]), 0) + 1
+    return tuple(stages[stage] for stage in sorted(stages))

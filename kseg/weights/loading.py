@@ -1,0 +1,251 @@
+import numpy as np
+
+from kseg.backbones.backbone import Backbone
+from kseg.errors import UserError
+from kseg.weights.conventions import CONVENTIONS, PREFIXES, recognise, without_prefixes
+from kseg.weights.files import read_file
+from kseg.weights.hub import fetch_from_hugging_face, read_keras_cv_preset
+from kseg.weights.keras_file import keras_names
+from kseg.weights.report import LoadReport
+from kseg.weights.torch_state import (
+    COUNTER,
+    assign,
+    choose_path,
+    first_match,
+    keras_layout,
+    weights_by_path,
+)
+
+_PROJECTOR = "embedding_"  # Begins the names of a segmenter's projectors.
+_CLASSIFIER = "logits"  # Ends the names of the layers that have a channel for each class.
+# Begin the names of the heads of segmentation networks, whether or not kseg has that head.
+_HEADS = (r"(decode|auxiliary|aux|segmentation|seg)_head\.", r"(aux_)?classifier\.", r"decoder\.")
+_TRAINING = ("optimizer/", "seed/", "objective/")  # In the checkpoints of a run.
+
+
+def load_weights(
+    model,
+    source,
+    *,
+    name_map=None,
+    prefixes=PREFIXES,
+    backbone_only=False,
+    ignore=(),
+    allow_missing=(),
+):
+    """Loads pretrained weights into a backbone or a segmenter, all that fit together or none.
+
+    Which code base wrote the file is seen from the names of its arrays: timm, torchvision,
+    mmsegmentation, Hugging Face transformers, the official code of a network, keras-cv, or kseg
+    itself. Every array must have a weight, or a known reason to have none. Every weight must have
+    an array, except
+
+    * the head and the projectors of a segmenter, if the file is that of a backbone,
+    * the projectors of a segmenter, if the file has none,
+    * a classifier, if that of the file has another number of classes.
+
+    These keep the values they have, and the report names them.
+
+    Args:
+        model: built `Backbone`, or a segmenter from `kseg.segmenters.build_segmenter`.
+        source: str. A file: `.weights.h5`, `.keras`, `.safetensors`, `.npz` (also a checkpoint of
+            a run), or PyTorch's `.pth`, `.pt`, `.bin`, of which nothing is run. Or
+            `hf://owner/name`, `hf://owner/name/file`, `hf://owner/name@revision/file` on the
+            Hugging Face hub. Or `keras_cv://preset`, for a keras_cv backbone.
+        name_map: None, or a function as in `load_torch_state` for names that are not known here.
+        prefixes: tuple of str that are cut off the names of arrays where needed.
+        backbone_only: bool. Of a segmenter, loads the backbone only, and leaves the head of a
+            segmentation checkpoint unused.
+        ignore: regular expressions, matched from the start of an array's name with or without its
+            prefixes: arrays that may stay unused.
+        allow_missing: regular expressions, matched from the start of a weight's path: weights that
+            may keep their values.
+
+    Returns:
+        `LoadReport`; `str()` of it tells what was done.
+
+    Raises:
+        UserError: one line. If the file is missing, damaged, or cannot be downloaded, the names
+            are not known, belong to another network, or anything does not fit. The model is as
+            before then.
+    """
+    backbone = _find_backbone(model)
+    target = model
+    if backbone_only:
+        if backbone is None:
+            raise ValueError(f"{model.name!r} has no backbone of its own to load.")
+        target = backbone
+    weights = weights_by_path(target)
+    checkpoint = _read(str(source))
+    arrays = checkpoint.arrays
+    if not arrays:
+        raise UserError(f"{source} holds no arrays")
+
+    if name_map is None and any("/" in name for name in arrays):
+        matches = _match_keras(target, weights, arrays, source)
+    else:
+        matches = _match_torch(target, weights, arrays, source, name_map, prefixes)
+    paths, unused, layout, conventions = matches
+
+    for name in arrays:
+        for variant in without_prefixes(name, prefixes):
+            if pattern := first_match(ignore, variant):
+                unused[name] = f"ignored by {pattern!r}"
+    described = f"{source} ({'; '.join(conventions)})" if conventions else str(source)
+    if not any(path in weights for path in paths.values()):
+        raise UserError(
+            f"{described} is for another network: none of its {len(arrays)} arrays has a weight in "
+            f"{target.name!r}. Arrays: {_some(arrays)}. Weights: {_some(weights)}"
+        )
+    afresh = _classifiers_of_other_classes(weights, arrays, paths, unused, layout)
+    own = None if backbone is None else {weight.path for weight in backbone.weights}
+    reached = {path for path in paths.values() if path in weights}
+    has_head = own is None or bool(reached - own)
+    has_projectors = any(path.startswith(_PROJECTOR) for path in reached)
+
+    def may_miss(path):
+        if path.split("/")[0] in afresh or first_match(allow_missing, path):
+            return True
+        if path.startswith(_PROJECTOR):
+            return not has_projectors
+        return not has_head and path not in own
+
+    report = assign(
+        weights,
+        arrays,
+        paths,
+        layout=layout,
+        unused=unused,
+        may_miss=may_miss,
+        complaint=f"{described} does not fit {target.name!r}",
+    )
+    return LoadReport(
+        report.loaded,
+        {**report.unused, **checkpoint.beside},
+        report.missing,
+        num_values=report.num_values,
+        source=str(source),
+        conventions=tuple(conventions),
+        folded=report.folded,
+    )
+
+
+def _find_backbone(model):
+    """The backbone that a model is or has, or None."""
+    if isinstance(model, Backbone):
+        return model
+    inside = [layer for layer in model.layers if isinstance(layer, Backbone)]
+    return inside[0] if len(inside) == 1 else None
+
+
+def _read(source):
+    scheme, separator, _ = source.partition("://")
+    if not separator:
+        return read_file(source)
+    if scheme == "hf":
+        return read_file(fetch_from_hugging_face(source))
+    if scheme == "keras_cv":
+        return read_keras_cv_preset(source)
+    raise UserError(
+        f"A source of weights is a file, hf://owner/name or keras_cv://preset. Received: {source}"
+    )
+
+
+def _match_keras(target, weights, arrays, source):
+    """Finds the weights of arrays that bear the names of Keras' layers."""
+    known = {
+        **keras_names(target),
+        **{path: path for path in weights},
+        **{f"model/{path}": path for path in weights},  # Checkpoints of a run.
+    }
+    preset = str(source).startswith("keras_cv://")
+    paths, unused = {}, {}
+    for name in arrays:
+        paths[name] = known.get(name)
+        if paths[name] is not None:
+            continue
+        layer = name.removeprefix("model/")
+        if name.startswith(_TRAINING):
+            unused[name] = "state of training"
+        elif layer.startswith(_PROJECTOR):
+            unused[name] = "projector, which the model does not have"
+        elif isinstance(target, Backbone):
+            unused[name] = "not part of the backbone"
+        elif preset:
+            unused[name] = "beyond the stages of the backbone"
+    convention = "keras-cv" if preset else "names of Keras' layers"
+    return paths, unused, _as_it_is, [convention]
+
+
+def _as_it_is(array, weight):
+    return np.asarray(array)
+
+
+def _match_torch(target, weights, arrays, source, name_map, prefixes):
+    """Finds the weights of arrays that bear the names of PyTorch's modules."""
+    if name_map is None:
+        conventions = recognise(arrays, prefixes)
+        if not conventions:
+            raise UserError(
+                f"The arrays of {source} bear names that are not known: {_some(arrays)}. Known: "
+                + "; ".join(convention.name for convention in CONVENTIONS)
+            )
+    else:
+        conventions = []
+    maps = [(convention, convention.bound(weights)) for convention in conventions]
+    if name_map is not None:
+        maps = [(None, name_map)]
+    paths, unused = {}, {}
+    for name, array in arrays.items():
+        variants = without_prefixes(name, prefixes)
+        found = [
+            (convention, choose_path(weights, path, array, keras_layout))
+            for convention, function in maps
+            for variant in variants
+            if (path := function(variant)) is not None
+        ]
+        found.sort(key=lambda pair: pair[1] not in weights)
+        convention, paths[name] = found[0] if found else (None, None)
+        if name.endswith("num_batches_tracked"):
+            unused[name] = COUNTER
+        elif paths[name] not in weights:
+            is_head = (convention is not None and convention.head) or any(
+                first_match(_HEADS, variant) for variant in variants
+            )
+            if reason := _leftover(conventions, variants):
+                unused[name] = reason
+            elif is_head and isinstance(target, Backbone):
+                unused[name] = "head, and only the backbone is loaded"
+    return paths, unused, keras_layout, [convention.name for convention in conventions]
+
+
+def _leftover(conventions, variants):
+    for convention in conventions:
+        for pattern, reason in convention.leftovers.items():
+            if any(first_match([pattern], variant) for variant in variants):
+                return reason
+    return None
+
+
+def _classifiers_of_other_classes(weights, arrays, paths, unused, layout):
+    """Takes classifiers whose number of classes differs out of `paths`; gives their layers."""
+    layers = {}
+    for name, path in paths.items():
+        if path not in weights or not path.split("/")[0].endswith(_CLASSIFIER):
+            continue
+        here = tuple(weights[path].shape)
+        there = layout(arrays[name], weights[path]).shape
+        if here != there and here[:-1] == there[:-1]:
+            layers[path.split("/")[0]] = (there[-1], here[-1])
+    for name, path in paths.items():
+        layer = path and path.split("/")[0]
+        if path in weights and layer in layers:
+            there, here = layers[layer]
+            unused[name] = f"classifier of {there} classes, where the model has {here}"
+            paths[name] = None
+    return set(layers)
+
+
+def _some(names):
+    names = list(names)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,27 @@
+"""What the parameters of a PyTorch layer are called here."""
+
+PARAMETERS = {
+    "convolution": {"weight": "kernel", "bias": "bias"},
+    "normalization": {
+        "weight": "gamma",
+        "bias": "beta",
+        "running_mean": "moving_mean",
+        "running_var": "moving_variance",
+    },
+}
+
+
+def weight_path(layer, part, parameter):
+    """Puts together the path of a weight.
+
+    Args:
+        layer: str, name of a layer here.
+        part: `"convolution"` or `"normalization"` of a `ConvNorm`, or None: the layer is a bare
+            convolution.
+        parameter: str, PyTorch's name of the parameter.
+
+    Returns:
+        str, such as `"conv1/convolution/kernel"`, or None if the part has no such parameter.
+    """
+    parameter = PARAMETERS[part or "convolution"].get(parameter)
+    return parameter and "/".join(filter(None, (layer, part, parameter)))

@@ -1,0 +1,61 @@
+import re
+
+from kseg.weights.parameters import weight_path
+
+# What an ImageNet checkpoint has beyond the backbone.
+CLASSIFIER = (r"fc\.",)
+
+# Modules in the deep stem: convolutions at 0, 3, 6; batch norms at 1, 4 and, in mmsegmentation, 7.
+_DEEP_STEM = re.compile(r"(?P<kind>conv1|stem)\.(?P<index>[013467])")
+_NAMED = re.compile(r"(?P<parent>layer\d\.\d+\.)(?P<kind>conv|bn)(?P<index>[123])")
+_DOWNSAMPLE = re.compile(r"(?P<parent>layer\d\.\d+\.downsample)\.(?P<index>[012])")
+
+
+def name_map(name):
+    """Finds the weight that a parameter of a published ResNet belongs to.
+
+    Covers torchvision and timm, whose names agree, with a 7x7 convolution first (v1b) or three 3x3
+    ones (v1c, v1d), and mmsegmentation, which calls the latter `stem`.
+
+    Two names mean different things in different variants: `bn1` belongs to the only convolution
+    of the stem or to its third; `downsample.1` is the batch norm, or the convolution behind v1d's
+    pooling. Both weights are given then, and the model and the shape decide.
+
+    Args:
+        name: str, such as `"layer1.0.bn2.running_mean"`, without prefixes such as `backbone.`.
+
+    Returns:
+        str, such as `"layer1_0_conv2/normalization/moving_mean"`, a tuple of such, or None.
+    """
+    module, _, parameter = name.rpartition(".")
+    if module == "conv1":
+        return weight_path("conv1", "convolution", parameter)
+    if module == "bn1":
+        return _either(
+            weight_path(layer, "normalization", parameter) for layer in ("conv1", "conv1_6")
+        )
+    if match := _DEEP_STEM.fullmatch(module):
+        index = int(match["index"])
+        part = "convolution" if index % 3 == 0 else "normalization"
+        if match["kind"] == "conv1" and index == 7:
+            return None
+        return weight_path(f"conv1_{index - index % 3}", part, parameter)
+    if match := _NAMED.fullmatch(module):
+        part = "convolution" if match["kind"] == "conv" else "normalization"
+        return weight_path(
+            f"{match['parent']}conv{match['index']}".replace(".", "_"), part, parameter
+        )
+    if match := _DOWNSAMPLE.fullmatch(module):
+        layer = match["parent"].replace(".", "_")
+        parts = {
+            "0": ["convolution"],
+            "1": ["normalization", "convolution"],
+            "2": ["normalization"],
+        }
+        return _either(weight_path(layer, part, parameter) for part in parts[match["index"]])
+    return None
+
+
+def _either(paths):
+    paths = tuple(filter(None, paths))
+    return paths if len(paths) > 1 else (paths[0] if paths else None)

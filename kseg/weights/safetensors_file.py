@@ -1,0 +1,99 @@
+"""Reads `.safetensors`.
+
+The format is a JSON header and one buffer. A reader of our own needs no package, widens bfloat16
+(which the NumPy side of the package does not read by itself), and says in one line what is wrong
+with a file.
+"""
+
+import json
+import math
+import struct
+
+import numpy as np
+
+from kseg.errors import UserError
+from kseg.weights.torch_file import Checkpoint, bfloat16_to_float32
+
+_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
+    "BOOL": "?",
+}
+_MAX_HEADER = 100_000_000  # Bytes, as in the reference implementation.
+
+
+def read_safetensors_file(path):
+    """Reads the tensors of a `.safetensors` file.
+
+    Source: github.com/huggingface/safetensors, "Format": 8 bytes little-endian N, N bytes of JSON
+    `{name: {"dtype", "shape", "data_offsets": [begin, end]}}`, then the buffer, which the tensors
+    fill without gaps or overlaps.
+
+    Args:
+        path: `pathlib.Path` of the file.
+
+    Returns:
+        `Checkpoint`. bfloat16 comes as float32, others as the dtype of the same name.
+
+    Raises:
+        UserError: if the file is damaged, cut off, or has a dtype that NumPy lacks (8-bit floats).
+    """
+    try:
+        data = path.read_bytes()
+        header, buffer = _split(data)
+        arrays, place = {}, 0
+        metadata = header.pop("__metadata__", {})
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, end = entry["data_offsets"]
+            if begin != place:
+                raise ValueError(f"{name!r} begins at byte {begin} instead of {place}")
+            if entry["dtype"] not in _DTYPES:
+                raise ValueError(f"{name!r} has the unknown dtype {entry['dtype']!r}")
+            dtype = np.dtype(_DTYPES[entry["dtype"]])
+            shape = entry["shape"]
+            if any(type(extent) is not int or extent < 0 for extent in shape):
+                raise ValueError(f"{name!r} has the impossible shape {shape}")
+            if end - begin != math.prod(shape) * dtype.itemsize or end > len(buffer):
+                raise ValueError(f"{name!r} has {end - begin} bytes for the shape {shape}")
+            array = np.frombuffer(buffer[begin:end], dtype).reshape(shape)
+            arrays[name] = bfloat16_to_float32(array) if entry["dtype"] == "BF16" else array
+            place = end
+        if place != len(buffer):
+            raise ValueError(f"{len(buffer)} bytes follow the header, of which {place} are used")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged, or no safetensors file ({str(error) or type(error).__name__}). "
+            "Fetch it again"
+        ) from None
+    return Checkpoint(
+        {name: arrays[name] for name in header}, dict.fromkeys(metadata, "is metadata")
+    )
+
+
+def _split(data):
+    if len(data) < 8:
+        raise ValueError("it is shorter than its header")
+    (length,) = struct.unpack("<Q", data[:8])
+    if length > min(len(data) - 8, _MAX_HEADER):
+        raise ValueError(f"its header would have {length} bytes")
+    header = json.loads(data[8 : 8 + length], object_pairs_hook=_without_duplicates)
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header, memoryview(data)[8 + length :]
+
+
+def _without_duplicates(pairs):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return entries
