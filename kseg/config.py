@@ -13,9 +13,10 @@ from pydantic import Field
 
 from kseg.errors import UserError
 
-Stage = Literal["c2", "c3", "c4", "c5"]
+Stage = Literal["c2", "c3", "c4", "c5", "fpn_c2", "fpn_c3", "fpn_c4", "fpn_c5"]
 Strength = Annotated[float, Field(ge=0, lt=1)]
 PositiveSize = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class ConfigError(UserError):
@@ -28,7 +29,21 @@ class Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class HRNetBackbone(Section):
+class Backbone(Section):
+    """What all backbones share."""
+
+    weights: str | None = Field(
+        None,
+        description="Pretrained weights to start from: a file (.weights.h5, .keras, .safetensors, "
+        ".npz, .pth), hf://owner/name[/file] or keras_cv://preset; null: random.",
+    )
+    weights_if_missing: Literal["fail", "warn"] = Field(
+        "fail",
+        description="When `weights` cannot be had (no network): stop, or warn and start at random.",
+    )
+
+
+class HRNetBackbone(Backbone):
     """High-resolution network; c2..c5 are its four branches at strides 4, 8, 16, 32."""
 
     name: Literal["hrnet_w18_small", "hrnet_w18", "hrnet_w32", "hrnet_w48"]
@@ -39,12 +54,58 @@ class HRNetBackbone(Section):
     align_corners: bool = Field(False, description="Bilinear convention of the fuse layers.")
 
 
+class ResNetBackbone(Backbone):
+    """Residual network; its last stages are dilated where `output_stride` is below 32."""
+
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+    variant: Literal["v1b", "v1c", "v1d"] = Field(
+        "v1b", description="v1b: 7x7 stem. v1c: three 3x3. v1d: and averaging shortcuts."
+    )
+    stem_channels: int = Field(64, gt=0, description="Channels after the stem.")
+    output_stride: Literal[8, 16, 32] = Field(32, description="Stride of c5.")
+    multi_grid: list[PositiveSize] | None = Field(
+        None, min_length=1, description="Factors of the dilation in c5's blocks, such as [1, 2, 4]."
+    )
+
+
+class SwinBackbone(Backbone):
+    """Shifted-window transformer; c2..c5 are its four stages at strides 4, 8, 16, 32."""
+
+    name: Literal["swin_t", "swin_s", "swin_b", "swin_l", "swin_b_384", "swin_l_384"]
+    drop_path_rate: float = Field(
+        0.3, ge=0, lt=1, description="Stochastic depth of the last block; rises linearly from 0."
+    )
+
+
+class KerasCVBackbone(Backbone):
+    """Any backbone of keras-cv with four pyramid levels: a class with arguments, or a preset."""
+
+    name: Literal["keras_cv"]
+    class_name: str | None = Field(None, description="Such as EfficientNetLiteBackbone.")
+    arguments: dict[str, Any] = Field({}, description="Arguments of the class or of the preset.")
+    preset: str | None = Field(None, description="Such as efficientnetv2_s_imagenet; downloaded.")
+    mean: tuple[float, float, float] = Field((0.0, 0.0, 0.0), description="Of images, 0 to 255.")
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field((255.0, 255.0, 255.0))
+
+    @pydantic.model_validator(mode="after")
+    def _class_or_preset(self):
+        if (self.class_name is None) == (self.preset is None):
+            raise ValueError(
+                "a keras_cv backbone needs `class_name` (with `arguments`) or `preset`, not both. "
+                f"Received: class_name={self.class_name!r}, preset={self.preset!r}"
+            )
+        return self
+
+
 class OCRHead(Section):
     """Object-contextual representations; its coarse logits are the auxiliary output."""
 
     name: Literal["ocr"]
     channels: int = Field(512, gt=0, description="Channels of pixel and object features.")
     key_channels: int = Field(256, gt=0, description="Channels of the attention's keys.")
+    source: Literal["pyramid", "deepest"] = Field(
+        "pyramid", description="pyramid: all stages (HRNet). deepest: c5 and c4 (dilated ResNet)."
+    )
     dropout: float = Field(0.05, ge=0, lt=1)
     align_corners: bool = Field(False, description="Bilinear convention of the upsampling.")
 
@@ -56,11 +117,40 @@ class HRNetHead(Section):
     align_corners: bool = Field(False, description="Bilinear convention of the upsampling.")
 
 
+class DeepLabV3Head(Section):
+    """Atrous spatial pyramid pooling on c5; its auxiliary output comes from c4."""
+
+    name: Literal["deeplabv3"]
+    channels: int = Field(256, gt=0, description="Channels of the fused map.")
+    aspp_channels: int = Field(256, gt=0, description="Channels of each branch.")
+    rates: list[PositiveSize] = Field([12, 24, 36], description="Dilation rates, for stride 8.")
+    project: bool = Field(False, description="A 1x1 convolution before the last, as torchvision.")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    aux_channels: int = Field(256, gt=0, description="Channels of the auxiliary head.")
+
+
+class UPerNetHead(Section):
+    """Pyramid pooling and a feature pyramid over c2..c5; its auxiliary output comes from c4."""
+
+    name: Literal["upernet"]
+    channels: int = Field(512, gt=0, description="Channels of the pyramid.")
+    pool_sizes: list[PositiveSize] = Field([1, 2, 3, 6], description="Bins of pyramid pooling.")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    aux_channels: int = Field(256, gt=0, description="Channels of the auxiliary head.")
+    align_corners: bool = Field(False, description="Bilinear convention of the upsampling.")
+
+
 class Model(Section):
     """The segmentation network."""
 
-    backbone: HRNetBackbone
-    head: Annotated[OCRHead | HRNetHead, Field(discriminator="name")]
+    backbone: Annotated[
+        HRNetBackbone | ResNetBackbone | SwinBackbone | KerasCVBackbone,
+        Field(discriminator="name"),
+    ]
+    head: Annotated[DeepLabV3Head | HRNetHead | OCRHead | UPerNetHead, Field(discriminator="name")]
+    weights: str | None = Field(
+        None, description="Weights of the whole network to start from, as `backbone.weights`."
+    )
     embedding_dim: int = Field(
         256, gt=0, description="Channels that the projectors of contrasted stages map to."
     )
@@ -213,6 +303,12 @@ class Experiment(Section):
     """One experiment: everything that decides its result."""
 
     schema_: str | None = Field(None, alias="$schema", exclude=True)
+    extends: str | list[str] | None = Field(
+        None,
+        exclude=True,
+        description="Config file(s) whose values hold where this one is silent; paths are relative "
+        "to this file, later ones win.",
+    )
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run.")
     seed: int = Field(0, ge=0, lt=2**31)
     model: Model
@@ -241,7 +337,10 @@ class Experiment(Section):
 
 
 def load(path, overrides=()) -> Experiment:
-    """Reads a config file.
+    """Reads a config file, and those it extends.
+
+    Values are merged key by key; a list, or a section of another `name` (another head, say),
+    replaces what it stands for.
 
     Args:
         path: JSON file. Its stem is the default of `name`.
@@ -249,9 +348,20 @@ def load(path, overrides=()) -> Experiment:
             key is a position in a list: `"contrast.0.weight=0.2"`.
 
     Raises:
-        ConfigError: if the file is missing, not JSON, or breaks the schema.
+        ConfigError: if a file is missing, not JSON, extends itself, or they break the schema.
     """
     path = pathlib.Path(path)
+    values = _read(path, ())
+    for override in overrides:
+        _apply_override(values, override)
+    values.setdefault("name", path.stem)
+    return parse(values, source=str(path))
+
+
+def _read(path, readers):
+    """The values of a file, merged over those of the files that it extends."""
+    if path.resolve() in readers:
+        raise ConfigError(f"{path} extends itself: {' -> '.join(p.name for p in readers)}")
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -263,11 +373,22 @@ def load(path, overrides=()) -> Experiment:
         raise ConfigError(f"{path} is not a readable JSON file: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a JSON object. Received: {type(values).__name__}")
-    for override in overrides:
-        _apply_override(values, override)
     values.pop("$schema", None)
-    values.setdefault("name", path.stem)
-    return parse(values, source=str(path))
+    bases = values.pop("extends", None) or []
+    merged = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        inherited = _read(path.parent / str(base), (*readers, path.resolve()))
+        inherited.pop("name", None)
+        merged = _merge(merged, inherited)
+    return _merge(merged, values)
+
+
+def _merge(below, above):
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    if "name" in below and above.get("name", below["name"]) != below["name"]:
+        return above
+    return {**below, **{k: _merge(below.get(k), value) for k, value in above.items()}}
 
 
 def parse(values, *, source) -> Experiment:
@@ -284,10 +405,21 @@ def parse(values, *, source) -> Experiment:
 
 
 def json_schema() -> str:
-    """The JSON schema of a config file, as text."""
-    schema = Experiment.model_json_schema(by_alias=True)
-    schema["required"].remove("name")  # load() takes it from the file's name.
-    return json.dumps(schema, indent=1) + "\n"
+    """The JSON schema of a config file, as text; no key is required, since files may extend."""
+    return json.dumps(_relaxed(Experiment.model_json_schema(by_alias=True)), indent=1) + "\n"
+
+
+def _relaxed(schema):
+    if isinstance(schema, list):
+        return [_relaxed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: _relaxed(value) for key, value in schema.items() if key != "discriminator"}
+    if isinstance(schema.get("required"), list):
+        del schema["required"]
+    if "oneOf" in schema:  # Without its name a section fits several members of a union.
+        schema["anyOf"] = schema.pop("oneOf")
+    return schema
 
 
 def _apply_override(values, override):
@@ -338,6 +470,13 @@ def _describe(item: dict[str, Any], values) -> str:
         return f"key `{key}` is missing"
     if item["type"] == "union_tag_not_found":
         return f"`{key}` needs a `name`"
+    if item["type"] == "union_tag_invalid":
+        known = [tag.strip(" '") for tag in item["ctx"]["expected_tags"].split(",")]
+        near = difflib.get_close_matches(item["ctx"]["tag"], known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return (
+            f"`{key}.name` is unknown.{hint} Choose from {known}. Received: {item['ctx']['tag']!r}"
+        )
     message = item["msg"].removeprefix("Value error, ")
     received = "" if item["type"] == "value_error" else f". Received: {item['input']!r}"
     return f"`{key}`: {message}{received}" if key else f"{message}{received}"

@@ -163,7 +163,9 @@ class Run:
             model.backbone.name,
             model.head.name,
             len(self.classes),
-            backbone_arguments=model.backbone.model_dump(exclude={"name"}),
+            backbone_arguments=model.backbone.model_dump(
+                exclude={"name", "weights", "weights_if_missing"}
+            ),
             head_arguments=model.head.model_dump(exclude={"name"}),
             projections=projections,
             embedding_dim=model.embedding_dim,

@@ -10,7 +10,8 @@ CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.json") if p.name != "sche
 
 
 def write(tmp_path, **changes):
-    values = json.loads((ROOT / "configs/ade20k_ocrnet.json").read_text()) | changes
+    values = json.loads(config.load(ROOT / "configs/ade20k_ocrnet.json").to_json()) | changes
+    del values["name"]
     path = tmp_path / "experiment.json"
     path.write_text(json.dumps(values))
     return path
@@ -68,8 +69,8 @@ def test_overrides(tmp_path, override, key, expected):
         ("train.step=2", "unknown key `train.step`. Did you mean `train.steps`?"),
         ("model.head.chanels=3", "Did you mean `model.head.channels`?"),
         ("contrast.0.temprature=1", "Did you mean `contrast.0.temperature`?"),
-        ("model.backbone.name=hrnet_w19", "'hrnet_w48'. Received: 'hrnet_w19'"),
-        ("model.head.name=psp", "'ocr', 'hrnet'"),
+        ("model.backbone.name=hrnet_w19", "Did you mean 'hrnet_w18'?"),
+        ("model.head.name=psp", "['deeplabv3', 'hrnet', 'ocr', 'upernet']. Received: 'psp'"),
         ("data.scale_range=[2, 1]", "must be 0 < least <= most. Received: [2.0, 1.0]"),
         ("data.crop_size=[0, 10]", "greater than 0. Received: 0"),
         ('contrast.0.scale_weights={"c2": 1}', "'c5' of ['c2', 'c5'] has none"),
@@ -103,4 +104,61 @@ def test_files_that_are_no_config(tmp_path, text, message):
     path = tmp_path / "broken.json"
     path.write_text(text)
     with pytest.raises(config.ConfigError, match=message):
+        config.load(path)
+
+
+def test_a_file_extends_others(tmp_path):
+    write(tmp_path)  # experiment.json
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/head.json").write_text(
+        json.dumps({"name": "ignored", "model": {"head": {"name": "hrnet"}}, "seed": 5})
+    )
+    child = tmp_path / "child.json"
+    child.write_text(
+        json.dumps({"extends": ["experiment.json", "base/head.json"], "train": {"steps": 7}})
+    )
+    experiment = config.load(child, ["seed=6"])
+    base = config.load(tmp_path / "experiment.json")
+    assert experiment.name == "child"
+    assert experiment.seed == 6
+    assert experiment.train == base.train.model_copy(update={"steps": 7})
+    assert experiment.model.backbone == base.model.backbone
+    # A section of another name takes nothing over: an OCR head's keys are unknown to this one.
+    assert experiment.model.head == config.HRNetHead(name="hrnet")
+    assert experiment.data == base.data
+    assert "extends" not in json.loads(experiment.to_json())
+
+
+def test_a_list_replaces_the_inherited_one(tmp_path):
+    write(tmp_path)
+    child = tmp_path / "child.json"
+    child.write_text(json.dumps({"extends": "experiment.json", "contrast": []}))
+    assert config.load(child).contrast == []
+
+
+def test_files_that_extend_each_other(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"extends": f"{other}.json"}))
+    with pytest.raises(config.ConfigError, match=r"a.json extends itself: a.json -> b.json"):
+        config.load(tmp_path / "a.json")
+
+
+def test_a_missing_base_is_named(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"extends": "nowhere.json"}))
+    with pytest.raises(config.ConfigError, match=r"no config file .*nowhere.json"):
+        config.load(tmp_path / "a.json")
+
+
+def test_base_files_are_all_in_use():
+    used = set()
+    for path in CONFIGS:
+        bases = json.loads(path.read_text()).get("extends", [])
+        used |= {bases} if isinstance(bases, str) else set(bases)
+    there = {f"base/{path.name}" for path in (ROOT / "configs/base").glob("*.json")}
+    assert used == there
+
+
+def test_keras_cv_needs_a_class_or_a_preset(tmp_path):
+    path = write(tmp_path, model={"backbone": {"name": "keras_cv"}, "head": {"name": "deeplabv3"}})
+    with pytest.raises(config.ConfigError, match="class_name=None, preset=None"):
         config.load(path)
