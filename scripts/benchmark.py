@@ -3,6 +3,7 @@
     python scripts/benchmark.py info_nce    the loss kernel against the plain formula
     python scripts/benchmark.py step        a training step with contrast against cross-entropy only
     python scripts/benchmark.py startup     process start to the end of the first training step
+    python scripts/benchmark.py models      size and speed of the networks, PyTorch's beside them
     python scripts/benchmark.py loader      images a second from records to batches
 
 Times are the best of several rounds, because other work on the machine only ever adds to them.
@@ -11,6 +12,7 @@ Times are the best of several rounds, because other work on the machine only eve
 import argparse
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -46,6 +48,16 @@ def parse_arguments():
     add_network_arguments(command, "hrnet_w48", (128, 256), 2)
     command.add_argument("--variant", help=argparse.SUPPRESS)
     command.set_defaults(function=benchmark_startup)
+
+    command = commands.add_parser("models", help="size and speed of the networks")
+    command.add_argument("--only", nargs="+", metavar="NAME", help="some of the networks")
+    command.add_argument("--batch", type=int, default=2)
+    command.add_argument("--classes", type=int, default=19)
+    command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--precision", default="float32", choices=["float32", "mixed_bfloat16"])
+    command.add_argument("--torch", help="an interpreter that has torch and timm: times these too")
+    command.add_argument("--variant", help=argparse.SUPPRESS)
+    command.set_defaults(function=benchmark_models)
 
     command = commands.add_parser("loader", help="records to batches")
     command.add_argument("--data", required=True, help="prepared folder")
@@ -203,6 +215,8 @@ def build_step(arguments, contrast):
         arguments.backbone,
         arguments.head,
         arguments.classes,
+        backbone_arguments=getattr(arguments, "backbone_arguments", None),
+        head_arguments=getattr(arguments, "head_arguments", None),
         projections=("c2", "c3", "c4", "c5") if contrast else (),
     )
     trainer = trainer_module.SegmentationTrainer(segmenter, objectives=objectives)
@@ -276,18 +290,10 @@ def benchmark_startup(arguments):
 
 
 def measure_startup(arguments):
-    import numpy as np
-    import tensorflow as tf
-
     from kseg.training import trainer  # noqa: F401 - counted as import.
 
     times = {"import": time.perf_counter() - START}
-    rng = np.random.default_rng(0)
-    shape = (arguments.batch, *arguments.size)
-    batch = {
-        "image": tf.constant(rng.integers(0, 256, (*shape, 3)), "uint8"),
-        "label": tf.constant(rng.integers(0, arguments.classes, shape), "uint8"),
-    }
+    batch = random_batch(arguments, arguments.size)
     if arguments.variant.startswith("plain"):
         fit_plainly(arguments, batch)
     else:
@@ -343,6 +349,183 @@ def fit_plainly(arguments, batch):
     )
     dataset = tf.data.Dataset.from_tensors((batch["image"], batch["label"]))
     model.fit(dataset, verbose=0)
+
+
+def _network(head, backbone, size, backbone_arguments=None, head_arguments=None):
+    return {
+        "head": head,
+        "backbone": backbone,
+        "size": size,
+        "backbone_arguments": backbone_arguments or {},
+        "head_arguments": head_arguments or {},
+    }
+
+
+CITYSCAPES, ADE20K = (512, 1024), (512, 512)  # The papers' crops.
+DILATED = {"variant": "v1c", "output_stride": 8}
+NETWORKS = {
+    "deeplabv3_r50": _network("deeplabv3", "resnet50", CITYSCAPES, DILATED),
+    "deeplabv3_r101": _network("deeplabv3", "resnet101", CITYSCAPES, DILATED),
+    "ocrnet_r50": _network("ocr", "resnet50", CITYSCAPES, DILATED, {"source": "deepest"}),
+    "hrnet_w18": _network("hrnet", "hrnet_w18", CITYSCAPES),
+    "hrnet_w48": _network("hrnet", "hrnet_w48", CITYSCAPES),
+    "ocrnet_w48": _network("ocr", "hrnet_w48", CITYSCAPES),
+    "upernet_r101": _network("upernet", "resnet101", ADE20K, {"variant": "v1c"}),
+    "upernet_swin_t": _network("upernet", "swin_t", ADE20K),
+    "upernet_swin_s": _network("upernet", "swin_s", ADE20K),
+    "upernet_swin_b": _network("upernet", "swin_b", ADE20K),
+    "upernet_swin_l": _network("upernet", "swin_l", ADE20K),
+}
+# Backbones alone, for which timm has the same network: name -> arguments here and size.
+PEERS = {
+    "hrnet_w48": ({}, (256, 512)),
+    "resnet101": ({"output_stride": 8}, (256, 512)),
+    "swin_t": ({"drop_path_rate": 0.0}, (512, 512)),
+}
+
+
+def benchmark_models(arguments):
+    if arguments.variant:
+        kind, name = arguments.variant.split(":")
+        return (
+            measure_backbone(arguments, name)
+            if kind == "peer"
+            else measure_network(arguments, name)
+        )
+    shared = ("--batch", arguments.batch, "--classes", arguments.classes)
+    shared += ("--rounds", arguments.rounds, "--precision", arguments.precision)
+    names = arguments.only or [*NETWORKS, *PEERS]
+    unknown = set(names) - {*NETWORKS, *PEERS}
+    if unknown:
+        raise SystemExit(f"unknown: {sorted(unknown)}. Choose from {[*NETWORKS, *PEERS]}")
+    networks = [name for name in names if name in NETWORKS]
+    if networks:
+        print(f"networks at the papers' crops, batch {arguments.batch}, {arguments.precision}")
+        columns = (
+            "M weights",
+            "GFLOPs",
+            "build s",
+            "to 1st step s",
+            "step s",
+            "image s",
+            "peak GB",
+        )
+        print(f"{'':<16}{'crop':>12}" + "".join(f"{c:>15}" for c in columns))
+        for name in networks:
+            found = in_new_process("models", *shared, "--variant", f"network:{name}")
+            size = "x".join(map(str, NETWORKS[name]["size"]))
+            print(f"{name:<16}{size:>12}" + "".join(f"{found[c]:>15}" for c in columns), flush=True)
+    peers = [name for name in names if name in PEERS] if arguments.torch else []
+    if peers:
+        print(
+            f"backbones alone, and timm's in PyTorch: seconds, batch {arguments.batch}, "
+            f"{arguments.precision} (timm: float32)"
+        )
+        columns = ("forward", "timm", "ratio", "step", "timm", "ratio")
+        print(f"{'':<16}{'image':>12}" + "".join(f"{c:>10}" for c in columns))
+        for name in peers:
+            _, size = PEERS[name]
+            ours = in_new_process("models", *shared, "--variant", f"peer:{name}")
+            command = [arguments.torch, str(pathlib.Path(__file__).with_name("_torch_peers.py"))]
+            command += [name, *map(str, size), str(arguments.batch), str(arguments.rounds)]
+            result = subprocess.run(
+                [*command, str(os.cpu_count())], stdout=subprocess.PIPE, text=True, check=True
+            )
+            theirs = json.loads(result.stdout.splitlines()[-1])
+            cells = [
+                cell
+                for key in ("forward", "step")
+                for cell in (ours[key], theirs[key], ours[key] / theirs[key])
+            ]
+            size = "x".join(map(str, size))
+            print(f"{name:<16}{size:>12}" + "".join(f"{c:>10.3f}" for c in cells), flush=True)
+
+
+def random_batch(arguments, size):
+    import numpy as np
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    shape = (arguments.batch, *size)
+    return {
+        "image": tf.constant(rng.integers(0, 256, (*shape, 3)), "uint8"),
+        "label": tf.constant(rng.integers(0, arguments.classes, shape), "uint8"),
+    }
+
+
+def measure_network(arguments, name):
+    import tensorflow as tf
+
+    from kseg.analysis.complexity import count_flops, count_parameters
+    from kseg.segmenters import inference_model
+
+    network = NETWORKS[name]
+    batch = random_batch(arguments, network["size"])
+    imported = time.perf_counter()
+    with PeakMemory() as memory:
+        trainer, step = build_step(argparse.Namespace(**vars(arguments), **network), False)
+        built = time.perf_counter()
+        float(step(batch)["loss"])
+        first = time.perf_counter()
+        seconds = best_seconds(lambda: float(step(batch)["loss"]), arguments.rounds)
+    model = inference_model(trainer.segmenter)
+    predict = tf.function(lambda image: model(image, training=False), autograph=False)
+    image = batch["image"][:1]
+    predict(image)
+    forward = best_seconds(lambda: predict(image).numpy(), arguments.rounds)
+    flops = count_flops(
+        lambda image: model(image, training=False), tf.TensorSpec((1, *network["size"], 3), "uint8")
+    )
+    found = {
+        "M weights": count_parameters(trainer.segmenter) / 1e6,
+        "GFLOPs": flops / 1e9,
+        "build s": built - imported,
+        "to 1st step s": first - START,
+        "step s": seconds,
+        "image s": forward,
+        "peak GB": memory.megabytes / 1e3,
+    }
+    print(json.dumps({key: round(value, 2) for key, value in found.items()}))
+
+
+def measure_backbone(arguments, name):
+    import keras
+    import tensorflow as tf
+
+    from kseg.backbones import build_backbone
+    from kseg.training.optimizers import SGD
+
+    keras.config.set_dtype_policy(arguments.precision)
+    backbone_arguments, size = PEERS[name]
+    model = build_backbone(name, **backbone_arguments)
+    optimizer = SGD(0.01, decay_rate=5e-4)
+    optimizer.build(model.trainable_variables)
+    image = tf.random.stateless_normal((arguments.batch, *size, 3), [0, 0])
+    stages = list(model.strides) if name.startswith("hrnet") else ["c5"]  # What timm computes.
+
+    @tf.function(autograph=False)
+    def predict():
+        outputs = model(image, training=False)
+        return [tf.reduce_sum(outputs[stage]) for stage in stages]
+
+    @tf.function(autograph=False)
+    def train():
+        with tf.GradientTape() as tape:
+            outputs = model(image, training=True)
+            maps = [tf.cast(outputs[stage], "float32") for stage in stages]
+            loss = tf.add_n([tf.reduce_mean(tf.square(x)) for x in maps])
+        variables = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
+        return loss
+
+    found = {}
+    for key, function in (
+        ("forward", lambda: float(predict()[0])),
+        ("step", lambda: float(train())),
+    ):
+        function()
+        found[key] = best_seconds(function, arguments.rounds)
+    print(json.dumps(found))
 
 
 def benchmark_loader(arguments):

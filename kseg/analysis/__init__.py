@@ -1,0 +1,1 @@
+"""Looking at trained networks: what they cost, what they learned."""
