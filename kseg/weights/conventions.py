@@ -107,8 +107,8 @@ CONVENTIONS = (
         bind=_deeplabv3_arguments,
     ),
     Convention(
-        "EfficientNet-Lite of efficientnet_lite_pytorch",
-        (r"_conv_stem\.", r"_blocks\.0\._depthwise_conv\."),
+        "EfficientNet-Lite of efficientnet_lite_pytorch or timm",
+        (r"_?conv_stem\.", r"_blocks\.0\._depthwise_conv\.|blocks\.0\.0\.conv_dw\."),
         efficientnet_lite.name_map,
         leftovers=dict.fromkeys(efficientnet_lite.CLASSIFIER, _IMAGENET),
         bind=_efficientnet_lite_arguments,

@@ -8,7 +8,12 @@ from kseg.weights.torch_file import Checkpoint
 _HUGGING_FACE = re.compile(
     r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+?))?(/(?P<file>[^@]+))?"
 )
+_MESSAGE = 150  # Characters of what a library says.
 FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+class UnavailableError(UserError):
+    """Published weights that cannot be had here and now: no network, no package, no such file."""
 
 
 def fetch_from_hugging_face(source):
@@ -22,8 +27,8 @@ def fetch_from_hugging_face(source):
         str, path of the local file.
 
     Raises:
-        UserError: if `source` is malformed, huggingface_hub is not installed, or the file cannot
-            be had.
+        UserError: if `source` is malformed.
+        UnavailableError: if huggingface_hub is not installed, or the file cannot be had.
     """
     match = _HUGGING_FACE.fullmatch(source)
     if match is None:
@@ -40,19 +45,30 @@ def fetch_from_hugging_face(source):
     try:
         import huggingface_hub
         from huggingface_hub import errors
+        from huggingface_hub.utils import logging
     except ImportError:
-        raise UserError(
+        raise UnavailableError(
             f"{source} needs the package huggingface_hub: pip install 'kseg[hub]'. Or: {by_hand}"
         ) from None
     for name in wanted:
-        try:
-            return huggingface_hub.hf_hub_download(repository, name, revision=revision)
-        except errors.RemoteEntryNotFoundError:
-            continue
-        except Exception as error:  # Of the hub, of HTTP, of the file system.
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise UserError(f"{source} cannot be had: {reason}. {by_hand}") from None
-    raise UserError(
+        cached = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(cached, str):  # Without asking the network, which may not be there.
+            return cached
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # It reports every retry; the error below says it once.
+    try:
+        for name in wanted:
+            try:
+                return huggingface_hub.hf_hub_download(repository, name, revision=revision)
+            except errors.RemoteEntryNotFoundError:
+                continue
+    except Exception as error:  # Of the hub, of HTTP, of the file system.
+        raise UnavailableError(
+            f"{source} cannot be had: {_first_sentence(error)}. {by_hand}"
+        ) from None
+    finally:
+        logging.set_verbosity(verbosity)
+    raise UnavailableError(
         f"{repository} on Hugging Face has no file {' or '.join(wanted)}. Name the file: "
         f"hf://{repository}/FILE"
     )
@@ -68,27 +84,37 @@ def read_keras_cv_preset(source):
         `Checkpoint` whose arrays are named by the paths of their weights.
 
     Raises:
-        UserError: if keras-cv is not installed, the preset has no weights, or cannot be had.
+        UserError: if keras-cv has no such preset, or it has no weights.
+        UnavailableError: if keras-cv is not installed, or the weights cannot be had.
     """
     preset = source.removeprefix("keras_cv://")
     try:
         import keras_cv
     except ImportError:
-        raise UserError(f"{source} needs the package keras-cv: pip install keras-cv") from None
-    if preset in keras_cv.models.Backbone.presets and (
-        preset not in keras_cv.models.Backbone.presets_with_weights
-    ):
-        known = sorted(keras_cv.models.Backbone.presets_with_weights)
-        raise UserError(
-            f"The preset {preset} is an architecture without weights. Choose from {known}"
-        )
+        raise UnavailableError(
+            f"{source} needs the package keras-cv: pip install keras-cv"
+        ) from None
+    classes = [
+        cls
+        for cls in vars(keras_cv.models).values()
+        if isinstance(cls, type) and issubclass(cls, keras_cv.models.Backbone)
+    ]
+    # The base class knows no presets: each class its own.
+    known = {name: cls for cls in classes for name in cls.presets_with_weights}
+    if preset not in known:
+        choice = ", ".join(sorted(name for name in known if "imagenet" in name))
+        raise UserError(f"keras-cv has no weights for a preset {preset!r}. Choose from {choice}")
     try:
-        model = keras_cv.models.Backbone.from_preset(preset, load_weights=True)
+        model = known[preset].from_preset(preset, load_weights=True)
     except Exception as error:  # keras-cv wraps whatever the download raises in a bare Exception.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"{source} cannot be had: {reason}. Presets are downloaded from Kaggle: load it where "
-            f"there is network, save its backbone with scripts/convert_weights.py, and give that "
-            f"file in place of {source}"
+        raise UnavailableError(
+            f"{source} cannot be had: {_first_sentence(error)}. Load it where there is network with "
+            f"scripts/convert_weights.py, and give the file that it writes in place of {source}"
         ) from None
     return Checkpoint({weight.path: weight.numpy() for weight in model.weights}, {})
+
+
+def _first_sentence(error):
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = text.split(". ")[0].rstrip(".")
+    return text if len(text) <= _MESSAGE else f"{text[:_MESSAGE]}..."

@@ -65,9 +65,9 @@ def load_weights(
         `LoadReport`; `str()` of it tells what was done.
 
     Raises:
-        UserError: one line. If the file is missing, damaged, or cannot be downloaded, the names
-            are not known, belong to another network, or anything does not fit. The model is as
-            before then.
+        UserError: one line. If the file is missing or damaged, the names are not known or belong
+            to another network, or anything does not fit. The model is as before then.
+        UnavailableError: a `UserError`, if the weights cannot be downloaded.
     """
     backbone = _find_backbone(model)
     target = model
