@@ -2,7 +2,7 @@
 
 import re
 
-from kseg.errors import UserError
+from kseg.errors import UnavailableError, UserError
 from kseg.weights.torch_file import Checkpoint
 
 _HUGGING_FACE = re.compile(
@@ -10,10 +10,6 @@ _HUGGING_FACE = re.compile(
 )
 _MESSAGE = 150  # Characters of what a library says.
 FILES = ("model.safetensors", "pytorch_model.bin")
-
-
-class UnavailableError(UserError):
-    """Published weights that cannot be had here and now: no network, no package, no such file."""
 
 
 def fetch_from_hugging_face(source):
@@ -60,7 +56,9 @@ def fetch_from_hugging_face(source):
         for name in wanted:
             try:
                 return huggingface_hub.hf_hub_download(repository, name, revision=revision)
-            except errors.RemoteEntryNotFoundError:
+            except errors.LocalEntryNotFoundError:  # No network, and it is a kind of the next.
+                raise
+            except errors.EntryNotFoundError:
                 continue
     except Exception as error:  # Of the hub, of HTTP, of the file system.
         raise UnavailableError(
@@ -108,7 +106,7 @@ def read_keras_cv_preset(source):
         model = known[preset].from_preset(preset, load_weights=True)
     except Exception as error:  # keras-cv wraps whatever the download raises in a bare Exception.
         raise UnavailableError(
-            f"{source} cannot be had: {_first_sentence(error)}. Load it where there is network with "
+            f"{source} cannot be had: {_first_sentence(error)}. Load it where there is network, by "
             f"scripts/convert_weights.py, and give the file that it writes in place of {source}"
         ) from None
     return Checkpoint({weight.path: weight.numpy() for weight in model.weights}, {})

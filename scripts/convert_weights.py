@@ -1,0 +1,157 @@
+"""Loads published weights into a network of kseg and writes them as Keras weights.
+
+    python scripts/convert_weights.py --source hf://timm/resnet50.tv_in1k \\
+        --backbone resnet50 --output resnet50.weights.h5
+
+A config names the written file as `model.backbone.weights` (or `model.weights`, if it is that of a
+whole network, made with --config). Sources are described at `kseg.weights.load_weights`.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+
+import _common
+
+SUFFIX = ".weights.h5"
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--source",
+        required=True,
+        help="a file, hf://owner/name[@revision][/file], or keras_cv://preset",
+    )
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--backbone", metavar="NAME", help="a backbone, such as resnet50")
+    network.add_argument(
+        "--config", help="JSON file of an experiment: its whole network, or as far as it is loaded"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="an argument of the backbone, such as variant=v1d; with --config, a key of it",
+    )
+    parser.add_argument(
+        "--backbone-only", action="store_true", help="with --config: leave the head out"
+    )
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="arrays that may stay unused, by the beginning of their names; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="weights that may stay as initialised, by the beginning of their paths",
+    )
+    parser.add_argument("--output", required=True, help=f"file to write, *{SUFFIX}")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    from kseg.errors import UserError
+
+    output = pathlib.Path(options.output)
+    if not output.name.endswith(SUFFIX):
+        raise UserError(f"--output must end in {SUFFIX}. Received: {output}")
+    if output.exists() and not options.overwrite:
+        raise UserError(f"{output} is there already. Use --overwrite to replace it")
+    if not output.parent.is_dir():
+        raise UserError(f"There is no folder {output.parent} to write {output.name} to")
+
+    model = build_backbone(options) if options.backbone else build_segmenter(options)
+    from kseg.weights import load_weights
+
+    report = load_weights(
+        model,
+        options.source,
+        backbone_only=options.backbone_only,
+        ignore=options.ignore,
+        allow_missing=options.allow_missing,
+    )
+    print(report)
+    written = model if options.backbone else loaded_part(model, report)
+    save(written, output)
+    print(f"wrote {output}: {describe(written)}")
+    return 0
+
+
+def build_backbone(options):
+    """Builds the backbone that the command line names."""
+    from kseg.backbones import build_backbone
+    from kseg.errors import UserError
+
+    try:
+        return build_backbone(options.backbone, **dict(map(parse_override, options.overrides)))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The backbone {options.backbone!r} cannot be built: {error}") from None
+
+
+def parse_override(text):
+    """Splits `key=value`; the value is JSON, or else a plain string."""
+    from kseg.errors import UserError
+
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set takes key=value. Received: {text!r}. Use variant=v1d")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def build_segmenter(options):
+    """Builds the network of a config, without projectors."""
+    from kseg import config as config_module
+    from kseg.runs import Classes, Run
+    from pipelines import datasets
+
+    config = config_module.load(options.config, options.overrides)
+    taxonomy = datasets.get(config.data.dataset).taxonomy()
+    classes = Classes(taxonomy.class_names, taxonomy.palette)
+    return Run(".", config, classes).build_segmenter()
+
+
+def loaded_part(segmenter, report):
+    """The segmenter, or its backbone if nothing else was loaded: no random weights are written."""
+    from kseg.backbones import Backbone
+
+    backbone = next(layer for layer in segmenter.layers if isinstance(layer, Backbone))
+    inside = {weight.path for weight in backbone.weights}
+    return backbone if set(report.loaded.values()) <= inside else segmenter
+
+
+def describe(model):
+    values = sum(math.prod(weight.shape) for weight in model.weights)
+    return f"{model.name}, {len(model.weights)} weights, {values / 1e6:.2f} M values"
+
+
+def save(model, output):
+    """Writes the weights: a killed run leaves the old file or the new one."""
+    unfinished = output.with_name(f".{output.name.removesuffix(SUFFIX)}.{os.getpid()}{SUFFIX}")
+    try:
+        model.save_weights(unfinished)
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    _common.run(main)
