@@ -4,3 +4,7 @@ class UserError(ValueError):
     The message is one line: the rule, what was received, the way out. Scripts print it without a
     traceback and exit with code 2.
     """
+
+
+class UnavailableError(UserError):
+    """Something that has to be downloaded, and cannot be."""

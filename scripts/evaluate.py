@@ -120,9 +120,7 @@ def main(arguments=None):
             "dataset": manifest.dataset,
             "split": split,
             "checkpoint": checkpoint,
-            "num_images": evaluation.num_images,
-            "images_per_second": None if math.isnan(speed) else speed,
-            **evaluation.scores.to_dict(classes.names),
+            **evaluation.to_dict(classes.names),
         }
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(result, indent=2) + "\n")

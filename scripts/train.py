@@ -106,8 +106,16 @@ def finish(run, result, evaluation_batches):
 
     folder = run.path / "evaluation"
     folder.mkdir(exist_ok=True)
-    scores = folder / f"{run.config.data.eval_split}.json"
-    scores.write_text(json.dumps(evaluation.scores.to_dict(classes.names), indent=2) + "\n")
+    data = run.config.data
+    scores = folder / f"{data.eval_split}.json"
+    found = {
+        "dataset": data.dataset,
+        "split": data.eval_split,
+        "checkpoint": "best",
+        "initial_weights": result["initial_weights"],
+        **evaluation.to_dict(classes.names),
+    }
+    scores.write_text(json.dumps(found, indent=2) + "\n")
     panel = visualize.panel(evaluation.examples, classes.names, classes.palette)
     visualize.write_png(folder / "panel.png", panel)
     saved_model = run.path / "saved_model"

@@ -1,6 +1,7 @@
 """A model over a data set: scores at full label resolution."""
 
 import dataclasses
+import math
 import time
 
 import numpy as np
@@ -24,6 +25,15 @@ class Evaluation:
     num_images: int
     images_per_second: float
     examples: list
+
+    def to_dict(self, class_names):
+        """What JSON holds of it: numbers of images, speed (None if unknown) and scores."""
+        speed = self.images_per_second
+        return {
+            "num_images": self.num_images,
+            "images_per_second": None if math.isnan(speed) else speed,
+            **self.scores.to_dict(class_names),
+        }
 
 
 class Evaluator:

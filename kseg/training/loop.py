@@ -13,6 +13,7 @@ from kseg.runs import step_file
 from kseg.segmenters import inference_model
 from kseg.training import checkpoints
 from kseg.training.distribution import build_strategy, use_xla
+from kseg.training.initialization import load_pretrained
 from kseg.training.objectives import build_objectives
 from kseg.training.optimizers import build_optimizer
 from kseg.training.reports import Progress, TensorBoard
@@ -65,7 +66,7 @@ def build_trainer(run, strategy):
 
 
 def train(run, training_batches, evaluation_batches):
-    """Trains a run to its last step, from its newest checkpoint if it has one.
+    """Trains a run to its last step, from its newest checkpoint or its pretrained weights.
 
     Args:
         run: `kseg.runs.Run`.
@@ -75,7 +76,8 @@ def train(run, training_batches, evaluation_batches):
             `kseg.evaluation.inference.Evaluator`.
 
     Returns:
-        dict with `step`, and `best_mean_iou` and `best_step`.
+        dict with `step`, `best_mean_iou`, `best_step`, and `initial_weights`: what the weights came
+        from, a source or `"random"`.
 
     Raises:
         NonFiniteLossError: if a loss term is NaN or infinite; no checkpoint is written then.
@@ -100,8 +102,10 @@ def train(run, training_batches, evaluation_batches):
             run.checkpoint("latest"), checkpoints.training_variables(trainer)
         )
         step = saved_step = meta["step"]
-        best = meta["best"]
+        best, initial_weights = meta["best"], meta["initial_weights"]
         print(f"going on from step {step} of {settings.steps}", flush=True)
+    else:
+        initial_weights = load_pretrained(trainer.segmenter, config.model)
 
     def save():
         nonlocal saved_step
@@ -110,7 +114,7 @@ def train(run, training_batches, evaluation_batches):
         checkpoints.save(
             run.path / "checkpoints" / step_file(step),
             checkpoints.training_variables(trainer),
-            {"step": step, "best": best},
+            {"step": step, "best": best, "initial_weights": initial_weights},
         )
         saved_step = step
         for old in run.checkpoint_steps()[: -settings.keep_checkpoints]:
@@ -164,6 +168,7 @@ def train(run, training_batches, evaluation_batches):
         "step": step,
         "best_mean_iou": best["mean_iou"],
         "best_step": best["step"],
+        "initial_weights": initial_weights,
     }
 
 

@@ -1,0 +1,37 @@
+"""Where the weights of a new run come from."""
+
+import sys
+
+from kseg.errors import UnavailableError
+from kseg.weights import load_weights
+
+
+def load_pretrained(segmenter, model):
+    """Loads the weights that a config names, and prints what was loaded.
+
+    Args:
+        segmenter: model from `kseg.segmenters.build_segmenter`, freshly initialised.
+        model: `kseg.config.Model`. `weights` are of the whole network, and then stand instead of
+            `backbone.weights`.
+
+    Returns:
+        str, what the weights come from: the source, or `"random"`.
+
+    Raises:
+        UserError: if the weights do not fit, or cannot be had (`UnavailableError`) and
+            `backbone.weights_if_missing` is `"fail"`.
+    """
+    source = model.weights or model.backbone.weights
+    if source is None:
+        return "random"
+    try:
+        report = load_weights(segmenter, source, backbone_only=model.weights is None)
+    except UnavailableError as error:
+        if model.backbone.weights_if_missing == "fail":
+            raise UnavailableError(
+                f"{error}. Or start at random: --set model.backbone.weights=null"
+            ) from None
+        print(f"warning: all weights start at random: {error}", file=sys.stderr, flush=True)
+        return "random"
+    print(report, flush=True)
+    return source
