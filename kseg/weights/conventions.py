@@ -33,7 +33,7 @@ class Convention:
         head: bool. False: the network is a backbone.
         leftovers: dict from a regular expression, matched from the start of a name, to the reason
             why such an array has no weight here.
-        bind: function from the paths of the model's weights to keyword arguments of `name_map`.
+        bind: function from the model to keyword arguments of `name_map`, or None.
     """
 
     name: str
@@ -47,21 +47,11 @@ class Convention:
         """Whether each part of the signature matches one of the names."""
         return all(any(re.match(pattern, name) for name in names) for pattern in self.signature)
 
-    def bound(self, paths):
-        """The name map for a model with these weights."""
+    def bound(self, model):
+        """The name map for this model."""
         if self.bind is None:
             return self.name_map
-        return functools.partial(self.name_map, **self.bind(paths))
-
-
-def _deeplabv3_arguments(paths):
-    rates = deeplabv3.rates_of(paths)
-    return {"rates": rates} if rates else {}
-
-
-def _efficientnet_lite_arguments(paths):
-    repeats = efficientnet_lite.repeats_of(paths)
-    return {"repeats": repeats} if repeats else {}
+        return functools.partial(self.name_map, **self.bind(model))
 
 
 CONVENTIONS = (
@@ -83,13 +73,14 @@ CONVENTIONS = (
         (r"layer1\.0\.conv1\.", r"layer4\.0\.conv1\."),
         resnet.name_map,
         leftovers=dict.fromkeys(resnet.CLASSIFIER, _IMAGENET),
+        bind=resnet.arguments_for,
     ),
     Convention(
         "DeepLabV3 of torchvision",
         (r"classifier\.0\.convs\.",),
         deeplabv3.name_map,
         head=True,
-        bind=_deeplabv3_arguments,
+        bind=deeplabv3.arguments_for,
     ),
     Convention(
         "DeepLabV3 of RegionContrast",
@@ -97,21 +88,21 @@ CONVENTIONS = (
         deeplabv3.name_map,
         head=True,
         leftovers=dict.fromkeys(deeplabv3.MEMORY, "memory of training"),
-        bind=_deeplabv3_arguments,
+        bind=deeplabv3.arguments_for,
     ),
     Convention(
         "DeepLabV3 of mmsegmentation",
         (r"decode_head\.aspp_modules\.",),
         deeplabv3.name_map,
         head=True,
-        bind=_deeplabv3_arguments,
+        bind=deeplabv3.arguments_for,
     ),
     Convention(
         "EfficientNet-Lite of efficientnet_lite_pytorch or timm",
         (r"_?conv_stem\.", r"_blocks\.0\._depthwise_conv\.|blocks\.0\.0\.conv_dw\."),
         efficientnet_lite.name_map,
         leftovers=dict.fromkeys(efficientnet_lite.CLASSIFIER, _IMAGENET),
-        bind=_efficientnet_lite_arguments,
+        bind=efficientnet_lite.arguments_for,
     ),
 )
 

@@ -91,13 +91,14 @@ def name_map(name, rates=(12, 24, 36)):
     return weight_path(f"deeplabv3_{layer}", part, parameter)
 
 
-def rates_of(paths):
-    """Reads the dilation rates off the paths of a model's weights.
+def arguments_for(model):
+    """Reads off a model what `name_map` has to know about it.
 
     Args:
-        paths: iterable of str.
+        model: built `keras.Model`.
 
     Returns:
-        tuple of ascending ints; of another model: empty.
+        dict of arguments of `name_map`.
     """
-    return tuple(sorted({int(match[1]) for path in paths if (match := _RATE.match(path))}))
+    rates = {int(match[1]) for weight in model.weights if (match := _RATE.match(weight.path))}
+    return {"rates": tuple(sorted(rates))} if rates else {}

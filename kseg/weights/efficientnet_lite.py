@@ -92,17 +92,17 @@ def _place(block, repeats):
     return None
 
 
-def repeats_of(paths):
-    """Reads the number of blocks in each stage off the paths of a model's weights.
+def arguments_for(model):
+    """Reads off a model what `name_map` has to know about it.
 
     Args:
-        paths: iterable of str.
+        model: built `keras.Model`.
 
     Returns:
-        tuple of ints; of another model: empty.
+        dict of arguments of `name_map`.
     """
     stages = {}
-    for path in paths:
-        if match := _LAYER.match(path):
+    for weight in model.weights:
+        if match := _LAYER.match(weight.path):
             stages[int(match[1])] = stages.get(int(match[1]), 0) + 1
-    return tuple(stages[stage] for stage in sorted(stages))
+    return {"repeats": tuple(stages[stage] for stage in sorted(stages))} if stages else {}

@@ -192,7 +192,7 @@ def _match_torch(target, weights, arrays, source, name_map, prefixes):
             )
     else:
         conventions = []
-    maps = [(convention, convention.bound(weights)) for convention in conventions]
+    maps = [(convention, convention.bound(target)) for convention in conventions]
     if name_map is not None:
         maps = [(None, name_map)]
     paths, unused = {}, {}

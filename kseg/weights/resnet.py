@@ -8,10 +8,15 @@ CLASSIFIER = (r"fc\.",)
 # Modules in the deep stem: convolutions at 0, 3, 6; batch norms at 1, 4 and, in mmsegmentation, 7.
 _DEEP_STEM = re.compile(r"(?P<kind>conv1|stem)\.(?P<index>[013467])")
 _NAMED = re.compile(r"(?P<parent>layer\d\.\d+\.)(?P<kind>conv|bn)(?P<index>[123])")
+# Modules of a shortcut, without and with a pooling before its convolution.
+_SHORTCUT = {
+    False: {0: "convolution", 1: "normalization"},
+    True: {1: "convolution", 2: "normalization"},
+}
 _DOWNSAMPLE = re.compile(r"(?P<parent>layer\d\.\d+\.downsample)\.(?P<index>[012])")
 
 
-def name_map(name):
+def name_map(name, average_shortcut=None):
     """Finds the weight that a parameter of a published ResNet belongs to.
 
     Covers torchvision and timm, whose names agree, with a 7x7 convolution first (v1b) or three 3x3
@@ -19,10 +24,12 @@ def name_map(name):
 
     Two names mean different things in different variants: `bn1` belongs to the only convolution
     of the stem or to its third; `downsample.1` is the batch norm, or the convolution behind v1d's
-    pooling. Both weights are given then, and the model and the shape decide.
+    pooling. Where it is not known, both weights are given, and the model and the shape decide.
 
     Args:
         name: str, such as `"layer1.0.bn2.running_mean"`, without prefixes such as `backbone.`.
+        average_shortcut: bool, whether the model is a v1d, whose weights have the same shapes as
+            v1c's; None: not known.
 
     Returns:
         str, such as `"layer1_0_conv2/normalization/moving_mean"`, a tuple of such, or None.
@@ -47,13 +54,24 @@ def name_map(name):
         )
     if match := _DOWNSAMPLE.fullmatch(module):
         layer = match["parent"].replace(".", "_")
-        parts = {
-            "0": ["convolution"],
-            "1": ["normalization", "convolution"],
-            "2": ["normalization"],
-        }
-        return _either(weight_path(layer, part, parameter) for part in parts[match["index"]])
+        index = int(match["index"])
+        variants = _SHORTCUT.values() if average_shortcut is None else [_SHORTCUT[average_shortcut]]
+        parts = [modules[index] for modules in variants if index in modules]
+        return _either(weight_path(layer, part, parameter) for part in parts)
     return None
+
+
+def arguments_for(model):
+    """Reads off a model what `name_map` has to know about it.
+
+    Args:
+        model: built `keras.Model`.
+
+    Returns:
+        dict of arguments of `name_map`.
+    """
+    layers = model._flatten_layers()
+    return {"average_shortcut": any(layer.name.endswith("_downsample_pool") for layer in layers)}
 
 
 def _either(paths):

@@ -86,7 +86,7 @@ def read_torch_file(path):
     """
     try:
         with open(path, "rb") as file:
-            if zipfile.is_zipfile(file):
+            if file.read(4) == b"PK\x03\x04":
                 with zipfile.ZipFile(file) as archive:
                     return _select(path, *_read_archive(path, archive))
             file.seek(0)
