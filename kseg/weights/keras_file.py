@@ -38,18 +38,15 @@ def read_keras_file(path):
         else:
             file = path
         with h5py.File(file, "r") as group:
-            arrays, beside = {}, {}
-            for name in ("layers", "vars"):
-                if name in group:
-                    break
-            else:
+            if "layers" not in group:
                 raise UserError(
                     f"{path} has no weights in Keras 3's layout. Load it with the program that "
                     "wrote it and save it again with model.save_weights()"
                 )
-            beside.update(
-                {name: "stands beside the layers" for name in group if name not in _OWN_GROUPS}
-            )
+            arrays = {}
+            beside = {
+                name: "stands beside the layers" for name in group if name not in ("layers", "vars")
+            }
             _collect(path, group, "", arrays, beside)
     except UserError:
         raise
@@ -61,26 +58,20 @@ def read_keras_file(path):
     return Checkpoint(arrays, beside)
 
 
-_OWN_GROUPS = ("layers", "vars")
-
-
 def _collect(path, group, prefix, arrays, beside):
     """Walks one layer's group: its weights are in `vars`, its parts in the other groups."""
-    import h5py
-
-    for index, dataset in group["vars"].items() if "vars" in group else ():
+    members = _members(group)
+    for index, dataset in _members(members.get("vars", {})).items():
         arrays[f"{prefix}{index}"] = _array(dataset)
-    is_model = "layers" in group
-    for key in ["layers"] if is_model else [key for key in group if key != "vars"]:
-        parts = group[key]
-        if not isinstance(parts, h5py.Group):
-            continue
+    is_model = "layers" in members
+    for key in ["layers"] if is_model else [key for key in members if key != "vars"]:
+        parts = _members(members[key])
         # Layers of a model, or in a list, have one more level.
-        listed = is_model or "vars" not in parts
-        for part in parts.values() if listed else [parts]:
-            if not isinstance(part, h5py.Group) or "vars" not in part:
+        for part in [members[key]] if "vars" in parts and not is_model else parts.values():
+            inside = _members(part)
+            if "vars" not in inside:
                 continue
-            name = part["vars"].attrs.get("name")
+            name = inside["vars"].attrs.get("name")
             if name is None:
                 raise UserError(
                     f"{path} does not have the names of the layers: it is from an older Keras. "
@@ -88,14 +79,25 @@ def _collect(path, group, prefix, arrays, beside):
                 )
             if part.name.rpartition("/")[2].startswith("seed_generator"):
                 beside[f"{prefix}{name}"] = "is the state of a random generator"
-            elif "layers" in part:  # A model inside the model.
+            elif "layers" in inside:  # A model inside the model.
                 _collect(path, part, prefix, arrays, beside)
             else:
                 _collect(path, part, f"{prefix}{name}/", arrays, beside)
 
 
+def _members(group):
+    """What a group holds itself; links would let a file read what the user did not name."""
+    import h5py
+
+    if not isinstance(group, h5py.Group):
+        return {}
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{group.name}/{name} points to another file")
+    return dict(group.items())
+
+
 def _array(dataset):
-    # Datasets that live in other files would let a file read what the user did not name.
     if dataset.external or dataset.is_virtual:
         raise ValueError(f"{dataset.name} points to another file")
     if dataset.attrs.get("dtype") == "bfloat16":
@@ -121,6 +123,7 @@ def keras_names(model):
             layer._trainable_variables + layer._non_trainable_variables
         ):
             names[f"{prefix}{index}"] = variable.path
+        # Models do not lend their names.
         for part in layer._layers:
             walk(part, prefix if isinstance(part, keras.Model) else f"{prefix}{part.name}/")
 
