@@ -6,7 +6,7 @@ from kseg.errors import UnavailableError, UserError
 from kseg.weights.torch_file import Checkpoint
 
 _HUGGING_FACE = re.compile(
-    r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+?))?(/(?P<file>[^@]+))?"
+    r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(/(?P<file>[^@]+))?"
 )
 _MESSAGE = 150  # Characters of what a library says.
 FILES = ("model.safetensors", "pytorch_model.bin")
