@@ -143,12 +143,16 @@ def describe(model):
 
 def save(model, output):
     """Writes the weights: a killed run leaves the old file or the new one."""
+    from kseg.errors import UserError
+
     unfinished = output.with_name(f".{output.name.removesuffix(SUFFIX)}.{os.getpid()}{SUFFIX}")
     try:
         model.save_weights(unfinished)
         with open(unfinished, "rb") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, output)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error}") from None
     finally:
         unfinished.unlink(missing_ok=True)
 

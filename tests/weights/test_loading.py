@@ -9,6 +9,7 @@ from kseg.errors import UserError
 from kseg.segmenters import build_segmenter
 from kseg.training import checkpoints
 from kseg.weights import load_weights
+from kseg.weights.torch_file import Checkpoint
 from tests.golden_file import Golden
 from tests.weights.torch_writer import tensor, write_zip
 
@@ -405,3 +406,16 @@ def test_official_hrnet_with_ocr(prefix, tmp_path):
     np.testing.assert_array_equal(
         values(segmenter)["ocr_logits/kernel"][0, 0].T, golden.state["cls_head.weight"][:, :, 0, 0]
     )
+
+
+def test_preset_of_keras_cv(monkeypatch):
+    source = randomize(tiny_resnet(), 1)
+    arrays = {**values(source), "top_conv/kernel": np.zeros(3)}
+    monkeypatch.setattr(
+        "kseg.weights.loading.read_keras_cv_preset", lambda name: Checkpoint(arrays, {})
+    )
+    model = tiny_segmenter()
+    report = load_weights(model, "keras_cv://some_imagenet")
+    assert_equal(model, values(source))
+    assert report.unused == {"top_conv/kernel": "beyond the stages of the backbone"}
+    assert report.conventions == ("keras-cv",)

@@ -1,0 +1,55 @@
+import pytest
+
+from kseg.weights.conventions import CONVENTIONS, recognise, without_prefixes
+from tests.golden_file import Golden
+
+
+@pytest.mark.parametrize(
+    "golden, prefix, names",
+    [
+        ("hrnet_timm", "", ["HRNet of"]),
+        ("hrnet_official_seg", "module.model.", ["HRNet of", "head of HRNet's"]),
+        ("hrnet_official_ocr", "model.", ["HRNet of", "head of HRNet's"]),
+        ("resnet_os8", "backbone.", ["ResNet of"]),
+        ("resnet_v1c_os8", "module.encoder.", ["ResNet of"]),
+        ("resnet_v1d_os8", "", ["ResNet of"]),
+        ("aspp_regioncontrast", "module.decoder.", ["DeepLabV3 of RegionContrast"]),
+        ("aspp_torchvision", "classifier.0.", ["DeepLabV3 of torchvision"]),
+    ],
+)
+def test_published_networks(golden, prefix, names):
+    found = recognise(f"{prefix}{name}" for name in Golden(golden).state)
+    assert len(found) == len(names)
+    for convention, name in zip(found, names, strict=True):
+        assert convention.name.startswith(name)
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (["_conv_stem.weight", "_blocks.0._depthwise_conv.weight"], "EfficientNet-Lite"),
+        (["conv_stem.weight", "blocks.0.0.conv_dw.weight"], "EfficientNet-Lite"),
+        (["module.decode_head.aspp_modules.0.conv.weight"], "DeepLabV3 of mmsegmentation"),
+    ],
+)
+def test_networks_of_which_no_file_is_here(names, expected):
+    (convention,) = recognise(names)
+    assert convention.name.startswith(expected)
+
+
+def test_nothing_is_recognised_in_other_names():
+    assert recognise(["visual.proj", "layer1.0.conv1.weight", "conv1.weight"]) == []
+
+
+def test_names_are_for_people():
+    assert len({convention.name for convention in CONVENTIONS}) == len(CONVENTIONS)
+
+
+def test_prefixes():
+    assert without_prefixes("module.backbone.conv1.weight") == [
+        "module.backbone.conv1.weight",
+        "backbone.conv1.weight",
+        "conv1.weight",
+    ]
+    assert without_prefixes("a.b.c", prefixes=("a.",)) == ["a.b.c", "b.c"]
+    assert without_prefixes("c") == ["c"]
