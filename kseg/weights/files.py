@@ -68,4 +68,8 @@ def read_file(path):
         raise UserError(f"A weights file must end in one of {', '.join(READERS)}. Received: {path}")
     if not path.exists():
         raise UserError(f"There is no weights file {path}")
-    return READERS[suffix](path)
+    checkpoint = READERS[suffix](path)
+    for name in (*checkpoint.arrays, *checkpoint.beside):
+        if not name.isprintable():  # It would break the lines of reports, or steer a terminal.
+            raise UserError(f"{path} is damaged: it has an array {name!a}. Fetch it again")
+    return checkpoint

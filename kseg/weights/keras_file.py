@@ -3,6 +3,7 @@
 import io
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 
@@ -29,8 +30,6 @@ def read_keras_file(path):
     Raises:
         UserError: if the file is damaged, or so old that the layers' names are not in it.
     """
-    import h5py
-
     try:
         if path.suffix == ".keras":
             with zipfile.ZipFile(path) as archive:
@@ -87,8 +86,6 @@ def _collect(path, group, prefix, arrays, beside):
 
 def _members(group):
     """What a group holds itself; links would let a file read what the user did not name."""
-    import h5py
-
     if not isinstance(group, h5py.Group):
         return {}
     for name in group:

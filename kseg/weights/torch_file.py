@@ -7,6 +7,7 @@ touched.
 """
 
 import dataclasses
+import io
 import pickle
 import struct
 import sys
@@ -85,12 +86,11 @@ def read_torch_file(path):
             not among the above. Nothing of it was run then.
     """
     try:
-        with open(path, "rb") as file:
-            if file.read(4) == b"PK\x03\x04":
-                with zipfile.ZipFile(file) as archive:
-                    return _select(path, *_read_archive(path, archive))
-            file.seek(0)
-            return _select(path, *_read_legacy(path, file))
+        file = _Bytes(path.read_bytes())
+        if file.read(4) == b"PK\x03\x04":
+            with zipfile.ZipFile(file) as archive:
+                return _select(path, *_read_archive(path, archive))
+        return _select(path, *_read_legacy(path, file))
     except UserError:
         raise
     except _CORRUPT as error:
@@ -164,7 +164,18 @@ _GLOBALS = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Bytes(io.BytesIO):
+    """A file in memory which knows that a name cut off at its end is none."""
+
+    def readline(self, *arguments):
+        line = super().readline(*arguments)
+        if not line.endswith(b"\n"):
+            raise EOFError("it is cut off")
+        return line
+
+
+# The unpickler written in Python: the one in C reserves memory for any number that a file names.
+class _Unpickler(pickle._Unpickler):
     def __init__(self, file, path):
         super().__init__(file, encoding="utf-8")
         self.path = path
@@ -208,8 +219,7 @@ def _read_archive(path, archive):
         byteorder = archive.read(f"{root}byteorder").decode()
     else:
         byteorder = "little"
-    with archive.open(pickles[0]) as file:
-        tree = _Unpickler(file, path).load()
+    tree = _Unpickler(_Bytes(archive.read(pickles[0])), path).load()
 
     def read(storage):
         info = archive.getinfo(f"{root}data/{storage.key}")
@@ -225,6 +235,7 @@ def _read_archive(path, archive):
 
 def _read_legacy(path, file):
     """As `_read_archive`, for the stream of pickles that PyTorch wrote before 1.6."""
+    file.seek(0)
     if _Unpickler(file, path).load() != _LEGACY_MAGIC:
         raise ValueError("it begins with another number than PyTorch's")
     protocol = _Unpickler(file, path).load()
@@ -234,10 +245,7 @@ def _read_legacy(path, file):
     unpickler = _Unpickler(file, path)
     tree = unpickler.load()
     keys = _Unpickler(file, path).load()
-    start = file.tell()
-    end = file.seek(0, 2)
-    file.seek(start)
-    places = {}
+    places, end = {}, len(file.getbuffer())
     for key in keys:
         storage = unpickler.storages[key]
         (numel,) = struct.unpack("<q" if byteorder == "little" else ">q", file.read(8))
@@ -248,8 +256,8 @@ def _read_legacy(path, file):
         file.seek(length, 1)
 
     def read(storage):
-        file.seek(places[storage.key])
-        return file.read(storage.numel * _itemsize(storage.dtype)), byteorder
+        place = places[storage.key]
+        return file.getbuffer()[place : place + storage.numel * _itemsize(storage.dtype)], byteorder
 
     return tree, read
 
@@ -276,7 +284,7 @@ def _select(path, tree, read):
         else:
             beside[str(key)] = "is no tensor"
     if not tensors:
-        found = f" Its keys: {', '.join(list(beside)[:8])}" if beside else ""
+        found = f" Its keys: {', '.join(map(ascii, list(beside)[:8]))}" if beside else ""
         raise UserError(
             f"{path} holds no dictionary of tensors, neither at its top nor under one of "
             f"{', '.join(WRAPPERS)}.{found}"

@@ -30,6 +30,12 @@ def test_any_other_content(suffix, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_names_that_would_break_a_line(tmp_path):
+    np.savez(tmp_path / "x.npz", **{"a\nb": np.zeros(2)})
+    with pytest.raises(UserError, match=r"damaged: it has an array 'a\\nb'"):
+        read_file(tmp_path / "x.npz")
+
+
 def test_names(tmp_path):
     with pytest.raises(UserError, match=r"There is no weights file .*gone\.npz"):
         read_file(tmp_path / "gone.npz")

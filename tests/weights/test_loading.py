@@ -25,6 +25,17 @@ HEAD = {  # torchvision's DeepLabV3.
     "aux_fusion": ("aux_classifier.0", "aux_classifier.1"),
     "aux_logits": ("aux_classifier.4", None),
 }
+REGION_CONTRAST = {
+    "aspp_pool": ("decoder.aspp.conv1.1", "decoder.aspp.conv1.2"),
+    "aspp_1x1": ("decoder.aspp.conv2.0", "decoder.aspp.conv2.1"),
+    "aspp_rate12": ("decoder.aspp.conv3.0", "decoder.aspp.conv3.1"),
+    "aspp_rate24": ("decoder.aspp.conv4.0", "decoder.aspp.conv4.1"),
+    "aspp_rate36": ("decoder.aspp.conv5.0", "decoder.aspp.conv5.1"),
+    "fusion": ("decoder.head.0", "decoder.head.1"),
+    "logits": ("decoder.final", None),
+    "aux_fusion": ("auxor.aux.0", "auxor.aux.1"),
+    "aux_logits": ("auxor.aux.4", None),
+}
 PARAMETERS = {
     "kernel": "weight",
     "bias": "bias",
@@ -39,13 +50,10 @@ def tiny_resnet(**arguments):
     return build_resnet(blocks=(1, 1, 1, 1), channels=(2, 3, 4, 5), stem_channels=4, **arguments)
 
 
-def tiny_segmenter(num_classes=3, **arguments):
+def tiny_segmenter(num_classes=3, *, variant="v1b", project=True, **arguments):
+    head = {"channels": 4, "aspp_channels": 4, "aux_channels": 4, "project": project}
     return build_segmenter(
-        tiny_resnet(),
-        "deeplabv3",
-        num_classes,
-        head_arguments={"channels": 4, "aspp_channels": 4, "aux_channels": 4, "project": True},
-        **arguments,
+        tiny_resnet(variant=variant), "deeplabv3", num_classes, head_arguments=head, **arguments
     )
 
 
@@ -55,12 +63,12 @@ def randomize(model, seed):
     return model
 
 
-def torch_name(path, backbone="backbone."):
-    """What torchvision calls a weight of `tiny_segmenter`."""
+def torch_name(path, backbone="backbone.", head=HEAD):
+    """What torchvision, or the code whose head is given, calls a weight of `tiny_segmenter`."""
     layer, *part, parameter = path.split("/")
     is_norm = part == ["normalization"]
     if layer.startswith("deeplabv3_"):
-        module = HEAD[layer.removeprefix("deeplabv3_")][is_norm]
+        module = head[layer.removeprefix("deeplabv3_")][is_norm]
     else:
         module = layer.replace("_", ".")
         if "downsample" in module:
@@ -75,7 +83,7 @@ def torch_name(path, backbone="backbone."):
     return f"{module}.{PARAMETERS[parameter]}"
 
 
-def state_of(model, backbone="backbone."):
+def state_of(model, backbone="backbone.", head=HEAD):
     """The state dict that PyTorch would have for a model's weights, projectors left out."""
     state = {}
     for weight in model.weights:
@@ -84,7 +92,7 @@ def state_of(model, backbone="backbone."):
         array = weight.numpy()
         if array.ndim == 4:
             array = array.transpose(3, 2, 0, 1)
-        name = torch_name(weight.path, backbone)
+        name = torch_name(weight.path, backbone, head)
         state[name] = array
         if name.endswith("running_var"):
             state[name.replace("running_var", "num_batches_tracked")] = np.array(7)
@@ -214,6 +222,23 @@ def test_bias_before_a_batch_norm_is_folded(tmp_path):
     assert report.folded == {"aux_classifier.0.bias": mean}
     np.testing.assert_allclose(values(model)[mean], values(source)[mean] - bias, rtol=1e-6)
     assert "folded: aux_classifier.0.bias" in str(report)
+
+
+def test_checkpoint_of_region_contrast(tmp_path):
+    source = randomize(tiny_segmenter(variant="v1c", project=False), 1)
+    state = state_of(source, "encoder.", REGION_CONTRAST)
+    state = {f"module.{name}": tensor(array) for name, array in state.items()}
+    state["module.auxor.aux.0.bias"] = tensor(np.zeros(4, "float32"))
+    for label in range(3):
+        state[f"module.decoder.queue{label}"] = tensor(np.ones((4, 9), "float32"))
+        state[f"module.decoder.ptr{label}"] = tensor(np.zeros(1, "int64"))
+    path = write_zip(tmp_path / "x.pth", {"epoch": 3, "model_state": state})
+    model = tiny_segmenter(variant="v1c", project=False)
+    report = load_weights(model, path)
+    assert_equal(model, values(source))
+    assert not report.missing
+    assert report.unused["module.decoder.queue2"] == "memory of training"
+    assert report.conventions[-1] == "DeepLabV3 of RegionContrast"
 
 
 def drop(name):
