@@ -52,7 +52,7 @@ def read_safetensors_file(path):
         data = path.read_bytes()
         header, buffer = _split(data)
         arrays, place = {}, 0
-        metadata = header.pop("__metadata__", {})
+        header.pop("__metadata__", None)
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             begin, end = entry["data_offsets"]
             if begin != place:
@@ -75,9 +75,7 @@ def read_safetensors_file(path):
             f"{path} is damaged, or no safetensors file ({str(error) or type(error).__name__}). "
             "Fetch it again"
         ) from None
-    return Checkpoint(
-        {name: arrays[name] for name in header}, dict.fromkeys(metadata, "is metadata")
-    )
+    return Checkpoint({name: arrays[name] for name in header}, {})
 
 
 def _split(data):
