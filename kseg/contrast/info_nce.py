@@ -9,6 +9,8 @@ from kseg.control_flow import scan
 # Stands for -inf where a row has no negative: exp and softplus of it are exactly 0, never NaN.
 _NO_NEGATIVE = -1e30
 _TINY = 1e-30
+# Up to this, similarities of unit vectors are small enough for exp without a shift: e^32 = 8e13.
+_DIRECT = 32.0
 
 
 def info_nce(
@@ -21,7 +23,7 @@ def info_nce(
     exclude_self=False,
     self_positions=None,
     detach_keys=False,
-    block_size=512,
+    block_size=1024,
 ):
     """Pulls each anchor towards the keys of its class, away from the other keys.
 
@@ -112,6 +114,10 @@ def info_nce(
         kind = ops.take(kinds, i * key_blocks + j)
         return ops.switch(kind, (empty, all_negative, mixed), *operands)
 
+    # Similarities are at most 1 / temperature. Where exp of that is well inside float32, nothing
+    # has to be subtracted from them first, which saves passes over the tiles.
+    direct = 1.0 / temperature <= _DIRECT
+
     @ops.custom_gradient
     def mean_over_positives(anchors, keys):
         scaled_anchors = _pad(anchors / temperature, anchor_blocks * anchor_size)
@@ -124,10 +130,13 @@ def info_nce(
             return ops.slice(padded_keys, (j * key_size, 0), (key_size, dim))
 
         def log_sum_exp_of_negatives(i, block):
-            """Streams the negatives with a running maximum; `(anchor_size, 1)`."""
+            """Streams the negatives, with a running maximum if needed; `(anchor_size, 1)`."""
 
             def accumulate(j, peak, total, mask=None):
                 s = _similarities(block, key_block(j))
+                if direct:
+                    terms = ops.exp(s) if mask is None else ops.where(mask, ops.exp(s), 0.0)
+                    return peak, total + ops.sum(terms, axis=1, keepdims=True)
                 masked = s if mask is None else ops.where(mask, s, _NO_NEGATIVE)
                 new_peak = ops.maximum(peak, ops.max(masked, axis=1, keepdims=True))
                 terms = ops.exp(masked - new_peak)
@@ -148,7 +157,7 @@ def info_nce(
                 return tuple(carry), ()
 
             start = (
-                ops.full((anchor_size, 1), _NO_NEGATIVE, "float32"),
+                ops.full((anchor_size, 1), 0.0 if direct else _NO_NEGATIVE, "float32"),
                 ops.zeros((anchor_size, 1), "float32"),
             )
             (peak, total), _ = scan(step, start, used_key_blocks)
@@ -196,26 +205,31 @@ def info_nce(
             if upstream is None:
                 (upstream, _) = arguments
             # dL/ds_ij = -sigmoid(neg_i - s_ij) w_i for a positive, exp(s_in - neg_i) v_i for a
-            # negative. The row factor v is taken out of the tile: into the anchors that the keys'
-            # gradient is made of, and behind the product that the anchors' gradient is.
+            # negative, v = w * slope. Row factors are taken out of the tile: into the anchors that
+            # the keys' gradient is made of, and behind the product that the anchors' gradient is.
             w = _pad(ops.reshape(upstream, (-1, 1)), anchor_blocks * anchor_size) / safe_count
-            v = w * slope
+            # Without a shift a tile holds exp(s_in), and exp(-neg_i) is a row factor too.
+            unit = ops.ones_like(neg)
+            if direct:
+                unit = ops.exp(ops.where(neg > _NO_NEGATIVE, neg, 0.0))
+            v = w * slope / unit
             weighted_anchors = scaled_anchors * v
-            pull = 1.0 / ops.maximum(slope, _TINY)  # w / v, also where w is 0.
+            pull = 1.0 / ops.maximum(slope, _TINY)  # Also where w is 0.
 
             def rows_of(x, i):
                 return ops.slice(x, (i * anchor_size, 0), (anchor_size, 1))
 
             def similarity_gradient(i, j, mixed):
                 """dL/ds of a tile, divided by v; `(anchor_size, key_size)`."""
-                x = _similarities(anchor_block(i), key_block(j)) - rows_of(neg, i)
+                s = _similarities(anchor_block(i), key_block(j))
+                x = s if direct else s - rows_of(neg, i)
                 if not mixed:
                     return ops.exp(x)
                 labels = tile_labels(i, j)
                 # A positive can be far above `neg`, where exp would overflow.
                 pushed = ops.exp(ops.where(negatives(*labels), x, _NO_NEGATIVE))
-                pulled = ops.where(positives(i, j, *labels), ops.sigmoid(-x), 0.0)
-                return pushed - pulled * rows_of(pull, i)
+                pulled = ops.sigmoid(rows_of(neg, i) - s) * rows_of(pull, i) * rows_of(unit, i)
+                return pushed - ops.where(positives(i, j, *labels), pulled, 0.0)
 
             def zero_gradient(rows):
                 return ops.zeros((rows, dim), "float32")
