@@ -84,6 +84,7 @@ class KerasCVBackbone(Backbone):
     class_name: str | None = Field(None, description="Such as EfficientNetLiteBackbone.")
     arguments: dict[str, Any] = Field({}, description="Arguments of the class or of the preset.")
     preset: str | None = Field(None, description="Such as efficientnetv2_s_imagenet; downloaded.")
+    output_stride: Literal[8, 16, 32] = Field(32, description="Stride of c5, by dilation.")
     mean: tuple[float, float, float] = Field((0.0, 0.0, 0.0), description="Of images, 0 to 255.")
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field((255.0, 255.0, 255.0))
 

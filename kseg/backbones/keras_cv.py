@@ -16,6 +16,7 @@ def build_keras_cv(
     arguments=None,
     preset=None,
     load_weights=True,
+    output_stride=32,
     mean=(0.0, 0.0, 0.0),
     std=(255.0, 255.0, 255.0),
     synchronized_batch_norm=False,
@@ -37,19 +38,22 @@ def build_keras_cv(
         preset: str, a preset of keras-cv, such as `"efficientnetv2_s_imagenet"`, which is
             downloaded.
         load_weights: bool, whether a preset's weights are wanted, or its architecture only.
+        output_stride: 8, 16 or 32, the stride of `c5`. Below 32 the last stages are dilated instead
+            of strided, as in `build_resnet`; for networks that pad before they stride, such as
+            EfficientNetLite.
         mean, std: three floats each in units of 0 to 255: the normalisation that the weights are
             made for. The default divides by 255, as keras-cv does.
         synchronized_batch_norm: bool, statistics over all replicas.
         name: str, the model's name.
 
     Returns:
-        `Backbone` with outputs `c2` to `c5` at strides 4, 8, 16, 32. Any input size, unless
-        `input_shape` says otherwise.
+        `Backbone` with outputs `c2` to `c5` at strides 4, 8, 16, 32, none above `output_stride`.
+        Any input size, unless `input_shape` says otherwise.
 
     Raises:
         ValueError: if not exactly one of `class_name` and `preset` is given, the class is unknown
-            or takes other arguments, the preset cannot be had, or there are fewer than four
-            pyramid levels.
+            or takes other arguments, the preset or the `output_stride` cannot be had, or there are
+            fewer than four pyramid levels.
     """
     if (class_name is None) == (preset is None):
         raise ValueError(
@@ -74,20 +78,24 @@ def build_keras_cv(
         for stage, level in zip(STRIDES, levels[-4:], strict=True)
     }
     network = keras.Model(source.input, outputs, name=f"{name}_network")
+    dilated = _dilate(network, output_stride)
     clone = keras.models.clone_model(
         network,
-        clone_function=lambda layer: _with_our_batch_norm(layer, synchronized_batch_norm),
+        clone_function=lambda layer: (
+            dilated.get(layer.name) or _with_our_batch_norm(layer, synchronized_batch_norm)
+        ),
         recursive=True,
     )
     clone.set_weights(network.get_weights())
 
+    strides = {stage: min(stride, output_stride) for stage, stride in STRIDES.items()}
     image = keras.Input(arguments["input_shape"], name="image")
     stages = clone(PadToMultiple(32, name=f"{name}_pad")(image))
     outputs = {
         stage: CropToStride(stride, name=f"{name}_{stage}_crop")(stages[stage], image)
-        for stage, stride in STRIDES.items()
+        for stage, stride in strides.items()
     }
-    return Backbone(image, outputs, strides=STRIDES, mean=mean, std=std, name=name)
+    return Backbone(image, outputs, strides=strides, mean=mean, std=std, name=name)
 
 
 def _from_class(class_name, arguments):
@@ -124,6 +132,61 @@ def _with_our_batch_norm(layer, synchronized):
     config = layer.get_config()
     config.pop("synchronized", None)
     return BatchNormalization(synchronized=synchronized, **config)
+
+
+def _dilate(network, output_stride):
+    """Makes the layers that keep a network's stride from growing beyond a limit.
+
+    Where the stride is taken out, positions keep their pixels: what the strided network sees at
+    place i, the dilated one sees at place 2 i.
+
+    Args:
+        network: functional model.
+        output_stride: 8, 16 or 32.
+
+    Returns:
+        dict from the name of a layer to the layer that stands for it.
+    """
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"`output_stride` must be 8, 16 or 32. Received: {output_stride=}")
+    if output_stride == 32:
+        return {}
+    strides, replaced, paddings = {}, {}, {}
+    for layer in network.layers:
+        sources = [tensor._keras_history.operation for tensor in _listed(layer.input)]
+        before = max((strides.get(source.name, 1) for source in sources), default=1)
+        step = getattr(layer, "strides", 1)
+        step = step if isinstance(step, int) else step[0]
+        strides[layer.name] = before * step
+        size = getattr(layer, "kernel_size", (1,))[0]
+        rate = max(before // output_stride, 1)
+        if isinstance(layer, keras.layers.ZeroPadding2D):
+            paddings[layer.name] = layer
+        if before * step <= output_stride or (step == 1 and (rate == 1 or size == 1)):
+            continue
+        padding = paddings.get(sources[0].name)
+        if not isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D) or (
+            step > 1 and size > 1 and padding is None
+        ):
+            raise ValueError(
+                "`output_stride` below 32 is for networks of convolutions that are padded by "
+                f"layers of their own where they stride. Received: {output_stride=}, and "
+                f"{layer.name!r} is none. Use 32"
+            )
+        config = layer.get_config()
+        config.update(strides=(1, 1), dilation_rate=(rate, rate))
+        replaced[layer.name] = type(layer).from_config(config)
+        if padding is not None:
+            config = padding.get_config()
+            config["padding"] = [
+                (first * rate, rate * (size - 1) - first * rate) for first, _ in padding.padding
+            ]
+            replaced[padding.name] = keras.layers.ZeroPadding2D.from_config(config)
+    return replaced
+
+
+def _listed(tensors):
+    return tensors if isinstance(tensors, list | tuple) else [tensors]
 
 
 @keras.saving.register_keras_serializable(package="kseg")

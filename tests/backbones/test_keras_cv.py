@@ -105,6 +105,30 @@ def test_batch_norms_are_ours(synchronized):
     assert {norm.epsilon for norm in norms} == {1.001e-5}  # Theirs, not our default.
 
 
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_dilated_output_is_the_strided_one_in_between(output_stride):
+    arguments = CLASSES["EfficientNetLiteBackbone"]
+    strided, dilated = (
+        build_backbone(
+            "keras_cv",
+            class_name="EfficientNetLiteBackbone",
+            arguments=arguments,
+            output_stride=stride,
+        )
+        for stride in (32, output_stride)
+    )
+    assert dilated.strides["c5"] == output_stride
+    dilated.set_weights(strided.get_weights())
+    assert [w.path for w in dilated.weights] == [w.path for w in strided.weights]
+    image = np.random.default_rng(0).normal(size=(1, 128, 96, 3)).astype("float32")
+    expected, outputs = strided(image), dilated(image)
+    for stage, stride in strided.strides.items():
+        step = stride // dilated.strides[stage]
+        np.testing.assert_allclose(
+            outputs[stage][:, ::step, ::step], expected[stage], rtol=1e-3, atol=1e-5
+        )
+
+
 def test_segmenter_normalises_as_the_backbone_asks():
     backbone = build_backbone(
         "keras_cv",
@@ -140,6 +164,14 @@ def test_saves_and_loads(tmp_path):
         ({}, "class_name=None, preset=None"),
         ({"class_name": "NoBackbone"}, "no backbone 'NoBackbone'.*ResNetV2Backbone"),
         ({"class_name": "ResNetV2Backbone"}, "ResNetV2Backbone cannot be built: .*stackwise"),
+        (
+            {
+                "class_name": "DenseNetBackbone",
+                "arguments": CLASSES["DenseNetBackbone"],
+                "output_stride": 8,
+            },
+            "output_stride=8, and 'pool",
+        ),
         ({"preset": "no_such_preset"}, "cannot give the preset 'no_such_preset'"),
         (
             {
