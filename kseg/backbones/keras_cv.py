@@ -98,26 +98,36 @@ def build_keras_cv(
     return Backbone(image, outputs, strides=strides, mean=mean, std=std, name=name)
 
 
-def _from_class(class_name, arguments):
+def _classes():
     import keras_cv
 
-    cls = getattr(keras_cv.models, class_name, None)
-    if not (isinstance(cls, type) and issubclass(cls, keras_cv.models.Backbone)):
-        known = sorted(
-            n for n in dir(keras_cv.models) if n.endswith("Backbone") and n != "Backbone"
+    base = keras_cv.models.Backbone
+    return {
+        name: cls
+        for name, cls in vars(keras_cv.models).items()
+        if isinstance(cls, type) and issubclass(cls, base) and cls is not base
+    }
+
+
+def _from_class(class_name, arguments):
+    classes = _classes()
+    if class_name not in classes:
+        raise ValueError(
+            f"keras_cv.models has no backbone {class_name!r}. Choose from {sorted(classes)}"
         )
-        raise ValueError(f"keras_cv.models has no backbone {class_name!r}. Choose from {known}")
     try:
-        return cls(**arguments)
+        return classes[class_name](**arguments)
     except TypeError as error:
         raise ValueError(f"keras_cv.models.{class_name} cannot be built: {error}") from None
 
 
 def _from_preset(preset, load_weights, arguments):
-    import keras_cv
-
+    # The base class knows no presets: each class its own.
+    owners = {name: cls for cls in _classes().values() for name in cls.presets}
+    if preset not in owners:
+        raise ValueError(f"keras_cv has no preset {preset!r}. Choose from {sorted(owners)}")
     try:
-        return keras_cv.models.Backbone.from_preset(preset, load_weights=load_weights, **arguments)
+        return owners[preset].from_preset(preset, load_weights=load_weights, **arguments)
     except Exception as error:  # keras-cv raises a bare Exception when a download fails.
         reason = str(error).splitlines()[0]
         raise ValueError(

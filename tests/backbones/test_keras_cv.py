@@ -172,7 +172,7 @@ def test_saves_and_loads(tmp_path):
             },
             "output_stride=8, and 'pool",
         ),
-        ({"preset": "no_such_preset"}, "cannot give the preset 'no_such_preset'"),
+        ({"preset": "no_such_preset"}, "no preset 'no_such_preset'.*'resnet50_v2_imagenet'"),
         (
             {
                 "class_name": "ResNetV2Backbone",
@@ -189,6 +189,22 @@ def test_saves_and_loads(tmp_path):
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_backbone("keras_cv", **arguments)
+
+
+def test_preset(monkeypatch):
+    cls = keras_cv.models.ResNetV2Backbone
+
+    def from_preset(preset, load_weights=None, **arguments):
+        if preset == "resnet18_v2":
+            raise Exception("URL fetch failure")
+        assert (preset, load_weights) == ("resnet50_v2_imagenet", True)
+        return cls(**CLASSES["ResNetV2Backbone"], **arguments)
+
+    monkeypatch.setattr(cls, "from_preset", from_preset)
+    backbone = build_backbone("keras_cv", preset="resnet50_v2_imagenet")
+    assert backbone.output["c5"].shape[-1] == 128
+    with pytest.raises(ValueError, match="cannot give the preset 'resnet18_v2': URL fetch failure"):
+        build_backbone("keras_cv", preset="resnet18_v2")
 
 
 def test_padding_and_cropping():
