@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from keras import ops
 
 from kseg.control_flow import scan
@@ -44,13 +45,18 @@ def info_nce(
     Args:
         anchors: float tensor `(num_anchors, dim)`, rows of unit L2 norm. The number is static.
         anchor_labels: int tensor `(num_anchors,)`; -1 marks an empty row.
-        keys: float tensor `(num_keys, dim)`, rows of unit L2 norm. The number is static.
+        keys: float tensor `(num_keys, dim)`, rows of unit L2 norm. The number is static. With
+            `detach_keys` also an object with `shape` and `rows(start, count)`, such as
+            `kseg.variables.RowReader`, whose rows are then read tile by tile and never copied as
+            a whole.
         key_labels: int tensor `(num_keys,)`; -1 marks an empty slot, neither positive nor negative.
         temperature: float > 0, divides cosine similarities (no unit).
         exclude_self: bool. The anchors are among the keys: anchor i is key `self_positions[i]`,
             which is no positive of it.
         self_positions: int tensor `(num_anchors,)`, or None: anchor i is key i.
-        detach_keys: bool. No gradient flows to `keys` (a memory bank), which saves its cost.
+        detach_keys: bool. No gradient flows to `keys` (a memory bank). The gradient of the anchors
+            is then made on the way forward, and every similarity is computed only once, but those
+            in tiles with positives.
         block_size: int, rows and columns of a tile.
 
     Returns:
@@ -71,234 +77,340 @@ def info_nce(
             "`anchors` and `keys` must have a static number of rows, at least 1. Received: "
             f"shapes {tuple(anchors.shape)} and {tuple(keys.shape)}. Pad with label -1"
         )
-    dim = anchors.shape[1]
-    anchor_blocks, anchor_size = _split(num_anchors, block_size)
-    key_blocks, key_size = _split(num_keys, block_size)
-    anchor_labels = _pad(ops.cast(anchor_labels, "int32"), anchor_blocks * anchor_size, -1)
-    key_labels = _pad(ops.cast(key_labels, "int32"), key_blocks * key_size, -1)
-    if exclude_self:
-        if self_positions is None:
-            self_positions = ops.arange(num_anchors)
-        self_positions = _pad(ops.cast(self_positions, "int32"), anchor_blocks * anchor_size, -1)
+    anchor_labels, key_labels = (ops.cast(x, "int32") for x in (anchor_labels, key_labels))
+    if exclude_self and self_positions is None:
+        self_positions = ops.arange(num_anchors)
+    if detach_keys and not hasattr(keys, "rows"):
+        keys = ops.stop_gradient(keys)
 
-    # Blocks up to the last valid row: what samplers leave unused costs nothing.
-    used_anchor_blocks = _last_valid(anchor_labels) // anchor_size + 1
-    used_key_blocks = _last_valid(key_labels) // key_size + 1
+    def cut(anchors, keys):
+        return _Tiles(
+            anchors / temperature,
+            anchor_labels,
+            keys,
+            key_labels,
+            self_positions=self_positions if exclude_self else None,
+            overlap=detach_keys,
+            # Similarities are at most 1 / temperature. Where exp of that is well inside float32,
+            # nothing is subtracted from them first, which saves passes over the tiles.
+            direct=1.0 / temperature <= _DIRECT,
+            block_size=block_size,
+        )
 
-    def tile_labels(i, j):
+    @ops.custom_gradient
+    def to_anchors(anchors):
+        loss, count, direction = _forward(cut(anchors, keys), with_direction=True)
+
+        def gradient(*arguments, upstream=None):
+            upstream = _of_first_output(arguments, upstream)
+            return ops.reshape(upstream, (-1, 1)) * (direction / temperature)
+
+        return (loss, count), gradient
+
+    @ops.custom_gradient
+    def to_both(anchors, keys):
+        tiles = cut(anchors, keys)
+        loss, count, neg, slope = _forward(tiles)
+
+        def gradient(*arguments, upstream=None):
+            upstream = _of_first_output(arguments, upstream)
+            d_anchors, d_keys = _backward(tiles, upstream, count, neg, slope)
+            return d_anchors / temperature, d_keys
+
+        return (loss, count), gradient
+
+    anchors = ops.cast(anchors, "float32")
+    if detach_keys:
+        loss, count = to_anchors(anchors)
+    else:
+        loss, count = to_both(anchors, ops.cast(keys, "float32"))
+    return loss, ops.cast(count > 0, "float32")
+
+
+class _Tiles:
+    """The similarities of anchors and keys, cut into tiles of one size.
+
+    Args:
+        anchors: float32 tensor `(num_anchors, dim)`, divided by the temperature.
+        anchor_labels: int32 tensor `(num_anchors,)`.
+        keys: float tensor `(num_keys, dim)`, or a reader of rows.
+        key_labels: int32 tensor `(num_keys,)`.
+        self_positions: int tensor `(num_anchors,)`, the key that each anchor is, or None.
+        overlap: bool, how the keys fill up their last block. True: it reaches back into the block
+            before, whose keys it leaves out, so that they are never copied. False: they are padded.
+        direct: bool, whether exp of a similarity needs no shift.
+        block_size: int, the most rows and columns of a tile.
+    """
+
+    def __init__(
+        self,
+        anchors,
+        anchor_labels,
+        keys,
+        key_labels,
+        *,
+        self_positions,
+        overlap,
+        direct,
+        block_size,
+    ):
+        self.num_anchors, self.dim = anchors.shape
+        self.num_keys = keys.shape[0]
+        self.direct = direct
+        self.anchor_blocks, self.anchor_size = _split(self.num_anchors, block_size)
+        self.key_blocks, self.key_size = _split(self.num_keys, block_size)
+        padded_anchors = self.anchor_blocks * self.anchor_size
+        self.anchors = _pad(anchors, padded_anchors)
+        self.anchor_labels = _pad(anchor_labels, padded_anchors, -1)
+        self.self_positions = None
+        if self_positions is not None:
+            self.self_positions = _pad(ops.cast(self_positions, "int32"), padded_anchors, -1)
+
+        starts = np.arange(self.key_blocks) * self.key_size
+        if overlap:
+            nominal, starts = starts, np.minimum(starts, self.num_keys - self.key_size)
+            places = starts[:, None] + np.arange(self.key_size)
+            self.keys = keys
+            self.key_labels = ops.where(
+                places < nominal[:, None], -1, ops.take(key_labels, places.astype("int32"))
+            )
+            self.key_labels = ops.reshape(self.key_labels, (-1,))
+        else:
+            self.keys = _pad(keys, self.key_blocks * self.key_size)
+            self.key_labels = _pad(key_labels, self.key_blocks * self.key_size, -1)
+        self._key_starts = ops.convert_to_tensor(starts, dtype="int32")
+
+        # Blocks up to the last valid row: what samplers leave unused costs nothing.
+        self.used_anchor_blocks = _last_valid(self.anchor_labels) // self.anchor_size + 1
+        self.used_key_blocks = _last_valid(self.key_labels) // self.key_size + 1
+        self._kinds = _tile_kinds(
+            ops.reshape(self.anchor_labels, (self.anchor_blocks, self.anchor_size)),
+            ops.reshape(self.key_labels, (self.key_blocks, self.key_size)),
+        )
+
+    def by_kind(self, i, j, empty, all_negative, mixed, *operands):
+        """Calls one of three functions of the operands: by what pairs tile (i, j) holds."""
+        kind = ops.take(self._kinds, i * self.key_blocks + j)
+        return ops.switch(kind, (empty, all_negative, mixed), *operands)
+
+    def anchor_rows(self, x, i):
+        """Block i of what has a row for each anchor; `(anchor_size, columns)`."""
+        return ops.slice(x, (i * self.anchor_size, 0), (self.anchor_size, x.shape[1]))
+
+    def key_rows(self, j):
+        """Block j of the keys, float32 `(key_size, dim)`."""
+        start = ops.take(self._key_starts, j)
+        if hasattr(self.keys, "rows"):
+            rows = self.keys.rows(start, self.key_size)
+        else:
+            rows = ops.slice(self.keys, (start, 0), (self.key_size, self.dim))
+        return ops.cast(rows, "float32")
+
+    def labels(self, i, j):
         """Labels of rows `(anchor_size, 1)` and columns `(1, key_size)` of tile (i, j)."""
-        rows = ops.slice(anchor_labels, (i * anchor_size,), (anchor_size,))
-        columns = ops.slice(key_labels, (j * key_size,), (key_size,))
+        rows = ops.slice(self.anchor_labels, (i * self.anchor_size,), (self.anchor_size,))
+        columns = ops.slice(self.key_labels, (j * self.key_size,), (self.key_size,))
         return rows[:, None], columns[None, :]
 
-    def positives(i, j, rows, columns):
+    def positives(self, i, j):
         """Bool mask `(anchor_size, key_size)`."""
+        rows, columns = self.labels(i, j)
         mask = ops.logical_and(rows == columns, rows >= 0)
-        if exclude_self:
-            here = ops.slice(self_positions, (i * anchor_size,), (anchor_size,))[:, None]
-            there = ops.arange(key_size)[None, :] + j * key_size
+        if self.self_positions is not None:
+            here = (i * self.anchor_size,), (self.anchor_size,)
+            here = ops.slice(self.self_positions, *here)[:, None]
+            there = ops.arange(self.key_size)[None, :] + ops.take(self._key_starts, j)
             mask = ops.logical_and(mask, here != there)
         return mask
 
-    def negatives(rows, columns):
+    def negatives(self, i, j):
         """Bool mask `(anchor_size, key_size)`. For an empty row it holds all keys."""
+        rows, columns = self.labels(i, j)
         return ops.logical_and(rows != columns, columns >= 0)
 
-    kinds = _tile_kinds(
-        ops.reshape(anchor_labels, (anchor_blocks, anchor_size)),
-        ops.reshape(key_labels, (key_blocks, key_size)),
-    )
 
-    def by_kind(i, j, empty, all_negative, mixed, *operands):
-        """Calls one of three functions of the operands: by what pairs tile (i, j) holds."""
-        kind = ops.take(kinds, i * key_blocks + j)
-        return ops.switch(kind, (empty, all_negative, mixed), *operands)
+def _forward(tiles, *, with_direction=False):
+    """Streams over the keys twice: over all for the negatives, over few tiles for the positives.
 
-    # Similarities are at most 1 / temperature. Where exp of that is well inside float32, nothing
-    # has to be subtracted from them first, which saves passes over the tiles.
-    direct = 1.0 / temperature <= _DIRECT
+    Args:
+        tiles: `_Tiles`.
+        with_direction: bool, whether the gradient of the anchors is made on the way.
 
-    @ops.custom_gradient
-    def mean_over_positives(anchors, keys):
-        scaled_anchors = _pad(anchors / temperature, anchor_blocks * anchor_size)
-        padded_keys = _pad(keys, key_blocks * key_size)
+    Returns:
+        `(loss, count, direction)`, float32 `(num_anchors,)` twice and `(num_anchors, dim)`: the
+        mean over positives, their number, and the gradient of the loss with respect to the scaled
+        anchors. Without direction `(loss, count, neg, slope)`: instead of it, `(padded, 1)`, the
+        log-sum-exp of the negatives and the sum of the derivatives of softplus.
+    """
+    column = (tiles.anchor_size, 1)
+    matrix = (tiles.anchor_size, tiles.dim)
+    extra = [ops.zeros(matrix, "float32")] if with_direction else []
 
-        def anchor_block(i):
-            return ops.slice(scaled_anchors, (i * anchor_size, 0), (anchor_size, dim))
+    def negatives_of(i, block):
+        """Log-sum-exp of the negatives, their sum, and (with direction) their weighted keys."""
 
-        def key_block(j):
-            return ops.slice(padded_keys, (j * key_size, 0), (key_size, dim))
+        def accumulate(j, peak, total, *weighted, mixed):
+            keys = tiles.key_rows(j)
+            s = _similarities(block, keys)
+            if not tiles.direct:  # A running maximum is taken off.
+                s = ops.where(tiles.negatives(i, j), s, _NO_NEGATIVE) if mixed else s
+                new_peak = ops.maximum(peak, ops.max(s, axis=1, keepdims=True))
+                decay = ops.exp(peak - new_peak)
+                s, peak, total = s - new_peak, new_peak, total * decay
+                weighted = [x * decay for x in weighted]
+            terms = ops.exp(s)
+            if mixed:  # A row without negatives has exp(0) in its masked places.
+                terms = ops.where(tiles.negatives(i, j), terms, 0.0)
+            total = total + ops.sum(terms, axis=1, keepdims=True)
+            return peak, total, *(x + ops.matmul(terms, keys) for x in weighted)
 
-        def log_sum_exp_of_negatives(i, block):
-            """Streams the negatives, with a running maximum if needed; `(anchor_size, 1)`."""
-
-            def accumulate(j, peak, total, mask=None):
-                s = _similarities(block, key_block(j))
-                if direct:
-                    terms = ops.exp(s) if mask is None else ops.where(mask, ops.exp(s), 0.0)
-                    return peak, total + ops.sum(terms, axis=1, keepdims=True)
-                masked = s if mask is None else ops.where(mask, s, _NO_NEGATIVE)
-                new_peak = ops.maximum(peak, ops.max(masked, axis=1, keepdims=True))
-                terms = ops.exp(masked - new_peak)
-                if mask is not None:  # A row without negatives has exp(0) in its masked places.
-                    terms = ops.where(mask, terms, 0.0)
-                total = total * ops.exp(peak - new_peak)
-                return new_peak, total + ops.sum(terms, axis=1, keepdims=True)
-
-            def step(carry, j):
-                carry = by_kind(
-                    i,
-                    j,
-                    lambda *carry: carry,
-                    lambda *carry: accumulate(j, *carry),
-                    lambda *carry: accumulate(j, *carry, mask=negatives(*tile_labels(i, j))),
-                    *carry,
-                )
-                return tuple(carry), ()
-
-            start = (
-                ops.full((anchor_size, 1), 0.0 if direct else _NO_NEGATIVE, "float32"),
-                ops.zeros((anchor_size, 1), "float32"),
+        def step(carry, j):
+            carry = tiles.by_kind(
+                i,
+                j,
+                lambda *carry: carry,
+                lambda *carry: accumulate(j, *carry, mixed=False),
+                lambda *carry: accumulate(j, *carry, mixed=True),
+                *carry,
             )
-            (peak, total), _ = scan(step, start, used_key_blocks)
-            has_negative = total > 0
-            total = ops.where(has_negative, total, 1.0)
-            return ops.where(has_negative, peak + ops.log(total), _NO_NEGATIVE)
+            return tuple(carry), ()
 
-        def sums_over_positives(i, block, neg):
-            """Sums of softplus, of its derivative, and of ones; `(anchor_size, 1)` each."""
+        start = 0.0 if tiles.direct else _NO_NEGATIVE
+        start = (ops.full(column, start, "float32"), ops.zeros(column, "float32"), *extra)
+        (peak, total, *weighted), _ = scan(step, start, tiles.used_key_blocks)
+        has_negative = total > 0
+        total = ops.where(has_negative, total, 1.0)
+        neg = ops.where(has_negative, peak + ops.log(total), _NO_NEGATIVE)
+        return neg, [x / total for x in weighted]
 
-            def accumulate(j, loss, slope, count):
-                mask = positives(i, j, *tile_labels(i, j))
-                x = neg - _similarities(block, key_block(j))
-                loss = loss + _masked_row_sum(ops.softplus(x), mask)
-                slope = slope + _masked_row_sum(ops.sigmoid(x), mask)
-                return loss, slope, count + _masked_row_sum(ops.ones_like(x), mask)
+    def positives_of(i, block, neg):
+        """Sums of softplus, of its derivative, of ones, and (with direction) of pulling keys."""
 
-            def step(carry, j):
-                carry = by_kind(
-                    i,
-                    j,
-                    lambda *carry: carry,
-                    lambda *carry: carry,
-                    lambda *carry: accumulate(j, *carry),
-                    *carry,
-                )
-                return tuple(carry), ()
+        def accumulate(j, loss, slope, count, *pulling):
+            keys = tiles.key_rows(j)
+            mask = tiles.positives(i, j)
+            x = neg - _similarities(block, keys)
+            derivative = ops.where(mask, ops.sigmoid(x), 0.0)
+            return (
+                loss + _masked_row_sum(ops.softplus(x), mask),
+                slope + ops.sum(derivative, axis=1, keepdims=True),
+                count + _masked_row_sum(ops.ones_like(x), mask),
+                *(y + ops.matmul(derivative, keys) for y in pulling),
+            )
 
-            zeros = ops.zeros((anchor_size, 1), "float32")
-            sums, _ = scan(step, (zeros, zeros, zeros), used_key_blocks)
-            return sums
+        def step(carry, j):
+            carry = tiles.by_kind(
+                i,
+                j,
+                lambda *carry: carry,
+                lambda *carry: carry,
+                lambda *carry: accumulate(j, *carry),
+                *carry,
+            )
+            return tuple(carry), ()
 
-        def forward(carry, i):
-            block = anchor_block(i)
-            neg = log_sum_exp_of_negatives(i, block)
-            return carry, (neg, *sums_over_positives(i, block, neg))
+        start = (*(ops.zeros(column, "float32") for _ in range(3)), *extra)
+        return scan(step, start, tiles.used_key_blocks)[0]
 
-        _, rows = scan(
-            forward, (), used_anchor_blocks, [(anchor_size, 1)] * 4, capacity=anchor_blocks
+    def forward(carry, i):
+        block = tiles.anchor_rows(tiles.anchors, i)
+        neg, pushing = negatives_of(i, block)
+        loss, slope, count, *pulling = positives_of(i, block, neg)
+        loss = loss / ops.maximum(count, 1.0)
+        if not with_direction:
+            return carry, (loss, count, neg, slope)
+        direction = (slope * pushing[0] - pulling[0]) / ops.maximum(count, 1.0)
+        return carry, (loss, count, direction)
+
+    shapes = [column, column, matrix] if with_direction else [column] * 4
+    _, outputs = scan(forward, (), tiles.used_anchor_blocks, shapes, capacity=tiles.anchor_blocks)
+    outputs = [ops.reshape(x, (-1, x.shape[-1])) for x in outputs]
+    loss, count = (ops.reshape(x, (-1,))[: tiles.num_anchors] for x in outputs[:2])
+    if with_direction:
+        return loss, count, outputs[2][: tiles.num_anchors]
+    return loss, count, *outputs[2:]
+
+
+def _backward(tiles, upstream, count, neg, slope):
+    """Streams over the tiles once more for the gradients of both sides.
+
+    Args:
+        tiles: `_Tiles`.
+        upstream: float32 tensor `(num_anchors,)`.
+        count: float32 tensor `(num_anchors,)`, positives of each anchor.
+        neg, slope: float32 tensors `(padded, 1)`, see `_forward`.
+
+    Returns:
+        `(d_anchors, d_keys)`: with respect to the scaled anchors, and to the keys.
+    """
+    # dL/ds_ij = -sigmoid(neg_i - s_ij) w_i for a positive, exp(s_in - neg_i) v_i for a negative,
+    # v = w * slope. Row factors are taken out of the tile: into the anchors that the keys' gradient
+    # is made of, and behind the product that the anchors' gradient is.
+    weight = upstream / ops.maximum(count, 1.0)
+    weight = _pad(ops.reshape(weight, (-1, 1)), tiles.anchor_blocks * tiles.anchor_size)
+    # Without a shift a tile holds exp(s_in), and exp(-neg_i) is a row factor too.
+    unit = ops.ones_like(neg)
+    if tiles.direct:
+        unit = ops.exp(ops.where(neg > _NO_NEGATIVE, neg, 0.0))
+    factor = weight * slope / unit
+    weighted_anchors = tiles.anchors * factor
+    pull = 1.0 / ops.maximum(slope, _TINY)  # Also where the weight is 0.
+
+    def similarity_gradient(i, j, keys, mixed):
+        """dL/ds of a tile, divided by the row factor; `(anchor_size, key_size)`."""
+        s = _similarities(tiles.anchor_rows(tiles.anchors, i), keys)
+        x = s if tiles.direct else s - tiles.anchor_rows(neg, i)
+        if not mixed:
+            return ops.exp(x)
+        # A positive can be far above `neg`, where exp would overflow.
+        pushed = ops.exp(ops.where(tiles.negatives(i, j), x, _NO_NEGATIVE))
+        pulled = ops.sigmoid(tiles.anchor_rows(neg, i) - s)
+        pulled = pulled * tiles.anchor_rows(pull, i) * tiles.anchor_rows(unit, i)
+        return pushed - ops.where(tiles.positives(i, j), pulled, 0.0)
+
+    def zeros(rows):
+        return ops.zeros((rows, tiles.dim), "float32")
+
+    def branch(i, j, mixed):
+        def compute(d_keys):
+            keys = tiles.key_rows(j)
+            ds = similarity_gradient(i, j, keys, mixed)
+            d_keys = d_keys + ops.einsum("ij,id->jd", ds, tiles.anchor_rows(weighted_anchors, i))
+            return d_keys, ops.matmul(ds, keys)
+
+        return compute
+
+    def key_step(carry, j):
+        def step(carry, i):
+            branches = (lambda d: (d, zeros(tiles.anchor_size)), branch(i, j, False))
+            d_keys, d_anchors = tiles.by_kind(i, j, *branches, branch(i, j, True), *carry)
+            return (d_keys,), (d_anchors,)
+
+        d_keys, (d_anchors,) = scan(
+            step,
+            (zeros(tiles.key_size),),
+            tiles.used_anchor_blocks,
+            [(tiles.anchor_size, tiles.dim)],
+            capacity=tiles.anchor_blocks,
         )
-        neg, loss, slope, count = (ops.reshape(x, (-1, 1)) for x in rows)
-        safe_count = ops.maximum(count, 1.0)
+        return (carry[0] + d_anchors,), d_keys
 
-        def gradient(*arguments, upstream=None):
-            if upstream is None:
-                (upstream, _) = arguments
-            # dL/ds_ij = -sigmoid(neg_i - s_ij) w_i for a positive, exp(s_in - neg_i) v_i for a
-            # negative, v = w * slope. Row factors are taken out of the tile: into the anchors that
-            # the keys' gradient is made of, and behind the product that the anchors' gradient is.
-            w = _pad(ops.reshape(upstream, (-1, 1)), anchor_blocks * anchor_size) / safe_count
-            # Without a shift a tile holds exp(s_in), and exp(-neg_i) is a row factor too.
-            unit = ops.ones_like(neg)
-            if direct:
-                unit = ops.exp(ops.where(neg > _NO_NEGATIVE, neg, 0.0))
-            v = w * slope / unit
-            weighted_anchors = scaled_anchors * v
-            pull = 1.0 / ops.maximum(slope, _TINY)  # Also where w is 0.
+    (d_anchors,), (d_keys,) = scan(
+        key_step,
+        (ops.zeros((tiles.anchor_blocks, tiles.anchor_size, tiles.dim), "float32"),),
+        tiles.used_key_blocks,
+        [(tiles.key_size, tiles.dim)],
+        capacity=tiles.key_blocks,
+    )
+    d_anchors = ops.reshape(d_anchors, (-1, tiles.dim)) * factor
+    d_keys = ops.reshape(d_keys, (-1, tiles.dim))
+    return d_anchors[: tiles.num_anchors], d_keys[: tiles.num_keys]
 
-            def rows_of(x, i):
-                return ops.slice(x, (i * anchor_size, 0), (anchor_size, 1))
 
-            def similarity_gradient(i, j, mixed):
-                """dL/ds of a tile, divided by v; `(anchor_size, key_size)`."""
-                s = _similarities(anchor_block(i), key_block(j))
-                x = s if direct else s - rows_of(neg, i)
-                if not mixed:
-                    return ops.exp(x)
-                labels = tile_labels(i, j)
-                # A positive can be far above `neg`, where exp would overflow.
-                pushed = ops.exp(ops.where(negatives(*labels), x, _NO_NEGATIVE))
-                pulled = ops.sigmoid(rows_of(neg, i) - s) * rows_of(pull, i) * rows_of(unit, i)
-                return pushed - ops.where(positives(i, j, *labels), pulled, 0.0)
-
-            def zero_gradient(rows):
-                return ops.zeros((rows, dim), "float32")
-
-            if detach_keys:
-
-                def to_anchors(i, j, mixed):
-                    def branch(d_anchors):
-                        ds = similarity_gradient(i, j, mixed)
-                        return d_anchors + ops.matmul(ds, key_block(j))
-
-                    return branch
-
-                def anchor_step(carry, i):
-                    def step(carry, j):
-                        branches = (lambda d: d, to_anchors(i, j, False), to_anchors(i, j, True))
-                        return (by_kind(i, j, *branches, *carry),), ()
-
-                    d_anchors, _ = scan(step, (zero_gradient(anchor_size),), used_key_blocks)
-                    return carry, d_anchors
-
-                shapes = [(anchor_size, dim)]
-                _, (d_anchors,) = scan(
-                    anchor_step, (), used_anchor_blocks, shapes, capacity=anchor_blocks
-                )
-                d_keys = ops.zeros_like(keys)
-            else:
-
-                def to_both(i, j, mixed):
-                    def branch(d_keys):
-                        ds = similarity_gradient(i, j, mixed)
-                        block = ops.slice(
-                            weighted_anchors, (i * anchor_size, 0), (anchor_size, dim)
-                        )
-                        d_keys = d_keys + ops.einsum("ij,id->jd", ds, block)
-                        return d_keys, ops.matmul(ds, key_block(j))
-
-                    return branch
-
-                def to_neither(d_keys):
-                    return d_keys, zero_gradient(anchor_size)
-
-                def key_step(carry, j):
-                    def step(carry, i):
-                        branches = (to_neither, to_both(i, j, False), to_both(i, j, True))
-                        d_keys, d_anchors = by_kind(i, j, *branches, *carry)
-                        return (d_keys,), (d_anchors,)
-
-                    start = (zero_gradient(key_size),)
-                    shapes = [(anchor_size, dim)]
-                    d_keys, (d_anchors,) = scan(
-                        step, start, used_anchor_blocks, shapes, capacity=anchor_blocks
-                    )
-                    return (carry[0] + d_anchors,), d_keys
-
-                start = (ops.zeros((anchor_blocks, anchor_size, dim), "float32"),)
-                shapes = [(key_size, dim)]
-                (d_anchors,), (d_keys,) = scan(
-                    key_step, start, used_key_blocks, shapes, capacity=key_blocks
-                )
-                d_keys = ops.reshape(d_keys, (-1, dim))[:num_keys]
-            d_anchors = ops.reshape(d_anchors, (-1, dim)) * (v / temperature)
-            return d_anchors[:num_anchors], d_keys
-
-        loss = ops.reshape(loss / safe_count, (-1,))[:num_anchors]
-        return (loss, ops.reshape(count, (-1,))[:num_anchors]), gradient
-
-    loss, count = mean_over_positives(ops.cast(anchors, "float32"), ops.cast(keys, "float32"))
-    return loss, ops.cast(count > 0, "float32")
+def _of_first_output(arguments, upstream):
+    """The gradient of the first of two outputs: backends differ in how they hand it over."""
+    upstream = arguments[0] if upstream is None else upstream
+    return upstream[0] if isinstance(upstream, tuple | list) else upstream
 
 
 def _similarities(anchors, keys):
