@@ -94,8 +94,10 @@ def test_equals_the_equation(detach_keys, order, block_size, temperature):
     )
     if detach_keys:
         expected = (*expected[:3], np.zeros_like(keys))
+    # A similarity is rounded in proportion to 1 / temperature, and gradients grow with it again.
+    atol = 2e-5 * max(1.0, (0.1 / temperature) ** 2)
     for x, y in zip(got, expected, strict=True):
-        np.testing.assert_allclose(x, y, atol=2e-5)
+        np.testing.assert_allclose(x, y, atol=atol)
 
 
 def test_rows_weigh_their_gradients():
