@@ -5,7 +5,7 @@ import functools
 import re
 import typing
 
-from kseg.weights import deeplabv3, efficientnet_lite, hrnet, resnet
+from kseg.weights import deeplabv3, efficientnet_lite, hrnet, resnet, swin, upernet
 
 # What code bases put before the names of a network: wrappers, and the part of a whole model.
 PREFIXES = (
@@ -16,6 +16,7 @@ PREFIXES = (
     "net.",
     "backbone.",
     "encoder.",
+    "swin.",
 )
 _IMAGENET = "classifier of the pretraining"
 
@@ -34,6 +35,10 @@ class Convention:
         leftovers: dict from a regular expression, matched from the start of a name, to the reason
             why such an array has no weight here.
         bind: function from the model to keyword arguments of `name_map`, or None.
+        prepare: function from all arrays, a dict by name, to those that `name_map` is for, or
+            None: where code bases differ by more than names.
+        lacks: regular expressions of the paths of weights that such files may have no arrays for,
+            and then for none of them.
     """
 
     name: str
@@ -42,6 +47,8 @@ class Convention:
     head: bool = False
     leftovers: dict = dataclasses.field(default_factory=dict)
     bind: typing.Callable | None = None
+    prepare: typing.Callable | None = None
+    lacks: tuple = ()
 
     def recognises(self, names):
         """Whether each part of the signature matches one of the names."""
@@ -96,6 +103,23 @@ CONVENTIONS = (
         deeplabv3.name_map,
         head=True,
         bind=deeplabv3.arguments_for,
+    ),
+    Convention(
+        "Swin of Microsoft, timm, Hugging Face or mmsegmentation",
+        (r"(encoder\.)?(layers|stages)\.0\.blocks\.0\.(attn|attention)\.",),
+        swin.name_map,
+        leftovers={
+            **dict.fromkeys(swin.CLASSIFIER, _IMAGENET),
+            **dict.fromkeys(swin.CONSTANTS, "follows from the size of windows and images"),
+        },
+        prepare=swin.prepare,
+        lacks=swin.OUTPUT_NORMS,
+    ),
+    Convention(
+        "UPerNet of mmsegmentation or Hugging Face",
+        (r"decode_head\.psp_modules\.", r"decode_head\.fpn_convs\."),
+        upernet.name_map,
+        head=True,
     ),
     Convention(
         "EfficientNet-Lite of efficientnet_lite_pytorch or timm",

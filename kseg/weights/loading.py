@@ -1,3 +1,6 @@
+import dataclasses
+import typing
+
 import numpy as np
 
 from kseg.backbones.backbone import Backbone
@@ -6,7 +9,6 @@ from kseg.weights.conventions import CONVENTIONS, PREFIXES, recognise, without_p
 from kseg.weights.files import read_file
 from kseg.weights.hub import fetch_from_hugging_face, read_keras_cv_preset
 from kseg.weights.keras_file import keras_names
-from kseg.weights.report import LoadReport
 from kseg.weights.torch_state import (
     COUNTER,
     assign,
@@ -42,6 +44,7 @@ def load_weights(
 
     * the head and the projectors of a segmenter, if the file is that of a backbone,
     * the projectors of a segmenter, if the file has none,
+    * the norms of a Swin's outputs, which classification does not have,
     * a classifier, if that of the file has another number of classes.
 
     These keep the values they have, and the report names them.
@@ -62,7 +65,8 @@ def load_weights(
             may keep their values.
 
     Returns:
-        `LoadReport`; `str()` of it tells what was done.
+        `LoadReport`; `str()` of it tells what was done. Queries, keys and values that Hugging Face
+        has apart are one array in it, `qkv`.
 
     Raises:
         UserError: one line. If the file is missing or damaged, the names are not known or belong
@@ -70,64 +74,89 @@ def load_weights(
         UnavailableError: a `UserError`, if the weights cannot be downloaded.
     """
     backbone = _find_backbone(model)
-    target = model
-    if backbone_only:
-        if backbone is None:
-            raise ValueError(f"{model.name!r} has no backbone of its own to load.")
-        target = backbone
+    if backbone_only and backbone is None:
+        raise ValueError(f"{model.name!r} has no backbone of its own to load.")
+    target = backbone if backbone_only else model
     weights = weights_by_path(target)
     checkpoint = _read(str(source))
-    arrays = checkpoint.arrays
-    if not arrays:
+    if not checkpoint.arrays:
         raise UserError(f"{source} holds no arrays")
-
-    if name_map is None and any("/" in name for name in arrays):
-        matches = _match_keras(target, weights, arrays, source)
+    if name_map is None and any("/" in name for name in checkpoint.arrays):
+        match = _match_keras(target, weights, checkpoint.arrays, source)
     else:
-        matches = _match_torch(target, weights, arrays, source, name_map, prefixes)
-    paths, unused, layout, conventions = matches
-
-    for name in arrays:
+        match = _match_torch(target, weights, checkpoint.arrays, source, name_map, prefixes)
+    for name in match.arrays:
         for variant in without_prefixes(name, prefixes):
             if pattern := first_match(ignore, variant):
-                unused[name] = f"ignored by {pattern!r}"
-    described = f"{source} ({'; '.join(conventions)})" if conventions else str(source)
-    if not any(path in weights for path in paths.values()):
+                match.unused[name] = f"ignored by {pattern!r}"
+    named = f"{source} ({'; '.join(match.conventions)})" if match.conventions else str(source)
+    if not any(path in weights for path in match.paths.values()):
         raise UserError(
-            f"{described} is for another network: none of its {len(arrays)} arrays has a weight in "
-            f"{target.name!r}. Arrays: {_some(arrays)}. Weights: {_some(weights)}"
+            f"{named} is for another network: none of its {len(match.arrays)} arrays has a weight "
+            f"in {target.name!r}. Arrays: {_some(match.arrays)}. Weights: {_some(weights)}"
         )
-    afresh = _classifiers_of_other_classes(weights, arrays, paths, unused, layout)
+    afresh = _leave_out_classifiers_of_other_classes(match, weights)
+    report = assign(
+        weights,
+        match.arrays,
+        match.paths,
+        layout=match.layout,
+        unused=match.unused,
+        may_miss=_permission(match, weights, backbone, afresh, allow_missing),
+        complaint=f"{named} does not fit {target.name!r}",
+    )
+    return dataclasses.replace(
+        report,
+        unused={**report.unused, **checkpoint.beside},
+        source=str(source),
+        conventions=match.conventions,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Match:
+    """Which array is for which weight.
+
+    Attributes:
+        arrays: dict from name to array.
+        paths: dict from the name of an array to the path of a weight, which the model need not
+            have, or None.
+        unused: dict from the name of an array that has no weight to the reason.
+        layout: as in `assign`.
+        conventions: tuple of str, for people.
+        lacks: tuples of regular expressions, see `Convention`.
+    """
+
+    arrays: dict
+    paths: dict
+    unused: dict
+    layout: typing.Callable
+    conventions: tuple
+    lacks: tuple = ()
+
+
+def _permission(match, weights, backbone, afresh, allow_missing):
+    """A function from a path to bool: may this weight keep its values?"""
+    reached = {path for path in match.paths.values() if path in weights}
     own = None if backbone is None else {weight.path for weight in backbone.weights}
-    reached = {path for path in paths.values() if path in weights}
     has_head = own is None or bool(reached - own)
     has_projectors = any(path.startswith(_PROJECTOR) for path in reached)
+    lacks = [
+        patterns
+        for patterns in match.lacks
+        if not any(first_match(patterns, path) for path in reached)
+    ]
 
     def may_miss(path):
         if path.split("/")[0] in afresh or first_match(allow_missing, path):
+            return True
+        if any(first_match(patterns, path) for patterns in lacks):
             return True
         if path.startswith(_PROJECTOR):
             return not has_projectors
         return not has_head and path not in own
 
-    report = assign(
-        weights,
-        arrays,
-        paths,
-        layout=layout,
-        unused=unused,
-        may_miss=may_miss,
-        complaint=f"{described} does not fit {target.name!r}",
-    )
-    return LoadReport(
-        report.loaded,
-        {**report.unused, **checkpoint.beside},
-        report.missing,
-        num_values=report.num_values,
-        source=str(source),
-        conventions=tuple(conventions),
-        folded=report.folded,
-    )
+    return may_miss
 
 
 def _find_backbone(model):
@@ -174,7 +203,7 @@ def _match_keras(target, weights, arrays, source):
         elif preset:
             unused[name] = "beyond the stages of the backbone"
     convention = "keras-cv" if preset else "names of Keras' layers"
-    return paths, unused, _as_it_is, [convention]
+    return _Match(arrays, paths, unused, _as_it_is, (convention,))
 
 
 def _as_it_is(array, weight):
@@ -190,11 +219,15 @@ def _match_torch(target, weights, arrays, source, name_map, prefixes):
                 f"The arrays of {source} bear names that are not known: {_some(arrays)}. Known: "
                 + "; ".join(convention.name for convention in CONVENTIONS)
             )
+        maps = [(convention, convention.bound(target)) for convention in conventions]
     else:
-        conventions = []
-    maps = [(convention, convention.bound(target)) for convention in conventions]
-    if name_map is not None:
-        maps = [(None, name_map)]
+        conventions, maps = [], [(None, name_map)]
+    for convention in conventions:
+        if convention.prepare is not None:
+            try:
+                arrays = convention.prepare(arrays)
+            except ValueError as error:
+                raise UserError(f"{source} has arrays of impossible shapes: {error}") from None
     paths, unused = {}, {}
     for name, array in arrays.items():
         variants = without_prefixes(name, prefixes)
@@ -216,7 +249,14 @@ def _match_torch(target, weights, arrays, source, name_map, prefixes):
                 unused[name] = reason
             elif is_head and isinstance(target, Backbone):
                 unused[name] = "head, and only the backbone is loaded"
-    return paths, unused, keras_layout, [convention.name for convention in conventions]
+    return _Match(
+        arrays,
+        paths,
+        unused,
+        keras_layout,
+        tuple(convention.name for convention in conventions),
+        tuple(convention.lacks for convention in conventions),
+    )
 
 
 def _leftover(conventions, variants):
@@ -227,22 +267,22 @@ def _leftover(conventions, variants):
     return None
 
 
-def _classifiers_of_other_classes(weights, arrays, paths, unused, layout):
-    """Takes classifiers whose number of classes differs out of `paths`; gives their layers."""
+def _leave_out_classifiers_of_other_classes(match, weights):
+    """Takes classifiers whose number of classes differs out of a match; gives their layers."""
     layers = {}
-    for name, path in paths.items():
+    for name, path in match.paths.items():
         if path not in weights or not path.split("/")[0].endswith(_CLASSIFIER):
             continue
         here = tuple(weights[path].shape)
-        there = layout(arrays[name], weights[path]).shape
+        there = match.layout(match.arrays[name], weights[path]).shape
         if here != there and here[:-1] == there[:-1]:
             layers[path.split("/")[0]] = (there[-1], here[-1])
-    for name, path in paths.items():
+    for name, path in match.paths.items():
         layer = path and path.split("/")[0]
         if path in weights and layer in layers:
             there, here = layers[layer]
-            unused[name] = f"classifier of {there} classes, where the model has {here}"
-            paths[name] = None
+            match.unused[name] = f"classifier of {there} classes, where the model has {here}"
+            match.paths[name] = None
     return set(layers)
 
 

@@ -15,6 +15,10 @@ from tests.golden_file import Golden
         ("resnet_v1d_os8", "", ["ResNet of"]),
         ("aspp_regioncontrast", "module.decoder.", ["DeepLabV3 of RegionContrast"]),
         ("aspp_torchvision", "classifier.0.", ["DeepLabV3 of torchvision"]),
+        ("swin_hf", "swin.", ["Swin of"]),
+        ("swin_official", "module.backbone.", ["Swin of"]),
+        ("swin_timm", "", ["Swin of"]),
+        ("upernet_swin_hf", "", ["Swin of", "UPerNet of"]),
     ],
 )
 def test_published_networks(golden, prefix, names):
@@ -29,6 +33,11 @@ def test_published_networks(golden, prefix, names):
     [
         (["_conv_stem.weight", "_blocks.0._depthwise_conv.weight"], "EfficientNet-Lite"),
         (["conv_stem.weight", "blocks.0.0.conv_dw.weight"], "EfficientNet-Lite"),
+        (["backbone.stages.0.blocks.0.attn.w_msa.qkv.weight"], "Swin of"),
+        (
+            ["decode_head.psp_modules.0.1.conv.weight", "decode_head.fpn_convs.0.conv.weight"],
+            "UPer",
+        ),
         (["module.decode_head.aspp_modules.0.conv.weight"], "DeepLabV3 of mmsegmentation"),
     ],
 )

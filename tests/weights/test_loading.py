@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from kseg.backbones import build_hrnet, build_resnet
+from kseg.backbones.swin import build_swin
 from kseg.errors import UserError
+from kseg.heads import HEADS
+from kseg.heads.upernet import upernet_head
 from kseg.segmenters import build_segmenter
 from kseg.training import checkpoints
 from kseg.weights import load_weights
@@ -444,3 +447,93 @@ def test_preset_of_keras_cv(monkeypatch):
     assert_equal(model, values(source))
     assert report.unused == {"top_conv/kernel": "beyond the stages of the backbone"}
     assert report.conventions == ("keras-cv",)
+
+
+STAGES = {"c2": "stage1", "c3": "stage2", "c4": "stage3", "c5": "stage4"}
+
+
+def golden_swin(golden, **arguments):
+    settings = dict(golden.meta.get("kw") or golden.meta["cfg"])
+    settings = settings.get("backbone", settings)
+    names = ("embed_dim", "depths", "num_heads", "window_size", "mlp_ratio")
+    return build_swin(**{name: settings[name] for name in names}, **arguments)
+
+
+@pytest.mark.parametrize("golden", ["swin_hf", "swin_official", "swin_timm"])
+def test_swin(golden, tmp_path):
+    golden = Golden(golden)
+    backbone = golden_swin(golden, output_norms="timm" not in golden.meta["library"])
+    report = load_weights(backbone, write(tmp_path, golden.state))
+    assert not report.missing
+    for case in golden.cases:
+        golden.compare(case, backbone, STAGES)
+
+
+@pytest.mark.parametrize("code", ["hf", "official"])
+def test_swin_of_classification_has_no_output_norms(code, tmp_path):
+    golden = Golden(f"swin_{code}")
+    classifier = {
+        "hf": {"swin.layernorm.weight": 64, "swin.layernorm.bias": 64, "classifier.weight": 64},
+        "official": {"norm.weight": 64, "norm.bias": 64, "head.weight": 64},
+    }[code]
+    norms = re.compile(r"hidden_states_norms\.|norm[0-3]\.")
+    prefix = "swin." if code == "hf" else ""
+    state = {prefix + name: array for name, array in golden.state.items() if not norms.match(name)}
+    state.update({name: np.ones(size, "float32") for name, size in classifier.items()})
+    state[f"{prefix}layers.0.blocks.1.attn_mask"] = np.zeros((4, 49, 49), "float32")
+    path = write_zip(
+        tmp_path / "x.pth", {"model": {name: tensor(array) for name, array in state.items()}}
+    )
+    backbone = randomize(golden_swin(golden), 2)
+    before = values(backbone)
+    report = load_weights(backbone, path)
+    assert report.missing == [path for path in before if re.match("norm[0-3]/", path)]
+    assert len(report.missing) == 8
+    assert_equal(backbone, before, report.missing)
+    for name in classifier:
+        assert report.unused[name] == "classifier of the pretraining"
+    assert "follows from the size of windows and images" in report.unused.values()
+
+    # Some of them is a damaged file, not a classifier's.
+    state["norm0.weight"] = np.ones(8, "float32")
+    with pytest.raises(UserError, match="norm0/beta: no array"):
+        load_weights(backbone, write(tmp_path, state))
+
+
+def test_swin_of_other_windows(tmp_path):
+    golden = Golden("swin_official")
+    golden.meta["kw"]["window_size"] = 4
+    with pytest.raises(UserError, match=r"bias_table: shape \(169, 1\), but .* has \(49, 1\)"):
+        load_weights(golden_swin(golden), write(tmp_path, golden.state))
+
+
+def test_arrays_that_do_not_go_together(tmp_path):
+    state = Golden("swin_hf").state
+    name = next(name for name in state if name.endswith("attention.self.key.weight"))
+    state[name] = np.ones((3, 3, 3), "float32")
+    with pytest.raises(UserError, match="arrays of impossible shapes"):
+        load_weights(golden_swin(Golden("swin_hf")), write(tmp_path, state))
+
+
+def test_upernet_on_swin(tmp_path, monkeypatch):
+    monkeypatch.setitem(HEADS, "upernet", upernet_head)
+    golden = Golden("upernet_swin_hf")
+    backbone = golden_swin(golden)
+    backbone.mean, backbone.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    arguments = {"channels": 16, "aux_channels": 8}
+    segmenter = build_segmenter(backbone, "upernet", 5, head_arguments=arguments)
+    report = load_weights(segmenter, write(tmp_path, golden.state))
+    assert not report.missing
+    names = {"logits": "logits_lowres", "aux_logits": "aux_logits_lowres"}
+    for case in golden.cases:
+        golden.compare(case, segmenter, names)
+
+    # For other classes, by way of Keras' own file.
+    segmenter.save_weights(tmp_path / "x.weights.h5")
+    other = build_segmenter(golden_swin(golden), "upernet", 7, head_arguments=arguments)
+    report = load_weights(other, tmp_path / "x.weights.h5")
+    assert_equal(other, values(segmenter), report.loaded.values())
+    assert {path.split("/")[0] for path in report.missing} == {
+        "upernet_logits",
+        "upernet_aux_logits",
+    }
