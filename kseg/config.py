@@ -207,6 +207,28 @@ class MultiScale(Section):
         return self
 
 
+class RegionContrast(Section):
+    """Region centres contrasted with those of the whole data set (Hu et al., ICCV 2021)."""
+
+    name: Literal["region_contrast"]
+    weight: float = Field(0.1, ge=0)
+    scope: Literal["dataset", "batch"] = Field(
+        "dataset", description="Keys: a memory bank, or the other centres of the batch."
+    )
+    centers: Literal["weighted", "hard", "average"] = Field(
+        "weighted", description="How a region's features are averaged: Eq. 3, EP + HP, Eq. 2."
+    )
+    capacity: int = Field(
+        1000, gt=0, description="Stored centres of each class; the paper: the training images."
+    )
+    temperature: float = Field(0.2, gt=0)
+    storage: Literal["float32", "bfloat16"] = Field("float32", description="Of the bank.")
+    cross_replica: bool = Field(True, description="With scope batch: over the global batch.")
+
+
+Contrast = Annotated[MultiScale | RegionContrast, Field(discriminator="name")]
+
+
 class ColorJitter(Section):
     """Strengths of the photometric distortion; 0 switches one off."""
 
@@ -314,7 +336,7 @@ class Experiment(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     model: Model
     losses: Losses = Losses()
-    contrast: list[MultiScale] = []
+    contrast: list[Contrast] = []
     data: Data
     optimizer: Annotated[SGD | AdamW, Field(discriminator="name")] = SGD(name="sgd")
     schedule: Annotated[Poly | Linear, Field(discriminator="name")] = Poly(name="poly")

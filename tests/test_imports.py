@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PORTABLE = ["backbones", "contrast", "heads", "losses", "segmenters"]
 # They hide what keras.ops lacks, and import TensorFlow only where it is the backend.
-BRIDGES = {"kseg.control_flow", "kseg.layers", "kseg.replicas"}
+BRIDGES = {"kseg.control_flow", "kseg.layers", "kseg.replicas", "kseg.variables"}
 OPTIONAL = {"keras_cv"}  # Imported inside the function that a config has to ask for.
 
 

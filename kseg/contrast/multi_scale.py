@@ -5,6 +5,7 @@ from keras import ops
 
 from kseg import replicas
 from kseg.contrast.info_nce import info_nce
+from kseg.contrast.objective import Objective
 from kseg.contrast.sampling import balanced_anchors, resize_labels
 from kseg.losses.reduction import global_mean
 
@@ -13,7 +14,7 @@ CROSS_SCALE_PAIRS = (("c2", "c5"), ("c2", "c4"))
 
 
 @keras.saving.register_keras_serializable(package="kseg")
-class MultiScaleContrast(keras.layers.Layer):
+class MultiScaleContrast(Objective):
     """Contrasts balanced anchors within each scale and across pairs of scales.
 
     `same_scale = sum_s w_s L(A_s, A_s)` (Eq. 3) and
@@ -65,7 +66,7 @@ class MultiScaleContrast(keras.layers.Layer):
         name="multi_scale",
         **kwargs,
     ):
-        super().__init__(name=name, **{"dtype": "float32", **kwargs})
+        super().__init__(name=name, **kwargs)
         for pair in cross_scale_pairs:
             for stage in pair:
                 if stage not in scale_weights:
@@ -90,7 +91,7 @@ class MultiScaleContrast(keras.layers.Layer):
         paired = [s for pair in self.cross_scale_pairs for s in pair if self.cross_scale_weight]
         return [s for s, weight in self.scale_weights.items() if weight or s in paired]
 
-    def call(self, outputs, labels, training=None):
+    def contrast(self, outputs, labels):
         """Computes the terms; see the class."""
         sets = {s: self._anchor_set(outputs[f"embedding_{s}"], labels) for s in self.stages}
         terms = {"same_scale": 0.0}
@@ -100,7 +101,7 @@ class MultiScaleContrast(keras.layers.Layer):
         if self.cross_scale_pairs and self.cross_scale_weight:
             across = sum(self._contrast(sets[s], sets[t]) for s, t in self.cross_scale_pairs)
             terms["cross_scale"] = self.cross_scale_weight * across
-        return terms
+        return terms, None
 
     def _anchor_set(self, embeddings, labels):
         """`(anchors (rows, dim), labels (rows,))`, the same on every replica if they share."""

@@ -1,8 +1,10 @@
 """From a config's `contrast` entries to objectives."""
 
 from kseg.contrast.multi_scale import MultiScaleContrast
+from kseg.contrast.region_contrast import RegionContrast
 
-_OBJECTIVES = {"multi_scale": MultiScaleContrast}
+_OBJECTIVES = {"multi_scale": MultiScaleContrast, "region_contrast": RegionContrast}
+_DRAW = {"multi_scale"}  # Those that sample, and take a seed.
 
 
 def build_objectives(contrast, *, num_classes, seed):
@@ -16,12 +18,10 @@ def build_objectives(contrast, *, num_classes, seed):
     Returns:
         list of `(objective, weight)`.
     """
-    return [
-        (
-            _OBJECTIVES[entry.name](
-                num_classes, seed=seed, **entry.model_dump(exclude={"name", "weight"})
-            ),
-            entry.weight,
-        )
-        for entry in contrast
-    ]
+    objectives = []
+    for entry in contrast:
+        arguments = entry.model_dump(exclude={"name", "weight"})
+        if entry.name in _DRAW:
+            arguments["seed"] = seed
+        objectives.append((_OBJECTIVES[entry.name](num_classes, **arguments), entry.weight))
+    return objectives

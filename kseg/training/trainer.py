@@ -19,9 +19,7 @@ class SegmentationTrainer(keras.Model):
         segmenter: model from `kseg.segmenters.build_segmenter`.
         cross_entropy_weight: float.
         auxiliary_weight: float; 0 leaves out the cross-entropy of `aux_logits`.
-        objectives: list of `(objective, weight)`; an objective is a layer
-            `objective(outputs, labels, training) -> {term: float32 scalar}`, each the replica's
-            share of a term.
+        objectives: list of `(objective, weight)`, of `kseg.contrast.objective.Objective`.
         clip_norm: float or None, the limit of the gradients' global norm.
     """
 
@@ -42,6 +40,8 @@ class SegmentationTrainer(keras.Model):
         self.cross_entropy_weight = cross_entropy_weight
         self.auxiliary_weight = auxiliary_weight
         self.clip_norm = clip_norm
+        for objective in self.objectives:
+            objective.prepare(segmenter.output)
         self.built = True
 
     def call(self, images, training=None):
@@ -56,8 +56,8 @@ class SegmentationTrainer(keras.Model):
             labels: int tensor `(batch, height, width)`, 255 = ignored.
 
         Returns:
-            dict from the term's name to `(value, weight)`: float32 scalar, this replica's share
-            of the term; float.
+            `(terms, found)`: dict from the term's name to `(value, weight)`, float32 scalar, this
+            replica's share of the term, and float; and for each objective what it is to remember.
         """
         terms = {}
         terms["cross_entropy"] = (
@@ -67,10 +67,13 @@ class SegmentationTrainer(keras.Model):
         if self.auxiliary_weight and "aux_logits" in outputs:
             loss = global_mean(*cross_entropy(labels, outputs["aux_logits"]))
             terms["auxiliary"] = (loss, self.auxiliary_weight)
+        found = []
         for objective, weight in zip(self.objectives, self.objective_weights, strict=True):
-            for name, value in objective(outputs, labels, training=True).items():
+            values, entries = objective.contrast(outputs, labels)
+            found.append(entries)
+            for name, value in values.items():
                 terms[f"{objective.name}/{name}"] = (value, weight)
-        return terms
+        return terms, found
 
     def train_step(self, data):
         """One optimizer step, in replica context.
@@ -85,7 +88,7 @@ class SegmentationTrainer(keras.Model):
         """
         with tf.GradientTape() as tape:
             outputs = self.segmenter(data["image"], training=True)
-            terms = self.loss_terms(outputs, data["label"])
+            terms, found = self.loss_terms(outputs, data["label"])
             loss = tf.add_n([value * weight for value, weight in terms.values()])
         variables = self.segmenter.trainable_variables
         gradients = tape.gradient(loss, [v.value for v in variables])
@@ -95,6 +98,8 @@ class SegmentationTrainer(keras.Model):
         if self.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
         self.optimizer.apply(gradients, variables)
+        for objective, entries in zip(self.objectives, found, strict=True):
+            objective.remember(entries)
         values = replicas.all_reduce_sum(tf.stack([loss, *(value for value, _ in terms.values())]))
         return dict(zip(["loss", *terms], tf.unstack(values), strict=True))
 

@@ -135,5 +135,6 @@ def test_a_head_without_auxiliary_logits_has_no_such_term():
     logits = keras.layers.Conv2D(NUM_CLASSES, 1)(image)
     trainer = SegmentationTrainer(keras.Model(image, {"logits": logits}))
     batch = next(iter(batches(1)))
-    terms = trainer.loss_terms(trainer(batch["image"]), batch["label"])
+    terms, found = trainer.loss_terms(trainer(batch["image"]), batch["label"])
     assert list(terms) == ["cross_entropy"]
+    assert found == []

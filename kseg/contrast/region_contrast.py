@@ -1,0 +1,125 @@
+"""RegionContrast (Hu et al., ICCV 2021)."""
+
+import keras
+from keras import ops
+
+from kseg import replicas
+from kseg.contrast.info_nce import info_nce
+from kseg.contrast.memory_bank import MemoryBank
+from kseg.contrast.objective import Objective
+from kseg.contrast.regions import MODES, region_centers
+from kseg.losses.reduction import global_mean
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class RegionContrast(Objective):
+    """Contrasts the region centres of a batch with those of the whole data set.
+
+    Every class of every image has a centre, the (weighted) mean of the features just before the
+    classifier. A centre is pulled towards the stored centres of its class and pushed away from
+    all others (Eq. 4), the mean over the centres of the global batch. Then it is stored itself.
+
+    Source: Hu et al., "Region-aware Contrastive Learning for Semantic Segmentation", ICCV 2021.
+    The temperature, which the paper leaves open, is that of its public configuration.
+
+    Args:
+        num_classes: int.
+        scope: `"dataset"`: the keys are a `MemoryBank` ("inter-image" of Table 1). `"batch"`: no
+            bank, the keys are the other centres of the batch ("w/o MB" of Table 3).
+        centers: `"weighted"`, `"hard"` or `"average"`, see `region_centers` (Table 2).
+        capacity: int, stored centres of each class. The paper: the number of training images.
+        temperature: float > 0.
+        storage: `"float32"` or `"bfloat16"`, the dtype of the bank.
+        cross_replica: bool. With `scope="batch"`, whether the keys are those of the global batch or
+            of the replica's own; the bank is always filled by all replicas.
+
+    Call arguments:
+        outputs: dict with `features`, float `(batch, h, w, dim)`, and `logits`
+            `(batch, h, w, num_classes)`; static height and width.
+        labels: int tensor `(batch, height, width)`.
+
+    Returns:
+        dict with the float32 scalar `centers`.
+
+    Raises:
+        ValueError: if `scope` or `centers` is unknown.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        *,
+        scope="dataset",
+        centers="weighted",
+        capacity=1000,
+        temperature=0.2,
+        storage="float32",
+        cross_replica=True,
+        name="region_contrast",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        if scope not in ("dataset", "batch"):
+            raise ValueError(f"`scope` must be 'dataset' or 'batch'. Received: {scope=}")
+        if centers not in MODES:
+            raise ValueError(f"`centers` must be one of {MODES}. Received: {centers=}")
+        self.num_classes = num_classes
+        self.scope = scope
+        self.centers = centers
+        self.capacity = capacity
+        self.temperature = temperature
+        self.storage = storage
+        self.cross_replica = cross_replica
+        self.bank = None
+
+    def prepare(self, outputs):
+        """Makes the bank, whose width is that of the features."""
+        if self.scope == "dataset" and self.bank is None:
+            self.bank = MemoryBank(
+                self.num_classes,
+                self.capacity,
+                outputs["features"].shape[-1],
+                storage=self.storage,
+                name=f"{self.name}_bank",
+            )
+
+    def contrast(self, outputs, labels):
+        """Computes the term, and gives the batch's centres and their labels."""
+        anchors, anchor_labels = region_centers(
+            outputs["features"], outputs["logits"], labels, mode=self.centers
+        )
+        if self.scope == "dataset":
+            keys, key_labels = self.bank.keys()
+            arguments = {"detach_keys": True}
+        else:
+            keys, key_labels = anchors, anchor_labels
+            positions = ops.arange(anchors.shape[0])
+            if self.cross_replica and replicas.num_replicas() > 1:
+                keys, key_labels = replicas.all_gather(keys), replicas.all_gather(key_labels)
+                positions = positions + replicas.replica_id() * anchors.shape[0]
+            arguments = {"exclude_self": True, "self_positions": positions}
+        loss, valid = info_nce(
+            *(anchors, anchor_labels, keys, key_labels), temperature=self.temperature, **arguments
+        )
+        # The bank is one for all replicas, and so is the mean over the anchors that it serves.
+        cross_replica = self.cross_replica or self.scope == "dataset"
+        terms = {"centers": global_mean(loss, valid, cross_replica=cross_replica)}
+        return terms, (anchors, anchor_labels)
+
+    def remember(self, found):
+        """Stores centres in the bank, those of all replicas in the replicas' order."""
+        if self.bank is not None:
+            self.bank.write(*(replicas.all_gather(ops.stop_gradient(x)) for x in found))
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "scope": self.scope,
+            "centers": self.centers,
+            "capacity": self.capacity,
+            "temperature": self.temperature,
+            "storage": self.storage,
+            "cross_replica": self.cross_replica,
+        }

@@ -1,0 +1,66 @@
+"""Region centres: one embedding for each class that is in an image."""
+
+from keras import ops
+
+from kseg.contrast.sampling import resize_labels
+
+MODES = ("weighted", "hard", "average")
+
+
+def region_centers(features, logits, labels, *, mode="weighted"):
+    """Averages the features of each class within each image.
+
+    * `"average"` (Eq. 2): over the pixels that are predicted as the class.
+    * `"hard"` ("EP + HP" of Table 2): over the pixels that are the class.
+    * `"weighted"` (Eq. 3): over the pixels that are the class; those predicted rightly weigh one
+      minus the prediction's confidence, those predicted wrongly weigh 1. The sum is divided by
+      the number of pixels, which the normalisation undoes.
+
+    Pixels that are ignored count in no mode. Centres are scaled to unit L2 norm.
+
+    Source: Hu et al., "Region-aware Contrastive Learning for Semantic Segmentation", ICCV 2021,
+    Sec. 3.2.
+
+    Args:
+        features: float tensor `(batch, h, w, dim)`, static height and width.
+        logits: float tensor `(batch, h, w, num_classes)`; no gradient flows to them.
+        labels: int tensor `(batch, height, width)`; values outside `[0, num_classes)` are ignored.
+        mode: one of the above.
+
+    Returns:
+        `(centers, center_labels)`: float32 `(batch * num_classes, dim)` and int32
+        `(batch * num_classes,)`, image by image: the class, or -1 where an image has no pixel of
+        it (or only such of weight 0).
+
+    Raises:
+        ValueError: if `mode` is unknown.
+    """
+    if mode not in MODES:
+        raise ValueError(f"`mode` must be one of {MODES}. Received: {mode=}")
+    _, height, width, dim = features.shape
+    num_classes = logits.shape[-1]
+    labels = ops.reshape(resize_labels(labels, height, width), (-1, height * width))
+    known = ops.logical_and(labels >= 0, labels < num_classes)
+    logits = ops.stop_gradient(ops.reshape(logits, (-1, height * width, num_classes)))
+    predicted = ops.cast(ops.argmax(logits, axis=-1), "int32")
+    weights = ops.ones_like(labels, dtype="float32")
+    if mode == "weighted":
+        # 1 - confidence is what the other classes have: summed, not subtracted from 1, because a
+        # confident network leaves them less than float32's step at 1.
+        logits = ops.cast(logits, "float32")
+        parts = ops.exp(logits - ops.max(logits, axis=-1, keepdims=True))
+        others = ops.sum(parts * (1.0 - ops.one_hot(predicted, num_classes)), axis=-1)
+        weights = ops.where(predicted == labels, others / (1.0 + others), 1.0)
+    owner = ops.where(known, predicted if mode == "average" else labels, num_classes)
+    members = ops.one_hot(owner, num_classes, dtype="float32") * weights[..., None]
+    pixels = ops.cast(ops.reshape(features, (-1, height * width, dim)), "float32")
+    sums = ops.reshape(ops.einsum("bpn,bpd->bnd", members, pixels), (-1, dim))
+
+    # Weights may be tiny: brought to size 1 first, their squares do not vanish.
+    peak = ops.stop_gradient(ops.max(ops.abs(sums), axis=-1, keepdims=True))
+    valid = peak > 0
+    sums = sums / ops.where(valid, peak, 1.0)
+    squared_norm = ops.sum(ops.square(sums), axis=-1, keepdims=True)
+    centers = sums * ops.rsqrt(ops.where(valid, squared_norm, 1.0))
+    classes = ops.tile(ops.arange(num_classes, dtype="int32"), (features.shape[0],))
+    return centers, ops.where(valid[:, 0], classes, -1)

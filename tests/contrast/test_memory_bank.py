@@ -1,0 +1,133 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kseg.contrast.info_nce import info_nce
+from kseg.contrast.memory_bank import MemoryBank
+from kseg.variables import RowReader, write_rows
+
+
+class Rings:
+    """The same in plain Python: a list per class, the oldest overwritten."""
+
+    def __init__(self, num_classes, capacity):
+        self.slots = [[None] * capacity for _ in range(num_classes)]
+        self.cursor = [0] * num_classes
+
+    def write(self, rows, labels):
+        for row, label in zip(rows, labels, strict=True):
+            if label >= 0:
+                self.slots[label][self.cursor[label]] = row
+                self.cursor[label] = (self.cursor[label] + 1) % len(self.slots[label])
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 5, 40])
+@pytest.mark.parametrize("graph", [False, True])
+def test_rings(capacity, graph):
+    rng = np.random.default_rng(0)
+    bank, rings = MemoryBank(4, capacity, 3), Rings(4, capacity)
+    write = tf.function(bank.write, autograph=False) if graph else bank.write
+    for _ in range(5):  # Class 3 never comes; some rows are empty.
+        rows = rng.normal(size=(12, 3)).astype("float32")
+        labels = rng.integers(-1, 3, 12).astype("int32")
+        write(tf.constant(rows), tf.constant(labels))
+        rings.write(rows, labels)
+    keys, labels = bank.keys()
+    assert keys.shape == (4 * capacity, 3)
+    np.testing.assert_array_equal(bank.cursor, rings.cursor)
+    expected = [slot for ring in rings.slots for slot in ring]
+    found = keys.rows(0, 4 * capacity).numpy()
+    for place, slot in enumerate(expected):
+        assert labels[place] == (-1 if slot is None else place // capacity)
+        if slot is not None:
+            np.testing.assert_array_equal(found[place], slot)
+
+
+def test_nothing_to_write():
+    bank = MemoryBank(2, 3, 2)
+    bank.write(tf.constant([[1.0, 2.0]]), tf.constant([0]))
+    before = [weight.numpy() for weight in bank.weights]
+    bank.write(tf.ones((4, 2)), tf.constant([-1, -1, -1, -1]))
+    for weight, value in zip(bank.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_bank_as_keys(storage):
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(30, 8)).astype("float32")
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    labels = rng.integers(0, 3, 30).astype("int32")
+    bank = MemoryBank(3, 11, 8, storage=storage)
+    assert bank.entries.dtype == storage
+    bank.write(tf.constant(rows), tf.constant(labels))
+    anchors = tf.constant(rows[:7][:, ::-1].copy())
+
+    def loss_and_gradient(keys, key_labels):
+        with tf.GradientTape() as tape:
+            tape.watch(anchors)
+            loss, _ = info_nce(
+                anchors, labels[:7], keys, key_labels, detach_keys=True, block_size=8
+            )
+        return loss, tape.gradient(loss, anchors)
+
+    # Of a class with more rows than slots the first are gone.
+    kept = [i for i in range(30) if (labels[i:] == labels[i]).sum() <= 11]
+    expected = loss_and_gradient(tf.constant(rows[kept]), labels[kept])
+    tolerance = 1e-5 if storage == "float32" else 0.2
+    for x, y in zip(loss_and_gradient(*bank.keys()), expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+def test_replicas_hold_the_same(mirrored):
+    with mirrored.scope():
+        bank = MemoryBank(2, 3, 2)
+    rows = np.arange(8.0, dtype="float32").reshape((4, 2))
+
+    @tf.function(autograph=False)
+    def step():
+        def write():
+            bank.write(tf.constant(rows), tf.constant([0, 1, 0, -1]))
+            return bank.keys()[0].rows(0, 6)
+
+        return mirrored.experimental_local_results(mirrored.run(write))
+
+    first, second = step()
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, [[0, 1], [4, 5], [0, 0], [2, 3], [0, 0], [0, 0]])
+    for weight in bank.weights:
+        copies = mirrored.experimental_local_results(weight.value)
+        np.testing.assert_array_equal(copies[0], copies[1])
+
+
+def test_rows_of_a_variable_with_more_axes():
+    variable = keras.Variable(np.arange(24.0).reshape((2, 3, 2, 2)), trainable=False)
+    reader = RowReader(variable)
+    assert reader.shape == (12, 2)
+    np.testing.assert_array_equal(reader.rows(5, 2), [[10, 11], [12, 13]])
+    write_rows(variable, tf.constant([11, -1, 0]), tf.constant([[1.0, 1], [2, 2], [3, 3]]))
+    np.testing.assert_array_equal(
+        variable.numpy().reshape((12, 2))[[0, 1, 11]], [[3, 3], [2, 3], [1, 1]]
+    )
+
+
+def test_saves_and_loads(tmp_path):
+    bank = MemoryBank(2, 3, 2)
+    bank.write(tf.ones((1, 2)), tf.constant([1]))
+    again = MemoryBank.from_config(bank.get_config())
+    again.set_weights(bank.get_weights())
+    np.testing.assert_array_equal(again.keys()[1], bank.keys()[1])
+    assert not bank.trainable_weights
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"capacity": 0}, "capacity=0"),
+        ({"storage": "int8"}, "storage='int8'"),
+    ],
+)
+def test_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MemoryBank(**{"num_classes": 2, "capacity": 3, "dim": 4, **arguments})
