@@ -4,6 +4,15 @@ from kseg.backbones.backbone import Backbone
 from kseg.backbones.hrnet import build_hrnet, hrnet_w18, hrnet_w18_small, hrnet_w32, hrnet_w48
 from kseg.backbones.keras_cv import build_keras_cv
 from kseg.backbones.resnet import build_resnet, resnet18, resnet34, resnet50, resnet101
+from kseg.backbones.swin import (
+    build_swin,
+    swin_b,
+    swin_b_384,
+    swin_l,
+    swin_l_384,
+    swin_s,
+    swin_t,
+)
 
 BACKBONES = {
     "hrnet_w18": hrnet_w18,
@@ -15,6 +24,12 @@ BACKBONES = {
     "resnet34": resnet34,
     "resnet50": resnet50,
     "resnet101": resnet101,
+    "swin_t": swin_t,
+    "swin_s": swin_s,
+    "swin_b": swin_b,
+    "swin_l": swin_l,
+    "swin_b_384": swin_b_384,
+    "swin_l_384": swin_l_384,
 }
 
 
@@ -44,4 +59,5 @@ __all__ = [
     "build_hrnet",
     "build_keras_cv",
     "build_resnet",
+    "build_swin",
 ]

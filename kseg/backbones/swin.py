@@ -196,6 +196,7 @@ def _pad_to_multiple(x, multiple):
 
 def _matmul(a, b, transpose_a=False, transpose_b=False):
     """Matrix product over the last two axes."""
+    a, b = ops.convert_to_tensor(a), ops.convert_to_tensor(b)
     if tf is not None:
         return tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
     a = ops.swapaxes(a, -1, -2) if transpose_a else a
@@ -208,7 +209,7 @@ def _linear(x, kernel, bias=None):
     x = _matmul(ops.reshape(x, (-1, shape[-1])), kernel)
     if bias is not None:
         # Not `+`, whose gradient takes TensorFlow more nodes and more time.
-        x = x + bias if tf is None else tf.nn.bias_add(x, bias)
+        x = x + bias if tf is None else tf.nn.bias_add(x, ops.convert_to_tensor(bias))
     return ops.reshape(x, (*shape[:-1], kernel.shape[1]))
 
 
@@ -232,11 +233,7 @@ def standardize(x):
     """
     centred = ops.cast(x, "float32")
     centred = centred - ops.mean(centred, axis=-1, keepdims=True)
-    if tf is None:
-        variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
-    else:  # In one pass, without a map of squares.
-        norm = tf.raw_ops.EuclideanNorm(input=centred, axis=-1, keep_dims=True)
-        variance = ops.square(norm) / x.shape[-1]
+    variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
     inverse_std = ops.rsqrt(variance + LAYER_NORM_EPSILON)
     outputs = ops.cast(centred * inverse_std, x.dtype)
 
@@ -605,10 +602,10 @@ class SwinBlock(keras.layers.Layer):
             # all scores of a query, which has no effect; those of the values pass through the
             # attention, whose weights sum to 1. So the padding may be zero if the former are left
             # out and the latter are added behind.
-            bias = self.qkv.bias * self._bias_scale
+            bias = self.qkv.bias * ops.cast(self._bias_scale, x.dtype)
             value_bias = self.qkv.bias[None, 2 * channels :]
             output_bias = output_bias + _matmul(value_bias, self.proj.kernel)[0]
-        qkv = _linear(x, self.qkv.kernel * self._kernel_scale, bias)
+        qkv = _linear(x, self.qkv.kernel * ops.cast(self._kernel_scale, x.dtype), bias)
         qkv = partition_windows(qkv, self.window_size, self.shift, 3 * self.num_heads)
         x = attend(*ops.split(qkv, 3), self._score_bias(shift_mask))
         x = merge_windows(x, self.window_size, self.shift, size)

@@ -9,8 +9,14 @@ before its dropout. It may add maps of its own, such as those of a feature pyram
 from kseg.heads.deeplabv3 import deeplabv3_head
 from kseg.heads.hrnet import hrnet_head
 from kseg.heads.ocr import ocr_head
+from kseg.heads.upernet import upernet_head
 
-HEADS = {"deeplabv3": deeplabv3_head, "hrnet": hrnet_head, "ocr": ocr_head}
+HEADS = {
+    "deeplabv3": deeplabv3_head,
+    "hrnet": hrnet_head,
+    "ocr": ocr_head,
+    "upernet": upernet_head,
+}
 
 
 def build_head(name, features, num_classes, **arguments):
@@ -27,14 +33,20 @@ def build_head(name, features, num_classes, **arguments):
         dict of symbolic tensors, see this module.
 
     Raises:
-        ValueError: if `name` is unknown, or `num_classes` is not positive.
+        ValueError: if `name` is unknown, a stage is missing, or `num_classes` is not positive.
         TypeError: if the head does not take one of the arguments.
     """
     if name not in HEADS:
         raise ValueError(f"Unknown head. Received: {name=}. Choose from {sorted(HEADS)}.")
+    missing = [stage for stage in ("c2", "c3", "c4", "c5") if stage not in features]
+    if missing:
+        raise ValueError(
+            f"A head needs the stages c2 to c5. Received: {sorted(features)}, without {missing}. "
+            "Every backbone of kseg.backbones has them; a model of your own must give such a dict."
+        )
     if num_classes < 1:
         raise ValueError(f"`num_classes` must be positive. Received: {num_classes=}")
     return HEADS[name](features, num_classes, **arguments)
 
 
-__all__ = ["HEADS", "build_head", "deeplabv3_head", "hrnet_head", "ocr_head"]
+__all__ = ["HEADS", "build_head", "deeplabv3_head", "hrnet_head", "ocr_head", "upernet_head"]

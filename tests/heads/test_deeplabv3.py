@@ -10,9 +10,11 @@ from tests.golden_file import Golden
 
 
 def head(channels_in, num_classes, **arguments):
-    """The head alone, on one map that is both c4 and c5."""
+    """The head alone, on one map that is every stage."""
     x = keras.Input((None, None, channels_in))
-    outputs = build_head("deeplabv3", {"c4": x, "c5": x}, num_classes, **arguments)
+    outputs = build_head(
+        "deeplabv3", dict.fromkeys(("c2", "c3", "c4", "c5"), x), num_classes, **arguments
+    )
     return keras.Model(x, outputs)
 
 
@@ -25,7 +27,9 @@ def test_region_contrast():
     golden = Golden("aspp_regioncontrast")
     # The reference's fused map always has 256 channels, its branches have 4 here.
     x = keras.Input((None, None, 8))
-    outputs = build_head("deeplabv3", {"c4": x, "c5": x}, 5, channels=256, aspp_channels=4)
+    outputs = build_head(
+        "deeplabv3", dict.fromkeys(("c2", "c3", "c4", "c5"), x), 5, channels=256, aspp_channels=4
+    )
     model = with_inner(keras.Model(x, outputs), aspp="deeplabv3_aspp_concatenate")
     load_torch_state(model, golden.state, name_map, allow_missing=[r"deeplabv3_aux"])
     for case in golden.cases:
@@ -47,7 +51,12 @@ def test_torchvision():
 def test_outputs(project):
     c4, c5 = keras.Input((None, None, 6)), keras.Input((None, None, 8))
     outputs = build_head(
-        "deeplabv3", {"c4": c4, "c5": c5}, 5, channels=4, rates=(2, 3), project=project
+        "deeplabv3",
+        {"c2": c4, "c3": c4, "c4": c4, "c5": c5},
+        5,
+        channels=4,
+        rates=(2, 3),
+        project=project,
     )
     model = keras.Model([c4, c5], outputs)
     maps = model([np.ones((2, 9, 7, 6), "float32"), np.ones((2, 5, 4, 8), "float32")])

@@ -21,3 +21,10 @@ def test_number_of_classes():
 def test_unknown_argument():
     with pytest.raises(TypeError, match="widht"):
         build_head("ocr", features(), 3, widht=2)
+
+
+def test_a_missing_stage():
+    stages = features()
+    del stages["c2"]
+    with pytest.raises(ValueError, match=r"Received: \['c3', 'c4', 'c5'\], without \['c2'\]"):
+        build_head("upernet", stages, 3)
