@@ -68,11 +68,9 @@ def name_map(name):
         known = parameter == "relative_position_bias_table"
         return f"{_joined(match['layer'])}/attn_{parameter}" if known else None
     if match := _DOWNSAMPLE.fullmatch(module):
-        stage = int(match["stage"])
-        paths = (
-            _path(f"layers_{i}_downsample", match["part"], parameter) for i in (stage, stage - 1)
-        )
-        return tuple(filter(None, paths)) or None
+        stage, part = int(match["stage"]), match["part"]
+        layers = [f"layers_{i}_downsample" for i in (stage, stage - 1) if i >= 0]
+        return tuple(filter(None, (_path(layer, part, parameter) for layer in layers))) or None
     if _OUTPUT_NORM.fullmatch(module):
         return _path(module, None, parameter)
     if match := _EMBEDDING.fullmatch(module) or _BLOCK.fullmatch(module):
