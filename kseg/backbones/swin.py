@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kseg import replicas
 from kseg.backbones.backbone import Backbone
 from kseg.layers import Conv2D, tf
 
@@ -588,8 +589,11 @@ class SwinBlock(keras.layers.Layer):
         """Two functions that drop samples of a branch."""
         if not training or self.drop_path_rate == 0:
             return (lambda x: x,) * 2
-        kept = 1.0 - self.drop_path_rate
-        draw = keras.random.uniform((2, ops.shape(inputs)[0], 1, 1, 1), seed=self.seed_generator)
+        kept, batch = 1.0 - self.drop_path_rate, ops.shape(inputs)[0]
+        shape = (2, replicas.num_replicas() * batch, 1, 1, 1)
+        draw = keras.random.uniform(shape, seed=self.seed_generator)
+        if replicas.num_replicas() > 1:  # All draw the same for the global batch, and take theirs.
+            draw = ops.slice(draw, (0, replicas.replica_id() * batch, 0, 0, 0), (2, batch, 1, 1, 1))
         scales = ops.cast(ops.cast(draw < kept, "float32") / kept, self.compute_dtype)
         return (lambda x: x * scales[0]), (lambda x: x * scales[1])
 

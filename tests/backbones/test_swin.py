@@ -303,6 +303,17 @@ def test_drop_path_draws_anew_and_reproducibly():
     np.testing.assert_array_equal(second(x, training=True), again)
 
 
+def test_replicas_drop_as_one_with_the_global_batch(mirrored):
+    x = tf.tile(random_images(1, 2, 2)[..., [0, 1, 2, 0]], (16, 1, 1, 1))
+    expected = one_branch(0.5, "attention")(x, training=True)
+    assert not np.array_equal(expected[:8], expected[8:])
+    with mirrored.scope():
+        block = one_branch(0.5, "attention")
+    run = tf.function(lambda: mirrored.run(lambda: block(x[:8], training=True)), autograph=False)
+    found = np.concatenate(mirrored.experimental_local_results(run()))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 # What a block is made of.
 
 
