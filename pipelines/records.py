@@ -238,11 +238,14 @@ def _parse_manifest(folder):
         text = path.read_text()
     except (FileNotFoundError, NotADirectoryError):
         name = pathlib.Path(folder).name
+        where = ""
         if name not in datasets.DATASETS:
             name = "<data set>"
+        elif homepage := datasets.homepage(name):
+            where = f"Download it from {homepage}, then: "
         source = " --source <unpacked download>" if name != "synthetic" else ""
         raise DataError(
-            f"{folder} holds no prepared data (no {MANIFEST}). Prepare it: python "
+            f"{folder} holds no prepared data (no {MANIFEST}). {where or 'Prepare it: '}python "
             f"scripts/prepare_data.py {name}{source} --output {folder}"
         ) from None
     try:
