@@ -624,7 +624,8 @@ class SwinBlock(keras.layers.Layer):
         return bias if shift_mask is None else bias + ops.cast(shift_mask, "float32")
 
     def _mlp(self, x):
-        # gelu(x) = scaled_gelu(x / sqrt(2)) / sqrt(2). Scaling weights is cheap, the smallest best.
+        """The perceptron behind its norm."""
+        # gelu(x) = scaled_gelu(x / sqrt(2)) / sqrt(2): the factors go into the weights around it.
         norm, fc1, fc2 = self.norm2, self.fc1, self.fc2
         x = standardize(x) * (norm.gamma * _ROOT_HALF) + norm.beta * _ROOT_HALF
         x = scaled_gelu(_linear(x, fc1.kernel, fc1.bias * _ROOT_HALF))
