@@ -38,11 +38,12 @@ def build_head(name, features, num_classes, **arguments):
     """
     if name not in HEADS:
         raise ValueError(f"Unknown head. Received: {name=}. Choose from {sorted(HEADS)}.")
-    missing = [stage for stage in ("c2", "c3", "c4", "c5") if stage not in features]
+    needed = ("c4", "c5") if name == "deeplabv3" else ("c2", "c3", "c4", "c5")
+    missing = [stage for stage in needed if stage not in features]
     if missing:
         raise ValueError(
-            f"A head needs the stages c2 to c5. Received: {sorted(features)}, without {missing}. "
-            "Every backbone of kseg.backbones has them; a model of your own must give such a dict."
+            f"The head {name!r} needs the stages {list(needed)}. Received: {sorted(features)}, "
+            f"without {missing}. Every backbone of kseg.backbones has c2 to c5"
         )
     if num_classes < 1:
         raise ValueError(f"`num_classes` must be positive. Received: {num_classes=}")

@@ -3,8 +3,9 @@
 Keras builds half a dozen nodes for each of a network's thousand variables; TensorFlow has kernels
 that do the whole update. The numbers are Keras' own. Differences to `keras.optimizers`: SGD adds
 weight decay to the gradient (L2), as PyTorch does and the papers' settings mean; weight decay
-leaves out biases and norms (variables of rank 0 or 1); under a strategy gradients are not summed
-over replicas here, because the trainer does that before it clips them.
+leaves out biases and norms (variables of rank 0 or 1) and Swin's tables of position biases, as its
+authors do; under a strategy gradients are not summed over replicas here, because the trainer does
+that before it clips them.
 """
 
 import keras
@@ -20,7 +21,8 @@ class _FusedUpdates:
         return grads_and_vars
 
     def _decays(self, variable):
-        return self.decay_rate and variable.shape.rank > 1
+        table = "relative_position_bias_table" in variable.name
+        return self.decay_rate and variable.shape.rank > 1 and not table
 
 
 @keras.saving.register_keras_serializable(package="kseg")
