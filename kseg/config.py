@@ -226,7 +226,47 @@ class RegionContrast(Section):
     cross_replica: bool = Field(True, description="With scope batch: over the global batch.")
 
 
-Contrast = Annotated[MultiScale | RegionContrast, Field(discriminator="name")]
+class Contextrast(Section):
+    """Anchors with shared context, boundary-aware negatives (Sung et al., CVPR 2024)."""
+
+    name: Literal["contextrast"]
+    weight: float = Field(0.1, ge=0, description="alpha of Table 8b.")
+    layer_weights: dict[Stage, Annotated[float, Field(ge=0)]] = Field(
+        {"c2": 0.1, "c3": 0.4, "c4": 0.7, "c5": 1.0}, description="lambda_i of Table 8a."
+    )
+    reference: Stage = Field("c5", description="Layer whose anchors are shared (Table 5).")
+    shared_layers: list[Stage] | None = Field(
+        None, min_length=1, description="Layers that take part in the sharing; null: all (Table 6)."
+    )
+    own_weight: float = Field(0.5, ge=0, description="w_l, of the layer's own anchors.")
+    shared_weight: float = Field(0.5, ge=0, description="w_h, of the reference's anchors.")
+    negatives: Literal["boundary", "random"] = Field(
+        "boundary", description="Errors near an edge, or any pixels of other classes."
+    )
+    hard_fraction: float = Field(
+        0.5, gt=0, le=1, description="K: part of a class's errors, those nearest to an edge."
+    )
+    min_negatives: int = Field(
+        64, ge=0, description="With fewer errors, random pixels fill up to this number."
+    )
+    max_samples: int = Field(
+        4096, gt=0, description="Positives, and as many negatives, per layer and batch."
+    )
+    temperature: float = Field(0.1, gt=0)
+    cross_replica: bool = Field(True, description="Contrast over the global batch.")
+
+    @pydantic.model_validator(mode="after")
+    def _layers_exist(self):
+        for stage in (self.reference, *(self.shared_layers or ())):
+            if stage not in self.layer_weights:
+                raise ValueError(
+                    f"`reference` and `shared_layers` must be keys of `layer_weights`. Received: "
+                    f"{stage!r} and the keys {sorted(self.layer_weights)}"
+                )
+        return self
+
+
+Contrast = Annotated[MultiScale | RegionContrast | Contextrast, Field(discriminator="name")]
 
 
 class ColorJitter(Section):

@@ -1,10 +1,15 @@
 """From a config's `contrast` entries to objectives."""
 
+from kseg.contrast.contextrast import Contextrast
 from kseg.contrast.multi_scale import MultiScaleContrast
 from kseg.contrast.region_contrast import RegionContrast
 
-_OBJECTIVES = {"multi_scale": MultiScaleContrast, "region_contrast": RegionContrast}
-_DRAW = {"multi_scale"}  # Those that sample, and take a seed.
+_OBJECTIVES = {
+    "contextrast": Contextrast,
+    "multi_scale": MultiScaleContrast,
+    "region_contrast": RegionContrast,
+}
+_DRAW = {"contextrast", "multi_scale"}  # Those that sample, and take a seed.
 
 
 def build_objectives(contrast, *, num_classes, seed):

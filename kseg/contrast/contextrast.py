@@ -1,0 +1,243 @@
+"""Contextrast (Sung et al., CVPR 2024)."""
+
+import keras
+from keras import ops
+
+from kseg import replicas
+from kseg.contrast.boundary import (
+    boundary_aware_samples,
+    error_regions,
+    squared_edge_distance,
+)
+from kseg.contrast.objective import Objective
+from kseg.contrast.sampling import resize_labels
+from kseg.layers import resize
+
+# Stands for -inf: softplus of it is exactly 0, never NaN.
+_NO_NEGATIVE = -1e30
+
+LAYER_WEIGHTS = {"c2": 0.1, "c3": 0.4, "c4": 0.7, "c5": 1.0}
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class Contextrast(Objective):
+    """Contrasts what stands for a class in a layer with pixels of that layer.
+
+    The representative anchor `a_i` of a class in layer i is the mean of its embeddings over the
+    batch. Each layer shares the context of the reference layer, the coarsest one: its anchors are
+    `own_weight * a_i + shared_weight * a_reference`, scaled to unit L2 norm (a class that is too
+    small for the reference layer keeps its own). The loss of a layer is the mean over the present
+    classes of InfoNCE between the anchor and sampled embeddings of the layer (supplement,
+    Eq. 4-5): the positives are pixels of the class, the negatives pixels that were taken for it,
+    those nearest to the edge of the error. The term is `sum_i layer_weights[i] * L_i`. Gradients
+    flow into pixels and anchors.
+
+    Source: Sung et al., "Contextrast: Contextual Contrastive Learning for Semantic Segmentation",
+    CVPR 2024, and its supplement. What these leave open is said of the arguments.
+
+    Args:
+        num_classes: int.
+        layer_weights: dict from stage to lambda_i (Table 8a); its stages are the layers.
+        reference: stage whose anchors are shared: the coarsest (Table 5: or the finest).
+        shared_layers: stages that take part in the sharing, or None: all (Table 6).
+        own_weight: float, w_l. The source gives no value.
+        shared_weight: float, w_h. The source gives no value.
+        negatives: `"boundary"`, or `"random"`: pixels of other classes, predicted rightly or not.
+        hard_fraction: float in (0, 1], K: the part of a class's error pixels that may be drawn,
+            those nearest to an edge; 1: all of them. The source gives no value.
+        min_negatives: int, negatives that each class gets at least; pixels of other classes,
+            drawn at random, make up for what is missing. The source gives no value.
+        max_samples: int, positives of each layer and global batch, and as many negatives, divided
+            equally among the present classes. The source gives no value.
+        temperature: float > 0. The source gives no value.
+        cross_replica: bool. Under a strategy anchors, sampling and mean are those of the global
+            batch; else of each replica's own, and the mean over replicas is taken.
+        seed: int, of the sampling.
+
+    Call arguments:
+        outputs: dict with `logits`, float `(batch, h, w, num_classes)`, and for each layer
+            `embedding_<stage>`, float `(batch, h, w, dim)`, unit L2 norm; static shapes.
+        labels: int tensor `(batch, height, width)`; values outside `[0, num_classes)` are ignored.
+
+    Returns:
+        dict with the float32 scalar `pixel_anchor`.
+
+    Raises:
+        ValueError: if `negatives` is unknown, or `reference` or one of `shared_layers` is no layer.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        *,
+        layer_weights=LAYER_WEIGHTS,
+        reference="c5",
+        shared_layers=None,
+        own_weight=0.5,
+        shared_weight=0.5,
+        negatives="boundary",
+        hard_fraction=0.5,
+        min_negatives=64,
+        max_samples=4096,
+        temperature=0.1,
+        cross_replica=True,
+        seed=0,
+        name="contextrast",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        if negatives not in ("boundary", "random"):
+            raise ValueError(f"`negatives` must be 'boundary' or 'random'. Received: {negatives=}")
+        for stage in (reference, *(shared_layers or ())):
+            if stage not in layer_weights:
+                raise ValueError(
+                    f"`reference` and `shared_layers` must be keys of `layer_weights`. Received: "
+                    f"{stage!r} and the keys {sorted(layer_weights)}"
+                )
+        self.num_classes = num_classes
+        self.layer_weights = dict(layer_weights)
+        self.reference = reference
+        self.shared_layers = None if shared_layers is None else tuple(shared_layers)
+        self.own_weight = own_weight
+        self.shared_weight = shared_weight
+        self.negatives = negatives
+        self.hard_fraction = hard_fraction
+        self.min_negatives = min_negatives
+        self.max_samples = max_samples
+        self.temperature = temperature
+        self.cross_replica = cross_replica
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    @property
+    def stages(self):
+        """Names of the layers."""
+        return [s for s, weight in self.layer_weights.items() if weight or s == self.reference]
+
+    def contrast(self, outputs, labels):
+        """Computes the term; see the class."""
+        pixels, layer_labels, anchors = {}, {}, {}
+        for stage in self.stages:
+            embeddings = outputs[f"embedding_{stage}"]
+            _, height, width, dim = embeddings.shape
+            pixels[stage] = ops.cast(ops.reshape(embeddings, (-1, dim)), "float32")
+            layer_labels[stage] = resize_labels(labels, height, width)
+            anchors[stage] = self._class_means(pixels[stage], layer_labels[stage])
+
+        term = 0.0
+        for stage, weight in self.layer_weights.items():
+            if weight:
+                samples = self._samples(layer_labels[stage], outputs["logits"])
+                shared = self._shared_anchors(stage, anchors)
+                term += weight * self._layer_loss(shared, pixels[stage], samples)
+        return {"pixel_anchor": term}, None
+
+    def _shared_anchors(self, stage, anchors):
+        """The anchors of a layer with the context of the reference layer; `(num_classes, dim)`."""
+        own = anchors[stage]
+        if stage == self.reference or stage not in (self.shared_layers or self.layer_weights):
+            return _unit_norm(own)
+        return _unit_norm(self.own_weight * own + self.shared_weight * anchors[self.reference])
+
+    def _class_means(self, pixels, labels):
+        """Mean embedding of each class, `(num_classes, dim)`; zeros where it is absent."""
+        members = ops.one_hot(ops.reshape(labels, (-1,)), self.num_classes, dtype="float32")
+        sums = ops.einsum("pn,pd->nd", members, pixels)
+        counts = ops.sum(members, axis=0)
+        if self.cross_replica:
+            sums, counts = replicas.all_reduce_sum([sums, counts])
+        return sums / ops.maximum(counts, 1.0)[:, None]
+
+    def _samples(self, labels, logits):
+        """Positives and negatives of the global batch, or of the replica's own."""
+        _, height, width = labels.shape
+        logits = resize(ops.stop_gradient(logits), (height, width))
+        regions = error_regions(
+            labels, ops.cast(ops.argmax(logits, axis=-1), "int32"), self.num_classes
+        )
+        known = ops.stack([labels, regions, squared_edge_distance(regions)], axis=-1)
+        known = ops.reshape(known, (-1, 3))
+        if self.cross_replica:
+            known = replicas.all_gather(known)
+        return boundary_aware_samples(
+            *(known[:, i] for i in range(3)),
+            self.num_classes,
+            max_samples=self.max_samples,
+            min_negatives=self.min_negatives,
+            hard_fraction=self.hard_fraction,
+            negatives=self.negatives,
+            seed=self.seed_generator,
+        )
+
+    def _layer_loss(self, anchors, pixels, samples):
+        """Mean over the present classes of Eq. 5; this replica's share of it."""
+        (positions, owners), (negative_positions, negative_owners) = samples
+        s, here = self._similarities(anchors, pixels, negative_positions, negative_owners)
+        neg = self._log_sum_exp(s, here, negative_owners)
+        s, here = self._similarities(anchors, pixels, positions, owners)
+        loss = ops.where(here, ops.softplus(ops.take(neg, ops.maximum(owners, 0)) - s), 0.0)
+        count = self._per_class(ops.cast(here, "float32"), owners)
+        if self.cross_replica:
+            count = replicas.all_reduce_sum(count)
+        mean = self._per_class(loss, owners) / ops.maximum(count, 1.0)
+        mean = ops.sum(mean) / ops.maximum(ops.sum(ops.cast(count > 0, "float32")), 1.0)
+        return mean if self.cross_replica else mean / replicas.num_replicas()
+
+    def _similarities(self, anchors, pixels, positions, owners):
+        """Of sampled pixels to their classes' anchors.
+
+        Returns:
+            `(s, here)`, float32 and bool `(rows,)`: similarities divided by the temperature, and
+            whether the row is used and its pixel is on this replica.
+        """
+        if self.cross_replica:  # All replicas drew the same rows; each brings its own pixels.
+            positions = ops.where(
+                positions >= 0, positions - replicas.replica_id() * pixels.shape[0], -1
+            )
+        here = ops.logical_and(positions >= 0, positions < pixels.shape[0])
+        rows = ops.take(pixels, ops.where(here, positions, 0), axis=0)
+        anchors = ops.take(anchors, ops.maximum(owners, 0), axis=0)
+        return ops.sum(rows * anchors, axis=-1) / self.temperature, here
+
+    def _log_sum_exp(self, s, here, owners):
+        """Of each class's rows, float32 `(num_classes,)`; hugely negative where it has none."""
+        s = ops.where(here, s, _NO_NEGATIVE)
+        owners = ops.maximum(owners, 0)
+        peak = ops.segment_max(ops.stop_gradient(s), owners, num_segments=self.num_classes)
+        peak = ops.maximum(peak, _NO_NEGATIVE)
+        if self.cross_replica:
+            peak = ops.max(replicas.all_gather(peak[None]), axis=0)
+        terms = ops.where(here, ops.exp(s - ops.take(peak, owners)), 0.0)
+        total = self._per_class(terms, owners)
+        if self.cross_replica:
+            total = replicas.all_reduce_sum(total)
+        return ops.where(total > 0, peak + ops.log(ops.where(total > 0, total, 1.0)), _NO_NEGATIVE)
+
+    def _per_class(self, values, owners):
+        """Sums the rows of each class on this replica; those not used must be 0."""
+        return ops.segment_sum(values, ops.maximum(owners, 0), num_segments=self.num_classes)
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "layer_weights": self.layer_weights,
+            "reference": self.reference,
+            "shared_layers": self.shared_layers,
+            "own_weight": self.own_weight,
+            "shared_weight": self.shared_weight,
+            "negatives": self.negatives,
+            "hard_fraction": self.hard_fraction,
+            "min_negatives": self.min_negatives,
+            "max_samples": self.max_samples,
+            "temperature": self.temperature,
+            "cross_replica": self.cross_replica,
+            "seed": self.seed,
+        }
+
+
+def _unit_norm(x):
+    """Rows scaled to unit L2 norm; rows of zeros stay, and have no gradient."""
+    squared = ops.sum(ops.square(x), axis=-1, keepdims=True)
+    return ops.where(squared > 0, x * ops.rsqrt(ops.where(squared > 0, squared, 1.0)), 0.0)

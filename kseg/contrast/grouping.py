@@ -1,0 +1,54 @@
+"""Rows by group, in static shapes: what samplers and banks are made of."""
+
+import math
+
+from keras import ops
+
+
+def sort_by_group(groups, num_groups, minor=None):
+    """Orders rows by group, one group after the other.
+
+    Args:
+        groups: int32 tensor `(rows,)`; what is outside `[0, num_groups)` comes last.
+        num_groups: int.
+        minor: int32 tensor `(rows,)` in `[0, 2^minor_bits(num_groups))`, by which the rows of a
+            group are ordered (what draws, or a distance); None: they keep their order.
+
+    Returns:
+        `(order, starts)`, int32 `(rows,)` and `(num_groups + 1,)`: the rows of group g are
+        `order[starts[g]:starts[g + 1]]`.
+    """
+    rows = groups.shape[0]
+    groups = ops.where(ops.logical_and(groups >= 0, groups < num_groups), groups, num_groups)
+    if minor is None:  # One sort of distinct numbers, so that no backend needs a stable one.
+        key = groups * rows + ops.arange(rows, dtype="int32")
+    else:
+        key = groups * 2 ** minor_bits(num_groups) + minor
+    order = ops.argsort(key)
+    starts = ops.searchsorted(ops.take(groups, order), ops.arange(num_groups + 1, dtype="int32"))
+    return ops.cast(order, "int32"), ops.cast(starts, "int32")
+
+
+def minor_bits(num_groups):
+    """Bits that the number of a group leaves to `minor` in an int32."""
+    return 31 - math.ceil(math.log2(num_groups + 1))
+
+
+def end_to_end(quotas, rows):
+    """Lays the rows that each group may give one group after the other.
+
+    Args:
+        quotas: int32 tensor `(num_groups,)`, in sum at most `rows`.
+        rows: int.
+
+    Returns:
+        `(owner, rank)`, int32 `(rows,)` each: the group of a row, -1 for unused rows, which come
+        last, and its number within the group from 0 on.
+    """
+    ends = ops.cumsum(quotas)
+    row = ops.arange(rows, dtype="int32")
+    owner = ops.cast(ops.searchsorted(ends, row, side="right"), "int32")
+    used = owner < quotas.shape[0]
+    safe = ops.minimum(owner, quotas.shape[0] - 1)
+    rank = row - ops.take(ends, safe) + ops.take(quotas, safe)
+    return ops.where(used, owner, -1), ops.where(used, rank, 0)
