@@ -221,6 +221,10 @@ class RegionContrast(Section):
     capacity: int = Field(
         1000, gt=0, description="Stored centres of each class; the paper: the training images."
     )
+    layout: Literal["dense", "compact"] = Field(
+        "dense",
+        description="compact: no more slots of a class than training images in which it occurs.",
+    )
     temperature: float = Field(0.2, gt=0)
     storage: Literal["float32", "bfloat16"] = Field("float32", description="Of the bank.")
     cross_replica: bool = Field(True, description="With scope batch: over the global batch.")

@@ -43,10 +43,13 @@ class Classes:
     Attributes:
         names: list of str.
         palette: list of `[red, green, blue]`, 0 to 255.
+        training_images: list of int, training images in which each class occurs, or None where
+            that is not known.
     """
 
     names: list[str]
     palette: list[list[int]]
+    training_images: list[int] | None = None
 
     def __len__(self):
         return len(self.names)

@@ -31,7 +31,7 @@ from pipelines import datasets
 from pipelines.datasets.dataset import IGNORE_LABEL, FileExample
 from pipelines.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
 _IMAGES_PER_SHARD = 128
@@ -66,12 +66,14 @@ class Split:
         num_images: int.
         image_size: `[height, width]` if all images have that size, else None.
         pixels: list of int, pixels of each class, then of the ignored ones.
+        images: list of int, images in which each class occurs, then those with ignored pixels.
         shards: list of `Shard`.
     """
 
     num_images: int
     image_size: list[int] | None
     pixels: list[int]
+    images: list[int]
     shards: list[Shard]
 
 
@@ -186,6 +188,7 @@ def write(
                 num_images=sum(len(shard["offsets"]) for shard in mine),
                 image_size=list(sizes.pop()) if len(sizes) == 1 else None,
                 pixels=np.sum([shard["pixels"] for shard in mine], axis=0).tolist(),
+                images=np.sum([shard["images"] for shard in mine], axis=0).tolist(),
                 shards=[
                     Shard(**{f.name: shard[f.name] for f in dataclasses.fields(Shard)})
                     for shard in mine
@@ -418,6 +421,7 @@ def _write_shard(folder, job, meter):
     unfinished = folder / _UNFINISHED / f"{job.file}.tmp"
     offsets, position, sizes, failed = [], 0, set(), False
     pixels = np.zeros(len(job.taxonomy.class_names) + 1, "int64")
+    images = np.zeros_like(pixels)
     with tf.io.TFRecordWriter(str(unfinished)) as writer:
         for example in job.examples:
             if meter.stopped:
@@ -433,6 +437,7 @@ def _write_shard(folder, job, meter):
             position += _FRAME_HEAD + len(record) + _FRAME_TAIL
             sizes.add(size)
             pixels += counts
+            images += counts > 0
             meter.advance()
     if failed:
         return None
@@ -443,6 +448,7 @@ def _write_shard(folder, job, meter):
         "offsets": offsets,
         "sizes": sorted(sizes),
         "pixels": pixels.tolist(),
+        "images": images.tolist(),
         "fingerprint": job.fingerprint,
     }
     _replace_text(folder / _UNFINISHED / f"{job.file}.json", json.dumps(shard))

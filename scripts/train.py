@@ -55,7 +55,8 @@ def main():
         )
     for split in (data.train_split, data.eval_split):
         manifest.split(split)
-    classes = Classes(manifest.class_names, manifest.palette)
+    occurrences = manifest.split(data.train_split).images[:-1]
+    classes = Classes(manifest.class_names, manifest.palette, occurrences)
     if arguments.dry_run:
         return dry_run(Run(folder, config, classes))
 

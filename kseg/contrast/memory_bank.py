@@ -3,8 +3,10 @@
 # ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
 
 import keras
+import numpy as np
 from keras import ops
 
+from kseg.contrast.grouping import sort_by_group
 from kseg.variables import RowReader, write_rows
 
 
@@ -12,9 +14,9 @@ from kseg.variables import RowReader, write_rows
 class MemoryBank(keras.layers.Layer):
     """For each class a ring of its newest embeddings.
 
-    Holds three non-trainable weights: `entries` `(num_classes, capacity, dim)`, `cursor` and
-    `count` int32 `(num_classes,)`: the slot of each class that is written next, and the number of
-    its slots that hold something. Empty slots never take part.
+    Holds three non-trainable weights: `entries`, `cursor` and `count` int32 `(num_classes,)`: the
+    slot of each class that is written next, and the number of its slots that hold something. Empty
+    slots never take part.
 
     Source: Hu et al., "Region-aware Contrastive Learning for Semantic Segmentation", ICCV 2021,
     Sec. 3.3. Its public code writes one slot a step and moves the cursor by the batch size; here
@@ -22,29 +24,42 @@ class MemoryBank(keras.layers.Layer):
 
     Args:
         num_classes: int.
-        capacity: int, slots of each class.
+        capacity: int, slots of each class: `entries` is `(num_classes, capacity, dim)`. Or a list
+            of ints, one for each class: `entries` is `(sum(capacity), dim)`, the rings one after
+            the other, so that rare classes need no memory for slots that they will not fill.
         dim: int, length of an embedding.
         storage: `"float32"` or `"bfloat16"`, the dtype of `entries`. bfloat16 halves the memory;
             similarities then err by up to 2^-8.
+
+    Raises:
+        ValueError: if a size is not positive, `capacity` has another length than there are classes,
+            or `storage` is unknown.
     """
 
     def __init__(self, num_classes, capacity, dim, *, storage="float32", name="bank", **kwargs):
         super().__init__(name=name, **{"dtype": "float32", **kwargs})
-        if min(num_classes, capacity, dim) < 1:
+        capacities = [capacity] * num_classes if isinstance(capacity, int) else list(capacity)
+        if num_classes < 1 or dim < 1 or min(capacities, default=0) < 1:
             raise ValueError(
                 "`num_classes`, `capacity` and `dim` must be positive. Received: "
                 f"{num_classes=}, {capacity=}, {dim=}"
             )
+        if len(capacities) != num_classes:
+            raise ValueError(
+                f"`capacity` must be an int or have one for each of the {num_classes} classes. "
+                f"Received: {len(capacities)}"
+            )
         if storage not in ("float32", "bfloat16"):
             raise ValueError(f"`storage` must be 'float32' or 'bfloat16'. Received: {storage=}")
         self.num_classes = num_classes
-        self.capacity = capacity
+        self.capacity = capacity if isinstance(capacity, int) else capacities
         self.dim = dim
         self.storage = storage
+        self._capacities = np.array(capacities, "int32")
+        self._starts = np.cumsum(self._capacities, dtype="int32") - self._capacities
+        shape = (num_classes, capacity) if isinstance(capacity, int) else (sum(capacities),)
         shared = {"initializer": "zeros", "trainable": False, "aggregation": "only_first_replica"}
-        self.entries = self.add_weight(
-            shape=(num_classes, capacity, dim), dtype=storage, name="entries", **shared
-        )
+        self.entries = self.add_weight(shape=(*shape, dim), dtype=storage, name="entries", **shared)
         self.cursor = self.add_weight(shape=(num_classes,), dtype="int32", name="cursor", **shared)
         self.count = self.add_weight(shape=(num_classes,), dtype="int32", name="count", **shared)
         self.built = True
@@ -53,13 +68,13 @@ class MemoryBank(keras.layers.Layer):
         """Gives all slots as keys for `info_nce(..., detach_keys=True)`.
 
         Returns:
-            `(rows, labels)`: a `RowReader` of `(num_classes * capacity, dim)`, sorted by class,
-            and int32 `(num_classes * capacity,)`, -1 where a slot is empty.
+            `(rows, labels)`: a `RowReader` of `(slots, dim)`, sorted by class, and int32
+            `(slots,)`, -1 where a slot is empty.
         """
-        slot = ops.arange(self.capacity)[None, :]
-        filled = slot < ops.expand_dims(self.count, 1)
-        labels = ops.where(filled, ops.arange(self.num_classes)[:, None], -1)
-        return RowReader(self.entries), ops.reshape(labels, (-1,))
+        owner = np.repeat(np.arange(self.num_classes, dtype="int32"), self._capacities)
+        slot = np.arange(len(owner), dtype="int32") - self._starts[owner]
+        filled = slot < ops.take(self.count, owner)
+        return RowReader(self.entries), ops.where(filled, owner, -1)
 
     def write(self, rows, labels):
         """Puts embeddings into the rings of their classes, over the oldest ones there.
@@ -71,14 +86,19 @@ class MemoryBank(keras.layers.Layer):
             rows: float tensor `(count, dim)`. No gradient flows through the bank.
             labels: int tensor `(count,)`; -1 marks a row that is not stored.
         """
-        rank, counts = _rank_within_class(ops.cast(labels, "int32"), self.num_classes)
+        labels = ops.cast(labels, "int32")
+        order, starts = sort_by_group(labels, self.num_classes)
+        counts = starts[1:] - starts[:-1]
         safe = ops.maximum(labels, 0)
-        stays = ops.logical_and(labels >= 0, rank >= ops.take(counts, safe) - self.capacity)
-        slot = (ops.take(self.cursor, safe) + rank) % self.capacity
-        positions = ops.where(stays, safe * self.capacity + slot, -1)
+        # A row's number within its class: its place in the order, from the start of the class on.
+        rank = ops.cast(ops.argsort(order), "int32") - ops.take(starts, safe)
+        capacity = ops.take(self._capacities, safe)
+        stays = ops.logical_and(labels >= 0, rank >= ops.take(counts, safe) - capacity)
+        slot = (ops.take(self.cursor, safe) + rank) % capacity
+        positions = ops.where(stays, ops.take(self._starts, safe) + slot, -1)
         write_rows(self.entries, ops.cast(positions, "int32"), ops.stop_gradient(rows))
-        self.cursor.assign((self.cursor + counts) % self.capacity)
-        self.count.assign(ops.minimum(self.count + counts, self.capacity))
+        self.cursor.assign((self.cursor + counts) % self._capacities)
+        self.count.assign(ops.minimum(self.count + counts, self._capacities))
 
     def get_config(self):
         return {
@@ -88,26 +108,3 @@ class MemoryBank(keras.layers.Layer):
             "dim": self.dim,
             "storage": self.storage,
         }
-
-
-def _rank_within_class(labels, num_classes):
-    """Numbers the rows of each class in their order.
-
-    Args:
-        labels: int32 tensor `(count,)`, -1 for none.
-        num_classes: int.
-
-    Returns:
-        `(rank, counts)`, int32 `(count,)` and `(num_classes,)`: how many rows of the same class
-        come before, and how many there are of each class.
-    """
-    rows = labels.shape[0]
-    place = ops.arange(rows)
-    # One sort of distinct numbers, so that no backend needs a stable one.
-    group = ops.where(labels >= 0, labels, num_classes)
-    order = ops.argsort(group * rows + place)
-    starts = ops.searchsorted(ops.take(group, order), ops.arange(num_classes + 1))
-    starts = ops.cast(starts, "int32")
-    inverse = ops.argsort(order)
-    rank = ops.cast(inverse, "int32") - ops.take(starts, group)
-    return rank, starts[1:] - starts[:-1]

@@ -27,7 +27,8 @@ class RegionContrast(Objective):
         scope: `"dataset"`: the keys are a `MemoryBank` ("inter-image" of Table 1). `"batch"`: no
             bank, the keys are the other centres of the batch ("w/o MB" of Table 3).
         centers: `"weighted"`, `"hard"` or `"average"`, see `region_centers` (Table 2).
-        capacity: int, stored centres of each class. The paper: the number of training images.
+        capacity: int, stored centres of each class, or a list with a number for each class: see
+            `MemoryBank`. The paper: the number of training images.
         temperature: float > 0.
         storage: `"float32"` or `"bfloat16"`, the dtype of the bank.
         cross_replica: bool. With `scope="batch"`, whether the keys are those of the global batch or

@@ -43,7 +43,10 @@ def build_trainer(run, strategy):
     keras.config.set_dtype_policy(config.train.precision)
     with strategy.scope():
         objectives = build_objectives(
-            config.contrast, num_classes=len(run.classes), seed=config.seed
+            config.contrast,
+            num_classes=len(run.classes),
+            seed=config.seed,
+            training_images=run.classes.training_images,
         )
         segmenter = run.build_segmenter(
             projections=sorted({stage for o, _ in objectives for stage in o.stages}),

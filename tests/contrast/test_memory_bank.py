@@ -11,9 +11,9 @@ from kseg.variables import RowReader, write_rows
 class Rings:
     """The same in plain Python: a list per class, the oldest overwritten."""
 
-    def __init__(self, num_classes, capacity):
-        self.slots = [[None] * capacity for _ in range(num_classes)]
-        self.cursor = [0] * num_classes
+    def __init__(self, capacities):
+        self.slots = [[None] * capacity for capacity in capacities]
+        self.cursor = [0] * len(capacities)
 
     def write(self, rows, labels):
         for row, label in zip(rows, labels, strict=True):
@@ -22,11 +22,13 @@ class Rings:
                 self.cursor[label] = (self.cursor[label] + 1) % len(self.slots[label])
 
 
-@pytest.mark.parametrize("capacity", [1, 2, 5, 40])
+@pytest.mark.parametrize("capacity", [1, 2, 5, 40, [3, 1, 20, 2]])
 @pytest.mark.parametrize("graph", [False, True])
 def test_rings(capacity, graph):
     rng = np.random.default_rng(0)
-    bank, rings = MemoryBank(4, capacity, 3), Rings(4, capacity)
+    capacities = [capacity] * 4 if isinstance(capacity, int) else capacity
+    bank, rings = MemoryBank(4, capacity, 3), Rings(capacities)
+    slots = sum(capacities)
     write = tf.function(bank.write, autograph=False) if graph else bank.write
     for _ in range(5):  # Class 3 never comes; some rows are empty.
         rows = rng.normal(size=(12, 3)).astype("float32")
@@ -34,12 +36,12 @@ def test_rings(capacity, graph):
         write(tf.constant(rows), tf.constant(labels))
         rings.write(rows, labels)
     keys, labels = bank.keys()
-    assert keys.shape == (4 * capacity, 3)
+    assert keys.shape == (slots, 3)
     np.testing.assert_array_equal(bank.cursor, rings.cursor)
-    expected = [slot for ring in rings.slots for slot in ring]
-    found = keys.rows(0, 4 * capacity).numpy()
-    for place, slot in enumerate(expected):
-        assert labels[place] == (-1 if slot is None else place // capacity)
+    expected = [(n, slot) for n, ring in enumerate(rings.slots) for slot in ring]
+    found = keys.rows(0, slots).numpy()
+    for place, (n, slot) in enumerate(expected):
+        assert labels[place] == (-1 if slot is None else n)
         if slot is not None:
             np.testing.assert_array_equal(found[place], slot)
 
@@ -125,6 +127,8 @@ def test_saves_and_loads(tmp_path):
     "arguments, message",
     [
         ({"capacity": 0}, "capacity=0"),
+        ({"capacity": [3, 0]}, "capacity=.3, 0."),
+        ({"capacity": [3, 1, 2]}, "each of the 2 classes. Received: 3"),
         ({"storage": "int8"}, "storage='int8'"),
     ],
 )

@@ -45,6 +45,8 @@ def test_what_is_written(tmp_path):
     split = manifest.split("train")
     assert (split.num_images, split.image_size) == (5, None)
     assert split.pixels == pixels.tolist()
+    masks = [[(e.labels == value).any() for value in (0, 1, 2, 7)] for e in written]
+    assert split.images == np.sum(masks, axis=0).tolist()
     assert [shard.file for shard in split.shards] == [
         "train-00000-of-00002.tfrecord",
         "train-00001-of-00002.tfrecord",
@@ -242,7 +244,7 @@ def test_missing_and_truncated_shards_are_named(tmp_path):
         (lambda text: text[:-30], "is damaged"),
         (lambda text: "[]", "is damaged"),
         (lambda text: text.replace('"splits"', '"spilt"'), "is damaged"),
-        (lambda text: text.replace('"format": 1', '"format": 99'), "has format 99.*reads 1"),
+        (lambda text: text.replace('"format": 2', '"format": 99'), "has format 99.*reads 2"),
     ],
 )
 def test_damaged_manifest(tmp_path, change, message):
