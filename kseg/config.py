@@ -155,6 +155,9 @@ class Model(Section):
     embedding_dim: int = Field(
         256, gt=0, description="Channels that the projectors of contrasted stages map to."
     )
+    projector_layers: int = Field(
+        2, ge=0, description="Hidden layers of a projector: 2 in MS/CS, 1 in Contextrast."
+    )
 
 
 class Loss(Section):

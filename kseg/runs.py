@@ -172,6 +172,7 @@ class Run:
             head_arguments=model.head.model_dump(exclude={"name"}),
             projections=projections,
             embedding_dim=model.embedding_dim,
+            projector_layers=model.projector_layers,
             synchronized_batch_norm=synchronized_batch_norm,
         )
 

@@ -17,6 +17,7 @@ def build_segmenter(
     head_arguments=None,
     projections=(),
     embedding_dim=256,
+    projector_layers=2,
     synchronized_batch_norm=False,
     name="segmenter",
 ):
@@ -32,6 +33,7 @@ def build_segmenter(
             the backbone, such as `("c2", "c3", "c4", "c5")`, `"features"`, or maps that the head
             adds.
         embedding_dim: int, channels of the embeddings.
+        projector_layers: int >= 0, hidden layers of a projector.
         synchronized_batch_norm: bool. Batch norm statistics are taken over all replicas. The
             weights are the same either way.
         name: str, the model's name.
@@ -79,6 +81,7 @@ def build_segmenter(
         outputs[f"embedding_{source}"] = projection(
             sources[source],
             embedding_dim=embedding_dim,
+            hidden_layers=projector_layers,
             synchronized_batch_norm=synchronized_batch_norm,
             name=f"embedding_{source}",
         )

@@ -1,7 +1,7 @@
 """Measures speed and memory beside what they are to be compared with, in the same run.
 
     python scripts/benchmark.py info_nce    the loss kernel against the plain formula
-    python scripts/benchmark.py step        a training step with contrast against cross-entropy only
+    python scripts/benchmark.py contrast    each method against cross-entropy only
     python scripts/benchmark.py startup     process start to the end of the first training step
     python scripts/benchmark.py models      size and speed of the networks, PyTorch's beside them
     python scripts/benchmark.py loader      images a second from records to batches
@@ -39,10 +39,11 @@ def parse_arguments():
     command.add_argument("--variant", help=argparse.SUPPRESS)  # One measurement, as JSON.
     command.set_defaults(function=benchmark_info_nce)
 
-    command = commands.add_parser("step", help="contrast against cross-entropy only")
+    command = commands.add_parser("contrast", help="each method against cross-entropy only")
     add_network_arguments(command, "hrnet_w18", (256, 512), 4)
     command.add_argument("--rounds", type=int, default=6)
-    command.set_defaults(function=benchmark_step)
+    command.add_argument("--variant", help=argparse.SUPPRESS)
+    command.set_defaults(function=benchmark_contrast)
 
     command = commands.add_parser("startup", help="time to the first step")
     add_network_arguments(command, "hrnet_w48", (128, 256), 2)
@@ -200,24 +201,34 @@ def measure_info_nce(arguments):
     print(json.dumps({"seconds": seconds, "megabytes": memory.megabytes}))
 
 
-def build_step(arguments, contrast):
+def build_objectives(arguments, contrast):
+    import pydantic
+
+    from kseg import config
+    from kseg.training import objectives
+
+    entries = [pydantic.TypeAdapter(config.Contrast).validate_python(entry) for entry in contrast]
+    return objectives.build_objectives(entries, num_classes=arguments.classes, seed=0)
+
+
+def build_step(arguments, contrast=()):
     import keras
     import tensorflow as tf
 
-    from kseg.contrast.multi_scale import MultiScaleContrast
     from kseg.segmenters import build_segmenter
     from kseg.training import trainer as trainer_module
     from kseg.training.optimizers import SGD
 
     keras.config.set_dtype_policy(arguments.precision)
-    objectives = [(MultiScaleContrast(arguments.classes), 0.1)] if contrast else []
+    objectives = build_objectives(arguments, contrast)
     segmenter = build_segmenter(
         arguments.backbone,
         arguments.head,
         arguments.classes,
         backbone_arguments=getattr(arguments, "backbone_arguments", None),
         head_arguments=getattr(arguments, "head_arguments", None),
-        projections=("c2", "c3", "c4", "c5") if contrast else (),
+        projector_layers=1 if contrast and contrast[0]["name"] == "contextrast" else 2,
+        projections=sorted({stage for objective, _ in objectives for stage in objective.stages}),
     )
     trainer = trainer_module.SegmentationTrainer(segmenter, objectives=objectives)
     optimizer = SGD(0.01, decay_rate=5e-4)
@@ -245,28 +256,145 @@ def street_batch(arguments):
     return next(iter(dataset))
 
 
-def benchmark_step(arguments):
+# The methods as their configs have them by default.
+METHODS = {
+    "cross-entropy only": [],
+    "MS/CS": [{"name": "multi_scale"}],
+    "RegionContrast": [{"name": "region_contrast"}],
+    "Contextrast": [{"name": "contextrast"}],
+}
+
+
+def benchmark_contrast(arguments):
+    if arguments.variant:
+        kind, method = arguments.variant.split(":")
+        measure = {"peak": measure_peak, "kernel": measure_objective}[kind]
+        return print(json.dumps(measure(arguments, method)))
+    from kseg.analysis.complexity import count_parameters
+
     batch = street_batch(arguments)
-    names = ("cross-entropy only", "with multi-scale contrast")
-    steps = [build_step(arguments, contrast) for contrast in (False, True)]
-    times = {name: [] for name in names}
-    for _, step in steps:
+    steps = {}
+    for method, contrast in METHODS.items():
+        trainer, step = build_step(arguments, contrast)
+        fill_banks(trainer.objectives)
         float(step(batch)["loss"])
-    for _ in range(arguments.rounds):  # In turns, so that noise hits both alike.
-        for name, (_, step) in zip(names, steps, strict=True):
-            times[name].append(best_seconds(lambda step=step: float(step(batch)["loss"]), 1))
-    plain = min(times[names[0]])
+        steps[method] = trainer, step
+    times = {method: [] for method in METHODS}
+    for _ in range(arguments.rounds):  # In turns, so that noise hits all alike.
+        for method, (_, step) in steps.items():
+            times[method].append(best_seconds(lambda step=step: float(step(batch)["loss"]), 1))
     height, width = arguments.size
+    plain = {}
     print(
-        f"{arguments.head} on {arguments.backbone}, {arguments.batch} x {height} x {width}, "
-        f"{arguments.precision}"
+        f"training step of {arguments.head} on {arguments.backbone}, {arguments.batch} x {height} "
+        f"x {width}, {arguments.precision}, banks full"
     )
-    for name, (trainer, _) in zip(names, steps, strict=True):
-        seconds = min(times[name])
-        weights = sum(w.shape.num_elements() for w in trainer.segmenter.trainable_weights) / 1e6
+    print(f"{'':<22}{'seconds':>9}{'ratio':>8}{'peak MB':>9}{'M weights':>11}{'GFLOPs':>9}")
+    for method, (trainer, _) in steps.items():
+        found = {
+            "seconds": min(times[method]),
+            "peak": in_new_process(*again(arguments, f"peak:{method}"))["megabytes"],
+            "weights": count_parameters(trainer.segmenter) / 1e6,
+            "flops": forward_gflops(trainer.segmenter, arguments.size),
+        }
+        plain = plain or found
         print(
-            f"{name:<26}{seconds:8.3f} s a step  x {seconds / plain:.3f}  {weights:.2f} M weights"
+            f"{method:<22}{found['seconds']:>9.3f}{found['seconds'] / plain['seconds']:>8.3f}"
+            f"{found['peak']:>9.0f}{found['weights']:>11.3f}{found['flops']:>9.2f}   "
+            + ", ".join(f"{k} {100 * (found[k] / plain[k] - 1):+.2f} %" for k in found),
+            flush=True,
         )
+    print("\nobjectives alone, forward and backward; extra memory above inputs and gradients")
+    print(
+        f"{'':<22}" + "".join(f"{f'batch {b}: s':>14}{'MB':>8}" for b in kernel_batches(arguments))
+    )
+    for method in list(METHODS)[1:]:
+        cells = ""
+        for size in kernel_batches(arguments):
+            found = in_new_process(*again(arguments, f"kernel:{method}", batch=size))
+            cells += f"{found['seconds']:>14.3f}{found['megabytes']:>8.0f}"
+        print(f"{method:<22}{cells}", flush=True)
+
+
+def kernel_batches(arguments):
+    return [factor * arguments.batch for factor in (1, 2, 4)]
+
+
+def again(arguments, variant, batch=None):
+    """Arguments of this script for one measurement of `benchmark_contrast` in a new process."""
+    return (
+        *("contrast", "--backbone", arguments.backbone, "--head", arguments.head),
+        *("--size", *arguments.size, "--batch", batch or arguments.batch),
+        *("--classes", arguments.classes, "--precision", arguments.precision),
+        *("--variant", variant),
+    )
+
+
+def fill_banks(objectives):
+    """Puts random unit vectors into all slots: what a long run comes to."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for objective in objectives:
+        for layer in objective._flatten_layers(include_self=False):
+            entries = rng.standard_normal(layer.entries.shape, dtype="float32")
+            layer.entries.assign(entries / np.linalg.norm(entries, axis=-1, keepdims=True))
+            layer.count.assign(np.full(layer.num_classes, layer.capacity))
+
+
+def forward_gflops(segmenter, size):
+    import tensorflow as tf
+
+    from kseg.analysis.complexity import count_flops
+
+    image = tf.TensorSpec((1, *size, 3))
+    return count_flops(lambda x: segmenter(x, training=False), image) / 1e9
+
+
+def measure_peak(arguments, method):
+    batch = street_batch(arguments)
+    with PeakMemory() as memory:
+        trainer, step = build_step(arguments, METHODS[method])
+        fill_banks(trainer.objectives)
+        for _ in range(2):
+            float(step(batch)["loss"])
+    return {"megabytes": memory.megabytes}
+
+
+def measure_objective(arguments, method):
+    """An objective on random outputs of HRNet's sizes, without a network."""
+    import numpy as np
+    import tensorflow as tf
+
+    labels = street_batch(arguments)["label"]
+    ((objective, _),) = build_objectives(arguments, METHODS[method])
+    rng = np.random.default_rng(0)
+
+    def output(stride, channels):
+        shape = (arguments.batch, *(size // stride for size in arguments.size), channels)
+        return tf.constant(rng.standard_normal(shape, dtype="float32"))
+
+    outputs = {"logits": output(4, arguments.classes), "features": output(4, 256)}
+    for stage in objective.stages:
+        stride = {"c2": 4, "c3": 8, "c4": 16, "c5": 32, "features": 4}[stage]
+        outputs[f"embedding_{stage}"] = tf.math.l2_normalize(output(stride, 256), axis=-1)
+    objective.prepare(outputs)
+    fill_banks([objective])
+
+    @tf.function(autograph=False)
+    def compute(outputs):
+        with tf.GradientTape() as tape:
+            tape.watch(outputs)
+            terms, found = objective.contrast(outputs, labels)
+            total = tf.add_n(list(terms.values()))
+        gradients = tape.gradient(total, outputs, unconnected_gradients="zero")
+        objective.remember(found)
+        return total, gradients
+
+    compute.get_concrete_function(outputs)
+    with PeakMemory() as memory:
+        seconds = best_seconds(lambda: float(compute(outputs)[0]), 5)
+    return {"seconds": seconds, "megabytes": memory.megabytes}
 
 
 def benchmark_startup(arguments):
@@ -297,7 +425,8 @@ def measure_startup(arguments):
     if arguments.variant.startswith("plain"):
         fit_plainly(arguments, batch)
     else:
-        _, step = build_step(arguments, "contrast" in arguments.variant)
+        method = "MS/CS" if "contrast" in arguments.variant else "cross-entropy only"
+        _, step = build_step(arguments, METHODS[method])
         times["build"] = time.perf_counter() - START - sum(times.values())
         graph = step.get_concrete_function(batch).graph.as_graph_def()
         times["trace"] = time.perf_counter() - START - sum(times.values())
@@ -463,7 +592,7 @@ def measure_network(arguments, name):
     batch = random_batch(arguments, network["size"])
     imported = time.perf_counter()
     with PeakMemory() as memory:
-        trainer, step = build_step(argparse.Namespace(**vars(arguments), **network), False)
+        trainer, step = build_step(argparse.Namespace(**vars(arguments), **network))
         built = time.perf_counter()
         float(step(batch)["loss"])
         first = time.perf_counter()
