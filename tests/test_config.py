@@ -155,7 +155,7 @@ def test_base_files_are_all_in_use():
         bases = json.loads(path.read_text()).get("extends", [])
         used |= {bases} if isinstance(bases, str) else set(bases)
     there = {f"base/{path.name}" for path in (ROOT / "configs/base").glob("*.json")}
-    assert used == there
+    assert there <= used
 
 
 def test_keras_cv_needs_a_class_or_a_preset(tmp_path):
