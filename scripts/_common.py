@@ -34,6 +34,24 @@ def run(main):
         sys.exit(130)
 
 
+def check_classes(names, manifest):
+    """Refuses data whose classes are not those of the model, in the same order."""
+    from kseg.errors import UserError
+
+    found = manifest.class_names
+    if len(names) != len(found):
+        raise UserError(
+            f"The data must have the {len(names)} classes of the model. {manifest.folder} has "
+            f"{len(found)}. Use --data with the data set that the model was trained on"
+        )
+    for number, (name, other) in enumerate(zip(names, found, strict=True)):
+        if name != other:
+            raise UserError(
+                f"The data must have the classes of the model. Class {number} is {name!r} in the "
+                f"model and {other!r} in {manifest.folder}"
+            )
+
+
 def _stop(error):
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

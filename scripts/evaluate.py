@@ -94,7 +94,7 @@ def main(arguments=None):
         batch_size = options.batch_size or 4
 
     manifest = pipelines.read_manifest(folder)
-    check_classes(classes.names, manifest)
+    _common.check_classes(classes.names, manifest)
     batches = loader.evaluation_dataset(folder, split, batch_size=batch_size)
     if options.run:
         keras.config.set_dtype_policy(options.precision or run.config.train.precision)
@@ -129,24 +129,6 @@ def main(arguments=None):
         draw(output.with_suffix(""), evaluation, classes)
         print(f"pictures:  {output.with_suffix('')}")
     return 0
-
-
-def check_classes(names, manifest):
-    """Refuses data whose classes are not those of the model, in the same order."""
-    from kseg.errors import UserError
-
-    found = manifest.class_names
-    if len(names) != len(found):
-        raise UserError(
-            f"The data must have the {len(names)} classes of the model. {manifest.folder} has "
-            f"{len(found)}. Use --data with the data set that the model was trained on"
-        )
-    for number, (name, other) in enumerate(zip(names, found, strict=True)):
-        if name != other:
-            raise UserError(
-                f"The data must have the classes of the model. Class {number} is {name!r} in the "
-                f"model and {other!r} in {manifest.folder}"
-            )
 
 
 def output_file(options, name):
