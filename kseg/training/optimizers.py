@@ -14,7 +14,7 @@ import tensorflow as tf
 from kseg.training.schedules import build_schedule
 
 
-class _FusedUpdates:
+class FusedUpdates:
     """What both optimizers share."""
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
@@ -26,7 +26,7 @@ class _FusedUpdates:
 
 
 @keras.saving.register_keras_serializable(package="kseg")
-class SGD(_FusedUpdates, keras.optimizers.SGD):
+class SGD(FusedUpdates, keras.optimizers.SGD):
     """Momentum SGD with L2 weight decay.
 
     `g = gradient + decay_rate * w; m = momentum * m - rate * g; w = w + m`, or with Nesterov
@@ -67,7 +67,7 @@ class SGD(_FusedUpdates, keras.optimizers.SGD):
 
 
 @keras.saving.register_keras_serializable(package="kseg")
-class AdamW(_FusedUpdates, keras.optimizers.Adam):
+class AdamW(FusedUpdates, keras.optimizers.Adam):
     """Adam with decoupled weight decay: `w = w - rate * decay_rate * w` before the step.
 
     Source: Loshchilov and Hutter, ICLR 2019.

@@ -6,17 +6,19 @@ import tensorflow as tf
 from kseg import replicas
 from kseg.losses.cross_entropy import cross_entropy
 from kseg.losses.reduction import global_mean
+from kseg.training.optimizers import FusedUpdates
 
 
 @keras.saving.register_keras_serializable(package="kseg")
 class SegmentationTrainer(keras.Model):
     """A segmenter with its losses and contrastive objectives.
 
-    `compile(optimizer)` it with an optimizer of `kseg.training.optimizers`; then its `train_step`
-    can run in a loop of one's own (`kseg.training.loop`) or in `fit`.
+    `compile(optimizer)` it with an optimizer of `kseg.training.optimizers` or of Keras; then its
+    `train_step` can run in a loop of one's own (`kseg.training.loop`) or in `fit`.
 
     Args:
-        segmenter: model from `kseg.segmenters.build_segmenter`.
+        segmenter: model from `kseg.segmenters.build_segmenter`, or any Keras model from images to
+            a dict with `logits` and what the objectives take.
         cross_entropy_weight: float.
         auxiliary_weight: float; 0 leaves out the cross-entropy of `aux_logits`.
         objectives: list of `(objective, weight)`, of `kseg.contrast.objective.Objective`.
@@ -85,16 +87,28 @@ class SegmentationTrainer(keras.Model):
         Returns:
             dict of float32 scalars, the same on every replica: `loss` (the weighted sum) and each
             term before its weight.
+
+        Raises:
+            ValueError: if there are objectives and the batch has no static size.
         """
+        if self.objectives and data["image"].shape[0] is None:
+            raise ValueError(
+                "Contrastive objectives need batches of a static size. Received: images of shape "
+                f"{data['image'].shape}. Use dataset.batch(size, drop_remainder=True)"
+            )
         with tf.GradientTape() as tape:
             outputs = self.segmenter(data["image"], training=True)
             terms, found = self.loss_terms(outputs, data["label"])
             loss = tf.add_n([value * weight for value, weight in terms.values()])
         variables = self.segmenter.trainable_variables
         gradients = tape.gradient(loss, [v.value for v in variables])
-        if replicas.num_replicas() > 1:
+        reached = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
+        gradients, variables = ([pair[i] for pair in reached] for i in (0, 1))
+        if (count := replicas.num_replicas()) > 1:
             # The terms are shares of the global batch's: their gradients add up.
             gradients = replicas.all_reduce_sum(gradients)
+            if not isinstance(self.optimizer, FusedUpdates):  # Keras' own add them up once more.
+                gradients = [gradient / count for gradient in gradients]
         if self.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
         self.optimizer.apply(gradients, variables)

@@ -138,3 +138,27 @@ def test_a_head_without_auxiliary_logits_has_no_such_term():
     terms, found = trainer.loss_terms(trainer(batch["image"]), batch["label"])
     assert list(terms) == ["cross_entropy"]
     assert found == []
+
+
+def test_optimizers_of_keras_take_the_same_steps(mirrored):
+    """Keras sums gradients over replicas itself."""
+
+    def train(strategy):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            image = keras.Input((None, None, 3))
+            x = keras.layers.Rescaling(1 / 255)(image)
+            outputs = {
+                "logits": keras.layers.Conv2D(NUM_CLASSES, 3)(x),
+                "other": keras.layers.Conv2D(2, 3)(x),  # No loss reaches it.
+            }
+            trainer = SegmentationTrainer(keras.Model(image, outputs))
+            trainer.compile(optimizer=keras.optimizers.SGD(0.5, momentum=0.9))
+            trainer.optimizer.build(trainer.segmenter.trainable_variables)
+        step = build_step(trainer, strategy)
+        for batch in strategy.experimental_distribute_dataset(batches(3)):
+            step(batch)
+        return [np.array(w) for w in trainer.segmenter.weights]
+
+    for one, two in zip(train(tf.distribute.get_strategy()), train(mirrored), strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
