@@ -196,6 +196,11 @@ class MultiScale(Section):
     min_count: int = Field(5, gt=0, description="Pixels a class needs at a scale to take part.")
     cross_replica: bool = Field(True, description="Contrast over the global batch.")
 
+    @property
+    def stages(self) -> list[str]:
+        """Maps that it contrasts."""
+        return list(self.scale_weights)
+
     @pydantic.model_validator(mode="after")
     def _pairs_have_weights(self):
         if not self.scale_weights:
@@ -232,6 +237,11 @@ class RegionContrast(Section):
     storage: Literal["float32", "bfloat16"] = Field("float32", description="Of the bank.")
     cross_replica: bool = Field(True, description="With scope batch: over the global batch.")
 
+    @property
+    def stages(self) -> list[str]:
+        """Maps that it contrasts: only the one that every network has."""
+        return []
+
 
 class Contextrast(Section):
     """Anchors with shared context, boundary-aware negatives (Sung et al., CVPR 2024)."""
@@ -261,6 +271,11 @@ class Contextrast(Section):
     )
     temperature: float = Field(0.1, gt=0)
     cross_replica: bool = Field(True, description="Contrast over the global batch.")
+
+    @property
+    def stages(self) -> list[str]:
+        """Maps that it contrasts."""
+        return list(self.layer_weights)
 
     @pydantic.model_validator(mode="after")
     def _layers_exist(self):
@@ -399,6 +414,14 @@ class Experiment(Section):
         names = [objective.name for objective in self.contrast]
         if len(set(names)) < len(names):
             raise ValueError(f"`contrast` names an objective twice: {names}")
+        for objective in self.contrast:
+            pyramid = [s for s in objective.stages if s.startswith("fpn_")]
+            if pyramid and self.model.head.name != "upernet":
+                raise ValueError(
+                    f"`contrast`: stages fpn_c2 to fpn_c5 are the pyramid of the upernet head. "
+                    f"Received: {pyramid} in {objective.name!r} with the head "
+                    f"{self.model.head.name!r}. Use c2 to c5"
+                )
         return self
 
     def to_json(self) -> str:

@@ -162,3 +162,12 @@ def test_keras_cv_needs_a_class_or_a_preset(tmp_path):
     path = write(tmp_path, model={"backbone": {"name": "keras_cv"}, "head": {"name": "deeplabv3"}})
     with pytest.raises(config.ConfigError, match="class_name=None, preset=None"):
         config.load(path)
+
+
+def test_pyramid_stages_need_the_head_that_has_them(tmp_path):
+    contrast = [{"name": "contextrast", "layer_weights": {"fpn_c2": 1}, "reference": "fpn_c2"}]
+    path = write(tmp_path, contrast=contrast)
+    with pytest.raises(config.ConfigError, match=r"upernet head.*'fpn_c2'.*'ocr'"):
+        config.load(path)
+    experiment = config.load(path, ['model.head={"name": "upernet"}'])
+    assert experiment.contrast[0].stages == ["fpn_c2"]
