@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py info_nce    the loss kernel against the plain formula
     python scripts/benchmark.py contrast    each method against cross-entropy only
+    python scripts/benchmark.py bank        the layouts of a memory bank of ADE20K's size
     python scripts/benchmark.py startup     process start to the end of the first training step
     python scripts/benchmark.py models      size and speed of the networks, PyTorch's beside them
     python scripts/benchmark.py loader      images a second from records to batches
@@ -11,6 +12,7 @@ Times are the best of several rounds, because other work on the machine only eve
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -44,6 +46,14 @@ def parse_arguments():
     command.add_argument("--rounds", type=int, default=6)
     command.add_argument("--variant", help=argparse.SUPPRESS)
     command.set_defaults(function=benchmark_contrast)
+
+    command = commands.add_parser("bank", help="the layouts of a memory bank")
+    command.add_argument("--images", type=int, default=20_210, help="slots of a class")
+    command.add_argument("--classes", type=int, default=150)
+    command.add_argument("--classes-per-image", type=float, default=9.5)
+    command.add_argument("--batch", type=int, default=16)
+    command.add_argument("--variant", help=argparse.SUPPRESS)
+    command.set_defaults(function=benchmark_bank)
 
     command = commands.add_parser("startup", help="time to the first step")
     add_network_arguments(command, "hrnet_w48", (128, 256), 2)
@@ -328,6 +338,74 @@ def again(arguments, variant, batch=None):
         *("--classes", arguments.classes, "--precision", arguments.precision),
         *("--variant", variant),
     )
+
+
+def benchmark_bank(arguments):
+    if arguments.variant:
+        return print(json.dumps(measure_bank(arguments)))
+    print(
+        f"RegionContrast, full bank, forward, backward and writing: {arguments.classes} classes, "
+        f"{arguments.images} images of {arguments.classes_per_image} classes, "
+        f"batch {arguments.batch}"
+    )
+    print(f"{'layout, storage':<22}{'slots':>10}{'bank MB':>10}{'seconds':>10}")
+    for variant in ("compact, float32", "compact, bfloat16", "dense, bfloat16", "dense, float32"):
+        found = in_new_process(
+            *("bank", "--images", arguments.images, "--classes", arguments.classes),
+            *("--classes-per-image", arguments.classes_per_image, "--batch", arguments.batch),
+            *("--variant", variant),
+        )
+        print(
+            f"{variant:<22}{found['slots']:>10}{found['megabytes']:>10.0f}{found['seconds']:>10.2f}",
+            flush=True,
+        )
+
+
+def measure_bank(arguments):
+    import numpy as np
+    import tensorflow as tf
+
+    from kseg.contrast.region_contrast import RegionContrast
+
+    layout, storage = arguments.variant.split(", ")
+    rng = np.random.default_rng(0)
+    frequency = 1 / np.arange(1, arguments.classes + 1)  # A long tail.
+    frequency /= frequency.sum()
+    images = frequency * arguments.images * arguments.classes_per_image
+    images = [int(count) for count in np.clip(images, 1, arguments.images)]
+    objective = RegionContrast(
+        arguments.classes,
+        capacity=arguments.images if layout == "dense" else images,
+        storage=storage,
+    )
+    blocks = rng.choice(arguments.classes, (arguments.batch, 4, 4), p=frequency)
+    labels = tf.constant(blocks.repeat(30, axis=1).repeat(30, axis=2), "int32")
+    shape = labels.shape
+    outputs = {
+        "features": tf.constant(rng.standard_normal((*shape, 256), dtype="float32")),
+        "logits": tf.constant(rng.standard_normal((*shape, arguments.classes), dtype="float32")),
+    }
+    objective.prepare(outputs)
+    bank = objective.bank
+    # The slots hold zeros: neither time nor memory depends on what they hold.
+    full = [arguments.images] * arguments.classes if layout == "dense" else images
+    bank.count.assign(full)
+
+    @tf.function(autograph=False)
+    def compute():
+        with tf.GradientTape() as tape:
+            tape.watch(outputs)
+            terms, found = objective.contrast(outputs, labels)
+        gradient = tape.gradient(terms["centers"], outputs["features"])
+        objective.remember(found)
+        return terms["centers"], gradient
+
+    compute()
+    return {
+        "seconds": best_seconds(lambda: float(compute()[0]), 2),
+        "slots": sum(full),
+        "megabytes": math.prod(bank.entries.shape) * (4 if storage == "float32" else 2) / 1e6,
+    }
 
 
 def fill_banks(objectives):

@@ -57,7 +57,8 @@ def info_nce(
         detach_keys: bool. No gradient flows to `keys` (a memory bank). The gradient of the anchors
             is then made on the way forward, and every similarity is computed only once, but those
             in tiles with positives.
-        block_size: int, rows and columns of a tile.
+        block_size: int, the most rows and columns of a tile; or a pair of ints, (rows, columns):
+            few rows suit anchors of which most are empty.
 
     Returns:
         `(loss, valid)`, float32 `(num_anchors,)` each. `loss` is in nats and 0 where the
@@ -69,7 +70,8 @@ def info_nce(
     """
     if temperature <= 0:
         raise ValueError(f"`temperature` must be positive. Received: {temperature=}")
-    if block_size <= 0:
+    block_sizes = (block_size, block_size) if isinstance(block_size, int) else block_size
+    if min(block_sizes) <= 0:
         raise ValueError(f"`block_size` must be positive. Received: {block_size=}")
     num_anchors, num_keys = anchors.shape[0], keys.shape[0]
     if not num_anchors or not num_keys:
@@ -94,7 +96,7 @@ def info_nce(
             # Similarities are at most 1 / temperature. Where exp of that is well inside float32,
             # nothing is subtracted from them first, which saves passes over the tiles.
             direct=1.0 / temperature <= _DIRECT,
-            block_size=block_size,
+            block_sizes=block_sizes,
         )
 
     @ops.custom_gradient
@@ -139,7 +141,7 @@ class _Tiles:
         overlap: bool, how the keys fill up their last block. True: it reaches back into the block
             before, whose keys it leaves out, so that they are never copied. False: they are padded.
         direct: bool, whether exp of a similarity needs no shift.
-        block_size: int, the most rows and columns of a tile.
+        block_sizes: pair of ints, the most rows and columns of a tile.
     """
 
     def __init__(
@@ -152,13 +154,13 @@ class _Tiles:
         self_positions,
         overlap,
         direct,
-        block_size,
+        block_sizes,
     ):
         self.num_anchors, self.dim = anchors.shape
         self.num_keys = keys.shape[0]
         self.direct = direct
-        self.anchor_blocks, self.anchor_size = _split(self.num_anchors, block_size)
-        self.key_blocks, self.key_size = _split(self.num_keys, block_size)
+        self.anchor_blocks, self.anchor_size = _split(self.num_anchors, block_sizes[0])
+        self.key_blocks, self.key_size = _split(self.num_keys, block_sizes[1])
         padded_anchors = self.anchor_blocks * self.anchor_size
         self.anchors = _pad(anchors, padded_anchors)
         self.anchor_labels = _pad(anchor_labels, padded_anchors, -1)

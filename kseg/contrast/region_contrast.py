@@ -4,11 +4,15 @@ import keras
 from keras import ops
 
 from kseg import replicas
+from kseg.contrast.grouping import sort_by_group
 from kseg.contrast.info_nce import info_nce
 from kseg.contrast.memory_bank import MemoryBank
 from kseg.contrast.objective import Objective
 from kseg.contrast.regions import MODES, region_centers
 from kseg.losses.reduction import global_mean
+
+# Rows and columns of the tiles: few anchors are valid at a time.
+_BLOCK_SIZES = (256, 2048)
 
 
 @keras.saving.register_keras_serializable(package="kseg")
@@ -86,26 +90,34 @@ class RegionContrast(Objective):
 
     def contrast(self, outputs, labels):
         """Computes the term, and gives the batch's centres and their labels."""
-        anchors, anchor_labels = region_centers(
+        centers, center_labels = region_centers(
             outputs["features"], outputs["logits"], labels, mode=self.centers
         )
+        # Most rows are empty, an image holds few classes: they go last, where they cost nothing.
+        order, _ = sort_by_group(center_labels, self.num_classes)
         if self.scope == "dataset":
             keys, key_labels = self.bank.keys()
             arguments = {"detach_keys": True}
         else:
-            keys, key_labels = anchors, anchor_labels
-            positions = ops.arange(anchors.shape[0])
+            keys, key_labels = centers, center_labels
+            positions = ops.arange(centers.shape[0])
             if self.cross_replica and replicas.num_replicas() > 1:
                 keys, key_labels = replicas.all_gather(keys), replicas.all_gather(key_labels)
-                positions = positions + replicas.replica_id() * anchors.shape[0]
-            arguments = {"exclude_self": True, "self_positions": positions}
+                positions = positions + replicas.replica_id() * centers.shape[0]
+            arguments = {"exclude_self": True, "self_positions": ops.take(positions, order)}
         loss, valid = info_nce(
-            *(anchors, anchor_labels, keys, key_labels), temperature=self.temperature, **arguments
+            ops.take(centers, order, axis=0),
+            ops.take(center_labels, order),
+            keys,
+            key_labels,
+            temperature=self.temperature,
+            block_size=_BLOCK_SIZES,
+            **arguments,
         )
         # The bank is one for all replicas, and so is the mean over the anchors that it serves.
         cross_replica = self.cross_replica or self.scope == "dataset"
         terms = {"centers": global_mean(loss, valid, cross_replica=cross_replica)}
-        return terms, (anchors, anchor_labels)
+        return terms, (centers, center_labels)
 
     def remember(self, found):
         """Stores centres in the bank, those of all replicas in the replicas' order."""
