@@ -72,7 +72,7 @@ def test_one_anchor_by_hand(key_labels, expected):
 
 @pytest.mark.parametrize("detach_keys", [False, True])
 @pytest.mark.parametrize("order", ["random", "sorted", "empty rows last"])
-@pytest.mark.parametrize("block_size", [7, 64])
+@pytest.mark.parametrize("block_size", [7, 64, (5, 16)])
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
 def test_equals_the_equation(detach_keys, order, block_size, temperature):
     rng = np.random.default_rng(0)
@@ -119,7 +119,7 @@ def test_rows_weigh_their_gradients():
     )
 
 
-@pytest.mark.parametrize("block_size", [5, 64])
+@pytest.mark.parametrize("block_size", [5, 64, (64, 4)])
 @pytest.mark.parametrize("rows", [None, [3, 8, 1, 19]])
 def test_an_anchor_is_not_its_own_positive(block_size, rows):
     rng = np.random.default_rng(2)
