@@ -166,20 +166,58 @@ class Loss(Section):
     weight: float = Field(1.0, ge=0)
 
 
+class CrossEntropy(Loss):
+    """Mean cross-entropy of the pixels; weight 0 leaves it out."""
+
+    class_weights: list[Annotated[float, Field(ge=0)]] | None = Field(
+        None, description="One for each class, in their order; null: 1 for all."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class OHEM(Loss):
+    """Mean cross-entropy of the hard pixels; most use it in place of `cross_entropy`."""
+
+    threshold: float = Field(0.7, ge=0, le=1, description="Probability below which all are kept.")
+    min_kept: int = Field(100_000, ge=0, description="Pixels of a batch that are kept at least.")
+
+
 class Losses(Section):
     """Losses on logits."""
 
-    cross_entropy: Loss = Loss(weight=1.0)
+    cross_entropy: CrossEntropy = CrossEntropy()
+    ohem: OHEM | None = None
+    lovasz: Loss | None = Field(None, description="Lovasz-softmax, over the batch as one image.")
     auxiliary: Loss | None = Field(
         Loss(weight=0.4), description="Cross-entropy of the auxiliary logits; null: none."
     )
 
+    @pydantic.model_validator(mode="after")
+    def _something_is_left(self):
+        on_logits = (self.cross_entropy, self.ohem, self.lovasz)
+        if not any(loss.weight for loss in on_logits if loss):
+            raise ValueError(
+                "`losses`: one of cross_entropy, ohem and lovasz needs a weight above 0"
+            )
+        return self
 
-class MultiScale(Section):
+
+class Objective(Section):
+    """What all contrastive objectives share."""
+
+    weight: float = Field(0.1, ge=0, description="Multiplies every term of the objective.")
+    start_step: int = Field(
+        0, ge=0, description="The weight is 0 before it; memory banks are filled from the start on."
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="Steps from `start_step` on over which the weight rises linearly."
+    )
+
+
+class MultiScale(Objective):
     """Multi- and cross-scale contrast (Pissas et al., ECCV 2022)."""
 
     name: Literal["multi_scale"]
-    weight: float = Field(0.1, ge=0, description="Multiplies every term of the objective.")
     scale_weights: dict[Stage, Annotated[float, Field(ge=0)]] = Field(
         {"c2": 1.0, "c3": 0.7, "c4": 0.4, "c5": 0.1},
         description="w_s of Eq. 3 for each contrasted stage, finest first.",
@@ -215,11 +253,10 @@ class MultiScale(Section):
         return self
 
 
-class RegionContrast(Section):
+class RegionContrast(Objective):
     """Region centres contrasted with those of the whole data set (Hu et al., ICCV 2021)."""
 
     name: Literal["region_contrast"]
-    weight: float = Field(0.1, ge=0)
     scope: Literal["dataset", "batch"] = Field(
         "dataset", description="Keys: a memory bank, or the other centres of the batch."
     )
@@ -243,11 +280,10 @@ class RegionContrast(Section):
         return []
 
 
-class Contextrast(Section):
+class Contextrast(Objective):
     """Anchors with shared context, boundary-aware negatives (Sung et al., CVPR 2024)."""
 
     name: Literal["contextrast"]
-    weight: float = Field(0.1, ge=0, description="alpha of Table 8b.")
     layer_weights: dict[Stage, Annotated[float, Field(ge=0)]] = Field(
         {"c2": 0.1, "c3": 0.4, "c4": 0.7, "c5": 1.0}, description="lambda_i of Table 8a."
     )
@@ -415,6 +451,11 @@ class Experiment(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"`contrast` names an objective twice: {names}")
         for objective in self.contrast:
+            if objective.start_step >= self.train.steps:
+                raise ValueError(
+                    f"`start_step` of {objective.name!r} must be below `train.steps`. Received: "
+                    f"{objective.start_step} and {self.train.steps}"
+                )
             pyramid = [s for s in objective.stages if s.startswith("fpn_")]
             if pyramid and self.model.head.name != "upernet":
                 raise ValueError(

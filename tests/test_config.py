@@ -171,3 +171,12 @@ def test_pyramid_stages_need_the_head_that_has_them(tmp_path):
         config.load(path)
     experiment = config.load(path, ['model.head={"name": "upernet"}'])
     assert experiment.contrast[0].stages == ["fpn_c2"]
+
+
+def test_losses_and_objectives_that_do_nothing_are_refused(tmp_path):
+    path = write(tmp_path)
+    with pytest.raises(config.ConfigError, match="needs a weight above 0"):
+        config.load(path, ["losses.cross_entropy.weight=0"])
+    assert config.load(path, ["losses.cross_entropy.weight=0", "losses.ohem={}"]).losses.ohem
+    with pytest.raises(config.ConfigError, match=r"'multi_scale' must be below .train.steps."):
+        config.load(path, ["contrast.0.start_step=10", "train.steps=10"])

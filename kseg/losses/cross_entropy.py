@@ -5,26 +5,53 @@ from keras import ops
 from kseg.layers import resize
 
 
-def cross_entropy(labels, logits):
+def cross_entropy(labels, logits, *, class_weights=None, label_smoothing=0.0):
     """Cross-entropy of each pixel at the labels' size.
 
-    Logits of another size are resized bilinearly (half-pixel centres) first.
+    With class weights w and label smoothing a, the loss of a pixel of class y is
+    `(1 - a) w_y (-log p_y) + a / num_classes * sum_c w_c (-log p_c)`, and the loss of a batch is
+    its sum over the pixels divided by the sum of their w_y, as in PyTorch.
 
     Args:
         labels: int tensor `(batch, height, width)`; values outside `[0, num_classes)` are
             ignored (255 by convention).
+        logits: float tensor `(batch, h, w, num_classes)`, of any size: see `logits_like`.
+        class_weights: `num_classes` floats >= 0, or None: 1 for all.
+        label_smoothing: float in [0, 1).
+
+    Returns:
+        `(loss, weight)`, float32 `(batch, height, width)` each: nats, 0 where ignored; and what the
+        pixel counts: its class weight, 0 where ignored. `global_ratio` makes one number of them.
+    """
+    logits = logits_like(labels, logits)
+    labels = ops.cast(labels, "int32")
+    num_classes = logits.shape[-1]
+    valid = ops.logical_and(labels >= 0, labels < num_classes)
+    safe = ops.where(valid, labels, 0)
+    loss = ops.sparse_categorical_crossentropy(safe, logits, from_logits=True)
+    weight = ops.cast(valid, "float32")
+    if class_weights is not None:
+        class_weights = ops.convert_to_tensor(class_weights, "float32")
+        weight = weight * ops.take(class_weights, safe)
+        loss = loss * ops.take(class_weights, safe)
+    if label_smoothing:
+        each = -ops.log_softmax(logits, axis=-1)
+        each = each if class_weights is None else each * class_weights
+        loss = (1 - label_smoothing) * loss + label_smoothing * ops.mean(each, axis=-1)
+    return ops.where(valid, loss, 0.0), weight
+
+
+def logits_like(labels, logits):
+    """Brings logits to the size of labels, bilinearly (half-pixel centres).
+
+    Args:
+        labels: tensor `(batch, height, width)`.
         logits: float tensor `(batch, h, w, num_classes)`.
 
     Returns:
-        `(loss, valid)`, float32 `(batch, height, width)` each: nats, 0 where ignored, and 1 where
-        the pixel counts. `global_mean` makes one number of them.
+        float32 tensor `(batch, height, width, num_classes)`.
     """
     size = [labels.shape[i] or ops.shape(labels)[i] for i in (1, 2)]
     if tuple(size) != tuple(logits.shape[1:3]):
         logits = resize(logits, size)
-    labels = ops.cast(labels, "int32")
-    valid = ops.logical_and(labels >= 0, labels < logits.shape[-1])
-    loss = ops.sparse_categorical_crossentropy(
-        ops.where(valid, labels, 0), ops.cast(logits, "float32"), from_logits=True
-    )
-    return ops.where(valid, loss, 0.0), ops.cast(valid, "float32")
+    return ops.cast(logits, "float32")

@@ -21,7 +21,22 @@ def global_mean(values, valid, *, cross_replica=True):
         valid; on one replica it is the mean itself.
     """
     valid = ops.cast(valid, "float32")
-    total, count = ops.sum(ops.cast(values, "float32") * valid), ops.sum(valid)
+    return global_ratio(ops.cast(values, "float32") * valid, valid, cross_replica=cross_replica)
+
+
+def global_ratio(values, weights, *, cross_replica=True):
+    """Divides the sum of values by the sum of weights, both over the global batch.
+
+    Args:
+        values: float tensor, any shape: what is weighted already.
+        weights: float tensor >= 0, any shape.
+        cross_replica: bool. False: the mean of the replicas' own ratios.
+
+    Returns:
+        float32 scalar: this replica's share, as `global_mean`; 0 if all weights are 0.
+    """
+    total, weight = (ops.sum(ops.cast(x, "float32")) for x in (values, weights))
     if cross_replica:
-        return total / ops.maximum(replicas.all_reduce_sum(count), 1.0)
-    return total / ops.maximum(count, 1.0) / replicas.num_replicas()
+        weight = replicas.all_reduce_sum(weight)
+    ratio = ops.where(weight > 0, total / ops.where(weight > 0, weight, 1.0), 0.0)
+    return ratio if cross_replica else ratio / replicas.num_replicas()

@@ -14,6 +14,7 @@ from kseg.segmenters import inference_model
 from kseg.training import checkpoints
 from kseg.training.distribution import build_strategy, use_xla
 from kseg.training.initialization import load_pretrained
+from kseg.training.losses import build_losses
 from kseg.training.objectives import build_objectives
 from kseg.training.optimizers import build_optimizer
 from kseg.training.reports import Progress, TensorBoard
@@ -54,11 +55,9 @@ def build_trainer(run, strategy):
                 config.train.synchronized_batch_norm and strategy.num_replicas_in_sync > 1
             ),
         )
-        losses = config.losses
         trainer = SegmentationTrainer(
             segmenter,
-            cross_entropy_weight=losses.cross_entropy.weight,
-            auxiliary_weight=losses.auxiliary.weight if losses.auxiliary else 0.0,
+            losses=build_losses(config.losses, segmenter, num_classes=len(run.classes)),
             objectives=objectives,
             clip_norm=config.train.clip_norm,
         )

@@ -1,5 +1,8 @@
 """From a config's `contrast` entries to objectives."""
 
+from keras import ops
+
+from kseg import config
 from kseg.contrast.contextrast import Contextrast
 from kseg.contrast.multi_scale import MultiScaleContrast
 from kseg.contrast.region_contrast import RegionContrast
@@ -24,20 +27,42 @@ def build_objectives(contrast, *, num_classes, seed, training_images=None):
             of a compact memory bank's rings.
 
     Returns:
-        list of `(objective, weight)`.
+        list of `(objective, weight)`; a weight that changes is a function of the step.
 
     Raises:
         UserError: if a bank is to be compact and `training_images` is None.
     """
     objectives = []
     for entry in contrast:
-        arguments = entry.model_dump(exclude={"name", "weight", "layout"})
+        arguments = entry.model_dump(exclude={*config.Objective.model_fields, "name", "layout"})
         if getattr(entry, "layout", "dense") == "compact":
             arguments["capacity"] = _ring_sizes(entry.capacity, training_images)
         if entry.name in _DRAW:
             arguments["seed"] = seed
-        objectives.append((_OBJECTIVES[entry.name](num_classes, **arguments), entry.weight))
+        weight = entry.weight
+        if entry.start_step or entry.warmup_steps:
+            weight = ramped(weight, start=entry.start_step, steps=entry.warmup_steps)
+        objectives.append((_OBJECTIVES[entry.name](num_classes, **arguments), weight))
     return objectives
+
+
+def ramped(weight, *, start, steps):
+    """Makes a weight that rises.
+
+    Args:
+        weight: float, at the end.
+        start: int, the step up to which it is 0.
+        steps: int, over which it rises linearly from then on; 0: it is there at `start`.
+
+    Returns:
+        function from a step, an int tensor, to a float32 scalar.
+    """
+
+    def now(step):
+        since = ops.cast(step, "float32") - start
+        return weight * ops.clip(since / steps if steps else since + 1.0, 0.0, 1.0)
+
+    return now
 
 
 def _ring_sizes(capacity, training_images):

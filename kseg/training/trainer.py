@@ -4,8 +4,7 @@ import keras
 import tensorflow as tf
 
 from kseg import replicas
-from kseg.losses.cross_entropy import cross_entropy
-from kseg.losses.reduction import global_mean
+from kseg.training.losses import default_losses
 from kseg.training.optimizers import FusedUpdates
 
 
@@ -19,9 +18,11 @@ class SegmentationTrainer(keras.Model):
     Args:
         segmenter: model from `kseg.segmenters.build_segmenter`, or any Keras model from images to
             a dict with `logits` and what the objectives take.
-        cross_entropy_weight: float.
-        auxiliary_weight: float; 0 leaves out the cross-entropy of `aux_logits`.
-        objectives: list of `(objective, weight)`, of `kseg.contrast.objective.Objective`.
+        losses: dict from a name to `(loss, weight)`: a function of (labels, outputs) to this
+            replica's share, a float32 scalar, and a float; those of weight 0 are left out. None:
+            cross-entropy, and that of `aux_logits` with weight 0.4 if the segmenter has them.
+        objectives: list of `(objective, weight)`, of `kseg.contrast.objective.Objective`. A weight
+            may be a function of the optimizer's step.
         clip_norm: float or None, the limit of the gradients' global norm.
     """
 
@@ -29,8 +30,7 @@ class SegmentationTrainer(keras.Model):
         self,
         segmenter,
         *,
-        cross_entropy_weight=1.0,
-        auxiliary_weight=0.4,
+        losses=None,
         objectives=(),
         clip_norm=None,
         **kwargs,
@@ -39,8 +39,7 @@ class SegmentationTrainer(keras.Model):
         self.segmenter = segmenter
         self.objectives = [objective for objective, _ in objectives]
         self.objective_weights = [weight for _, weight in objectives]
-        self.cross_entropy_weight = cross_entropy_weight
-        self.auxiliary_weight = auxiliary_weight
+        self.losses_on_logits = default_losses(segmenter) if losses is None else losses
         self.clip_norm = clip_norm
         for objective in self.objectives:
             objective.prepare(segmenter.output)
@@ -59,20 +58,19 @@ class SegmentationTrainer(keras.Model):
 
         Returns:
             `(terms, found)`: dict from the term's name to `(value, weight)`, float32 scalar, this
-            replica's share of the term, and float; and for each objective what it is to remember.
+            replica's share of the term, and its weight now; and for each objective what it is to
+            remember.
         """
-        terms = {}
-        terms["cross_entropy"] = (
-            global_mean(*cross_entropy(labels, outputs["logits"])),
-            self.cross_entropy_weight,
-        )
-        if self.auxiliary_weight and "aux_logits" in outputs:
-            loss = global_mean(*cross_entropy(labels, outputs["aux_logits"]))
-            terms["auxiliary"] = (loss, self.auxiliary_weight)
+        terms = {
+            name: (loss(labels, outputs), weight)
+            for name, (loss, weight) in self.losses_on_logits.items()
+            if weight
+        }
         found = []
         for objective, weight in zip(self.objectives, self.objective_weights, strict=True):
             values, entries = objective.contrast(outputs, labels)
             found.append(entries)
+            weight = weight(self.optimizer.iterations) if callable(weight) else weight
             for name, value in values.items():
                 terms[f"{objective.name}/{name}"] = (value, weight)
         return terms, found

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kseg.losses.cross_entropy import cross_entropy
-from kseg.losses.reduction import global_mean
+from kseg.losses.reduction import global_mean, global_ratio
 
 
 def test_pixels_by_hand():
@@ -37,3 +37,32 @@ def test_half_precision_logits_are_computed_in_float32():
     loss, _ = cross_entropy(np.zeros((1, 1, 1)), np.full((1, 1, 1, 2), 1.0, "float16"))
     assert loss.dtype == "float32"
     np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 0.0]])
+def test_class_weights_and_label_smoothing(weights, smoothing):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 3, 4, 3)).astype("float32")
+    labels = rng.integers(0, 3, (2, 3, 4))
+    labels[0, 0] = 255
+    w = np.ones(3) if weights is None else np.array(weights)
+    total = weight = 0.0
+    for row, label in zip(logits.reshape(-1, 3).astype("float64"), labels.reshape(-1), strict=True):
+        if label == 255:
+            continue
+        log_p = row - np.log(np.exp(row).sum())
+        # PyTorch's definition: a share of the target is spread over all classes.
+        target = (1 - smoothing) * np.eye(3)[label] + smoothing / 3
+        total -= (w * target * log_p).sum()
+        weight += w[label]
+    found = cross_entropy(labels, logits, class_weights=weights, label_smoothing=smoothing)
+    np.testing.assert_allclose(global_ratio(*found), total / weight, rtol=1e-5)
+
+
+def test_a_weight_below_one_is_divided_by_too():
+    labels = np.zeros((1, 1, 1), int)
+    loss, weight = cross_entropy(labels, np.zeros((1, 1, 1, 2), "float32"), class_weights=[0.1, 1])
+    np.testing.assert_allclose(global_ratio(loss, weight), np.log(2), rtol=1e-6)
+    loss, weight = cross_entropy(labels, np.zeros((1, 1, 1, 2), "float32"), class_weights=[0, 1])
+    assert float(global_ratio(loss, weight)) == 0

@@ -1,4 +1,4 @@
-"""Trains a tiny network with every method at once on a number of devices, and writes all state.
+"""Trains a tiny network with every loss and method at once on some devices, and writes all state.
 
 python -m tests.training.all_methods DEVICES FILE.npz: its own process, because TensorFlow fixes the
 number of devices at start, and the collectives of two strategies in a process get mixed up.
@@ -13,6 +13,7 @@ import tensorflow as tf
 from kseg import config
 from kseg.segmenters import build_segmenter
 from kseg.training import checkpoints
+from kseg.training.losses import build_losses
 from kseg.training.objectives import build_objectives
 from kseg.training.optimizers import SGD
 from kseg.training.trainer import SegmentationTrainer, build_step
@@ -25,7 +26,7 @@ CONTRAST = [
     config.MultiScale(
         name="multi_scale", scale_weights=SCALES, cross_scale_pairs=[("c2", "c4")], max_anchors=90
     ),
-    config.RegionContrast(name="region_contrast", capacity=5),
+    config.RegionContrast(name="region_contrast", capacity=5, start_step=1, warmup_steps=3),
     config.Contextrast(
         name="contextrast",
         layer_weights=SCALES,
@@ -51,7 +52,15 @@ def run_steps(strategy):
             embedding_dim=8,
             synchronized_batch_norm=synchronized,
         )
-        trainer = SegmentationTrainer(segmenter, objectives=objectives)
+        losses = config.Losses.model_validate(
+            {
+                "cross_entropy": {"class_weights": [1, 2, 3], "label_smoothing": 0.1},
+                "ohem": {"min_kept": 9000},
+                "lovasz": {},
+            }
+        )
+        losses = build_losses(losses, segmenter, num_classes=NUM_CLASSES)
+        trainer = SegmentationTrainer(segmenter, losses=losses, objectives=objectives)
         # Small steps: batch norm over the few places of c5 multiplies rounding errors.
         trainer.compile(optimizer=SGD(1e-3))
         trainer.optimizer.build(segmenter.trainable_variables)

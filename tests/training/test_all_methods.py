@@ -34,12 +34,23 @@ def test_all_terms_are_there_and_banks_are_filled(one_device):
         "loss",
         "cross_entropy",
         "auxiliary",
+        "ohem",
+        "lovasz",
         "multi_scale/same_scale",
         "multi_scale/cross_scale",
         "region_contrast/centers",
         "contextrast/pixel_anchor",
     }
     assert all(one_device[f"step 2 {name}"] > 0 for name in names)
+    # The loss is their sum with these weights; RegionContrast's rises from step 1 on, over 3.
+    weights = {"auxiliary": 0.4} | {n: 0.1 for n in names if "/" in n}
+    for step in range(3):
+        weights["region_contrast/centers"] = 0.1 * max(step - 1, 0) / 3
+        terms = {n: one_device[f"step {step} {n}"] for n in names}
+        loss = terms.pop("loss")
+        np.testing.assert_allclose(
+            loss, sum(weights.get(n, 1.0) * value for n, value in terms.items()), rtol=1e-5
+        )
     (count,) = (value for name, value in one_device.items() if name.endswith("bank/count"))
     np.testing.assert_array_equal(count, [5, 5, 5])
 

@@ -2,7 +2,7 @@ import pytest
 
 from kseg.config import Contextrast, MultiScale, RegionContrast
 from kseg.errors import UserError
-from kseg.training.objectives import build_objectives
+from kseg.training.objectives import build_objectives, ramped
 
 
 def test_arguments_and_weights_are_those_of_the_config():
@@ -34,3 +34,16 @@ def test_a_compact_bank_needs_to_know_the_images():
     entry = RegionContrast(name="region_contrast", layout="compact")
     with pytest.raises(UserError, match="number of training images"):
         build_objectives([entry], num_classes=3, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("start", "steps", "expected"),
+    [(2, 4, [0, 0, 0, 0.25, 0.5, 0.75, 1, 1]), (3, 0, [0, 0, 0, 1, 1, 1, 1, 1])],
+)
+def test_a_weight_that_rises(start, steps, expected):
+    entry = RegionContrast(name="region_contrast", weight=0.5, start_step=start, warmup_steps=steps)
+    ((_, weight),) = build_objectives([entry], num_classes=3, seed=0)
+    assert [float(weight(step)) for step in range(8)] == pytest.approx(
+        [0.5 * factor for factor in expected]
+    )
+    assert float(ramped(2.0, start=0, steps=0)(0)) == 2.0

@@ -5,6 +5,7 @@ import tensorflow as tf
 from kseg.contrast.multi_scale import MultiScaleContrast
 from kseg.segmenters import build_segmenter
 from kseg.training import checkpoints
+from kseg.training.losses import default_losses
 from kseg.training.optimizers import SGD
 from kseg.training.trainer import SegmentationTrainer, build_step
 from tests.training.tiny import build_tiny_backbone
@@ -12,7 +13,9 @@ from tests.training.tiny import build_tiny_backbone
 NUM_CLASSES = 3
 
 
-def tiny_trainer(*, synchronized=False, precision="float32", learning_rate=0.01, **arguments):
+def tiny_trainer(
+    *, synchronized=False, precision="float32", learning_rate=0.01, weights=None, **arguments
+):
     """A tiny backbone with OCR, without dropout, and all losses."""
     keras.utils.set_random_seed(1)
     keras.config.set_dtype_policy(precision)
@@ -26,6 +29,9 @@ def tiny_trainer(*, synchronized=False, precision="float32", learning_rate=0.01,
         embedding_dim=8,
         synchronized_batch_norm=synchronized,
     )
+    if weights is not None:
+        losses = default_losses(segmenter)
+        arguments["losses"] = {name: (losses[name][0], w) for name, w in weights.items()}
     trainer = SegmentationTrainer(
         segmenter,
         objectives=[(MultiScaleContrast(NUM_CLASSES, min_count=1, seed=3), 0.1)],
@@ -89,7 +95,7 @@ def test_two_replicas_equal_one(mirrored):
 
 def test_the_loss_is_the_weighted_sum_of_its_terms():
     _, (logs,), _ = run_steps(
-        tf.distribute.get_strategy(), 1, cross_entropy_weight=0.5, auxiliary_weight=0.3
+        tf.distribute.get_strategy(), 1, weights={"cross_entropy": 0.5, "auxiliary": 0.3}
     )
     expected = (
         0.5 * logs["cross_entropy"]
@@ -105,7 +111,7 @@ def test_learns_in_bfloat16_and_keeps_float32_weights():
         1,
         repeats=20,
         precision="mixed_bfloat16",
-        auxiliary_weight=0.0,
+        weights={"cross_entropy": 1.0},
         learning_rate=0.1,
     )
     assert "auxiliary" not in logs[0]

@@ -1,0 +1,128 @@
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kseg.losses.lovasz import lovasz_softmax
+
+
+def softmax(logits):
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+def loop(labels, logits):
+    """Eq. 9 of the paper: the Jaccard loss of growing sets of errors."""
+    num_classes = logits.shape[-1]
+    valid = (labels >= 0) & (labels < num_classes)
+    p, y = softmax(logits.astype("float64"))[valid], labels[valid]
+    losses = []
+    for n in range(num_classes):
+        own = y == n
+        if not own.any():
+            continue
+        error = np.where(own, 1 - p[:, n], p[:, n])
+        order = np.argsort(-error)
+
+        def jaccard_loss(wrong, own=own):
+            found = own.copy()
+            found[wrong] = ~found[wrong]
+            return 1 - (own & found).sum() / (own | found).sum()
+
+        before, total = 0.0, 0.0
+        for k in range(len(order)):
+            after = jaccard_loss(order[: k + 1])
+            total += error[order[k]] * (after - before)
+            before = after
+        losses.append(total)
+    return np.mean(losses) if losses else 0.0
+
+
+def example(seed=0, size=(2, 5, 6), num_classes=4):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes - 1, size)  # The last class is absent.
+    labels[rng.random(size) < 0.2] = 255
+    return labels, rng.normal(size=(*size, num_classes)).astype("float32")
+
+
+def test_equals_the_definition():
+    for seed in range(4):
+        labels, logits = example(seed)
+        np.testing.assert_allclose(lovasz_softmax(labels, logits), loop(labels, logits), rtol=1e-5)
+
+
+def test_of_hard_predictions_it_is_the_jaccard_loss():
+    labels = np.array([[[0, 0, 0, 1, 1, 255]]])
+    for guess in itertools.product((0, 1), repeat=6):
+        logits = 200.0 * np.eye(2, dtype="float32")[np.array(guess)][None, None]
+        guess, y = np.array(guess)[:5], labels[0, 0, :5]
+        iou = [((guess == n) & (y == n)).sum() / ((guess == n) | (y == n)).sum() for n in (0, 1)]
+        np.testing.assert_allclose(lovasz_softmax(labels, logits), 1 - np.mean(iou), atol=1e-6)
+
+
+def test_gradient_is_that_of_the_definition():
+    labels, logits = example()
+    x = tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = lovasz_softmax(labels, x)
+    gradient = tape.gradient(loss, x).numpy()
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        place = tuple(rng.integers(0, n) for n in logits.shape)
+        moved = []
+        for step in (-1e-6, 1e-6):
+            y = logits.astype("float64")
+            y[place] += step
+            moved.append(loop(labels, y))
+        expected = (moved[1] - moved[0]) / 2e-6
+        np.testing.assert_allclose(gradient[place], expected, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nothing_valid_and_half_precision(dtype):
+    labels, logits = example()
+    nothing = lovasz_softmax(np.full_like(labels, 255), tf.cast(logits, dtype))
+    assert float(nothing) == 0
+    loss = lovasz_softmax(labels, tf.cast(logits, dtype))
+    assert loss.dtype == "float32"
+    np.testing.assert_allclose(loss, loop(labels, logits), rtol=1e-2)
+
+
+def test_logits_are_resized_and_graphs_agree():
+    labels = np.random.default_rng(0).integers(0, 150, (1, 16, 24))
+    logits = np.random.default_rng(1).normal(size=(1, 4, 6, 150)).astype("float32")
+    expected = lovasz_softmax(labels, logits)
+    assert np.isfinite(expected)
+    np.testing.assert_allclose(tf.function(lovasz_softmax)(labels, logits), expected, rtol=1e-5)
+
+
+def test_two_replicas_are_one_with_the_whole_batch(mirrored):
+    labels, logits = example(size=(4, 5, 6))
+    x = tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        expected = lovasz_softmax(labels, x)
+    expected_gradient = tape.gradient(expected, x)
+    halves = mirrored.experimental_distribute_values_from_function(
+        lambda c: (
+            tf.constant(labels)[2 * c.replica_id_in_sync_group :][:2],
+            x[2 * c.replica_id_in_sync_group :][:2],
+        )
+    )
+
+    @tf.function(autograph=False)
+    def run(halves):
+        def share(half):
+            with tf.GradientTape() as tape:
+                tape.watch(half[1])
+                loss = lovasz_softmax(*half)
+            return loss, tape.gradient(loss, half[1])
+
+        found = mirrored.run(share, (halves,))
+        return [mirrored.experimental_local_results(x) for x in found]
+
+    losses, gradients = run(halves)
+    np.testing.assert_allclose(sum(losses), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.concatenate(gradients), expected_gradient, atol=1e-7)

@@ -1,0 +1,80 @@
+import keras
+import numpy as np
+import pytest
+
+from kseg import config
+from kseg.errors import UserError
+from kseg.losses.cross_entropy import cross_entropy
+from kseg.losses.lovasz import lovasz_softmax
+from kseg.losses.ohem import ohem_cross_entropy
+from kseg.losses.reduction import global_mean, global_ratio
+from kseg.training.losses import build_losses, default_losses
+
+
+def segmenter(auxiliary=True):
+    image = keras.Input((None, None, 3))
+    outputs = {"logits": keras.layers.Conv2D(3, 1)(image)}
+    if auxiliary:
+        outputs["aux_logits"] = keras.layers.Conv2D(3, 1)(image)
+    return keras.Model(image, outputs)
+
+
+def example():
+    rng = np.random.default_rng(0)
+    outputs = {
+        name: rng.normal(size=(2, 4, 6, 3)).astype("float32") for name in ("logits", "aux_logits")
+    }
+    return rng.integers(0, 3, (2, 8, 12)), outputs
+
+
+def test_each_loss_has_its_settings_and_weight():
+    settings = config.Losses.model_validate(
+        {
+            "cross_entropy": {"class_weights": [1, 2, 0.5], "label_smoothing": 0.1},
+            "ohem": {"weight": 0.5, "threshold": 0.2, "min_kept": 9},
+            "lovasz": {"weight": 2},
+            "auxiliary": {"weight": 0.3},
+        }
+    )
+    losses = build_losses(settings, segmenter(), num_classes=3)
+    labels, outputs = example()
+    soft = {"class_weights": [1, 2, 0.5], "label_smoothing": 0.1}
+    hard = ohem_cross_entropy(labels, outputs["logits"], threshold=0.2, min_kept=9)
+    expected = {
+        "cross_entropy": (global_ratio(*cross_entropy(labels, outputs["logits"], **soft)), 1.0),
+        "ohem": (global_mean(*hard), 0.5),
+        "lovasz": (lovasz_softmax(labels, outputs["logits"]), 2.0),
+        "auxiliary": (global_ratio(*cross_entropy(labels, outputs["aux_logits"], **soft)), 0.3),
+    }
+    assert set(losses) == set(expected)
+    for name, (loss, weight) in losses.items():
+        np.testing.assert_allclose(loss(labels, outputs), expected[name][0], rtol=1e-6)
+        assert weight == expected[name][1]
+
+
+def test_defaults_are_those_of_the_config():
+    labels, outputs = example()
+    model = segmenter()
+    built = build_losses(config.Losses(), model, num_classes=3)
+    default = default_losses(model)
+    assert {name: weight for name, (_, weight) in built.items()} == {
+        "cross_entropy": 1.0,
+        "auxiliary": 0.4,
+    }
+    for name, (loss, weight) in default.items():
+        assert weight == built[name][1]
+        np.testing.assert_array_equal(loss(labels, outputs), built[name][0](labels, outputs))
+
+
+def test_no_auxiliary_logits_no_auxiliary_loss():
+    assert list(default_losses(segmenter(auxiliary=False))) == ["cross_entropy"]
+    built = build_losses(config.Losses(), segmenter(auxiliary=False), num_classes=3)
+    assert list(built) == ["cross_entropy"]
+    built = build_losses(config.Losses(auxiliary=None), segmenter(), num_classes=3)
+    assert list(built) == ["cross_entropy"]
+
+
+def test_class_weights_must_fit_the_classes():
+    settings = config.Losses(cross_entropy={"class_weights": [1, 2]})
+    with pytest.raises(UserError, match=r"each of the 3 classes\. Received: 2"):
+        build_losses(settings, segmenter(), num_classes=3)
