@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kseg.contrast.grouping import end_to_end, minor_bits, sort_by_group
+from kseg.contrast.grouping import end_to_end, minor_bits, random_minor, sort_by_group
 
 # Squared distance of what has no edge. Squares of distances in images can be added to it.
 FAR = 2**28
@@ -124,9 +124,7 @@ def boundary_aware_samples(
         in both marks unused rows, which come last.
     """
     pixels = labels.shape[0]
-    noise = keras.random.randint(
-        (pixels,), 0, 2 ** minor_bits(num_classes), dtype="int32", seed=seed
-    )
+    noise = random_minor((pixels,), num_classes, seed)
     by_class, class_starts = sort_by_group(labels, num_classes, noise)
     counts = class_starts[1:] - class_starts[:-1]
     present = counts > 0

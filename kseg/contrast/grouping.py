@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 from keras import ops
 
 
@@ -32,6 +33,20 @@ def sort_by_group(groups, num_groups, minor=None):
 def minor_bits(num_groups):
     """Bits that the number of a group leaves to `minor` in an int32."""
     return 31 - math.ceil(math.log2(num_groups + 1))
+
+
+def random_minor(shape, num_groups, seed):
+    """Draws a `minor` for `sort_by_group`, which shuffles each group.
+
+    Args:
+        shape: ints.
+        num_groups: int.
+        seed: int or `keras.random.SeedGenerator`.
+
+    Returns:
+        int32 tensor.
+    """
+    return keras.random.randint(shape, 0, 2 ** minor_bits(num_groups), dtype="int32", seed=seed)
 
 
 def end_to_end(quotas, rows):

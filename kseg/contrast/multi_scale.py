@@ -4,10 +4,9 @@ import keras
 from keras import ops
 
 from kseg import replicas
-from kseg.contrast.info_nce import info_nce
+from kseg.contrast.global_batch import mean_info_nce, take_rows
 from kseg.contrast.objective import Objective
 from kseg.contrast.sampling import balanced_anchors, resize_labels
-from kseg.losses.reduction import global_mean
 
 SCALE_WEIGHTS = {"c2": 1.0, "c3": 0.7, "c4": 0.4, "c5": 0.1}
 CROSS_SCALE_PAIRS = (("c2", "c5"), ("c2", "c4"))
@@ -117,36 +116,17 @@ class MultiScaleContrast(Objective):
             min_count=self.min_count,
             seed=self.seed_generator,
         )
-        if not self.cross_replica or replicas.num_replicas() == 1:
-            return ops.take(pixels, ops.maximum(positions, 0), axis=0), anchor_labels
-        # All replicas drew the same global positions; each brings its own pixels, zeros elsewhere.
-        local = positions - replicas.replica_id() * pixels.shape[0]
-        mine = ops.logical_and(local >= 0, local < pixels.shape[0])
-        anchors = ops.take(pixels, ops.where(mine, local, 0), axis=0)
-        return replicas.all_reduce_sum(ops.where(mine[:, None], anchors, 0.0)), anchor_labels
+        return take_rows(pixels, positions, cross_replica=self.cross_replica), anchor_labels
 
     def _contrast(self, anchor_set, key_set, same=False):
         """Mean of `info_nce` over the valid anchors; this replica's share of it."""
-        anchors, anchor_labels = anchor_set
-        positions = ops.arange(anchors.shape[0])
-        if self.cross_replica and replicas.num_replicas() > 1:
-            # Each replica works off every R-th anchor: equal work, though unused rows come last.
-            count = replicas.num_replicas()
-            rows = -(-anchors.shape[0] // count)
-            positions = ops.arange(rows) * count + replicas.replica_id()
-            inside = positions < anchors.shape[0]
-            positions = ops.where(inside, positions, 0)
-            anchors = ops.take(anchors, positions, axis=0)
-            anchor_labels = ops.where(inside, ops.take(anchor_labels, positions), -1)
-        loss, valid = info_nce(
-            anchors,
-            anchor_labels,
+        return mean_info_nce(
+            *anchor_set,
             *key_set,
             temperature=self.temperature,
             exclude_self=same,
-            self_positions=positions,
+            cross_replica=self.cross_replica,
         )
-        return global_mean(loss, valid, cross_replica=self.cross_replica)
 
     def get_config(self):
         """The constructor's arguments."""

@@ -1,10 +1,10 @@
 """Which pixels take part: samplers with static shapes, -1 for unused rows."""
 
-import math
-
 import keras
 import numpy as np
 from keras import ops
+
+from kseg.contrast.grouping import end_to_end, random_minor, sort_by_group
 
 
 def resize_labels(labels, height, width):
@@ -51,17 +51,9 @@ def balanced_anchors(labels, num_classes, *, max_anchors=10_000, min_count=5, se
     batch, positions = labels.shape
     rows = min(max_anchors, batch * positions)
     groups = num_classes * batch  # One for each class and image, class by class.
-    labels = ops.cast(labels, "int32")
-    known = ops.logical_and(labels >= 0, labels < num_classes)
-    group = ops.where(known, labels * batch + ops.arange(batch, dtype="int32")[:, None], groups)
-    group = ops.reshape(group, (-1,))
-
-    # One sort shuffles each group in place: the group's number above random bits.
-    random_bits = 31 - math.ceil(math.log2(groups + 1))
-    noise = keras.random.randint((batch * positions,), 0, 2**random_bits, dtype="int32", seed=seed)
-    order = ops.argsort(group * 2**random_bits + noise)
-    starts = ops.searchsorted(ops.take(group, order), ops.arange(groups + 1, dtype="int32"))
-    starts = ops.cast(starts, "int32")
+    group = _class_and_image(labels, num_classes)
+    noise = random_minor((batch * positions,), groups, seed)
+    order, starts = sort_by_group(group, groups, noise)
     counts = ops.reshape(starts[1:] - starts[:-1], (num_classes, batch))
 
     # The number of each class: that of the rarest present one.
@@ -72,18 +64,105 @@ def balanced_anchors(labels, num_classes, *, max_anchors=10_000, min_count=5, se
     per_class = ops.minimum(rarest, rows // ops.maximum(num_present, 1))
     quotas = _divide(counts, ops.where(present, per_class, 0), seed)
 
-    # Row a takes the a-th pixel of the groups' quotas laid end to end.
-    ends = ops.cumsum(ops.reshape(quotas, (-1,)))
-    row = ops.arange(rows, dtype="int32")
-    owner = ops.cast(ops.searchsorted(ends, row, side="right"), "int32")
-    used = owner < groups
-    owner = ops.minimum(owner, groups - 1)
-    rank = row - ops.take(ends, owner) + ops.take(ops.reshape(quotas, (-1,)), owner)
-    place = ops.where(used, ops.take(starts, owner) + rank, 0)
-    return (
-        ops.where(used, ops.cast(ops.take(order, place), "int32"), -1),
-        ops.where(used, owner // batch, -1),
-    )
+    return _rows_of(ops.reshape(quotas, (-1,)), order, starts, rows, batch)
+
+
+def hard_anchors(
+    labels,
+    predictions,
+    num_classes,
+    *,
+    max_anchors=1024,
+    max_views=100,
+    min_count=5,
+    seed=None,
+):
+    """Draws pixels of every class in every image, half of them wrongly predicted.
+
+    Each class that has at least `min_count` pixels in an image gives equally many views there, at
+    most `max_views` and in all at most `max_anchors`; one that has fewer gives all. Half of them
+    are wrongly predicted, half rightly; where there are too few of a kind, more of the other.
+
+    Source: Wang et al., "Exploring Cross-Image Pixel Contrast for Semantic Segmentation", ICCV
+    2021, Sec. 3.2, the "segmentation-aware hard anchor sampling". Its public code takes only
+    classes with more than `max_views` pixels, and fails where there is none.
+
+    Args:
+        labels: int tensor `(batch, positions)`, static shape; values outside `[0, num_classes)` are
+            ignored.
+        predictions: int tensor of the same shape.
+        num_classes: int.
+        max_anchors: int > 0. The number of rows is this, or the number of pixels if smaller.
+        max_views: int > 0.
+        min_count: int > 0.
+        seed: as in `balanced_anchors`.
+
+    Returns:
+        `(positions, anchor_labels)` as `balanced_anchors`.
+    """
+    batch, positions = labels.shape
+    rows = min(max_anchors, batch * positions)
+    groups = num_classes * batch
+    group = _class_and_image(labels, num_classes)
+    right = ops.reshape(ops.cast(predictions == labels, "int32"), (-1,))
+    kind = ops.where(group < groups, 2 * group + right, 2 * groups)  # Wrong ones, then right ones.
+    noise = random_minor((batch * positions,), 2 * groups, seed)
+    order, starts = sort_by_group(kind, 2 * groups, noise)
+    counts = ops.reshape(starts[1:] - starts[:-1], (groups, 2))
+    total = ops.sum(counts, axis=1)
+    present = total >= min_count
+    num_present = ops.maximum(ops.sum(ops.cast(present, "int32")), 1)
+    views = ops.clip(rows // num_present, 1, max_views)
+    total = ops.where(present, ops.minimum(total, views), 0)
+    total = ops.minimum(total, ops.maximum(rows - ops.cumsum(total) + total, 0))
+    wrong = ops.minimum(counts[:, 0], ops.maximum(total // 2, total - counts[:, 1]))
+    quotas = ops.reshape(ops.stack([wrong, total - wrong], axis=1), (-1,))
+    return _rows_of(quotas, order, starts, rows, 2 * batch)
+
+
+def pixels_of_each_image(labels, num_classes, *, count, max_rows, seed=None):
+    """Draws up to `count` pixels of each class of each image.
+
+    Args:
+        labels: int tensor `(batch, positions)`, static shape; values outside `[0, num_classes)` are
+            ignored.
+        num_classes: int.
+        count: int > 0.
+        max_rows: int; what does not fit in is left out.
+        seed: as in `balanced_anchors`.
+
+    Returns:
+        `(positions, pixel_labels)` as `balanced_anchors`; of each class image by image.
+    """
+    batch, positions = labels.shape
+    groups = num_classes * batch
+    noise = random_minor((batch * positions,), groups, seed)
+    order, starts = sort_by_group(_class_and_image(labels, num_classes), groups, noise)
+    quotas = ops.minimum(starts[1:] - starts[:-1], count)
+    rows = min(max_rows, batch * positions, groups * count)
+    quotas = ops.minimum(quotas, ops.maximum(rows - ops.cumsum(quotas) + quotas, 0))
+    return _rows_of(quotas, order, starts, rows, batch)
+
+
+def _class_and_image(labels, num_classes):
+    """Numbers the class and image of each pixel, class by class; int32 `(pixels,)`.
+
+    Ignored pixels get `num_classes * batch`.
+    """
+    batch = labels.shape[0]
+    labels = ops.cast(labels, "int32")
+    known = ops.logical_and(labels >= 0, labels < num_classes)
+    group = labels * batch + ops.arange(batch, dtype="int32")[:, None]
+    return ops.reshape(ops.where(known, group, num_classes * batch), (-1,))
+
+
+def _rows_of(quotas, order, starts, rows, groups_of_a_class):
+    """`(positions, labels)` of as many rows of each group as `quotas` says."""
+    owner, rank = end_to_end(quotas, rows)
+    used = owner >= 0
+    place = ops.where(used, ops.take(starts, ops.maximum(owner, 0)) + rank, 0)
+    positions = ops.where(used, ops.take(order, place), -1)
+    return positions, ops.where(used, owner // groups_of_a_class, -1)
 
 
 def _divide(counts, totals, seed):

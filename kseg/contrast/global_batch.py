@@ -1,0 +1,63 @@
+"""Contrast over the global batch: what its replicas do in common, and how they share the work."""
+
+from keras import ops
+
+from kseg import replicas
+from kseg.contrast.info_nce import info_nce
+from kseg.losses.reduction import global_mean
+
+
+def take_rows(x, positions, *, cross_replica=True):
+    """Takes rows of a tensor, or of the tensors of all replicas laid end to end.
+
+    Args:
+        x: float tensor `(rows, dim)`, the same shape on every replica.
+        positions: int32 tensor `(count,)`, the same on every replica if they share; -1 gives any
+            row or zeros.
+        cross_replica: bool. False: rows of the replica's own tensor.
+
+    Returns:
+        tensor `(count, dim)`; gradients flow to the replica that a row came from.
+    """
+    if not cross_replica or replicas.num_replicas() == 1:
+        return ops.take(x, ops.maximum(positions, 0), axis=0)
+    local = positions - replicas.replica_id() * x.shape[0]
+    mine = ops.logical_and(local >= 0, local < x.shape[0])
+    rows = ops.take(x, ops.where(mine, local, 0), axis=0)
+    return replicas.all_reduce_sum(ops.where(mine[:, None], rows, 0.0))
+
+
+def mean_info_nce(
+    anchors, anchor_labels, keys, key_labels, *, exclude_self=False, cross_replica=True, **options
+):
+    """The mean of `info_nce` over the anchors that have a positive.
+
+    Args:
+        anchors, anchor_labels, keys, key_labels: as `info_nce` takes them; with `cross_replica` the
+            same on every replica.
+        exclude_self: bool, the keys are the anchors.
+        cross_replica: bool. Under a strategy each replica works off every R-th anchor: equal work,
+            though unused rows come last. False: all of its own, and the mean over replicas.
+        **options: of `info_nce`.
+
+    Returns:
+        float32 scalar, this replica's share.
+    """
+    count = replicas.num_replicas()
+    positions = ops.arange(anchors.shape[0])
+    if cross_replica and count > 1:
+        positions = ops.arange(-(-anchors.shape[0] // count)) * count + replicas.replica_id()
+        inside = positions < anchors.shape[0]
+        positions = ops.where(inside, positions, 0)
+        anchors = ops.take(anchors, positions, axis=0)
+        anchor_labels = ops.where(inside, ops.take(anchor_labels, positions), -1)
+    loss, valid = info_nce(
+        anchors,
+        anchor_labels,
+        keys,
+        key_labels,
+        exclude_self=exclude_self,
+        self_positions=positions if exclude_self else None,
+        **options,
+    )
+    return global_mean(loss, valid, cross_replica=cross_replica)
