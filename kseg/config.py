@@ -13,7 +13,7 @@ from pydantic import Field
 
 from kseg.errors import UserError
 
-Stage = Literal["c2", "c3", "c4", "c5", "fpn_c2", "fpn_c3", "fpn_c4", "fpn_c5"]
+Stage = Literal["c2", "c3", "c4", "c5", "fpn_c2", "fpn_c3", "fpn_c4", "fpn_c5", "features"]
 Strength = Annotated[float, Field(ge=0, lt=1)]
 PositiveSize = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -324,7 +324,37 @@ class Contextrast(Objective):
         return self
 
 
-Contrast = Annotated[MultiScale | RegionContrast | Contextrast, Field(discriminator="name")]
+class PixelContrast(Objective):
+    """Hard pixels against each other or a memory (Wang et al., ICCV 2021)."""
+
+    name: Literal["pixel_contrast"]
+    stage: Stage = Field("features", description="The contrasted map.")
+    memory: Literal["none", "pixel", "region", "both"] = Field(
+        "none", description="Keys: the other anchors, or remembered pixels, regions or both."
+    )
+    pixel_capacity: int = Field(1000, gt=0, description="Remembered pixels of each class.")
+    region_capacity: int = Field(1000, gt=0, description="Remembered regions of each class.")
+    pixels_per_image: int = Field(
+        10, gt=0, description="Pixels of a class in an image that a step remembers."
+    )
+    max_anchors: int = Field(1024, gt=1, description="Per batch.")
+    max_views: int = Field(100, gt=0, description="Anchors of a class in an image.")
+    min_count: int = Field(5, gt=0, description="Pixels a class needs in an image to take part.")
+    temperature: float = Field(0.1, gt=0)
+    base_temperature: float = Field(
+        0.07, gt=0, description="The loss is multiplied by temperature / base_temperature."
+    )
+    cross_replica: bool = Field(True, description="Contrast over the global batch.")
+
+    @property
+    def stages(self) -> list[str]:
+        """Maps that it contrasts."""
+        return [self.stage]
+
+
+Contrast = Annotated[
+    MultiScale | RegionContrast | Contextrast | PixelContrast, Field(discriminator="name")
+]
 
 
 class ColorJitter(Section):

@@ -272,6 +272,8 @@ METHODS = {
     "MS/CS": [{"name": "multi_scale"}],
     "RegionContrast": [{"name": "region_contrast"}],
     "Contextrast": [{"name": "contextrast"}],
+    "pixel contrast": [{"name": "pixel_contrast"}],
+    "with memory": [{"name": "pixel_contrast", "memory": "both"}],
 }
 
 
@@ -414,10 +416,10 @@ def fill_banks(objectives):
 
     rng = np.random.default_rng(0)
     for objective in objectives:
-        for layer in objective._flatten_layers(include_self=False):
-            entries = rng.standard_normal(layer.entries.shape, dtype="float32")
-            layer.entries.assign(entries / np.linalg.norm(entries, axis=-1, keepdims=True))
-            layer.count.assign(np.full(layer.num_classes, layer.capacity))
+        if (bank := getattr(objective, "bank", None)) is not None:
+            entries = rng.standard_normal(bank.entries.shape, dtype="float32")
+            bank.entries.assign(entries / np.linalg.norm(entries, axis=-1, keepdims=True))
+            bank.count.assign(np.broadcast_to(bank.capacity, bank.num_classes))
 
 
 def forward_gflops(segmenter, size):

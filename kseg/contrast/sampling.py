@@ -112,7 +112,7 @@ def hard_anchors(
     total = ops.sum(counts, axis=1)
     present = total >= min_count
     num_present = ops.maximum(ops.sum(ops.cast(present, "int32")), 1)
-    views = ops.clip(rows // num_present, 1, max_views)
+    views = ops.clip(max_anchors // num_present, 1, max_views)
     total = ops.where(present, ops.minimum(total, views), 0)
     total = ops.minimum(total, ops.maximum(rows - ops.cumsum(total) + total, 0))
     wrong = ops.minimum(counts[:, 0], ops.maximum(total // 2, total - counts[:, 1]))

@@ -5,15 +5,17 @@ from keras import ops
 from kseg import config
 from kseg.contrast.contextrast import Contextrast
 from kseg.contrast.multi_scale import MultiScaleContrast
+from kseg.contrast.pixel_contrast import PixelContrast
 from kseg.contrast.region_contrast import RegionContrast
 from kseg.errors import UserError
 
 _OBJECTIVES = {
     "contextrast": Contextrast,
     "multi_scale": MultiScaleContrast,
+    "pixel_contrast": PixelContrast,
     "region_contrast": RegionContrast,
 }
-_DRAW = {"contextrast", "multi_scale"}  # Those that sample, and take a seed.
+_DRAW = {"contextrast", "multi_scale", "pixel_contrast"}  # Those that sample, and take a seed.
 
 
 def build_objectives(contrast, *, num_classes, seed, training_images=None):

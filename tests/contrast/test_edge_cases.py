@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from kseg.contrast.contextrast import Contextrast
 from kseg.contrast.multi_scale import MultiScaleContrast
+from kseg.contrast.pixel_contrast import PixelContrast
 from kseg.contrast.region_contrast import RegionContrast
 
 SCALES = {"c2": 1.0, "c3": 0.5}
@@ -15,6 +16,10 @@ OBJECTIVES = {
     ),
     "region_contrast": lambda n: RegionContrast(n, capacity=3),
     "region_contrast, batch": lambda n: RegionContrast(n, scope="batch"),
+    "pixel_contrast": lambda n: PixelContrast(n, min_count=1),
+    "pixel_contrast, memory": lambda n: PixelContrast(
+        n, min_count=1, memory="both", pixel_capacity=5, region_capacity=3, pixels_per_image=2
+    ),
     "contextrast": lambda n: Contextrast(
         n, layer_weights=SCALES, reference="c3", max_samples=60, min_negatives=4
     ),
@@ -49,7 +54,7 @@ def example(case, seed):
         guess = small if case == "all right" else (small + 1) % num_classes
         logits = 9.0 * np.eye(num_classes)[guess]
     outputs = {"logits": logits, "features": rng.normal(size=(batch, 8, 12, 6))}
-    for stage, size in (("c2", (8, 12)), ("c3", (4, 6))):
+    for stage, size in (("c2", (8, 12)), ("c3", (4, 6)), ("features", (8, 12))):
         z = rng.normal(size=(batch, *size, 6))
         outputs[f"embedding_{stage}"] = z / np.linalg.norm(z, axis=-1, keepdims=True)
     dtype = case if case in ("bfloat16", "float16") else "float32"

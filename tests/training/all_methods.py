@@ -27,6 +27,14 @@ CONTRAST = [
         name="multi_scale", scale_weights=SCALES, cross_scale_pairs=[("c2", "c4")], max_anchors=90
     ),
     config.RegionContrast(name="region_contrast", capacity=5, start_step=1, warmup_steps=3),
+    config.PixelContrast(
+        name="pixel_contrast",
+        memory="both",
+        pixel_capacity=20,
+        region_capacity=7,
+        pixels_per_image=3,
+        max_anchors=60,
+    ),
     config.Contextrast(
         name="contextrast",
         layer_weights=SCALES,
