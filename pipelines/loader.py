@@ -28,6 +28,9 @@ def training_dataset(
     scale_range=(0.5, 2.0),
     flip=True,
     color_jitter=None,
+    worker=0,
+    num_workers=1,
+    num_replicas=1,
     num_parallel_calls=tf.data.AUTOTUNE,
 ):
     """Endless batches of random crops.
@@ -46,16 +49,20 @@ def training_dataset(
         scale_range: `(least, most)`, uniform.
         flip: bool, mirror half of the crops.
         color_jitter: dict of strengths `brightness`, `contrast`, `saturation`, `hue`, or None.
+        worker: int, number of this machine: it reads its part of each global batch, and no more.
+        num_workers: int, machines that divide each global batch.
+        num_replicas: int, parts of a global batch, as many on each machine, that come one after the
+            other as batches of their own.
         num_parallel_calls: int, images that are worked on at the same time; the stream does not
             depend on it.
 
     Returns:
         `tf.data.Dataset` of `{"image": uint8 (batch, height, width, 3), "label": uint8 (batch,
-        height, width)}`, 255 = ignored.
+        height, width)}`, 255 = ignored; `batch` is `batch_size / num_replicas`.
 
     Raises:
         DataError: if the data is missing or incomplete.
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, or a number does not divide the next.
         tf.errors.InvalidArgumentError: from the iterator, if a record is corrupt; names the shard.
     """
     crop_size = tuple(crop_size)
@@ -66,9 +73,16 @@ def training_dataset(
         )
     if not 0 < scale_range[0] <= scale_range[1]:
         raise ValueError(f"`scale_range` must be 0 < least <= most. Received: {scale_range}")
+    if batch_size % num_replicas or num_replicas % num_workers:
+        raise ValueError(
+            "`num_workers` must divide `num_replicas`, and that `batch_size`. Received: "
+            f"{num_workers=}, {num_replicas=}, {batch_size=}"
+        )
     records = _Records(folder, split)
+    share = batch_size // num_workers
 
-    def load(number):
+    def load(count):
+        number = count // share * batch_size + worker * share + count % share
         example = records.read(shuffled_index(seed, number, records.count))
         numbers = tf.random.stateless_uniform((8,), tf.stack([seed, number]))
         size = tf.stack([example["height"], example["width"]])
@@ -87,9 +101,9 @@ def training_dataset(
         return {"image": image, "label": labels}
 
     seed = tf.constant(seed, "int64")
-    dataset = tf.data.Dataset.counter(tf.constant(start_step * batch_size, "int64"))
+    dataset = tf.data.Dataset.counter(tf.constant(start_step * share, "int64"))
     dataset = dataset.map(load, num_parallel_calls=num_parallel_calls)
-    dataset = dataset.batch(batch_size, drop_remainder=True)
+    dataset = dataset.batch(batch_size // num_replicas, drop_remainder=True)
     return _with_options(dataset).prefetch(tf.data.AUTOTUNE)
 
 

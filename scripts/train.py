@@ -36,9 +36,20 @@ def parse_arguments():
 def main():
     arguments = parse_arguments()
     from kseg import config as config_module
+    from kseg.errors import UserError
 
     config = config_module.load(arguments.config, arguments.overrides)
     folder = pathlib.Path(arguments.run or f"runs/{config.name}")
+
+    from kseg.training.distribution import anywhere, build_strategy, read_cluster
+
+    cluster = None if arguments.dry_run else read_cluster()
+    if cluster and arguments.restart:
+        raise UserError(
+            "--restart is for one machine: here another may be reading already. Delete the folder "
+            f"{folder} and start all workers without it"
+        )
+    strategy = build_strategy(config.train.devices, cluster)
 
     import pipelines
     from kseg.runs import Classes, Run
@@ -58,13 +69,14 @@ def main():
     occurrences = manifest.split(data.train_split).images[:-1]
     classes = Classes(manifest.class_names, manifest.palette, occurrences)
     if arguments.dry_run:
-        return dry_run(Run(folder, config, classes))
+        return dry_run(Run(folder, config, classes), strategy)
 
     if arguments.restart:
         Run.delete(folder)
-    run = Run.create(folder, config, classes)
+    is_chief = cluster is None or cluster.is_chief
+    run = Run.create(folder, config, classes) if is_chief else Run(folder, config, classes)
 
-    def training_batches(start_step):
+    def training_batches(start_step, **part):
         return loader.training_dataset(
             data.folder,
             data.train_split,
@@ -75,6 +87,7 @@ def main():
             scale_range=data.scale_range,
             flip=data.flip,
             color_jitter=None if data.color_jitter is None else data.color_jitter.model_dump(),
+            **part,
         )
 
     def evaluation_batches():
@@ -85,12 +98,41 @@ def main():
     from kseg.training import loop
 
     try:
-        result = loop.train(run, training_batches, evaluation_batches)
+        if cluster:  # The chief has found nothing wrong.
+            anywhere(strategy, False)
+        result = loop.train(
+            run, training_batches, evaluation_batches, strategy=strategy, cluster=cluster
+        )
     except loop.Interrupted as stop:
         print(stop)
         return 130
-    finish(run, result, evaluation_batches())
+    except _lost_workers() as error:
+        if cluster is None:
+            raise
+        raise UserError(
+            f"worker {cluster.worker} of {cluster.num_workers} lost another one. Start all of them "
+            "again: the same command goes on from the newest checkpoint. TensorFlow says: "
+            + " ".join(error.message.split())[:300]
+        ) from None
+    if is_chief:
+        finish(run, result, evaluation_batches())
+    if cluster:
+        anywhere(strategy, False)
     return 0
+
+
+def _lost_workers():
+    """Errors of TensorFlow's where another machine is gone."""
+    from tensorflow import errors
+
+    return (
+        errors.UnavailableError,
+        errors.AbortedError,
+        errors.CancelledError,
+        errors.DeadlineExceededError,
+        errors.InternalError,
+        errors.UnknownError,
+    )
 
 
 def finish(run, result, evaluation_batches):
@@ -128,14 +170,12 @@ def finish(run, result, evaluation_batches):
     print(f"TensorBoard:  tensorboard --logdir {run.path.parent}")
 
 
-def dry_run(run):
+def dry_run(run, strategy):
     """Prints the resolved config, the model, the steps and the batch."""
-    from kseg.training.distribution import build_strategy
     from kseg.training.loop import build_trainer
 
     config = run.config
     print(config.to_json(), end="")
-    strategy = build_strategy(config.train.devices)
     trainer = build_trainer(run, strategy)
     total, deployed = (
         sum(math.prod(v.shape) for v in model.weights) / 1e6

@@ -14,17 +14,30 @@ from kseg.errors import UserError
 _META = "meta.json"
 
 
+def read(variables):
+    """Reads variables; in a cluster all workers must do it together.
+
+    Args:
+        variables: dict from name to variable.
+
+    Returns:
+        dict from name to array.
+    """
+    return {name: np.asarray(tf.convert_to_tensor(v.value)) for name, v in variables.items()}
+
+
 def save(path, variables, meta):
     """Writes variables atomically: a killed run leaves the old file or the new one.
 
     Args:
         path: file to write, `.npz`; its folder is made.
-        variables: dict from name to variable.
+        variables: dict from name to variable, or what `read` gave.
         meta: dict that JSON can hold.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: tf.convert_to_tensor(v.value).numpy() for name, v in variables.items()}
+    there = all(isinstance(value, np.ndarray) for value in variables.values())
+    arrays = dict(variables) if there else read(variables)
     arrays[_META] = np.array(json.dumps(meta))
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -12,13 +12,15 @@ from kseg.evaluation.inference import Evaluator
 from kseg.runs import step_file
 from kseg.segmenters import inference_model
 from kseg.training import checkpoints
-from kseg.training.distribution import build_strategy, use_xla
+from kseg.training.distribution import anywhere, build_strategy, use_xla
 from kseg.training.initialization import load_pretrained
 from kseg.training.losses import build_losses
 from kseg.training.objectives import build_objectives
 from kseg.training.optimizers import build_optimizer
 from kseg.training.reports import Progress, TensorBoard
 from kseg.training.trainer import SegmentationTrainer, build_step
+
+_AGREE_EVERY = 10  # Steps between questions to all workers whether one was asked to stop.
 
 
 class NonFiniteLossError(UserError):
@@ -67,15 +69,20 @@ def build_trainer(run, strategy):
     return trainer
 
 
-def train(run, training_batches, evaluation_batches):
+def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=None):
     """Trains a run to its last step, from its newest checkpoint or its pretrained weights.
 
     Args:
         run: `kseg.runs.Run`.
         training_batches: function from a start step to an endless `tf.data.Dataset` of global
-            batches `{"image", "label"}`, whose first batch is that of the start step.
+            batches `{"image", "label"}`, whose first batch is that of the start step. In a cluster
+            it takes `worker`, `num_workers` and `num_replicas` too, and gives this worker's part of
+            each batch, replica after replica.
         evaluation_batches: function to a `tf.data.Dataset` over the evaluation split, see
             `kseg.evaluation.inference.Evaluator`.
+        strategy: `tf.distribute.Strategy`, or None: that of `train.devices`.
+        cluster: `kseg.training.distribution.Cluster` or None. All its workers need the run's folder
+            at the same path; only the chief evaluates, prints and writes.
 
     Returns:
         dict with `step`, `best_mean_iou`, `best_step`, and `initial_weights`: what the weights came
@@ -88,7 +95,8 @@ def train(run, training_batches, evaluation_batches):
     """
     config = run.config
     settings = config.train
-    strategy = build_strategy(settings.devices)
+    strategy = strategy or build_strategy(settings.devices)
+    is_chief = cluster is None or cluster.is_chief
     replica_count = strategy.num_replicas_in_sync
     if config.data.batch_size % replica_count:
         raise UserError(
@@ -105,7 +113,8 @@ def train(run, training_batches, evaluation_batches):
         )
         step = saved_step = meta["step"]
         best, initial_weights = meta["best"], meta["initial_weights"]
-        print(f"going on from step {step} of {settings.steps}", flush=True)
+        if is_chief:
+            print(f"going on from step {step} of {settings.steps}", flush=True)
     else:
         initial_weights = load_pretrained(trainer.segmenter, config.model)
 
@@ -113,22 +122,23 @@ def train(run, training_batches, evaluation_batches):
         nonlocal saved_step
         if saved_step == step:
             return
+        saved_step = step
+        arrays = checkpoints.read(checkpoints.training_variables(trainer))
+        if not is_chief:
+            return
         checkpoints.save(
             run.path / "checkpoints" / step_file(step),
-            checkpoints.training_variables(trainer),
+            arrays,
             {"step": step, "best": best, "initial_weights": initial_weights},
         )
-        saved_step = step
         for old in run.checkpoint_steps()[: -settings.keep_checkpoints]:
             (run.path / "checkpoints" / step_file(old)).unlink()
 
-    with strategy.scope():
-        model = inference_model(trainer.segmenter)
-    evaluator = Evaluator(model, len(run.classes), strategy=strategy)
-    board = TensorBoard(run.path / "tensorboard", run.classes)
-    progress = Progress(step, settings.steps, config.data.batch_size)
+    evaluator = _Evaluator(run, trainer, strategy, cluster)
+    board = TensorBoard(run.path / "tensorboard", run.classes) if is_chief else None
+    progress = Progress(step, settings.steps, config.data.batch_size, quiet=not is_chief)
     train_step = build_step(trainer, strategy, jit_compile=jit_compile)
-    batches = iter(strategy.experimental_distribute_dataset(training_batches(step)))
+    batches = iter(_distributed(training_batches, step, strategy, cluster))
     watch = _FiniteWatch(run)
     with _StopSignals() as stop_signals:
         while step < settings.steps:
@@ -140,12 +150,18 @@ def train(run, training_batches, evaluation_batches):
                 values = watch.flush()
                 values["learning_rate"] = float(trainer.optimizer.learning_rate)
                 values |= progress.report(step, values)
-                board.scalars(step, values)
+                if is_chief:
+                    board.scalars(step, values)
             evaluating = step % settings.evaluate_every == 0 or step == settings.steps
             saving = step % settings.checkpoint_every == 0 or step == settings.steps
-            if evaluating or saving or stop_signals.received:
+            stopping = stop_signals.received
+            if cluster:  # All stop at the same step, whoever was asked to.
+                stopping = step % _AGREE_EVERY == 0 and anywhere(strategy, stopping)
+            if evaluating or saving or stopping:
                 watch.flush()
             if evaluating:
+                evaluator.update()
+            if evaluating and is_chief:
                 with progress.paused():
                     evaluation = evaluator(evaluation_batches(), num_examples=settings.panels)
                     board.evaluation(step, evaluation)
@@ -154,24 +170,79 @@ def train(run, training_batches, evaluation_batches):
                         best = {"mean_iou": mean_iou, "step": step}
                         checkpoints.save(
                             run.path / "checkpoints" / "best.npz",
-                            checkpoints.model_variables(trainer.segmenter),
+                            evaluator.weights,
                             {"step": step, "mean_iou": mean_iou},
                         )
                     progress.line(
                         f"step {step}  mean IoU {mean_iou:.4f}  "
                         f"(best {best['mean_iou']:.4f} at step {best['step']})"
                     )
-            if saving or stop_signals.received:
+            if saving or stopping:
                 save()
-            if stop_signals.received and step < settings.steps:
+            if stopping and step < settings.steps:
+                if cluster:  # A worker that is gone takes the others with it: the chief comes last.
+                    anywhere(strategy, False)
                 raise Interrupted(f"stopped at step {step}; the same command goes on from there")
-    board.close()
+    if is_chief:
+        board.close()
     return {
         "step": step,
         "best_mean_iou": best["mean_iou"],
         "best_step": best["step"],
         "initial_weights": initial_weights,
     }
+
+
+class _Evaluator:
+    """Evaluates what is trained: on all devices, but in a cluster on the chief alone.
+
+    There the chief has a network of its own, because a variable of the cluster's can be read only
+    by all workers together. The others' next step waits for the chief's.
+
+    Attributes:
+        weights: dict from name to variable, or in a cluster to array: those of the last `update`.
+    """
+
+    def __init__(self, run, trainer, strategy, cluster):
+        self._shared = cluster is not None
+        self._trained = self.weights = checkpoints.model_variables(trainer.segmenter)
+        self._own = {}
+        if not self._shared:
+            with strategy.scope():
+                model = inference_model(trainer.segmenter)
+        elif cluster.is_chief:
+            segmenter = run.build_segmenter()
+            self._own = checkpoints.model_variables(segmenter)
+            model, strategy = inference_model(segmenter), None
+        else:
+            return
+        self._evaluate = Evaluator(model, len(run.classes), strategy=strategy)
+
+    def update(self):
+        """Brings the weights up to date; in a cluster all workers must call it."""
+        if self._shared:
+            self.weights = checkpoints.read(self._trained)
+            for name, variable in self._own.items():
+                variable.assign(self.weights[name])
+
+    def __call__(self, batches, **options):
+        return self._evaluate(batches, **options)
+
+
+def _distributed(training_batches, step, strategy, cluster):
+    """The distributed data set that starts at a step."""
+    if cluster is None:
+        return strategy.experimental_distribute_dataset(training_batches(step))
+
+    def of_worker(context):
+        return training_batches(
+            step,
+            worker=context.input_pipeline_id,
+            num_workers=context.num_input_pipelines,
+            num_replicas=context.num_replicas_in_sync,
+        )
+
+    return strategy.distribute_datasets_from_function(of_worker)
 
 
 class _FiniteWatch:

@@ -18,9 +18,10 @@ class Progress:
         step: int, where the run starts.
         steps: int, where it ends.
         batch_size: int, images in a step.
+        quiet: bool, prints nothing.
     """
 
-    def __init__(self, step, steps, batch_size):
+    def __init__(self, step, steps, batch_size, *, quiet=False):
         self._steps = steps
         self._batch_size = batch_size
         self._start = time.perf_counter()
@@ -28,6 +29,7 @@ class Progress:
         self._window_steps = 0
         self._steps_done = 0
         self._terminal = sys.stdout.isatty()
+        self._quiet = quiet
 
     @property
     def is_first(self):
@@ -66,6 +68,8 @@ class Progress:
         else:
             text += f"  first step after {time.perf_counter() - self._start:.1f} s"
         self._window, self._window_steps = time.perf_counter(), 0
+        if self._quiet:
+            return speed
         if self._terminal and step < self._steps:
             print(f"\r\x1b[K{text}", end="", flush=True)
         else:

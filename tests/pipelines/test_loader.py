@@ -52,6 +52,37 @@ def test_same_arguments_same_stream(folder):
     assert not all(np.array_equal(a["image"], b["image"]) for a, b in zip(once, other, strict=True))
 
 
+def test_workers_divide_each_global_batch(folder):
+    whole = take(training(folder, batch_size=8, start_step=3), 2)
+    for num_replicas in (2, 4):
+        parts = [
+            take(
+                training(
+                    folder,
+                    batch_size=8,
+                    start_step=3,
+                    worker=worker,
+                    num_workers=2,
+                    num_replicas=num_replicas,
+                ),
+                num_replicas,
+            )
+            for worker in (0, 1)
+        ]
+        each = num_replicas // 2
+        for step, batch in enumerate(whole):
+            found = [part for worker in parts for part in worker[each * step : each * (step + 1)]]
+            assert all(len(part["image"]) == 8 // num_replicas for part in found)
+            for key in ("image", "label"):
+                np.testing.assert_array_equal(np.concatenate([x[key] for x in found]), batch[key])
+
+
+@pytest.mark.parametrize("numbers", [{"num_replicas": 3}, {"num_workers": 2}])
+def test_batches_that_cannot_be_divided(folder, numbers):
+    with pytest.raises(ValueError, match="must divide"):
+        training(folder, batch_size=4, **numbers)
+
+
 def test_batch_size_does_not_change_the_samples(folder):
     twos, sixes = take(training(folder), 3), take(training(folder, batch_size=6), 1)
     for key in ("image", "label"):
