@@ -156,7 +156,7 @@ class Model(Section):
         256, gt=0, description="Channels that the projectors of contrasted stages map to."
     )
     projector_layers: int = Field(
-        2, ge=0, description="Hidden layers of a projector: 2 in MS/CS, 1 in Contextrast."
+        2, ge=0, description="Hidden layers of a projector: 2 in MS/CS, else 1."
     )
 
 
@@ -170,13 +170,13 @@ class CrossEntropy(Loss):
     """Mean cross-entropy of the pixels; weight 0 leaves it out."""
 
     class_weights: list[Annotated[float, Field(ge=0)]] | None = Field(
-        None, description="One for each class, in their order; null: 1 for all."
+        None, description="One for each class, in order, here and in `auxiliary`; null: all 1."
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Here and in `auxiliary`.")
 
 
 class OHEM(Loss):
-    """Mean cross-entropy of the hard pixels; most use it in place of `cross_entropy`."""
+    """Mean cross-entropy of the hard pixels, unweighted; mostly in place of `cross_entropy`."""
 
     threshold: float = Field(0.7, ge=0, le=1, description="Probability below which all are kept.")
     min_kept: int = Field(100_000, ge=0, description="Pixels of a batch that are kept at least.")

@@ -237,7 +237,7 @@ def build_step(arguments, contrast=()):
         arguments.classes,
         backbone_arguments=getattr(arguments, "backbone_arguments", None),
         head_arguments=getattr(arguments, "head_arguments", None),
-        projector_layers=1 if contrast and contrast[0]["name"] == "contextrast" else 2,
+        projector_layers=2 if any(entry["name"] == "multi_scale" for entry in contrast) else 1,
         projections=sorted({stage for objective, _ in objectives for stage in objective.stages}),
     )
     trainer = trainer_module.SegmentationTrainer(segmenter, objectives=objectives)

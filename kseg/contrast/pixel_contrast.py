@@ -149,6 +149,8 @@ class PixelContrast(Objective):
             exclude_self=self.bank is None,
             detach_keys=self.bank is not None,
             cross_replica=self.cross_replica,
+            # A tile of few classes' anchors is negatives only against most keys.
+            block_size=(256, 1024),
         )
         found = []
         if "pixel" in self._rings:
