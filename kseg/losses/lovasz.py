@@ -1,10 +1,17 @@
 """Lovasz-softmax: a convex surrogate of the mean IoU."""
 
+import math
+
+import numpy as np
 from keras import ops
 
 from kseg import replicas
 from kseg.control_flow import scan
 from kseg.losses.cross_entropy import logits_like
+
+# Replicas cannot talk in a loop of the graph, so they exchange classes before it: many at once
+# would need memory for all pixels of the global batch, few would make a large graph.
+_CLASSES_IN_A_MESSAGE = 16
 
 
 def lovasz_softmax(labels, logits):
@@ -25,67 +32,94 @@ def lovasz_softmax(labels, logits):
 
     Returns:
         float32 scalar: this replica's share of the loss; 0 if no class is present.
+
+    Raises:
+        ValueError: if the labels have no static shape.
     """
-    num_classes = logits.shape[-1]
+    if None in labels.shape:
+        raise ValueError(f"`labels` must have a static shape. Received: {tuple(labels.shape)}")
+    num_classes, pixels = logits.shape[-1], math.prod(labels.shape)
     probabilities = ops.softmax(logits_like(labels, logits), axis=-1)
-    probabilities = ops.transpose(ops.reshape(probabilities, (-1, num_classes)))
-    labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
-    valid = ops.logical_and(labels >= 0, labels < num_classes)
-    pixels = labels.shape[0]
+    probabilities = ops.reshape(probabilities, (pixels, num_classes))
+    labels = ops.reshape(ops.cast(labels, "int32"), (pixels,))
+    all_labels = replicas.all_gather(labels)
+    inside = ops.cast(_inside(all_labels, num_classes), "int32")
+    counts = ops.segment_sum(inside, all_labels * inside, num_segments=num_classes)
+    present = ops.cast(counts > 0, "float32")
 
-    def weights(n):
-        """Derivatives of the loss of class n with respect to its errors; zeros if absent."""
-        own = ops.cast(labels == n, "float32")
-        p = ops.reshape(ops.slice(constant, (n, 0), (1, pixels)), (-1,))
-        # What is ignored comes after all errors.
-        return _jaccard_weights(ops.where(valid, own + (1.0 - 2.0 * own) * p, -1.0), own)
-
-    constant = ops.stop_gradient(probabilities)
-    present = ops.cast(_counts(labels, num_classes) > 0, "float32")
-    if replicas.num_replicas() > 1:  # No communication in a loop of the graph.
-        slopes = ops.stack([weights(n) for n in range(num_classes)])
-    else:
-
-        def step(carry, n):
-            absent = ops.zeros((pixels,), "float32")
-            return carry, (ops.cond(ops.take(present, n) > 0, lambda: weights(n), lambda: absent),)
-
-        _, (slopes,) = scan(step, (), num_classes, [(pixels,)])
-    slopes = ops.stop_gradient(slopes) * present[:, None]
-    own = ops.cast(labels[None, :] == ops.arange(num_classes, dtype="int32")[:, None], "float32")
-    error = own + (1.0 - 2.0 * own) * probabilities
+    at_once = num_classes if replicas.num_replicas() == 1 else _CLASSES_IN_A_MESSAGE
+    slopes = []
+    for first in range(0, num_classes, at_once):
+        part = slice(first, first + at_once)
+        everywhere = replicas.all_gather(ops.stop_gradient(probabilities[:, part]))
+        classes = np.arange(num_classes, dtype="int32")[part]
+        slopes.append(_slopes(ops.transpose(everywhere), all_labels, classes, present, pixels))
+    slopes = ops.stop_gradient(ops.concatenate(slopes))
+    own = ops.cast(labels[None, :] == np.arange(num_classes, dtype="int32")[:, None], "float32")
+    error = _error(own, ops.transpose(probabilities))
     return ops.sum(slopes * error) / ops.maximum(ops.sum(present), 1.0)
 
 
-def _counts(labels, num_classes):
-    """Pixels of each class in the global batch, int32 `(num_classes,)`."""
-    inside = ops.logical_and(labels >= 0, labels < num_classes)
-    counts = ops.bincount(ops.where(inside, labels, num_classes), minlength=num_classes + 1)
-    return replicas.all_reduce_sum(ops.cast(counts, "int32"))[:num_classes]
+def _inside(labels, num_classes):
+    return ops.logical_and(labels >= 0, labels < num_classes)
 
 
-def _jaccard_weights(error, own):
-    """The gradient of the Lovasz extension, at this replica's pixels.
+def _error(own, probability):
+    return own + (1.0 - 2.0 * own) * probability
 
-    With the errors of the global batch in descending order, I of the class's pixels after the k-th
-    and U pixels in the union of class and first k: the loss is `1 - I / U`, and grows by `1 / U`
-    at a pixel of the class, by `I / (U (U - 1))` at another.
+
+def _slopes(probabilities, labels, classes, present, pixels):
+    """Derivatives of some classes' losses with respect to their errors, at this replica's pixels.
+
+    One class at a time is sorted, in a loop of the graph; those that are absent are skipped.
 
     Args:
-        error: float32 tensor `(pixels,)`; -1 where ignored.
-        own: float32 tensor `(pixels,)`, 1 at pixels of the class.
+        probabilities: float32 tensor `(len(classes), global_pixels)`.
+        labels: int32 tensor `(global_pixels,)`.
+        classes: int32 array, the classes of the rows.
+        present: float32 tensor `(num_classes,)`, 1 where the global batch has the class.
+        pixels: int, of each replica.
 
     Returns:
-        float32 tensor `(pixels,)`, 0 where ignored.
+        float32 tensor `(len(classes), pixels)`, 0 where ignored and for absent classes.
     """
-    pixels = error.shape[0]
-    everywhere, own = replicas.all_gather(error), replicas.all_gather(own)
-    order = ops.argsort(-everywhere)
+    valid = _inside(labels, present.shape[0])
+    mine = replicas.replica_id() * pixels
+
+    def slopes_of(row):
+        own = ops.cast(labels == ops.take(classes, row), "float32")
+        p = ops.reshape(ops.slice(probabilities, (row, 0), (1, labels.shape[0])), (-1,))
+        # What is ignored comes after all errors.
+        slopes = _jaccard_slopes(ops.where(valid, _error(own, p), -1.0), own)
+        return ops.slice(ops.where(valid, slopes, 0.0), (mine,), (pixels,))
+
+    def step(carry, row):
+        here = ops.take(present, ops.take(classes, row)) > 0
+        absent = ops.zeros((pixels,), "float32")
+        return carry, (ops.cond(here, lambda: slopes_of(row), lambda: absent),)
+
+    return scan(step, (), len(classes), [(pixels,)])[1][0]
+
+
+def _jaccard_slopes(error, own):
+    """The gradient of the Lovasz extension with respect to the errors of a class.
+
+    With the errors in descending order, I of the class's pixels after the k-th and U pixels in the
+    union of class and first k: the loss is `1 - I / U`, and grows by `1 / U` at a pixel of the
+    class, by `I / (U (U - 1))` at another.
+
+    Args:
+        error: float32 tensor `(global_pixels,)`; -1 where ignored.
+        own: float32 tensor `(global_pixels,)`, 1 at pixels of the class.
+
+    Returns:
+        float32 tensor `(global_pixels,)`, of no meaning where ignored.
+    """
+    order = ops.argsort(-error)  # Stable, so that equal errors do not make replicas differ.
     own = ops.take(own, order)
-    left = ops.sum(own) - ops.cumsum(own)
-    union = ops.sum(own) + ops.cumsum(1.0 - own)
-    grown = ops.where(own > 0, 1.0 / union, left / (union * ops.maximum(union - 1.0, 1.0)))
-    grown = ops.scatter(order[:, None], grown, everywhere.shape)
-    first = replicas.replica_id() * pixels
-    mine = ops.slice(grown, (first,), (pixels,))
-    return ops.where(error >= 0, mine, 0.0)
+    size, found = ops.sum(own), ops.cumsum(own)
+    # Counting up to here by its own cumsum would end at 2^24 in float32.
+    rank = ops.cast(ops.arange(1, error.shape[0] + 1, dtype="int32"), "float32")
+    union = size + (rank - found)
+    others = (size - found) / (union * ops.maximum(union - 1.0, 1.0))
+    return ops.scatter(order[:, None], ops.where(own > 0, 1.0 / union, others), error.shape)

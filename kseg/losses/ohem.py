@@ -5,7 +5,7 @@ from keras import ops
 from kseg import replicas
 from kseg.losses.cross_entropy import cross_entropy
 
-# Probabilities are ranked as integers, exact from 2^-6 on, in rounds of as many bits.
+# Floats from 0 up to 2 are in the order of their bits, the upper two of which are 0.
 _BITS = 30
 _BITS_A_ROUND = 10
 
@@ -36,8 +36,7 @@ def ohem_cross_entropy(labels, logits, *, threshold=0.7, min_kept=100_000):
     probability = ops.stop_gradient(ops.exp(-loss))
     kept = probability <= threshold
     if min_kept:
-        rank = ops.cast(ops.floor(probability * 2.0**_BITS), "int32")
-        rank = ops.minimum(rank, 2**_BITS - 1)
+        rank = ops.view(probability, "int32")
         kept = ops.logical_or(kept, rank <= _smallest(rank, valid, min_kept))
     return loss, ops.cast(ops.logical_and(kept, valid), "float32")
 
@@ -53,13 +52,13 @@ def _smallest(values, valid, count):
     Returns:
         int32 scalar; the largest possible value if fewer are valid.
     """
-    values = ops.reshape(values, (-1,))
+    values, in_play = (ops.reshape(x, (-1,)) for x in (values, valid))
     bins = 2**_BITS_A_ROUND
-    in_play = ops.reshape(valid, (-1,))
     prefix, missing = 0, count
     for shift in range(_BITS - _BITS_A_ROUND, -1, -_BITS_A_ROUND):
-        digits = ops.where(in_play, (values // 2**shift) % bins, bins)
-        histogram = ops.cast(ops.bincount(digits, minlength=bins + 1)[:bins], "int32")
+        digits = ops.bitwise_and(ops.right_shift(values, shift), bins - 1)
+        # Not bincount: XLA does not compile that of TensorFlow.
+        histogram = ops.segment_sum(ops.cast(in_play, "int32"), digits, num_segments=bins)
         below = ops.cumsum(replicas.all_reduce_sum(histogram))
         digit = ops.minimum(ops.sum(ops.cast(below < missing, "int32")), bins - 1)
         missing = missing - ops.where(digit > 0, ops.take(below, ops.maximum(digit - 1, 0)), 0)

@@ -31,8 +31,8 @@ def build_losses(losses, segmenter, *, num_classes):
         num_classes: int.
 
     Returns:
-        dict as `kseg.training.trainer.SegmentationTrainer` takes it. The class weights of the
-        cross-entropy hold for the auxiliary one too.
+        dict as `kseg.training.trainer.SegmentationTrainer` takes it. The class weights and
+        the label smoothing of the cross-entropy hold for the auxiliary one too, not for OHEM.
 
     Raises:
         UserError: if there are more or fewer class weights than classes.

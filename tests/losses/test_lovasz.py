@@ -95,11 +95,33 @@ def test_logits_are_resized_and_graphs_agree():
     logits = np.random.default_rng(1).normal(size=(1, 4, 6, 150)).astype("float32")
     expected = lovasz_softmax(labels, logits)
     assert np.isfinite(expected)
-    np.testing.assert_allclose(tf.function(lovasz_softmax)(labels, logits), expected, rtol=1e-5)
+    for jit_compile in (False, True):
+        compiled = tf.function(lovasz_softmax, jit_compile=jit_compile)
+        np.testing.assert_allclose(compiled(labels, logits), expected, rtol=1e-5)
 
 
-def test_two_replicas_are_one_with_the_whole_batch(mirrored):
-    labels, logits = example(size=(4, 5, 6))
+def test_equal_errors_and_a_single_class():
+    # Errors 0.5 at all four pixels: whatever their order, they go together, as if all were wrong.
+    labels, logits = np.array([[[0, 0, 1, 255, 0]]]), np.zeros((1, 1, 5, 2), "float32")
+    np.testing.assert_allclose(lovasz_softmax(labels, logits), 0.5, rtol=1e-6)
+    # Of one class only, an image is its own union: the mean error.
+    labels, logits = np.zeros((1, 2, 3), int), example(size=(1, 2, 3), num_classes=2)[1]
+    expected = np.mean(1 - softmax(logits)[..., 0])
+    np.testing.assert_allclose(lovasz_softmax(labels, logits), expected, rtol=1e-6)
+
+
+def test_labels_need_a_static_shape():
+    compute = tf.function(
+        lovasz_softmax, input_signature=[tf.TensorSpec([None, 4, 4], "int32")] * 2
+    )
+    with pytest.raises(ValueError, match=r"static shape. Received: \(None, 4, 4\)"):
+        compute.get_concrete_function()
+
+
+@pytest.mark.parametrize("num_classes", [4, 20])  # 20 need two messages.
+def test_two_replicas_are_one_with_the_whole_batch(mirrored, num_classes):
+    labels, logits = example(size=(4, 5, 6), num_classes=num_classes)
+    logits[:, 0] = 0.0  # Equal errors, on both replicas.
     x = tf.constant(logits)
     with tf.GradientTape() as tape:
         tape.watch(x)

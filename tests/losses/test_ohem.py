@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -44,6 +46,23 @@ def test_by_hand():
     for min_kept, expected in ((1, [1, 0, 0, 0, 0]), (2, [1, 0, 1, 0, 0]), (3, [1, 1, 1, 0, 0])):
         _, kept = ohem_cross_entropy(labels, logits, min_kept=min_kept)
         np.testing.assert_array_equal(kept[0, 0], expected)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_improbable_pixels_are_told_apart(jit_compile):
+    p = np.array([1e-12, 1e-30, 1e-14, 1e-4, 0.9])
+    logits = np.stack([np.log(p), np.log1p(-p)], -1)[None, None].astype("float32")
+    labels = np.zeros((1, 1, 5), "int32")
+    for min_kept, expected in ((1, [0, 1, 0, 0, 0]), (2, [0, 1, 1, 0, 0]), (4, [1, 1, 1, 1, 0])):
+        keep = functools.partial(ohem_cross_entropy, threshold=0.0, min_kept=min_kept)
+        _, kept = tf.function(keep, jit_compile=jit_compile)(labels, logits)
+        np.testing.assert_array_equal(kept[0, 0], expected)
+
+
+def test_a_nan_is_not_hidden():
+    labels, logits = example()
+    labels[0, 0, 0], logits[0, 0, 0] = 0, np.nan
+    assert np.isnan(global_mean(*ohem_cross_entropy(labels, logits, min_kept=60)))
 
 
 def test_ties_are_all_kept():

@@ -70,7 +70,7 @@ def run_steps(strategy):
         losses = build_losses(losses, segmenter, num_classes=NUM_CLASSES)
         trainer = SegmentationTrainer(segmenter, losses=losses, objectives=objectives)
         # Small steps: batch norm over the few places of c5 multiplies rounding errors.
-        trainer.compile(optimizer=SGD(1e-3))
+        trainer.compile(optimizer=SGD(1e-3, name="sgd"))
         trainer.optimizer.build(segmenter.trainable_variables)
     step = build_step(trainer, strategy)
     found = {}
