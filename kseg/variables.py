@@ -36,6 +36,10 @@ class RowReader:
             flat = ops.reshape(self._variable, self.shape)
             return ops.slice(flat, (start, 0), (count, shape[-1]))
         positions = start + tf.range(count)
+        if len(shape) == 2:  # XLA has only this one.
+            return tf.raw_ops.ResourceGather(
+                resource=self._variable.value.handle, indices=positions, dtype=self.dtype
+            )
         return tf.raw_ops.ResourceGatherNd(
             resource=self._variable.value.handle,
             indices=tf.stack(_unravel(positions, shape[:-1]), axis=1),

@@ -24,9 +24,9 @@ class MemoryBank(keras.layers.Layer):
 
     Args:
         num_classes: int.
-        capacity: int, slots of each class: `entries` is `(num_classes, capacity, dim)`. Or a list
-            of ints, one for each class: `entries` is `(sum(capacity), dim)`, the rings one after
-            the other, so that rare classes need no memory for slots that they will not fill.
+        capacity: int, slots of each class, or a list of ints, one for each class, so that rare
+            classes need no memory for slots that they will not fill. `entries` is
+            `(slots, dim)`, the rings one after the other.
         dim: int, length of an embedding.
         storage: `"float32"` or `"bfloat16"`, the dtype of `entries`. bfloat16 halves the memory;
             similarities then err by up to 2^-8.
@@ -57,9 +57,10 @@ class MemoryBank(keras.layers.Layer):
         self.storage = storage
         self._capacities = np.array(capacities, "int32")
         self._starts = np.cumsum(self._capacities, dtype="int32") - self._capacities
-        shape = (num_classes, capacity) if isinstance(capacity, int) else (sum(capacities),)
         shared = {"initializer": "zeros", "trainable": False, "aggregation": "only_first_replica"}
-        self.entries = self.add_weight(shape=(*shape, dim), dtype=storage, name="entries", **shared)
+        # Two axes: XLA has no operation that reads rows of a variable of three.
+        shape = (sum(capacities), dim)
+        self.entries = self.add_weight(shape=shape, dtype=storage, name="entries", **shared)
         self.cursor = self.add_weight(shape=(num_classes,), dtype="int32", name="cursor", **shared)
         self.count = self.add_weight(shape=(num_classes,), dtype="int32", name="count", **shared)
         self.built = True

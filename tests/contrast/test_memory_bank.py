@@ -46,6 +46,20 @@ def test_rings(capacity, graph):
             np.testing.assert_array_equal(found[place], slot)
 
 
+def test_compiles_under_xla():
+    """As on a single GPU by default."""
+    bank = MemoryBank(2, 3, 2)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def step(rows, labels):
+        bank.write(rows, labels)
+        keys, _ = bank.keys()
+        return keys.rows(0, 6)
+
+    found = step(tf.constant([[1.0, 2.0], [3.0, 4.0]]), tf.constant([1, 0]))
+    np.testing.assert_array_equal(found, [[3, 4], [0, 0], [0, 0], [1, 2], [0, 0], [0, 0]])
+
+
 def test_nothing_to_write():
     bank = MemoryBank(2, 3, 2)
     bank.write(tf.constant([[1.0, 2.0]]), tf.constant([0]))

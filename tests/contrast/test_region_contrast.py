@@ -62,7 +62,7 @@ def test_a_full_ring_forgets_the_oldest():
     # Images 2 and 3 of the last batch, at slots that the cursor has come to.
     last = centers.numpy().reshape((4, 3, 6))[2:]
     for n in range(3):
-        stored = objective.bank.entries[n].numpy()
+        stored = objective.bank.entries.numpy()[2 * n : 2 * n + 2]
         order = [int(objective.bank.cursor[n]), (int(objective.bank.cursor[n]) + 1) % 2]
         np.testing.assert_allclose(stored[order], last[:, n], rtol=1e-6)
 
