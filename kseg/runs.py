@@ -45,11 +45,17 @@ class Classes:
         palette: list of `[red, green, blue]`, 0 to 255.
         training_images: list of int, training images in which each class occurs, or None where
             that is not known.
+        categories: dict from the name of a category to the numbers of its classes; it is scored as
+            if they were one class.
+        groups: dict from the name of a group to the numbers of its classes; it is scored by the
+            mean over them.
     """
 
     names: list[str]
     palette: list[list[int]]
     training_images: list[int] | None = None
+    categories: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    groups: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
     def __len__(self):
         return len(self.names)

@@ -28,10 +28,11 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import datasets
-from pipelines.datasets.dataset import IGNORE_LABEL, FileExample
+from pipelines.datasets.dataset import IGNORE_LABEL
 from pipelines.errors import DataError
+from pipelines.examples import read_checked
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
 _IMAGES_PER_SHARD = 128
@@ -85,6 +86,8 @@ class Manifest:
         dataset: str, the name of its data set.
         class_names: list of str.
         palette: list of `[red, green, blue]`.
+        categories: dict from the name of a category to the labels of its classes.
+        groups: dict from the name of a group to the labels of its classes.
         options: dict, how it was made.
         fingerprint: str, a hash of everything that it was made from.
         splits: dict from name to `Split`.
@@ -94,6 +97,8 @@ class Manifest:
     dataset: str
     class_names: list[str]
     palette: list[list[int]]
+    categories: dict[str, list[int]]
+    groups: dict[str, list[int]]
     options: dict
     fingerprint: str
     splits: dict[str, Split]
@@ -198,6 +203,8 @@ def write(
             dataset=name,
             class_names=taxonomy.class_names,
             palette=taxonomy.palette,
+            categories=taxonomy.categories,
+            groups=taxonomy.groups,
             options=json.loads(json.dumps(options or {})),
             fingerprint=fingerprint,
             splits=described,
@@ -458,45 +465,12 @@ def _write_shard(folder, job, meter):
 
 def _encode(example, taxonomy):
     """Checks an example; gives `(record, (height, width), pixels of each class)`."""
-    image_name = label_name = example.id
-    if isinstance(example, FileExample):
-        image_name, label_name = example.image, example.label
-    try:
-        image, label = example.read()
-    except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}") from None
-    try:
-        if image[:3] == b"\xff\xd8\xff":
-            shape = tf.io.decode_jpeg(image, channels=3).shape
-        elif image[:4] == b"\x89PNG":
-            shape = tf.io.decode_png(image, channels=3).shape
-        else:
-            raise DataError(f"{image_name}: an image must be a JPEG or a PNG file")
-    except tf.errors.InvalidArgumentError:
-        raise DataError(f"{image_name}: the image cannot be decoded") from None
-    # OpenCV raises on no bytes at all, and gives None for others that it cannot read.
-    values = cv2.imdecode(np.frombuffer(label, "uint8"), cv2.IMREAD_UNCHANGED) if label else None
-    if values is None:
-        raise DataError(f"{label_name}: the label cannot be decoded")
-    if values.ndim != 2 or values.dtype != np.uint8:
-        raise DataError(
-            f"{label_name}: a label must have one channel of 8 bits, this has "
-            f"{1 if values.ndim == 2 else values.shape[2]} of {8 * values.itemsize}"
-        )
-    if tuple(shape[:2]) != values.shape:
-        raise DataError(
-            f"{label_name}: a label must have the size of its image, {tuple(shape[:2])} (height, "
-            f"width), and has {values.shape}"
-        )
-    try:
-        labels = taxonomy.map_labels(values)
-    except DataError as error:
-        raise DataError(f"{label_name}: {error}") from None
+    image, labels = read_checked(example, taxonomy)
     counts = np.bincount(labels.reshape(-1), minlength=256)
     num_classes = len(taxonomy.class_names)
     counts = np.append(counts[:num_classes], counts[IGNORE_LABEL])
     png = cv2.imencode(".png", labels, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes()
-    height, width = values.shape
+    height, width = labels.shape
     record = tf.train.Example(
         features=tf.train.Features(
             feature={

@@ -67,7 +67,9 @@ def main():
     for split in (data.train_split, data.eval_split):
         manifest.split(split)
     occurrences = manifest.split(data.train_split).images[:-1]
-    classes = Classes(manifest.class_names, manifest.palette, occurrences)
+    classes = Classes(
+        manifest.class_names, manifest.palette, occurrences, manifest.categories, manifest.groups
+    )
     if arguments.dry_run:
         return dry_run(Run(folder, config, classes), strategy)
 

@@ -22,11 +22,17 @@ class Taxonomy:
         palette: list of `[red, green, blue]`.
         label_map: dict from the value in a label file to a label, 255 = ignored. Any other value
             is a fault of the file.
+        categories: dict from the name of a category to the labels of its classes. A category is
+            scored as if they were one class (Cityscapes).
+        groups: dict from the name of a group to the labels of its classes. A group is scored by
+            the mean over them (CaDIS).
     """
 
     class_names: list[str]
     palette: list[list[int]]
     label_map: dict[int, int]
+    categories: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    groups: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, name):
@@ -37,6 +43,8 @@ class Taxonomy:
             class_names=[c["name"] for c in facts["classes"]],
             palette=[c["color"] for c in facts["classes"]],
             label_map={int(k): v for k, v in facts["label_map"].items()},
+            categories=facts.get("categories", {}),
+            groups=facts.get("groups", {}),
         )
 
     def map_labels(self, values):

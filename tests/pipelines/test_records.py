@@ -244,7 +244,7 @@ def test_missing_and_truncated_shards_are_named(tmp_path):
         (lambda text: text[:-30], "is damaged"),
         (lambda text: "[]", "is damaged"),
         (lambda text: text.replace('"splits"', '"spilt"'), "is damaged"),
-        (lambda text: text.replace('"format": 2', '"format": 99'), "has format 99.*reads 2"),
+        (lambda text: text.replace('"format": 3', '"format": 99'), "has format 99.*reads 3"),
     ],
 )
 def test_damaged_manifest(tmp_path, change, message):
