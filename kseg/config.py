@@ -366,18 +366,64 @@ class ColorJitter(Section):
     hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.05, description="In turns.")
 
 
+class Blur(Section):
+    """Gaussian blur of some crops."""
+
+    probability: float = Field(0.5, ge=0, le=1)
+    sigma: tuple[PositiveFloat, PositiveFloat] = Field(
+        (0.1, 2.0), description="Least, most, pixels."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _sigma_is_ordered(self):
+        if self.sigma[0] > self.sigma[1]:
+            raise ValueError(f"`sigma` must be least <= most. Received: {list(self.sigma)}")
+        return self
+
+
 class Data(Section):
     """What is trained and evaluated on."""
 
     dataset: str = Field(description="A name that scripts/prepare_data.py knows.")
-    path: str | None = Field(None, description="Prepared folder; default: data/<dataset>.")
+    path: str | None = Field(
+        None, description="Prepared folder, local, gs:// or s3://; default: data/<dataset>."
+    )
     train_split: str = "train"
     eval_split: str = "val"
     crop_size: tuple[PositiveSize, PositiveSize] = Field(description="(height, width), pixels.")
     batch_size: int = Field(gt=0, description="Images in a step, over all devices.")
     scale_range: tuple[float, float] = Field((0.5, 2.0), description="Random scale, least, most.")
     flip: bool = Field(True, description="Mirror half of the crops.")
+    rotation: float = Field(0.0, ge=0, le=180, description="Degrees, to both sides.")
     color_jitter: ColorJitter | None = ColorJitter()
+    blur: Blur | None = None
+    max_class_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Crops with more of one class are drawn again, 9 times at most.",
+    )
+    repeat_threshold: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Images with classes that are in fewer images than this share are shown more "
+        "often (repeat factor sampling, Gupta et al., 2019).",
+    )
+    on_error: Literal["raise", "skip"] = Field(
+        "raise", description="A training record that is unusable: stop, or take another image."
+    )
+    max_errors: int = Field(10, ge=0, description="Records that may be skipped.")
+    cache: str | None = Field(
+        None,
+        description='"memory": decoded images in memory; else a local folder that gets a copy of '
+        "the training shards.",
+    )
+    service: str | None = Field(
+        None,
+        pattern=r"^grpc://.+:\d+$",
+        description="A tf.data service that makes the training batches, grpc://host:port.",
+    )
     eval_batch_size: int = Field(4, gt=0, description="Where all images have one size; else 1.")
 
     @pydantic.model_validator(mode="after")
@@ -387,6 +433,15 @@ class Data(Section):
             raise ValueError(
                 f"`scale_range` must be 0 < least <= most. Received: {[low, high]}. "
                 "Use [1, 1] for no scaling"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _memory_is_here(self):
+        if self.cache == "memory" and (self.service or self.on_error == "skip"):
+            raise ValueError(
+                '`cache` "memory" reads every image before the first step, in the training '
+                'process: it goes neither with `service` nor with `on_error` "skip". Use a folder'
             )
         return self
 

@@ -28,6 +28,9 @@ _PACKAGES = ("keras", "tensorflow", "numpy", "opencv-python-headless", "kseg")
 _FREE_KEYS = (
     "data.path",
     "data.eval_batch_size",
+    "data.on_error",
+    "data.max_errors",
+    "data.service",
     "train.log_every",
     "train.evaluate_every",
     "train.checkpoint_every",

@@ -7,39 +7,48 @@ from pipelines.datasets.dataset import IGNORE_LABEL
 # The mean of ImageNet: padding is near 0 once the network has normalised it.
 PAD_COLOR = (124, 116, 104)
 
-# RGB to luma and two chroma axes (YIQ): hue is a rotation of the chroma plane.
-_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 
-
-def draw_window(numbers, size, crop_size, scale_range):
-    """Chooses a random scale, and which part of the image becomes the crop at that scale.
+def draw_extent(number, size, crop_size, scale_range):
+    """Chooses a random scale, and how much of the image becomes the crop at that scale.
 
     The scale is uniform in `scale_range`. The part has `round(crop_size / scale)` rows and columns
-    (so the scale may differ between the axes by the rounding), and lies anywhere in the image with
-    equal chance. Along an axis on which the image is smaller than that, all of it is taken and the
-    crop is smaller than `crop_size`.
+    (so the scale may differ between the axes by the rounding). Along an axis on which the image is
+    smaller than that, all of it is taken and the crop is smaller than `crop_size`.
 
     Args:
-        numbers: float32 tensor `(3,)`, uniform in [0, 1): for scale, row, column.
+        number: float32 scalar, uniform in [0, 1).
         size: int32 `(2,)`, height and width of the image.
         crop_size: `(height, width)`.
         scale_range: `(least, most)`.
 
     Returns:
-        `(first, extent, shape)`, int32 `(2,)` each: first row and column of the part, its rows
-        and columns, and the size it is to be resized to, at most `crop_size`.
+        `(wanted, extent, shape)`, int32 `(2,)` each: rows and columns of the part, those of them
+        that the image has, and the size these are to be resized to, at most `crop_size`.
     """
     low, high = scale_range
-    scale = low + (high - low) * numbers[0]
+    scale = low + (high - low) * number
     crop = tf.constant(crop_size, "int32")
     wanted = tf.maximum(tf.cast(tf.round(tf.cast(crop, "float32") / scale), "int32"), 1)
     extent = tf.minimum(wanted, size)
     resized = tf.cast(tf.round(tf.cast(extent, "float32") * scale), "int32")
     shape = tf.where(wanted <= size, crop, tf.clip_by_value(resized, 1, crop))
+    return wanted, extent, shape
+
+
+def draw_place(numbers, size, extent):
+    """Chooses where a part lies, anywhere in the image with equal chance.
+
+    Args:
+        numbers: float32 `(2,)`, uniform in [0, 1).
+        size: int32 `(2,)`, height and width of the image.
+        extent: int32 `(2,)`, rows and columns of the part.
+
+    Returns:
+        int32 `(2,)`, its first row and column.
+    """
     room = tf.cast(size - extent + 1, "float32")
     # A number just below 1 times the room may round up to it.
-    first = tf.minimum(tf.cast(numbers[1:3] * room, "int32"), size - extent)
-    return first, extent, shape
+    return tf.minimum(tf.cast(numbers * room, "int32"), size - extent)
 
 
 def resize_image(image, shape):
@@ -50,9 +59,12 @@ def resize_image(image, shape):
         shape: int32 `(2,)`.
 
     Returns:
-        float32 `(*shape, 3)`, 0 to 255.
+        uint8 `(*shape, 3)`, rounded.
     """
-    return tf.raw_ops.ResizeBilinear(images=image[None], size=shape, half_pixel_centers=True)[0]
+    # The op is twice as fast on floats as on the bytes themselves.
+    image = tf.cast(image, "float32")[None]
+    image = tf.raw_ops.ResizeBilinear(images=image, size=shape, half_pixel_centers=True)[0]
+    return tf.cast(image + 0.5, "uint8")
 
 
 def resize_labels(labels, first, extent, shape):
@@ -60,7 +72,8 @@ def resize_labels(labels, first, extent, shape):
 
     Args:
         labels: uint8 `(height, width)`.
-        first, extent, shape: as `draw_window` gives them.
+        first, extent: int32 `(2,)`, first row and column, rows and columns of the part.
+        shape: int32 `(2,)`.
 
     Returns:
         uint8 `shape`; place i holds row `first + floor((i + 0.5) * extent / shape)`.
@@ -73,55 +86,83 @@ def resize_labels(labels, first, extent, shape):
     return labels
 
 
-def color_matrix(numbers, mean_luma, *, brightness, contrast, saturation, hue):
-    """One affine map of colours for brightness, contrast, saturation and hue, in this order.
-
-    Factors are uniform in `1 +- strength`, the hue angle in `+- hue` turns. Contrast is about
-    the image's mean luma. Nothing is clipped in between.
+def largest_share(labels):
+    """The share of the most frequent class among the labels that are not ignored.
 
     Args:
-        numbers: float32 `(4,)`, uniform in [0, 1).
-        mean_luma: float32 scalar, 0 to 255.
-        brightness, contrast, saturation, hue: floats, the strengths.
+        labels: uint8 `(height, width)`.
 
     Returns:
-        `(matrix, offset)`, float32 `(3, 3)` and `(3,)`: `color @ matrix + offset`.
+        float32 scalar; 1 where every label is ignored.
     """
-    factors = 1.0 + (2.0 * numbers[:3] - 1.0) * tf.constant(
-        [brightness, contrast, saturation], "float32"
-    )
-    angle = (2.0 * numbers[3] - 1.0) * hue * 2.0 * 3.141592653589793
-    to_yiq = tf.constant(_YIQ)
-    cos, sin = tf.cos(angle) * factors[2], tf.sin(angle) * factors[2]
-    zero, one = tf.zeros_like(cos), tf.ones_like(cos)
-    chroma = tf.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos])
-    turn = tf.linalg.inv(to_yiq) @ tf.reshape(chroma, (3, 3)) @ to_yiq
-    matrix = tf.transpose(turn) * factors[0] * factors[1]
-    # Grey stays grey under the turn, so the offset only needs contrast and brightness.
-    offset = mean_luma * factors[0] * (1.0 - factors[1])
-    return matrix, tf.fill((3,), offset)
+    counts = tf.math.bincount(tf.cast(labels, "int32"), minlength=256, maxlength=256)
+    counts = counts[:IGNORE_LABEL]
+    total = tf.reduce_sum(counts)
+    share = tf.cast(tf.reduce_max(counts), "float32") / tf.cast(tf.maximum(total, 1), "float32")
+    return tf.where(total > 0, share, 1.0)
 
 
-def jitter_colors(image, numbers, strengths):
-    """Applies `color_matrix` to an image.
+def rotated_box(first, wanted, size, angle):
+    """The box around a part of an image that is turned about its middle.
 
     Args:
-        image: float32 `(height, width, 3)`, 0 to 255.
-        numbers: float32 `(4,)`, uniform in [0, 1).
-        strengths: dict of the strengths of `color_matrix`.
+        first: int32 `(2,)`, first row and column of the part.
+        wanted: int32 `(2,)`, its rows and columns; it may reach beyond the image.
+        size: int32 `(2,)`, height and width of the image.
+        angle: float32 scalar, radians.
 
     Returns:
-        float32 `(height, width, 3)`, may leave 0 to 255.
+        `(first, extent, paddings)`: of the box, what lies in the image, int32 `(2,)` each; and
+        int32 `(2, 2)`, rows above and below, columns left and right that are missing.
     """
-    mean_luma = tf.tensordot(tf.reduce_mean(image, axis=(0, 1)), tf.constant(_YIQ[0]), 1)
-    matrix, offset = color_matrix(numbers, mean_luma, **strengths)
-    pixels = tf.reshape(image, (-1, 3))
-    return tf.reshape(tf.matmul(pixels, matrix) + offset, tf.shape(image))
+    half = tf.cast(wanted, "float32") / 2
+    middle = tf.cast(first, "float32") + half
+    cos, sin = tf.abs(tf.cos(angle)), tf.abs(tf.sin(angle))
+    # One more pixel, because interpolation takes neighbours.
+    reach = tf.stack([cos * half[0] + sin * half[1], cos * half[1] + sin * half[0]]) + 1.0
+    low = tf.cast(tf.floor(middle - reach), "int32")
+    high = tf.cast(tf.math.ceil(middle + reach), "int32")
+    begin, end = tf.maximum(low, 0), tf.minimum(high, size)
+    return begin, end - begin, tf.stack([begin - low, high - end], axis=1)
 
 
-def to_uint8(image):
-    """Rounds a float image and cuts it off at 0 and 255."""
-    return tf.cast(tf.clip_by_value(image + 0.5, 0, 255), "uint8")
+def rotate(values, first, wanted, box, angle, crop_size, color, interpolation):
+    """Turns a part of an image and resizes it to the crop.
+
+    Args:
+        values: uint8 `(height, width, channels)`, the box as `rotated_box` gives it.
+        first, wanted, angle: as given to `rotated_box`.
+        box: `(first, extent, paddings)`, what it gave.
+        crop_size: `(height, width)`.
+        color: ints `(channels,)`, what lies beyond the image.
+        interpolation: `"BILINEAR"` or `"NEAREST"`.
+
+    Returns:
+        uint8 `(*crop_size, channels)`.
+    """
+    box_first, _, paddings = box
+    values = _fill(values, paddings, tf.constant(color, "uint8"))
+    half = tf.cast(wanted, "float32") / 2
+    middle = tf.cast(first - box_first + paddings[:, 0], "float32") + half
+    (down, across) = tf.unstack(tf.cast(wanted, "float32") / tf.constant(crop_size, "float32"))
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    # From the centre of a pixel of the crop, column x and row y, to a place in the box.
+    x = across * 0.5 - half[1]
+    y = down * 0.5 - half[0]
+    transform = [
+        *(cos * across, -sin * down, middle[1] - 0.5 + cos * x - sin * y),
+        *(sin * across, cos * down, middle[0] - 0.5 + sin * x + cos * y),
+        *(0.0, 0.0),
+    ]
+    turned = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(values, "float32")[None],
+        transforms=tf.stack(transform)[None],
+        output_shape=tf.constant(crop_size, "int32"),
+        fill_value=0.0,
+        interpolation=interpolation,
+        fill_mode="NEAREST",
+    )[0]
+    return tf.cast(turned + 0.5, "uint8")
 
 
 def mirror(image, labels):
@@ -141,21 +182,22 @@ def pad_to(image, labels, crop_size):
         `(image, labels)` of `crop_size`; `PAD_COLOR` and 255 outside.
     """
     missing = tf.constant(crop_size, "int32") - tf.shape(labels)
-
-    def fill(values, color):
-        # tf.pad has one constant for all channels; uint8 wraps around, so this is exact.
-        paddings = tf.stack([tf.zeros_like(missing), missing], axis=1)
-        paddings = tf.pad(paddings, [[0, len(values.shape) - 2], [0, 0]])
-        return tf.pad(values - color, paddings) + color
-
+    paddings = tf.stack([tf.zeros_like(missing), missing], axis=1)
     image, labels = tf.cond(
         tf.reduce_any(missing > 0),
         lambda: (
-            fill(image, tf.constant(PAD_COLOR, "uint8")),
-            fill(labels, tf.constant(IGNORE_LABEL, "uint8")),
+            _fill(image, paddings, tf.constant(PAD_COLOR, "uint8")),
+            _fill(labels, paddings, tf.constant(IGNORE_LABEL, "uint8")),
         ),
         lambda: (image, labels),
     )
     image.set_shape((*crop_size, 3))
     labels.set_shape(crop_size)
     return image, labels
+
+
+def _fill(values, paddings, color):
+    """Pads rows and columns with a colour."""
+    paddings = tf.pad(paddings, [[0, len(values.shape) - 2], [0, 0]])
+    # tf.pad has one constant for all channels; uint8 wraps around, so this is exact.
+    return tf.pad(values - color, paddings) + color

@@ -4,17 +4,26 @@ Sample number n of the endless stream is image n of a permutation of epoch n // 
 all its random numbers drawn from (seed, n). A record is read where the manifest says it begins.
 So the stream has no state: it can start at any step without touching what went before, and it is
 shuffled over the whole split without a buffer.
+
+The host does what must be done before pixels can leave it: it chooses the window, decodes that and
+no more, and resizes it. Colours are distorted on the device that trains
+(`kseg.photometric`), from numbers that come along with the batch.
 """
 
-import os
+import math
+import sys
 
 import tensorflow as tf
 
 from pipelines import augment
+from pipelines.datasets.dataset import IGNORE_LABEL
+from pipelines.encoding import decode_whole
 from pipelines.errors import DataError
-from pipelines.records import FEATURES, read_manifest
+from pipelines.sampling import Order, repeat_factors
+from pipelines.storage import ADVICE, open_records
 
-_READ_BUFFER = 1 << 18  # Bytes; one record needs no more look-ahead.
+_WINDOWS = 10  # Places that are tried for a crop of mixed classes, as in the public code.
+_MOST_IN_A_ROW = 16  # Unusable images that one sample passes over.
 
 
 def training_dataset(
@@ -27,7 +36,14 @@ def training_dataset(
     start_step=0,
     scale_range=(0.5, 2.0),
     flip=True,
-    color_jitter=None,
+    rotation=0.0,
+    max_class_share=1.0,
+    repeat_threshold=None,
+    num_draws=0,
+    on_error="raise",
+    max_errors=10,
+    cache=None,
+    service=None,
     worker=0,
     num_workers=1,
     num_replicas=1,
@@ -35,12 +51,12 @@ def training_dataset(
 ):
     """Endless batches of random crops.
 
-    The scale and the crop are chosen from the stored size before anything is decoded; of a JPEG
-    only the blocks under the crop are decoded, and only the crop is resized. Images that are
-    smaller than the crop once scaled are padded at the bottom and the right.
+    The window is chosen from the stored size before anything is decoded; only the window is decoded
+    (of a JPEG, at the smallest of the scales 1, 1/2, 1/4, 1/8 that has enough pixels), and resized.
+    Images that are smaller than the crop once scaled are padded at the bottom and the right.
 
     Args:
-        folder: prepared data, see `pipelines.records`.
+        folder: prepared data, see `pipelines.records`; any path of `tf.io.gfile`.
         split: str.
         batch_size: int, images in a global batch.
         crop_size: `(height, width)`, pixels.
@@ -48,7 +64,18 @@ def training_dataset(
         start_step: int, number of the first batch.
         scale_range: `(least, most)`, uniform.
         flip: bool, mirror half of the crops.
-        color_jitter: dict of strengths `brightness`, `contrast`, `saturation`, `hue`, or None.
+        rotation: float, degrees: crops are turned by an angle that is uniform in +- this.
+        max_class_share: float in (0, 1]. Of up to 10 random windows the first is taken in which no
+            class has a larger share of the labelled pixels, else the last. 1: no such rule.
+        repeat_threshold: float or None, see `pipelines.sampling.repeat_factors`.
+        num_draws: int, random numbers that go with each image.
+        on_error: what happens where a record is unusable. `"raise"`: the iterator raises.
+            `"skip"`: another image takes its place; a line on stderr names it.
+        max_errors: int, the number of records that may be skipped; at one more the iterator raises.
+        cache: None, `"memory"` or a folder, see `pipelines.storage.open_records`.
+        service: address of a tf.data service (`grpc://host:port`) whose workers make the batches,
+            or None. They must see the folder. Each sample comes once all the same, but when depends
+            on which worker is faster.
         worker: int, number of this machine: it reads its part of each global batch, and no more.
         num_workers: int, machines that divide each global batch.
         num_replicas: int, parts of a global batch, as many on each machine, that come one after the
@@ -58,10 +85,11 @@ def training_dataset(
 
     Returns:
         `tf.data.Dataset` of `{"image": uint8 (batch, height, width, 3), "label": uint8 (batch,
-        height, width)}`, 255 = ignored; `batch` is `batch_size / num_replicas`.
+        height, width)}`, 255 = ignored, and, if there are any, `"draws"`: float32 `(batch,
+        num_draws)`, uniform in [0, 1); `batch` is `batch_size / num_replicas`.
 
     Raises:
-        DataError: if the data is missing or incomplete.
+        DataError: if the data is missing or incomplete, or cannot be cached as wanted.
         ValueError: if an argument is out of range, or a number does not divide the next.
         tf.errors.InvalidArgumentError: from the iterator, if a record is corrupt; names the shard.
     """
@@ -78,64 +106,80 @@ def training_dataset(
             "`num_workers` must divide `num_replicas`, and that `batch_size`. Received: "
             f"{num_workers=}, {num_replicas=}, {batch_size=}"
         )
-    records = _Records(folder, split)
+    if not 0 <= rotation <= 180 or not 0 < max_class_share <= 1:
+        raise ValueError(
+            "`rotation` must be 0 to 180 and `max_class_share` above 0, at most 1. Received: "
+            f"{rotation=}, {max_class_share=}"
+        )
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"`on_error` must be 'raise' or 'skip'. Received: {on_error!r}")
+    if cache == "memory" and (service or on_error == "skip"):
+        raise DataError(
+            'data.cache "memory" reads every image before the first step, in this process: it '
+            'goes neither with data.service nor with data.on_error "skip". Use a folder'
+        )
+    records = open_records(folder, split, cache)
+    factors = None
+    if repeat_threshold is not None:
+        classes = [c for shard in records.split.shards for c in shard.classes]
+        factors = repeat_factors(classes, records.num_classes, repeat_threshold)
+    order = Order(seed, records.count, factors)
+    seed = tf.constant(seed, "int64")
     share = batch_size // num_workers
+
+    def crop(example, numbers):
+        return _crop(
+            records,
+            example,
+            numbers,
+            crop_size=crop_size,
+            scale_range=scale_range,
+            flip=flip,
+            rotation=rotation,
+            max_class_share=max_class_share,
+        )
 
     def load(count):
         number = count // share * batch_size + worker * share + count % share
-        example = records.read(shuffled_index(seed, number, records.count))
-        numbers = tf.random.stateless_uniform((8,), tf.stack([seed, number]))
-        size = tf.stack([example["height"], example["width"]])
-        first, extent, shape = augment.draw_window(numbers, size, crop_size, scale_range)
-        image = augment.resize_image(_decode_window(example["image"], first, extent), shape)
-        labels = tf.io.decode_png(example["label"], channels=1)[..., 0]
-        labels = augment.resize_labels(labels, first, extent, shape)
-        if color_jitter:
-            image = augment.jitter_colors(image, numbers[3:7], color_jitter)
-        image = augment.to_uint8(image)
-        if flip:
-            image, labels = tf.cond(
-                numbers[7] < 0.5, lambda: augment.mirror(image, labels), lambda: (image, labels)
-            )
-        image, labels = augment.pad_to(image, labels, crop_size)
-        return {"image": image, "label": labels}
+        numbers = tf.random.stateless_uniform((_NUMBERS + num_draws,), tf.stack([seed, number]))
+        index = order(number)
+        if on_error == "skip":
 
-    seed = tf.constant(seed, "int64")
-    dataset = tf.data.Dataset.counter(tf.constant(start_step * share, "int64"))
+            def attempt(index):
+                return records.try_map(index, lambda example: crop(example, numbers))
+
+            (image, labels), faults = _first_usable(attempt, index, records.count)
+        else:
+            image, labels = crop(records.read(index), numbers)
+        image.set_shape((*crop_size, 3))
+        labels.set_shape(crop_size)
+        sample = {"image": image, "label": labels}
+        if num_draws:
+            sample["draws"] = numbers[_NUMBERS:]
+        if on_error == "skip":
+            sample["faults"] = faults
+        return sample
+
+    # Unlike a counter, a range can be divided among the workers of a service.
+    dataset = tf.data.Dataset.range(start_step * share, 2**62)
     dataset = dataset.map(load, num_parallel_calls=num_parallel_calls)
     dataset = dataset.batch(batch_size // num_replicas, drop_remainder=True)
+    if service:
+        dataset = dataset.apply(
+            tf.data.experimental.service.distribute(
+                tf.data.experimental.service.ShardingPolicy.DYNAMIC, service
+            )
+        )
+    if on_error == "skip":
+        dataset = dataset.map(_FaultReport(max_errors))
     return _with_options(dataset).prefetch(tf.data.AUTOTUNE)
-
-
-def shuffled_index(seed, number, count):
-    """Chooses the image of a sample: a permutation of the images in each epoch.
-
-    Args:
-        seed: int64 scalar.
-        number: int64 scalar, of the sample, counted from 0 through all epochs.
-        count: int, number of images.
-
-    Returns:
-        int64 scalar in `[0, count)`.
-    """
-    epoch, position = number // count, number % count
-    # The op uses only the low 8 bits of each of its three seeds. With seed and epoch themselves, as
-    # `tf.random.experimental.index_shuffle` takes them, the order would come back after 256 epochs.
-    # So the seeds are random numbers, drawn with negative numbers apart from those of the samples.
-    # Its usual 4 rounds mix a few images unevenly.
-    words = tf.random.stateless_uniform(
-        (3,), tf.stack([seed, -1 - epoch]), minval=None, maxval=None, dtype="int32"
-    )
-    return tf.raw_ops.RandomIndexShuffle(
-        index=position, seed=words, max_index=tf.constant(count - 1, "int64"), rounds=8
-    )
 
 
 def evaluation_dataset(folder, split, *, batch_size=1):
     """All images of a split once, whole and in order.
 
     Args:
-        folder: prepared data.
+        folder: prepared data; any path of `tf.io.gfile`.
         split: str.
         batch_size: int, where all images have one size; else batches hold one image, because
             padding would change what a network sees.
@@ -151,87 +195,151 @@ def evaluation_dataset(folder, split, *, batch_size=1):
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be 1 or more. Received: {batch_size}")
-    records = _Records(folder, split)
-    size = records.split.image_size
+    records = open_records(folder, split)
+    size = records.split.image_size or (None, None)
 
-    def load(number):
-        example = records.read(number)
-        image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
-        labels = tf.io.decode_png(example["label"], channels=1)[..., 0]
-        image.set_shape((*(size or (None, None)), 3))
-        labels.set_shape(size or (None, None))
-        return {"image": image, "label": labels, "id": example["id"]}
+    def load(index):
+        image, labels, name = decode_whole(records.read(index))
+        image.set_shape((*size, 3))
+        labels.set_shape(size)
+        return {"image": image, "label": labels, "id": name}
 
     dataset = tf.data.Dataset.range(records.count)
     dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.batch(batch_size if size else 1)
+    dataset = dataset.batch(batch_size if records.split.image_size else 1)
     return _with_options(dataset).prefetch(tf.data.AUTOTUNE)
 
 
-class _Records:
-    """Random access to the records of a split."""
-
-    def __init__(self, folder, split):
-        manifest = read_manifest(folder)
-        self.split = manifest.split(split)
-        self.count = self.split.num_images
-        if not self.count:
-            raise DataError(f"Split {split!r} of {folder} holds no images. Prepare it again")
-        files, places, offsets = [], [], []
-        for number, shard in enumerate(self.split.shards):
-            files.append(os.path.join(folder, shard.file))
-            places += [number] * len(shard.offsets)
-            offsets += shard.offsets
-        self._files = tf.constant(files)
-        self._places = tf.constant(places, "int32")
-        self._offsets = tf.constant(offsets, "int64")
-
-    def read(self, index):
-        """Reads and parses a record; its checksum is checked.
-
-        Args:
-            index: int64 scalar in [0, count).
-
-        Returns:
-            dict: `image`, `label`, `id` strings; `height`, `width` int32.
-        """
-        file, offset = self._files[self._places[index]], self._offsets[index]
-        variant = tf.raw_ops.TFRecordDatasetV2(
-            filenames=file[None],
-            compression_type="",
-            buffer_size=_READ_BUFFER,
-            byte_offsets=offset[None],
-        )
-        # TensorFlow's own error does not name the file. So a record that cannot be read becomes
-        # an empty one, which does not pass the check.
-        dataset = tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string))
-        dataset = dataset.take(1).ignore_errors()
-        record = dataset.concatenate(tf.data.Dataset.from_tensors("")).take(1).get_single_element()
-        problem = tf.strings.join(
-            ["The shard ", file, " is corrupt or gone, at byte ", tf.strings.as_string(offset)]
-        )
-        advice = "Prepare the data again, with --overwrite"
-        with tf.control_dependencies([tf.debugging.Assert(record != "", [problem, advice])]):
-            example = tf.io.parse_single_example(tf.identity(record), FEATURES)
-        for name in ("height", "width"):
-            example[name] = tf.cast(example[name], "int32")
-        return example
+# Random numbers of a crop: scale, mirror, angle, and a place (row, column) for each window tried.
+_NUMBERS = 3 + 2 * _WINDOWS
 
 
-def _decode_window(content, first, extent):
-    """Decodes a part of a JPEG, or a PNG whole to cut the part out; uint8."""
+def _crop(records, example, numbers, *, crop_size, scale_range, flip, rotation, max_class_share):
+    """Cuts a crop out of an image; see `training_dataset`.
 
-    def from_jpeg():
-        return tf.io.decode_and_crop_jpeg(content, tf.concat([first, extent], axis=0), channels=3)
+    Returns:
+        `(image, labels)`: uint8 `(*crop_size, 3)` and `crop_size`.
+    """
+    size = tf.stack([example["height"], example["width"]])
+    wanted, extent, shape = augment.draw_extent(numbers[0], size, crop_size, scale_range)
+    places = tf.reshape(numbers[3:_NUMBERS], (_WINDOWS, 2))
+    angle = (2.0 * numbers[2] - 1.0) * (rotation * math.pi / 180.0)
+    ratio = tf.constant(1) if rotation else records.window_ratio(example, extent, shape)
+    if not rotation:
+        extent = extent // ratio * ratio
 
-    def from_png():
-        return tf.slice(
-            tf.io.decode_png(content, channels=3),
-            tf.concat([first, [0]], axis=0),
-            tf.concat([extent, [3]], axis=0),
+    def place(attempt):
+        return augment.draw_place(places[attempt], size, extent) // ratio * ratio
+
+    def labels_at(first):
+        if not rotation:
+            labels = records.decode_label_window(example, first, extent)
+            return augment.resize_labels(labels, tf.zeros_like(first), extent, shape)
+        box = augment.rotated_box(first, wanted, size, angle)
+        labels = records.decode_label_window(example, *box[:2])[..., None]
+        return augment.rotate(
+            labels, first, wanted, box, angle, crop_size, [IGNORE_LABEL], "NEAREST"
+        )[..., 0]
+
+    def image_at(first):
+        if not rotation:
+            image = records.decode_window(example, first, extent, ratio)
+            return image if tuple(scale_range) == (1, 1) else augment.resize_image(image, shape)
+        box = augment.rotated_box(first, wanted, size, angle)
+        image = records.decode_window(example, *box[:2], ratio)
+        return augment.rotate(
+            image, first, wanted, box, angle, crop_size, augment.PAD_COLOR, "BILINEAR"
         )
 
-    return tf.cond(tf.io.is_jpeg(content), from_jpeg, from_png)
+    first = place(0)
+    labels = labels_at(first)
+    if max_class_share < 1:
+        _, first, labels = tf.while_loop(
+            lambda attempt, first, labels: (
+                (attempt < _WINDOWS) & (augment.largest_share(labels) > max_class_share)
+            ),
+            lambda attempt, first, labels: (
+                attempt + 1,
+                place(attempt),
+                labels_at(place(attempt)),
+            ),
+            (1, first, labels),
+            shape_invariants=(tf.TensorShape([]), tf.TensorShape([2]), tf.TensorShape([None] * 2)),
+        )
+    image = image_at(first)
+    if flip:
+        image, labels = tf.cond(
+            numbers[1] < 0.5, lambda: augment.mirror(image, labels), lambda: (image, labels)
+        )
+    return augment.pad_to(image, labels, crop_size)
+
+
+def _first_usable(make, index, count):
+    """Passes over unusable images.
+
+    Args:
+        make: function from the number of an image to `(values, fault)`, as `Records.try_map`
+            gives it.
+        index: int64 scalar, the first that is tried; then come those behind it.
+        count: int, number of images.
+
+    Returns:
+        `(values, faults)`: of the first usable one; and of those that are not, a line each.
+    """
+
+    def line(fault):
+        return tf.where(fault == "", fault, tf.strings.join([fault, "\n"]))
+
+    def step(attempt, faults, fault, image, labels):
+        (image, labels), fault = make((index + attempt) % count)
+        return attempt + 1, tf.strings.join([faults, line(fault)]), fault, image, labels
+
+    (image, labels), fault = make(index)
+    most = min(_MOST_IN_A_ROW, count)
+    _, faults, fault, image, labels = tf.while_loop(
+        lambda attempt, faults, fault, *values: (fault != "") & (attempt < most),
+        step,
+        (tf.constant(1, "int64"), line(fault), fault, image, labels),
+        shape_invariants=(
+            *(tf.TensorShape([]),) * 3,
+            *(tf.TensorShape([None] * 3), tf.TensorShape([None] * 2)),
+        ),
+    )
+    with tf.control_dependencies([_check(fault == "", [faults])]):
+        return (tf.identity(image), tf.identity(labels)), faults
+
+
+class _FaultReport:
+    """Takes the faults out of batches: names them on stderr, counts them, stops at too many."""
+
+    def __init__(self, max_errors):
+        self._max_errors = max_errors
+        with tf.device("CPU"):
+            self._count = tf.Variable(0, trainable=False)
+
+    def __call__(self, batch):
+        faults = tf.strings.reduce_join(batch.pop("faults"))
+        found = tf.size(tf.strings.split(faults, "\n")) - 1
+
+        def report():
+            count = self._count.assign_add(found)
+            shown = tf.print(
+                *("skipped, ", count, " so far (data.max_errors: ", self._max_errors, "):\n"),
+                faults,
+                sep="",
+                end="",
+                output_stream=sys.stderr,
+            )
+            with tf.control_dependencies([shown]):
+                problem = [faults, f"These are more than data.max_errors, {self._max_errors}."]
+                return tf.group(_check(count <= self._max_errors, problem))
+
+        with tf.control_dependencies([tf.cond(found > 0, report, tf.no_op)]):
+            return {name: tf.identity(value) for name, value in batch.items()}
+
+
+def _check(condition, problem):
+    return tf.debugging.Assert(condition, [*problem, ADVICE])
 
 
 def _with_options(dataset):

@@ -1,10 +1,12 @@
 """TFRecord shards with a manifest: write, read, verify.
 
     <folder>/manifest.json                   counts, classes, checksums, offsets of all records
-             train-00000-of-00008.tfrecord   image, label, id, height, width
+             train-00000-of-00008.tfrecord   records as `pipelines.encoding` writes them
 
-A record holds the image's bytes as they were stored (JPEG or PNG) and the label as a single-channel
-PNG of labels 0..N-1, 255 = ignored. The manifest is written last: without it there is no data set.
+The folder is any path of `tf.io.gfile`: local, gs://, s3://. Every byte is under a checksum: the
+manifest holds its own, and those of the shards; a record its own. A record also tells which shard
+it is of and its number there, so that shards that were exchanged are noticed as they are read. The
+manifest is written last: without it there is no data set.
 
 A shard is written as `.unfinished/<shard>.tmp`, described in `.unfinished/<shard>.json`, and then
 renamed into place. So a run that was killed is continued by the next one, shard by shard.
@@ -17,18 +19,22 @@ import fcntl
 import hashlib
 import json
 import os
-import pathlib
-import shutil
 import sys
 import threading
 import time
 
-import cv2
 import numpy as np
 import tensorflow as tf
 
 from pipelines import datasets
 from pipelines.datasets.dataset import IGNORE_LABEL
+from pipelines.encoding import (
+    decode_image,
+    decode_labels,
+    encode_jpeg,
+    encode_record,
+    parse_record,
+)
 from pipelines.errors import DataError
 from pipelines.examples import read_checked
 
@@ -36,6 +42,7 @@ FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
 _IMAGES_PER_SHARD = 128
+_KEPT_SPLITS = ("val", "test")
 _MAX_PROBLEMS = 5
 _AGAIN = "Prepare the data again, with --overwrite"
 # A record is framed by its length (8 bytes), the length's CRC (4) and the content's CRC (4).
@@ -48,15 +55,19 @@ class Shard:
 
     Attributes:
         file: str, name in the folder.
+        key: str, a hash of what it was made from; its records hold it too.
         bytes: int, its size.
         sha256: str, of the whole file.
         offsets: list of int, where each record begins.
+        classes: list of lists of int, the classes that occur in each image.
     """
 
     file: str
+    key: str
     bytes: int
     sha256: str
     offsets: list[int]
+    classes: list[list[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +141,8 @@ def write(
     splits,
     *,
     options=None,
+    image_format="original",
+    quality=95,
     num_shards=None,
     workers=None,
     overwrite=False,
@@ -138,13 +151,18 @@ def write(
     """Writes a data set as records, or finds that this was done before.
 
     Args:
-        folder: where to; made if missing. Files in it that are not of a data set are left alone.
+        folder: where to, a path of `tf.io.gfile`; made if missing. Files in it that are not of a
+            data set are left alone.
         name: str, the data set's name.
         taxonomy: `Taxonomy`.
         splits: dict from split to a list of examples. Each has an `id`, a `fingerprint` (what
             its content depends on, as JSON can hold it), and `read()`, which gives the bytes of
             the image (JPEG or PNG) and of the label PNG.
         options: dict that JSON can hold, stored in the manifest.
+        image_format: `"original"`: images are stored as they are, bit for bit. `"jpeg"`: those that
+            are no JPEGs are stored as such, with what makes windows of them cheap to decode; but
+            not those of `val` and `test`, whose scores are to be those of the originals.
+        quality: int, 1 to 100, of the JPEGs.
         num_shards: int, files for each split; default: about 128 images a file.
         workers: int, threads (decoding and encoding run outside Python); default: all cores.
         overwrite: bool, replace what another run wrote.
@@ -156,25 +174,32 @@ def write(
     Raises:
         DataError: if the folder holds other data, or examples are unusable; the first few are
             named. Nothing that looks finished is left then.
+        ValueError: if `image_format` or `quality` is none of these.
     """
-    folder = pathlib.Path(folder)
+    if image_format not in ("original", "jpeg") or not 1 <= quality <= 100:
+        raise ValueError(
+            "`image_format` must be 'original' or 'jpeg', and `quality` 1 to 100. Received: "
+            f"{image_format=}, {quality=}"
+        )
+    folder = str(folder)
     jobs = []
     for split, examples in splits.items():
         if len({example.id for example in examples}) < len(examples):
             raise DataError(f"The ids of split {split!r} must be unique")
+        stored_quality = quality if image_format == "jpeg" and split not in _KEPT_SPLITS else None
         count = num_shards or -(-len(examples) // _IMAGES_PER_SHARD)
         count = max(1, min(count, len(examples)))
         for i, part in enumerate(np.array_split(np.arange(len(examples)), count)):
             file = f"{split}-{i:05d}-of-{count:05d}.tfrecord"
-            jobs.append(_Job(split, file, [examples[j] for j in part], taxonomy))
-    fingerprint = _hash([name, dataclasses.asdict(taxonomy), [job.fingerprint for job in jobs]])
+            jobs.append(_Job(split, file, [examples[j] for j in part], taxonomy, stored_quality))
+    fingerprint = _hash([name, dataclasses.asdict(taxonomy), [job.key for job in jobs]])
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder} must be a folder that can be written: {error}") from None
+        tf.io.gfile.makedirs(folder)
+    except tf.errors.OpError as error:
+        raise DataError(f"{folder} must be a folder that can be written: {error.message}") from None
     with _locked(folder):
-        if (folder / MANIFEST).exists() and not overwrite:
+        if tf.io.gfile.exists(_join(folder, MANIFEST)) and not overwrite:
             manifest = read_manifest(folder)
             if manifest.fingerprint != fingerprint:
                 raise DataError(
@@ -208,10 +233,10 @@ def write(
             options=json.loads(json.dumps(options or {})),
             fingerprint=fingerprint,
             splits=described,
-            folder=str(folder),
+            folder=folder,
         )
         _write_manifest(manifest)
-        shutil.rmtree(folder / _UNFINISHED)
+        tf.io.gfile.rmtree(_join(folder, _UNFINISHED))
     return manifest
 
 
@@ -230,24 +255,25 @@ def read_manifest(folder):
     manifest = _parse_manifest(folder)
     for split in manifest.splits.values():
         for shard in split.shards:
-            file = pathlib.Path(folder) / shard.file
-            if not file.exists():
-                raise DataError(f"The shard {file} is missing. {_AGAIN}")
-            if file.stat().st_size != shard.bytes:
+            file = _join(folder, shard.file)
+            try:
+                size = tf.io.gfile.stat(file).length
+            except tf.errors.NotFoundError:
+                raise DataError(f"The shard {file} is missing. {_AGAIN}") from None
+            if size != shard.bytes:
                 raise DataError(
-                    f"The shard {file} must have {shard.bytes} bytes and has "
-                    f"{file.stat().st_size}. {_AGAIN}"
+                    f"The shard {file} must have {shard.bytes} bytes and has {size}. {_AGAIN}"
                 )
     return manifest
 
 
 def _parse_manifest(folder):
     """Reads a manifest without a look at its shards."""
-    path = pathlib.Path(folder) / MANIFEST
+    path = _join(folder, MANIFEST)
     try:
-        text = path.read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        name = pathlib.Path(folder).name
+        content = _read(path)
+    except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError):
+        name = os.path.basename(str(folder))
         where = ""
         if name not in datasets.DATASETS:
             name = "<data set>"
@@ -259,7 +285,7 @@ def _parse_manifest(folder):
             f"scripts/prepare_data.py {name}{source} --output {folder}"
         ) from None
     try:
-        values = json.loads(text)
+        values = json.loads(content)
         version = values.pop("format")
         if version != FORMAT_VERSION:
             raise DataError(
@@ -267,6 +293,8 @@ def _parse_manifest(folder):
             )
         for derived in ("num_classes", "ignore_label"):
             values.pop(derived)
+        if values.pop("checksum") != _hash(values):
+            raise DataError(f"{path} was changed after it was written. {_AGAIN}")
         splits = {
             name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
             for name, split in values.pop("splits").items()
@@ -296,11 +324,11 @@ def verify(folder, *, progress=True):
     meter = _Progress(total, progress)
     for split in manifest.splits.values():
         for shard in split.shards:
-            file = pathlib.Path(folder) / shard.file
+            file = _join(folder, shard.file)
             try:
                 problem = _find_problem(file, shard, manifest.num_classes, meter)
-            except (tf.errors.OpError, OSError) as error:
-                problem = str(error)
+            except tf.errors.OpError as error:
+                problem = error.message
             if problem:
                 raise DataError(f"The shard {file} is corrupt: {problem}. {_AGAIN}")
     meter.close()
@@ -309,18 +337,25 @@ def verify(folder, *, progress=True):
 
 def _find_problem(file, shard, num_classes, meter):
     """Says what is wrong with a shard; None if nothing is."""
-    if _sha256(file) != shard.sha256:
+    if file_sha256(file) != shard.sha256:
         return "its checksum is not that of the manifest"
     offsets, position = [], 0
-    for record in tf.data.TFRecordDataset(str(file)):
-        example = tf.io.parse_single_example(record, FEATURES)
-        labels = tf.io.decode_png(example["label"], channels=1).numpy()
-        image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
+    for number, record in enumerate(tf.data.TFRecordDataset(file)):
+        example = parse_record(record)
+        name = example["id"].numpy().decode()
+        if example["shard"] != shard.key or example["index"] != number:
+            return f"record {name!r} belongs elsewhere"
+        try:
+            image, labels = decode_image(example), decode_labels(example).numpy()
+        except tf.errors.OpError as error:
+            return f"record {name!r} cannot be decoded: {error.message}"
         size = (int(example["height"]), int(example["width"]))
-        if not image.shape[:2] == labels.shape[:2] == size:
-            return f"the sizes in record {example['id'].numpy().decode()!r} differ"
+        if not tuple(image.shape[:2]) == labels.shape == size:
+            return f"the sizes in record {name!r} differ"
         if (labels[labels != IGNORE_LABEL] >= num_classes).any():
-            return f"record {example['id'].numpy().decode()!r} has labels beyond the classes"
+            return f"record {name!r} has labels beyond the classes"
+        if shard.classes[number] != _classes_in(labels):
+            return f"the classes in record {name!r} are not those of the manifest"
         offsets.append(position)
         position += _FRAME_HEAD + len(record.numpy()) + _FRAME_TAIL
         meter.advance()
@@ -329,36 +364,27 @@ def _find_problem(file, shard, num_classes, meter):
     return None
 
 
-FEATURES = {
-    "image": tf.io.FixedLenFeature([], tf.string),
-    "label": tf.io.FixedLenFeature([], tf.string),
-    "id": tf.io.FixedLenFeature([], tf.string),
-    "height": tf.io.FixedLenFeature([], tf.int64),
-    "width": tf.io.FixedLenFeature([], tf.int64),
-}
-
-
 class _Job:
     """A shard to be written."""
 
-    def __init__(self, split, file, examples, taxonomy):
+    def __init__(self, split, file, examples, taxonomy, quality):
         self.split = split
         self.file = file
         self.examples = examples
         self.taxonomy = taxonomy
-        self.fingerprint = _hash(
-            [
-                FORMAT_VERSION,
-                file,
-                dataclasses.asdict(taxonomy),
-                [[example.id, example.fingerprint] for example in examples],
-            ]
-        )
+        self.quality = quality
+        contents = [[example.id, example.fingerprint] for example in examples]
+        self.key = _hash([FORMAT_VERSION, file, dataclasses.asdict(taxonomy), quality, contents])[
+            :16
+        ]
 
 
 @contextlib.contextmanager
 def _locked(folder):
-    """Keeps other processes from writing to the folder at the same time; they wait."""
+    """Keeps other processes from writing to a local folder at the same time; they wait."""
+    if not os.path.isdir(folder):
+        yield
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -391,50 +417,52 @@ def _write_shards(folder, jobs, workers, overwrite, progress):
 
 def _clear(folder, jobs, overwrite):
     """Removes what earlier runs left, except finished shards that are wanted; gives those."""
-    unfinished = folder / _UNFINISHED
+    unfinished = _join(folder, _UNFINISHED)
     wanted = {job.file: job for job in jobs}
     if overwrite:
         with contextlib.suppress(DataError):
             for split in _parse_manifest(folder).splits.values():
                 for shard in split.shards:
-                    (folder / shard.file).unlink(missing_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)
+                    _remove(_join(folder, shard.file))
+        _remove(_join(folder, MANIFEST))
     finished = {}
-    for path in unfinished.glob("*.json"):
-        shard, file = json.loads(path.read_text()), folder / path.stem
-        job = wanted.get(path.stem)
-        known = job is not None and job.fingerprint == shard["fingerprint"] and not overwrite
-        if known and file.exists() and file.stat().st_size == shard["bytes"]:
-            finished[path.stem] = shard
+    for path in tf.io.gfile.glob(_join(unfinished, "*.json")):
+        shard, name = json.loads(_read(path)), os.path.basename(path).removesuffix(".json")
+        file, job = _join(folder, name), wanted.get(name)
+        known = job is not None and job.key == shard["key"] and not overwrite
+        if known and tf.io.gfile.exists(file) and tf.io.gfile.stat(file).length == shard["bytes"]:
+            finished[name] = shard
         else:
-            file.unlink(missing_ok=True)
-            path.unlink()
-    for path in unfinished.glob("*.tmp"):
-        path.unlink()
+            _remove(file)
+            _remove(path)
+    for path in tf.io.gfile.glob(_join(unfinished, "*.tmp")):
+        _remove(path)
     strange = [
-        job.file for job in jobs if job.file not in finished and (folder / job.file).exists()
+        job.file
+        for job in jobs
+        if job.file not in finished and tf.io.gfile.exists(_join(folder, job.file))
     ]
     if strange and not overwrite:
         raise DataError(
             f"{folder} holds files that another program wrote, such as {strange[0]}. Use another "
             "--output, or --overwrite"
         )
-    unfinished.mkdir(exist_ok=True)
+    tf.io.gfile.makedirs(unfinished)
     return finished
 
 
 def _write_shard(folder, job, meter):
     """Writes one shard; gives what the manifest needs of it as a dict, None if it failed."""
-    unfinished = folder / _UNFINISHED / f"{job.file}.tmp"
-    offsets, position, sizes, failed = [], 0, set(), False
+    unfinished = _join(folder, _UNFINISHED, f"{job.file}.tmp")
+    offsets, position, sizes, classes, failed = [], 0, set(), [], False
     pixels = np.zeros(len(job.taxonomy.class_names) + 1, "int64")
     images = np.zeros_like(pixels)
-    with tf.io.TFRecordWriter(str(unfinished)) as writer:
-        for example in job.examples:
+    with tf.io.TFRecordWriter(unfinished) as writer:
+        for number, example in enumerate(job.examples):
             if meter.stopped:
                 return None
             try:
-                record, size, counts = _encode(example, job.taxonomy)
+                record, labels = _encode(example, job, number)
             except DataError as error:
                 meter.report(str(error))
                 failed = True
@@ -442,7 +470,10 @@ def _write_shard(folder, job, meter):
             writer.write(record)
             offsets.append(position)
             position += _FRAME_HEAD + len(record) + _FRAME_TAIL
-            sizes.add(size)
+            counts = np.bincount(labels.reshape(-1), minlength=256)
+            counts = np.append(counts[: len(pixels) - 1], counts[IGNORE_LABEL])
+            sizes.add(labels.shape)
+            classes.append(_classes_in(labels))
             pixels += counts
             images += counts > 0
             meter.advance()
@@ -450,52 +481,54 @@ def _write_shard(folder, job, meter):
         return None
     shard = {
         "file": job.file,
+        "key": job.key,
         "bytes": position,
-        "sha256": _sha256(unfinished),
+        "sha256": file_sha256(unfinished),
         "offsets": offsets,
+        "classes": classes,
         "sizes": sorted(sizes),
         "pixels": pixels.tolist(),
         "images": images.tolist(),
-        "fingerprint": job.fingerprint,
     }
-    _replace_text(folder / _UNFINISHED / f"{job.file}.json", json.dumps(shard))
-    os.replace(unfinished, folder / job.file)
+    _replace_text(_join(folder, _UNFINISHED, f"{job.file}.json"), json.dumps(shard))
+    tf.io.gfile.rename(unfinished, _join(folder, job.file), overwrite=True)
     return shard
 
 
-def _encode(example, taxonomy):
-    """Checks an example; gives `(record, (height, width), pixels of each class)`."""
-    image, labels = read_checked(example, taxonomy)
+def _encode(example, job, number):
+    """Checks an example; gives its record, and its labels as uint8 `(height, width)`."""
+    image, labels = read_checked(example, job.taxonomy)
+    if job.quality and not tf.io.is_jpeg(image):
+        image = encode_jpeg(image, job.quality)
+    record = encode_record(image, labels, id=example.id, shard=job.key, index=number)
+    return record, labels
+
+
+def _classes_in(labels):
+    """The classes that occur, ascending; list of int."""
     counts = np.bincount(labels.reshape(-1), minlength=256)
-    num_classes = len(taxonomy.class_names)
-    counts = np.append(counts[:num_classes], counts[IGNORE_LABEL])
-    png = cv2.imencode(".png", labels, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes()
-    height, width = labels.shape
-    record = tf.train.Example(
-        features=tf.train.Features(
-            feature={
-                "image": _bytes(image),
-                "label": _bytes(png),
-                "id": _bytes(example.id.encode()),
-                "height": _int(height),
-                "width": _int(width),
-            }
-        )
-    ).SerializeToString(deterministic=True)
-    return record, (height, width), counts
+    return np.flatnonzero(counts[:IGNORE_LABEL]).tolist()
 
 
-def _bytes(value):
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+def _join(*parts):
+    return os.path.join(*map(str, parts))
 
 
-def _int(value):
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+def _remove(path):
+    """Removes a file, which may be missing."""
+    with contextlib.suppress(tf.errors.NotFoundError):
+        tf.io.gfile.remove(path)
 
 
-def _sha256(path):
+def _read(path):
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return file.read()
+
+
+def file_sha256(path):
+    """The SHA-256 of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with tf.io.gfile.GFile(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -507,21 +540,24 @@ def _hash(values):
 
 def _replace_text(path, text):
     """Writes a file in one step."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    unfinished = f"{path}.tmp"
+    with tf.io.gfile.GFile(unfinished, "w") as file:
+        file.write(text)
+    tf.io.gfile.rename(unfinished, path, overwrite=True)
 
 
 def _write_manifest(manifest):
+    values = dataclasses.asdict(manifest)
+    folder = values.pop("folder")
     values = {
         "format": FORMAT_VERSION,
+        "checksum": _hash(values),
         "num_classes": manifest.num_classes,
         "ignore_label": IGNORE_LABEL,
-        **dataclasses.asdict(manifest),
+        **values,
     }
-    folder = pathlib.Path(values.pop("folder"))
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
-    _replace_text(folder / MANIFEST, f"{{\n{lines}\n}}\n")
+    _replace_text(_join(folder, MANIFEST), f"{{\n{lines}\n}}\n")
 
 
 class _Progress:

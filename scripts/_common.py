@@ -25,10 +25,20 @@ def run(main):
         _stop(error)
     except Exception as error:
         # From deep in a graph: tf.data cannot raise an error of ours.
-        corrupt = re.search(r"The shard \S+ is corrupt or gone, at byte \d+", str(error))
-        if corrupt is None:
+        fault = r"The shard \S+ is corrupt, gone or another one, at byte \d+ \(image \d+\)"
+        faults = list(dict.fromkeys(re.findall(fault, str(error))))
+        if not faults:
             raise
-        _stop(f"{corrupt[0]}. Prepare the data again, with --overwrite")
+        limit = re.search(r"These are more than data\.max_errors, \d+", str(error))
+        _stop(
+            ". ".join(
+                [
+                    *faults,
+                    *([limit[0]] if limit else []),
+                    "Prepare the data again, with --overwrite",
+                ]
+            )
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -52,6 +52,7 @@ def main():
     strategy = build_strategy(config.train.devices, cluster)
 
     import pipelines
+    from kseg.photometric import build_distortion
     from kseg.runs import Classes, Run
     from pipelines import loader
 
@@ -78,6 +79,8 @@ def main():
     is_chief = cluster is None or cluster.is_chief
     run = Run.create(folder, config, classes) if is_chief else Run(folder, config, classes)
 
+    distortion = build_distortion(data)
+
     def training_batches(start_step, **part):
         return loader.training_dataset(
             data.folder,
@@ -88,7 +91,14 @@ def main():
             start_step=start_step,
             scale_range=data.scale_range,
             flip=data.flip,
-            color_jitter=None if data.color_jitter is None else data.color_jitter.model_dump(),
+            rotation=data.rotation,
+            max_class_share=data.max_class_share,
+            repeat_threshold=data.repeat_threshold,
+            num_draws=distortion.NUM_DRAWS if distortion else 0,
+            on_error=data.on_error,
+            max_errors=data.max_errors,
+            cache=data.cache,
+            service=data.service,
             **part,
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from kseg.errors import UserError
 from kseg.evaluation.inference import Evaluator
+from kseg.photometric import build_distortion
 from kseg.runs import step_file
 from kseg.segmenters import inference_model
 from kseg.training import checkpoints
@@ -62,6 +63,7 @@ def build_trainer(run, strategy):
             losses=build_losses(config.losses, segmenter, num_classes=len(run.classes)),
             objectives=objectives,
             clip_norm=config.train.clip_norm,
+            distortion=build_distortion(config.data),
         )
         optimizer = build_optimizer(config.optimizer, config.schedule, steps=config.train.steps)
         optimizer.build(segmenter.trainable_variables)

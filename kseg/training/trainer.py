@@ -24,6 +24,8 @@ class SegmentationTrainer(keras.Model):
         objectives: list of `(objective, weight)`, of `kseg.contrast.objective.Objective`. A weight
             may be a function of the optimizer's step.
         clip_norm: float or None, the limit of the gradients' global norm.
+        distortion: `kseg.photometric.PhotometricDistortion` or None: what is done to training
+            images first; batches must have `draws` then.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class SegmentationTrainer(keras.Model):
         losses=None,
         objectives=(),
         clip_norm=None,
+        distortion=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -41,6 +44,7 @@ class SegmentationTrainer(keras.Model):
         self.objective_weights = [weight for _, weight in objectives]
         self.losses_on_logits = default_losses(segmenter) if losses is None else losses
         self.clip_norm = clip_norm
+        self.distortion = distortion
         for objective in self.objectives:
             objective.prepare(segmenter.output)
         self.built = True
@@ -79,23 +83,33 @@ class SegmentationTrainer(keras.Model):
         """One optimizer step, in replica context.
 
         Args:
-            data: dict with `image`, uint8 `(batch, height, width, 3)`, and `label`, int
-                `(batch, height, width)`: this replica's part of the batch.
+            data: dict with `image`, uint8 `(batch, height, width, 3)`, `label`, int `(batch,
+                height, width)`, and for a distortion `draws`, float32 `(batch, draws)`, uniform
+                in [0, 1): this replica's part of the batch.
 
         Returns:
             dict of float32 scalars, the same on every replica: `loss` (the weighted sum) and each
             term before its weight.
 
         Raises:
-            ValueError: if there are objectives and the batch has no static size.
+            ValueError: if there are objectives and the batch has no static size, or a distortion
+                and no `draws`.
         """
         if self.objectives and data["image"].shape[0] is None:
             raise ValueError(
                 "Contrastive objectives need batches of a static size. Received: images of shape "
                 f"{data['image'].shape}. Use dataset.batch(size, drop_remainder=True)"
             )
+        images = data["image"]
+        if self.distortion is not None:
+            if "draws" not in data:
+                raise ValueError(
+                    "A distortion needs batches with `draws`, random numbers of its `NUM_DRAWS`. "
+                    f"Received: {sorted(data)}. Give `training_dataset` num_draws"
+                )
+            images = self.distortion(images, data["draws"])
         with tf.GradientTape() as tape:
-            outputs = self.segmenter(data["image"], training=True)
+            outputs = self.segmenter(images, training=True)
             terms, found = self.loss_terms(outputs, data["label"])
             loss = tf.add_n([value * weight for value, weight in terms.values()])
         variables = self.segmenter.trainable_variables

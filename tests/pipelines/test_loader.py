@@ -5,12 +5,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import augment, loader, records
+from pipelines import augment, loader, records, sampling
 from pipelines.errors import DataError
-from tests.pipelines.tiny_data import ArrayExample, noise_example, smooth_example, write
+from tests.pipelines.tiny_data import (
+    ArrayExample,
+    noise_example,
+    smooth_example,
+    solid_examples,
+    write,
+)
 
 SIZES = [(40, 52), (33, 47), (64, 48), (30, 90), (41, 41), (52, 40), (37, 60)]
-JITTER = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +50,10 @@ def test_shapes_are_static(folder):
 
 
 def test_same_arguments_same_stream(folder):
-    once = take(training(folder, color_jitter=JITTER, num_parallel_calls=1), 9)
-    again = take(training(folder, color_jitter=JITTER, num_parallel_calls=7), 9)
+    once = take(training(folder, num_parallel_calls=1), 9)
+    again = take(training(folder, num_parallel_calls=7), 9)
     assert_same(again, once)
-    other = take(training(folder, color_jitter=JITTER, seed=6), 9)
+    other = take(training(folder, seed=6), 9)
     assert not all(np.array_equal(a["image"], b["image"]) for a, b in zip(once, other, strict=True))
 
 
@@ -91,22 +96,14 @@ def test_batch_size_does_not_change_the_samples(folder):
 
 @pytest.mark.parametrize("start", [1, 3, 8])  # 7 images, 2 in a batch: epochs end amid batches.
 def test_a_stream_can_start_anywhere(folder, start):
-    whole = take(training(folder, color_jitter=JITTER), 10)
-    assert_same(
-        take(training(folder, color_jitter=JITTER, start_step=start), 10 - start), whole[start:]
-    )
+    whole = take(training(folder), 10)
+    assert_same(take(training(folder, start_step=start), 10 - start), whole[start:])
 
 
 def test_a_stream_can_start_after_millions_of_steps(folder):
     far = 10**8
     second = take(training(folder, start_step=far + 1), 1)
     assert_same(take(training(folder, start_step=far), 2)[1:], second)
-
-
-def solid_examples(count):
-    """Images of one colour each: their number."""
-    empty = np.zeros((4, 4), "uint8")
-    return [ArrayExample(str(i), np.full((4, 4, 3), i, "uint8"), empty) for i in range(count)]
 
 
 def test_every_epoch_has_every_image_once_in_another_order(tmp_path):
@@ -123,7 +120,7 @@ def permutations(seed, count, epochs):
     """The order of the images in each of some epochs, `(epochs, count)`."""
     seed = tf.constant(seed, "int64")
     numbers = tf.data.Dataset.range(epochs * count)
-    order = numbers.map(lambda number: loader.shuffled_index(seed, number, count))
+    order = numbers.map(lambda number: sampling.shuffled_index(seed, number, count))
     return np.array(list(order.batch(count).as_numpy_iterator()))
 
 
@@ -180,10 +177,12 @@ def test_a_damaged_length_is_noticed(tmp_path):
 def draws(count, seed, sizes):
     """What the stream draws for its first samples: image, window, mirrored or not."""
     for number in map(np.int64, range(count)):
-        index = loader.shuffled_index(np.int64(seed), number, len(sizes))
-        numbers = tf.random.stateless_uniform((8,), tf.constant([seed, number], "int64"))
-        window = augment.draw_window(numbers, tf.constant(sizes[index]), (32, 40), (0.5, 2.0))
-        yield int(index), *(part.numpy() for part in window), float(numbers[7]) < 0.5
+        index = sampling.shuffled_index(np.int64(seed), number, len(sizes))
+        numbers = tf.random.stateless_uniform((5,), tf.constant([seed, number], "int64"))
+        size = tf.constant(sizes[index])
+        _, extent, shape = augment.draw_extent(numbers[0], size, (32, 40), (0.5, 2.0))
+        first = augment.draw_place(numbers[3:], size, extent)
+        yield int(index), *(part.numpy() for part in (first, extent, shape)), numbers[1] < 0.5
 
 
 def test_the_crop_is_what_decoding_everything_would_give(folder):
@@ -236,7 +235,7 @@ def test_small_images_are_padded(tmp_path):
     example = noise_example(0, (10, 20))
     write(tmp_path, [example])
     arguments = {"crop_size": (12, 25), "scale_range": (1, 1), "flip": False, "batch_size": 1}
-    (batch,) = take(training(tmp_path, color_jitter=None, **arguments), 1)
+    (batch,) = take(training(tmp_path, **arguments), 1)
     np.testing.assert_array_equal(batch["image"][0, :10, :20], example.image)
     np.testing.assert_array_equal(batch["label"][0, :10, :20], example.labels)
     for padding in ((slice(10, None), slice(None)), (slice(None), slice(20, None))):
@@ -261,11 +260,14 @@ def test_flip_mirrors_half(folder):
     assert 15 <= mirrored <= 45  # 30, within four standard deviations.
 
 
-def test_jitter_changes_colors_only(folder):
-    plain, jittered = (take(training(folder, color_jitter=j), 4) for j in (None, JITTER))
-    for one, other in zip(plain, jittered, strict=True):
-        np.testing.assert_array_equal(one["label"], other["label"])
-        assert not np.array_equal(one["image"], other["image"])
+def test_draws_are_uniform_and_change_nothing_else(folder):
+    plain, drawn = (take(training(folder, num_draws=n), 40) for n in (0, 5))
+    assert_same(drawn, plain)
+    draws = np.concatenate([batch["draws"] for batch in drawn])
+    assert draws.shape == (80, 5) and draws.dtype == np.float32
+    assert len(np.unique(draws)) == draws.size
+    # The mean of 400 numbers, within five standard deviations.
+    assert abs(draws.mean() - 0.5) < 5 / np.sqrt(12 * draws.size)
 
 
 def test_replicas_split_the_global_batch(folder, mirrored):
@@ -318,6 +320,9 @@ def test_unknown_split(folder):
         {"start_step": -1},
         {"scale_range": (2.0, 1.0)},
         {"scale_range": (0.0, 1.0)},
+        {"rotation": -1},
+        {"max_class_share": 0.0},
+        {"on_error": "ignore"},
     ],
 )
 def test_bad_arguments(folder, arguments):
@@ -325,3 +330,167 @@ def test_bad_arguments(folder, arguments):
         training(folder, **arguments)
     with pytest.raises(ValueError, match="batch_size"):
         loader.evaluation_dataset(folder, "train", batch_size=0)
+
+
+def test_turned_crops(tmp_path):
+    """Image and labels show the same thing at any angle: the image tells the label's colour."""
+    colors = np.uint8([[10, 20, 30], [90, 80, 70], [200, 220, 240]])
+    labels = smooth_example(0, (60, 80)).labels
+    write(tmp_path, [ArrayExample("0", colors[labels], labels)])
+    crops = take(training(tmp_path, batch_size=1, rotation=180), 20)
+    plain = take(training(tmp_path, batch_size=1), 20)
+    assert not any(
+        np.array_equal(a["label"], b["label"]) for a, b in zip(crops, plain, strict=True)
+    )
+    checked = 0
+    for batch in crops:
+        labels, image = batch["label"][0], batch["image"][0]
+        same = cv2.erode(labels, np.ones((5, 5))) == cv2.dilate(labels, np.ones((5, 5)))
+        same[[0, 1, -2, -1]] = same[:, [0, 1, -2, -1]] = False
+        outside = same & (labels == 255)
+        assert (image[outside] == augment.PAD_COLOR).all()
+        same &= labels < 3
+        np.testing.assert_array_equal(image[same], colors[labels[same]])
+        checked += same.sum()
+    assert checked > 20 * 32 * 40 / 4
+
+
+def test_crops_of_mixed_classes(tmp_path):
+    """Three quarters of the image are one class: most windows hold nothing else."""
+    labels = np.zeros((80, 80), "uint8")
+    labels[:, 60:] = 1
+    write(tmp_path, [ArrayExample("0", np.repeat(labels[..., None], 3, 2), labels)])
+    arguments = {"batch_size": 1, "crop_size": (20, 20), "scale_range": (1, 1), "flip": False}
+
+    def shares(**more):
+        batches = take(training(tmp_path, **arguments, **more), 60)
+        for batch in batches:  # They still move together.
+            np.testing.assert_array_equal(batch["image"][0, ..., 0], batch["label"][0])
+        return np.array([max(np.bincount(b["label"].reshape(-1))) / 400 for b in batches])
+
+    free, limited = shares(), shares(max_class_share=0.75)
+    # Of 61 columns those from 46 to 55 give windows with 6 to 15 columns of a class: 0.16.
+    assert 0.02 < (free <= 0.75).mean() < 0.4
+    assert (limited <= 0.75).mean() > 0.65  # 1 - 0.84^10 is 0.83.
+    np.testing.assert_array_equal(limited[free <= 0.75], free[free <= 0.75])
+
+
+def test_rare_classes_are_shown_more_often(tmp_path):
+    examples = solid_examples(9)
+    examples[4].labels = np.full((4, 4), 2, "uint8")
+    write(tmp_path, examples, num_shards=2)
+    arguments = {"batch_size": 1, "crop_size": (4, 4), "scale_range": (1, 1)}
+    batches = take(training(tmp_path, repeat_threshold=1.0, **arguments), 110)
+    shown = np.bincount([b["image"][0, 0, 0, 0] for b in batches], minlength=9)
+    # sqrt(9) = 3 for the one image, sqrt(9 / 8) for the others: 12 to 13 of 110, and 29.
+    assert abs(shown[4] - 110 * 3 / (3 + 8 * (9 / 8) ** 0.5)) <= 3
+    assert shown.min() >= 8
+
+
+def test_unusable_records_are_skipped_counted_and_named(tmp_path, capfd):
+    write(tmp_path, solid_examples(6), num_shards=1)
+    path = corrupt(tmp_path, 2)
+    arguments = {"batch_size": 1, "crop_size": (4, 4), "scale_range": (1, 1), "on_error": "skip"}
+    batches = take(training(tmp_path, **arguments), 12)
+    numbers = [int(batch["image"][0, 0, 0, 0]) for batch in batches]
+    # Image 3 stands in for image 2, once in each epoch; all else stays in its place.
+    assert sorted(numbers[:6]) == sorted(numbers[6:]) == [0, 1, 3, 3, 4, 5]
+    assert set(batches[0]) == {"image", "label"}
+    said = capfd.readouterr().err
+    assert "skipped, 1 so far (data.max_errors: 10)" in said and "skipped, 2 so far" in said
+    assert f"The shard {path} is corrupt, gone or another one, at byte " in said
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"more than data\.max_errors, 1"):
+        take(training(tmp_path, max_errors=1, **arguments), 14)
+
+
+def test_images_that_were_never_images(tmp_path, monkeypatch):
+    """Sound to the last byte, and of no use."""
+    encode_record = records.encode_record
+
+    def spoil(image, labels, *, index, **more):
+        image = image[:40] + bytes(len(image) - 40) if index == 1 else image
+        return encode_record(image, labels, index=index, **more)
+
+    monkeypatch.setattr(records, "encode_record", spoil)
+    write(tmp_path, solid_examples(3), num_shards=1)
+    arguments = {"batch_size": 3, "crop_size": (4, 4), "scale_range": (1, 1)}
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        take(training(tmp_path, **arguments), 1)
+    (batch,) = take(training(tmp_path, on_error="skip", **arguments), 1)
+    assert sorted(batch["image"][:, 0, 0, 0]) == [0, 2, 2]
+
+
+def test_all_records_unusable_is_no_endless_search(tmp_path):
+    write(tmp_path, solid_examples(3), num_shards=1)
+    for index in range(3):
+        corrupt(tmp_path, index)
+    arguments = {"batch_size": 1, "crop_size": (4, 4), "on_error": "skip", "max_errors": 1000}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="is corrupt, gone or another one"):
+        take(training(tmp_path, **arguments), 1)
+
+
+def test_a_service_gives_every_sample_once(tmp_path):
+    write(tmp_path, solid_examples(11), num_shards=2)
+    dispatcher = tf.data.experimental.service.DispatchServer()
+    address = dispatcher.target.split("://")[1]
+    workers = [
+        tf.data.experimental.service.WorkerServer(
+            tf.data.experimental.service.WorkerConfig(dispatcher_address=address)
+        )
+        for _ in range(2)
+    ]
+    arguments = {"batch_size": 1, "crop_size": (4, 4), "scale_range": (1, 1), "num_draws": 2}
+    alone = take(training(tmp_path, **arguments), 22)
+    for more in ({}, {"on_error": "skip"}):
+        served = take(training(tmp_path, service=dispatcher.target, **arguments, **more), 14)
+        draws = [tuple(batch["draws"][0]) for batch in served]
+        assert len(set(draws)) == 14
+        # Workers may run ahead of each other, not far in so short a time.
+        assert len(set(draws) & {tuple(batch["draws"][0]) for batch in alone}) >= 8
+        assert served[0]["image"].shape == (1, 4, 4, 3)
+    del workers
+
+
+def test_cached_in_memory(folder):
+    plain, cached = (
+        take(training(folder, cache=c, rotation=r), 12) for c, r in ((None, 0), ("memory", 0))
+    )
+    for one, other in zip(plain, cached, strict=True):
+        np.testing.assert_array_equal(other["label"], one["label"])
+        # Windows of a JPEG differ in chroma at their edges.
+        difference = np.abs(one["image"].astype(int) - other["image"])
+        assert np.median(difference) <= 1 and difference.mean() < 2
+
+
+def test_cached_in_a_folder(folder, tmp_path, capfd):
+    cache = tmp_path / "cache"
+    assert_same(take(training(folder, cache=str(cache)), 6), take(training(folder), 6))
+    assert capfd.readouterr().err.count("copying") == 3
+    copies = sorted(cache.iterdir())
+    assert len(copies) == 3
+    # What is read is the copies; what is not whole is copied again.
+    copies[0].write_bytes(copies[0].read_bytes()[:-1])
+    for copy in copies[1:]:
+        copy.write_bytes(bytes(copy.stat().st_size))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"The shard {cache}.* is corrupt"):
+        take(training(folder, cache=str(cache)), 4)
+    assert capfd.readouterr().err.count("copying") == 1
+
+
+def test_a_cache_is_no_place_for_a_corrupt_shard(tmp_path):
+    write(tmp_path / "data", solid_examples(3), num_shards=1)
+    path = corrupt(tmp_path / "data", 1)
+    with pytest.raises(DataError, match=f"{path} is corrupt: its checksum"):
+        training(tmp_path / "data", cache=str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").iterdir())
+    with pytest.raises(DataError, match=f"{path} is corrupt"):
+        training(tmp_path / "data", cache="memory")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"data\.cache must be a folder"):
+        training(tmp_path / "data", cache=str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("more", [{"service": "grpc://localhost:1"}, {"on_error": "skip"}])
+def test_memory_goes_with_neither(folder, more):
+    with pytest.raises(DataError, match="goes neither with"):
+        training(folder, cache="memory", **more)

@@ -1,17 +1,26 @@
 import concurrent.futures
+import hashlib
 import json
 import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import records
+from pipelines import loader, records
 from pipelines.errors import DataError
-from tests.pipelines.tiny_data import TAXONOMY, ArrayExample, encode, noise_example, write
+from tests.pipelines.tiny_data import (
+    TAXONOMY,
+    ArrayExample,
+    encode,
+    noise_example,
+    smooth_example,
+    write,
+)
 
 
 def examples_of(folder, split="train"):
@@ -19,6 +28,12 @@ def examples_of(folder, split="train"):
     for file in sorted(folder.glob(f"{split}-*.tfrecord")):
         for record in tf.data.TFRecordDataset(str(file)):
             yield tf.train.Example.FromString(record.numpy()).features.feature
+
+
+def tiles_of(features):
+    """The labels of an image no larger than a tile, with what fills the tile up."""
+    (tile,) = features["tiles"].bytes_list.value
+    return np.frombuffer(zlib.decompress(tile), "uint8").reshape(128, 256)
 
 
 def test_what_is_written(tmp_path):
@@ -34,7 +49,7 @@ def test_what_is_written(tmp_path):
     for features, example in zip(found, written, strict=True):
         image, _ = example.read()
         assert features["image"].bytes_list.value[0] == image  # Bit for bit.
-        labels = tf.io.decode_png(features["label"].bytes_list.value[0]).numpy()[..., 0]
+        labels = tiles_of(features)[: example.labels.shape[0], : example.labels.shape[1]]
         np.testing.assert_array_equal(labels, np.where(example.labels == 7, 255, example.labels))
         size = [features[key].int64_list.value[0] for key in ("height", "width")]
         assert tuple(size) == example.labels.shape
@@ -243,7 +258,8 @@ def test_missing_and_truncated_shards_are_named(tmp_path):
     [
         (lambda text: text[:-30], "is damaged"),
         (lambda text: "[]", "is damaged"),
-        (lambda text: text.replace('"splits"', '"spilt"'), "is damaged"),
+        (lambda text: text.replace('"checksum"', '"chicksum"'), "is damaged"),
+        (lambda text: text.replace('"wall"', '"hall"'), "was changed after it was written"),
         (lambda text: text.replace('"format": 3', '"format": 99'), "has format 99.*reads 3"),
     ],
 )
@@ -277,33 +293,109 @@ def move_a_record(values):
     values["splits"]["train"]["shards"][0]["offsets"][1] += 1
 
 
+def exchange_classes(values):
+    values["splits"]["train"]["shards"][0]["classes"][1] = [0]
+
+
+def rename_a_shard(values):
+    values["splits"]["train"]["shards"][0]["key"] = "0" * 16
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         (forget_a_class, "record '000' has labels beyond the classes"),
         (move_a_record, "its records are not where the manifest says"),
+        (exchange_classes, "the classes in record '001' are not those of the manifest"),
+        (rename_a_shard, "record '000' belongs elsewhere"),
     ],
 )
 def test_verify_checks_the_records_against_the_manifest(tmp_path, change, message):
+    """Even where the manifest's own checksum was made to fit."""
     write(tmp_path, [noise_example(0), noise_example(1)])
     path = tmp_path / "manifest.json"
     values = json.loads(path.read_text())
     change(values)
+    rest = {k: v for k, v in values.items() if k not in CHECKED}
+    values["checksum"] = hashlib.sha256(json.dumps(rest).encode()).hexdigest()
     path.write_text(json.dumps(values))
     with pytest.raises(DataError, match=f"is corrupt: {message}"):
         records.verify(tmp_path, progress=False)
 
 
+CHECKED = ("format", "checksum", "num_classes", "ignore_label")  # Not under the checksum.
+
+
 def test_verify_decodes_every_image(tmp_path, monkeypatch):
     """Records whose content was never an image: sound to the last byte, and of no use."""
     example = noise_example(0)
-    image = example.read()[0]
-    checked = records._encode(example, TAXONOMY)
-    record = checked[0].replace(image, image[:40] + bytes(len(image) - 40))
-    monkeypatch.setattr(records, "_encode", lambda *_: (record, *checked[1:]))
+    encode_record = records.encode_record
+
+    def spoil(image, labels, **arguments):
+        return encode_record(image[:40] + bytes(len(image) - 40), labels, **arguments)
+
+    monkeypatch.setattr(records, "encode_record", spoil)
     write(tmp_path, [example])
-    with pytest.raises(DataError, match=r"train-00000-of-00001\.tfrecord is corrupt"):
+    message = r"train-00000-of-00001\.tfrecord is corrupt: record '000' cannot be decoded"
+    with pytest.raises(DataError, match=message):
         records.verify(tmp_path, progress=False)
+
+
+def test_exchanged_shards_are_noticed(tmp_path):
+    """Of one size and whole: only what the records say of themselves tells."""
+    one = noise_example(0)
+    write(tmp_path, [one, ArrayExample("001", one.image, one.labels)], num_shards=2)
+    one, other = (tmp_path / f"train-0000{i}-of-00002.tfrecord" for i in (0, 1))
+    assert one.stat().st_size == other.stat().st_size
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    records.read_manifest(tmp_path)
+    with pytest.raises(DataError, match=f"{one} is corrupt: its checksum"):
+        records.verify(tmp_path, progress=False)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{one} is corrupt, gone or another"):
+        list(loader.evaluation_dataset(tmp_path, "train"))
+
+
+def test_images_as_jpegs(tmp_path):
+    """Training images only, and only those that are no JPEGs."""
+    examples = [smooth_example(0, (40, 70)), smooth_example(1, (40, 70), ".jpg")]
+    splits = {"train": examples, "val": examples}
+    arguments = {"progress": False, "image_format": "jpeg", "quality": 90}
+    records.write(tmp_path, "tiny", TAXONOMY, splits, **arguments)
+    stored = {
+        split: [f["image"].bytes_list.value[0] for f in examples_of(tmp_path, split)]
+        for split in splits
+    }
+    originals = [example.read()[0] for example in examples]
+    assert stored["val"] == originals
+    assert stored["train"][1] == originals[1]
+    assert tf.io.is_jpeg(stored["train"][0])
+    decoded = tf.io.decode_jpeg(stored["train"][0]).numpy().astype(int)
+    assert np.abs(decoded - examples[0].image).mean() < 3
+    records.verify(tmp_path, progress=False)
+    with pytest.raises(DataError, match="with other options"):
+        records.write(tmp_path, "tiny", TAXONOMY, splits, **{**arguments, "quality": 80})
+
+
+@pytest.mark.parametrize("arguments", [{"image_format": "webp"}, {"quality": 0}])
+def test_bad_image_format(tmp_path, arguments):
+    with pytest.raises(ValueError, match="must be 'original' or 'jpeg'"):
+        write(tmp_path, [noise_example(0)], **arguments)
+
+
+def test_folders_of_other_file_systems():
+    folder = "ram://records/tiny"
+    examples = [noise_example(i) for i in range(4)]
+    manifest = write(folder, examples, num_shards=2)
+    assert records.verify(folder, progress=False) == manifest
+    batches = list(loader.evaluation_dataset(folder, "train"))
+    assert [batch["id"].numpy()[0].decode() for batch in batches] == [e.id for e in examples]
+    np.testing.assert_array_equal(batches[2]["label"][0], examples[2].labels)
+    with pytest.raises(DataError, match="made from other files"):
+        write(folder, examples[:3])
+    write(folder, examples[:3], overwrite=True)
+    assert not tf.io.gfile.exists(f"{folder}/train-00001-of-00002.tfrecord")
 
 
 def test_two_runs_at_once_write_once(tmp_path):

@@ -65,6 +65,12 @@ def smooth_example(number, size, suffix=".png"):
     return ArrayExample(f"{number:03d}", image, image[..., 0] // 86, suffix)
 
 
+def solid_examples(count):
+    """Images of one colour each: their number."""
+    empty = np.zeros((4, 4), "uint8")
+    return [ArrayExample(str(i), np.full((4, 4, 3), i, "uint8"), empty) for i in range(count)]
+
+
 def write(folder, examples, split="train", **arguments):
     """Writes a data set of one split."""
     arguments = {"workers": 2, "progress": False, **arguments}

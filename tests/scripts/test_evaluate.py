@@ -80,9 +80,7 @@ def test_other_checkpoint_and_split(tiny_run):
 
 
 def test_other_data_set_has_its_own_file(tiny_run, tmp_path):
-    folder = write_data(tmp_path / "data", sizes=[(20, 30)])
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "dataset": "other"}))
+    folder = write_data(tmp_path / "data", sizes=[(20, 30)], dataset="other")
     call("--run", tiny_run.path, "--data", folder)
     found = json.loads((tiny_run.path / "evaluation" / "other-val.json").read_text())
     assert (found["dataset"], found["num_images"]) == ("other", 1)

@@ -1,8 +1,10 @@
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from kseg.contrast.multi_scale import MultiScaleContrast
+from kseg.photometric import PhotometricDistortion
 from kseg.segmenters import build_segmenter
 from kseg.training import checkpoints
 from kseg.training.losses import default_losses
@@ -168,3 +170,19 @@ def test_optimizers_of_keras_take_the_same_steps(mirrored):
 
     for one, two in zip(train(tf.distribute.get_strategy()), train(mirrored), strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
+
+
+def test_images_are_distorted_before_the_network_sees_them():
+    """As if the batch held the distorted images."""
+    (batch,) = batches(1)
+    draws = np.random.default_rng(2).random((4, PhotometricDistortion.NUM_DRAWS))
+    distortion = PhotometricDistortion(brightness=0.4, hue=0.2)
+    distorted = distortion(batch["image"], draws)
+    with_distortion = tiny_trainer(distortion=distortion)
+    logs = with_distortion.train_step({**batch, "draws": tf.constant(draws, "float32")})
+    keras.utils.clear_session(free_memory=False)
+    plain = tiny_trainer()
+    expected = plain.train_step({**batch, "image": distorted})
+    np.testing.assert_allclose(logs["loss"], expected["loss"], rtol=1e-5)
+    with pytest.raises(ValueError, match="needs batches with `draws`"):
+        with_distortion.train_step(batch)

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from kseg import backbones, config
 from kseg.layers import ConvNorm
+from kseg.photometric import PhotometricDistortion
 from kseg.runs import Classes, Run
 
 CLASSES = Classes(["road", "sky", "car"], [[90, 90, 90], [80, 160, 250], [200, 30, 30]])
@@ -81,13 +82,18 @@ def batch(number, size=2):
     noise = rng.integers(-40, 40, (*labels.shape, 3))
     images = (np.array(CLASSES.palette)[labels] + noise).clip(0, 255).astype("uint8")
     labels[:, :4] = 255
-    return {"image": images, "label": labels.astype("uint8")}
+    return {
+        "image": images,
+        "label": labels.astype("uint8"),
+        "draws": rng.random((size, PhotometricDistortion.NUM_DRAWS), dtype="float32"),
+    }
 
 
 def training_batches(start_step):
     signature = {
         "image": tf.TensorSpec((2, *SIZE, 3), "uint8"),
         "label": tf.TensorSpec((2, *SIZE), "uint8"),
+        "draws": tf.TensorSpec((2, PhotometricDistortion.NUM_DRAWS), "float32"),
     }
 
     def generate():

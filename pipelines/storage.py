@@ -1,0 +1,241 @@
+"""Random access to the records of a split: where they are, or from memory, or from a copy."""
+
+import contextlib
+import os
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+from pipelines import encoding
+from pipelines.errors import DataError
+from pipelines.records import file_sha256, read_manifest
+
+_READ_BUFFER = 1 << 16  # Bytes; one record needs no more look-ahead.
+_COPY_BLOCK = 1 << 22
+ADVICE = "Prepare the data again, with --overwrite"
+
+
+class Records:
+    """The records of a split, read from its shards as they are asked for.
+
+    Args:
+        folder: prepared data, see `pipelines.records`.
+        split: str.
+        cache: path of a local folder or None. The split's shards are copied there, once and
+            checked, and read from there.
+
+    Attributes:
+        split: `pipelines.records.Split`.
+        count: int, number of images.
+        num_classes: int.
+
+    Raises:
+        DataError: if the data is missing or incomplete, or a copy is not what the manifest says.
+    """
+
+    def __init__(self, folder, split, *, cache=None):
+        manifest = read_manifest(folder)
+        self.split = manifest.split(split)
+        self.count = self.split.num_images
+        self.num_classes = manifest.num_classes
+        if not self.count:
+            raise DataError(f"Split {split!r} of {folder} holds no images. Prepare it again")
+        shards = self.split.shards
+        files = [os.path.join(str(folder), shard.file) for shard in shards]
+        if cache is not None:
+            files = [_copy(file, shard, cache) for file, shard in zip(files, shards, strict=True)]
+        counts = [len(shard.offsets) for shard in shards]
+        self._files = tf.constant(files)
+        self._keys = tf.constant([shard.key for shard in shards])
+        self._shards = tf.constant(np.repeat(np.arange(len(shards)), counts), "int32")
+        self._numbers = tf.constant(np.concatenate([np.arange(n) for n in counts]), "int32")
+        self._offsets = tf.constant([at for shard in shards for at in shard.offsets], "int64")
+
+    decode_window = staticmethod(encoding.decode_window)
+    decode_label_window = staticmethod(encoding.decode_label_window)
+    window_ratio = staticmethod(encoding.window_ratio)
+
+    def read(self, index):
+        """Reads a record. Its checksum is checked, and that it is the one that was asked for.
+
+        Args:
+            index: int64 scalar in `[0, count)`.
+
+        Returns:
+            dict, see `pipelines.encoding.parse_record`.
+
+        Raises:
+            tf.errors.InvalidArgumentError: if that cannot be; names the shard.
+        """
+        # TensorFlow's own error does not name the file. So a record that cannot be read becomes an
+        # empty one, which does not pass the check.
+        nothing = tf.data.Dataset.from_tensors("")
+        dataset = self._open(index).ignore_errors().concatenate(nothing).take(1)
+        record = dataset.get_single_element()
+        with tf.control_dependencies([self._check(record != "", index)]):
+            example = encoding.parse_record(tf.identity(record))
+        with tf.control_dependencies([self._check(self._is(example, index), index)]):
+            return {name: tf.identity(value) for name, value in example.items()}
+
+    def try_map(self, index, function):
+        """Computes something of a record, unless that fails: slower than `read`.
+
+        Args:
+            index: int64 scalar in `[0, count)`.
+            function: from an example, as `pipelines.encoding.parse_record` gives it, to a tuple of
+                tensors of known rank.
+
+        Returns:
+            `(values, fault)`: the tuple, and `""`; or, if the record cannot be read or `function`
+            failed on it, empty tensors, and a string that names the record. Static shapes are
+            unknown.
+        """
+
+        def compute(record):
+            example = encoding.parse_record(record)
+            with tf.control_dependencies([self._check(self._is(example, index), index)]):
+                example = {name: tf.identity(value) for name, value in example.items()}
+            return *function(example), ""
+
+        # A graph cannot catch an error: what fails is left out of a data set, and something empty
+        # comes in its place.
+        dataset = self._open(index).map(compute).ignore_errors()
+        *specs, _ = dataset.element_spec
+        blank = tuple(tf.zeros([0] * spec.shape.rank, spec.dtype) for spec in specs)
+        blank = tf.data.Dataset.from_tensors((*blank, self._fault(index)))
+        *values, fault = dataset.concatenate(blank).take(1).get_single_element()
+        return tuple(values), fault
+
+    def _open(self, index):
+        """A data set of the one record."""
+        variant = tf.raw_ops.TFRecordDatasetV2(
+            filenames=self._files[self._shards[index]][None],
+            compression_type="",
+            buffer_size=_READ_BUFFER,
+            byte_offsets=self._offsets[index][None],
+        )
+        spec = tf.TensorSpec((), tf.string)
+        return tf.data.experimental.from_variant(variant, spec).take(1)
+
+    def _is(self, example, index):
+        """Whether an example is the one of that number."""
+        key, number = self._keys[self._shards[index]], self._numbers[index]
+        return (example["shard"] == key) & (example["index"] == number)
+
+    def _check(self, condition, index):
+        problem = [self._fault(index), ADVICE]
+        return tf.cond(condition, tf.no_op, lambda: tf.debugging.Assert(False, problem))
+
+    def _fault(self, index):
+        parts = ["The shard ", self._files[self._shards[index]]]
+        parts += [" is corrupt, gone or another one, at byte "]
+        parts += [tf.strings.as_string(self._offsets[index])]
+        return tf.strings.join([*parts, " (image ", tf.strings.as_string(index), ")"])
+
+
+class MemoryRecords(Records):
+    """The records of a split, decoded once and held in memory: about 4 bytes a pixel.
+
+    Args:
+        folder, split: as for `Records`.
+
+    Raises:
+        DataError: as `Records`, or if a record is unusable.
+    """
+
+    def __init__(self, folder, split):
+        super().__init__(folder, split)
+        decoded = tf.data.Dataset.range(self.count).map(
+            lambda index: encoding.decode_whole(super(MemoryRecords, self).read(index))[:2],
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        try:
+            found = list(decoded.as_numpy_iterator())
+        except tf.errors.InvalidArgumentError as error:
+            raise DataError(" ".join(error.message.split())) from None
+        sizes = np.array([labels.shape for _, labels in found])
+        places = np.cumsum([0, *(labels.size for _, labels in found)])[:-1]
+        self._sizes = tf.constant(sizes, "int32")
+        self._places = tf.constant(places, "int64")
+        # On the host, wherever the network is trained.
+        with tf.device("CPU"):
+            self._pixels = tf.constant(np.concatenate([x.reshape(-1, 3) for x, _ in found]))
+            self._labels = tf.constant(np.concatenate([x.reshape(-1) for _, x in found]))
+
+    def read(self, index):
+        """Gives what the other methods need of an image."""
+        height, width = self._sizes[index, 0], self._sizes[index, 1]
+        return {"height": height, "width": width, "place": self._places[index]}
+
+    def decode_window(self, example, first, extent, ratio):
+        """As `pipelines.encoding.decode_window`, for a ratio of 1."""
+        return self._window(self._pixels, example, first, extent)
+
+    def decode_label_window(self, example, first, extent):
+        """As `pipelines.encoding.decode_label_window`."""
+        return self._window(self._labels, example, first, extent)
+
+    def window_ratio(self, example, extent, shape):
+        """1: what is decoded already is not reduced."""
+        return tf.constant(1)
+
+    def _window(self, values, example, first, extent):
+        height, width = example["height"], example["width"]
+        rest = values.shape[1:]
+        whole = tf.slice(
+            values,
+            tf.concat([example["place"][None], [0] * len(rest)], axis=0),
+            tf.concat([tf.cast(height * width, "int64")[None], rest], axis=0),
+        )
+        whole = tf.reshape(whole, (height, width, *rest))
+        return tf.slice(
+            whole,
+            tf.concat([first, [0] * len(rest)], axis=0),
+            tf.concat([extent, rest], axis=0),
+        )
+
+
+def open_records(folder, split, cache=None):
+    """Opens the records of a split.
+
+    Args:
+        folder, split: as for `Records`.
+        cache: None; `"memory"`: `MemoryRecords`; or the path of a local folder, see `Records`.
+
+    Returns:
+        `Records`.
+
+    Raises:
+        DataError: as they do.
+    """
+    if cache == "memory":
+        return MemoryRecords(folder, split)
+    return Records(folder, split, cache=cache)
+
+
+def _copy(file, shard, cache):
+    """Copies a shard into the cache, unless it is there; gives its path."""
+    copy = os.path.join(cache, f"{shard.key}-{shard.sha256[:16]}.tfrecord")
+    if os.path.exists(copy) and os.path.getsize(copy) == shard.bytes:
+        return copy
+    # Of several processes that copy at the same time, the last one wins: all copies are equal.
+    unfinished = f"{copy}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(cache, exist_ok=True)
+        print(f"copying {file} to {cache}", file=sys.stderr, flush=True)
+        with tf.io.gfile.GFile(file, "rb") as source, open(unfinished, "wb") as target:
+            while block := source.read(_COPY_BLOCK):
+                target.write(block)
+        if file_sha256(unfinished) != shard.sha256:
+            raise DataError(
+                f"The shard {file} is corrupt: its checksum is not that of the manifest. Prepare "
+                "the data again, with --overwrite"
+            )
+        os.replace(unfinished, copy)
+    except OSError as error:
+        raise DataError(f"data.cache must be a folder that can be written: {error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(unfinished)
+    return copy
