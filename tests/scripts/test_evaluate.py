@@ -152,7 +152,7 @@ def test_names_what_is_missing(tiny_run, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "--run --saved-model is required"),
+        ([], "--run --saved-model --compare is required"),
         (["--run", "a", "--saved-model", "b"], "not allowed with"),
         (["--saved-model", "a"], "--saved-model needs --data"),
         (["--saved-model", "a", "--data", "b", "--checkpoint", "best"], "go with --run"),
