@@ -5,7 +5,7 @@ runs/<name>/config.json         the resolved config
             environment.json    versions of packages, git commit, devices
             checkpoints/        step-00001000.npz (all state), best.npz (weights)
             tensorboard/        events
-            evaluation/         scores as JSON
+            evaluation/         scores as JSON and CSV, counts of each image as NPZ
 """
 
 import dataclasses

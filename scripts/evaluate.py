@@ -1,16 +1,27 @@
-"""Scores a trained run or a SavedModel on a split of prepared data.
+"""Scores a trained run or a SavedModel on a split of prepared data, or compares two runs.
 
     python scripts/evaluate.py --run runs/quickstart
+    python scripts/evaluate.py --run runs/quickstart --scales --flip --boundary
+    python scripts/evaluate.py --run runs/quickstart --sliding-window 96 96 --overlap 0.5
     python scripts/evaluate.py --saved-model model --data data/camvid --output scores.json
+    python scripts/evaluate.py --compare runs/camvid_small_ce runs/camvid_small_contextrast
 
 Prints a table of the classes and the images per second (the first batch, which compiles, left
-out), and writes the scores as JSON. All devices share the work; the scores are those of one.
+out). Writes the scores as JSON, as a CSV table beside it, and for --compare the counts of each
+image as NPZ; those of a run also as TensorBoard events. All devices share the work; the scores are
+those of one.
+
+--compare reads what earlier calls wrote: `evaluation/<split>.json` of both runs, or two JSON files
+by name. It prints B - A for each class, with the interval of a paired bootstrap over images.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import pathlib
+import shutil
+import tempfile
 
 import _common
 from _progress import Progress
@@ -23,6 +34,9 @@ def parse_arguments(arguments=None):
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", help="folder of a run, such as runs/quickstart")
     source.add_argument("--saved-model", metavar="DIR", help="what scripts/export.py wrote")
+    source.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="two evaluated runs, or their JSON files"
+    )
     parser.add_argument(
         "--checkpoint", help="of the run: best (default), latest, or a step such as 3000"
     )
@@ -33,7 +47,8 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--batch-size",
         type=_positive,
-        help="images at once on each device; default: data.eval_batch_size of the run; else 4",
+        help="images, or windows, at once on each device; default: data.eval_batch_size of the "
+        "run; else 4",
     )
     parser.add_argument(
         "--precision",
@@ -44,8 +59,8 @@ def parse_arguments(arguments=None):
         "--output",
         metavar="FILE",
         help="JSON to write; default for a run: <run>/evaluation/<split>.json, with the names of "
-        "another data set than its own, and of another checkpoint than best, in it; for a "
-        "SavedModel: none",
+        "another data set than its own, of another checkpoint than best, and of windows (sliding), "
+        "scales (ms) and mirroring (flip) in it; for a SavedModel and --compare: none",
     )
     parser.add_argument(
         "--panels",
@@ -54,7 +69,70 @@ def parse_arguments(arguments=None):
         help="also draw N images (truth, prediction, errors) and the confusion matrix, as PNGs in "
         "a folder that has the name of the JSON without .json",
     )
+
+    group = parser.add_argument_group("how the network looks at images")
+    group.add_argument(
+        "--scales",
+        type=float,
+        nargs="*",
+        metavar="S",
+        help="average the probabilities of several sizes; without numbers 0.5, 0.75, ... 2.0",
+    )
+    group.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    group.add_argument(
+        "--sliding-window",
+        type=_positive,
+        nargs="*",
+        metavar="SIZE",
+        help="average the logits of overlapping windows of HEIGHT WIDTH, in each size; without "
+        "numbers the crop_size of the run",
+    )
+    group.add_argument(
+        "--overlap", type=float, help="of neighbouring windows, in [0, 1); default: a third"
+    )
+
+    group = parser.add_argument_group("further scores")
+    group.add_argument(
+        "--boundary",
+        type=float,
+        nargs="?",
+        const=0.02,
+        metavar="RATIO",
+        help="also Boundary IoU: pixels that are nearer to an outline than this share of the "
+        "image's diagonal; default 0.02",
+    )
+    group.add_argument(
+        "--cityscapes-ground-truth",
+        metavar="FOLDER",
+        help="also the official scores of Cityscapes, iIoU among them; the folder of gtFine; needs "
+        "kseg[cityscapes]",
+    )
+    group.add_argument(
+        "--submission",
+        metavar="FILE.zip",
+        help="also write the predictions for the evaluation server of Cityscapes",
+    )
+
+    group = parser.add_argument_group("the interval of --compare")
+    group.add_argument("--resamples", type=_positive, help="default: 1000")
+    group.add_argument("--confidence", type=float, help="in (0, 1); default: 0.95")
+    group.add_argument("--seed", type=int, help="default: 0")
+
     options = parser.parse_args(arguments)
+    _check(parser, options)
+    return options
+
+
+def _check(parser, options):
+    """Refuses arguments that do not go together, or are out of range."""
+    if options.compare:
+        allowed = ("compare", "split", "output", "resamples", "confidence", "seed")
+        _only(parser, options, allowed, "does not go with --compare")
+        if options.confidence is not None and not 0 < options.confidence < 1:
+            parser.error(f"--confidence must be in (0, 1), is {options.confidence}")
+    else:
+        allowed = {*vars(options)} - {"resamples", "confidence", "seed"}
+        _only(parser, options, allowed, "goes with --compare")
     if options.saved_model:
         if not options.data:
             parser.error("--saved-model needs --data")
@@ -62,16 +140,40 @@ def parse_arguments(arguments=None):
             parser.error("--checkpoint and --precision go with --run: a SavedModel is as it is")
         if options.panels and not options.output:
             parser.error("--panels with --saved-model needs --output, to know where to write")
+        if options.sliding_window == []:
+            parser.error("--sliding-window with --saved-model needs HEIGHT WIDTH")
     if options.output and pathlib.Path(options.output).suffix != ".json":
         parser.error(f"--output must end in .json, is {options.output}")
-    return options
+    if options.submission and pathlib.Path(options.submission).suffix != ".zip":
+        parser.error(f"--submission must end in .zip, is {options.submission}")
+    if options.scales and min(options.scales) <= 0:
+        parser.error(f"--scales must be above 0, are {' '.join(map(str, options.scales))}")
+    window = options.sliding_window
+    if window and len(window) != 2:
+        parser.error(f"--sliding-window takes HEIGHT WIDTH or nothing, got {len(window)} numbers")
+    if options.overlap is not None and window is None:
+        parser.error("--overlap goes with --sliding-window")
+    if options.overlap is not None and not 0 <= options.overlap < 1:
+        parser.error(f"--overlap must be in [0, 1), is {options.overlap}")
+    if options.boundary is not None and not 0 < options.boundary < 1:
+        parser.error(f"--boundary must be in (0, 1), is {options.boundary}")
+
+
+def _only(parser, options, allowed, problem):
+    for name, value in vars(options).items():
+        if name not in allowed and value is not None and value is not False:
+            parser.error(f"--{name.replace('_', '-')} {problem}")
 
 
 def main(arguments=None):
     options = parse_arguments(arguments)
+    if options.compare:
+        return compare_runs(options)
     import keras
 
     import pipelines
+    from kseg.evaluation import results
+    from kseg.evaluation.boundary import BoundaryIou
     from kseg.evaluation.inference import Evaluator
     from kseg.export import load
     from kseg.runs import Run
@@ -80,7 +182,7 @@ def main(arguments=None):
     from pipelines import loader
 
     strategy = build_strategy()
-    checkpoint = None
+    run = checkpoint = None
     if options.run:
         run = Run.open(options.run)
         data, classes, checkpoint = run.config.data, run.classes, options.checkpoint or "best"
@@ -96,39 +198,160 @@ def main(arguments=None):
     manifest = pipelines.read_manifest(folder)
     _common.check_classes(classes.names, manifest)
     batches = loader.evaluation_dataset(folder, split, batch_size=batch_size)
-    if options.run:
-        keras.config.set_dtype_policy(options.precision or run.config.train.precision)
-        with strategy.scope():
-            model = inference_model(run.segmenter(checkpoint))
+    boundary = BoundaryIou(len(classes), options.boundary) if options.boundary else None
+    with contextlib.ExitStack() as stack:
+        writer = label_images(options, manifest, batches, stack)
+        if run:
+            keras.config.set_dtype_policy(options.precision or run.config.train.precision)
+            with strategy.scope():
+                model = inference_model(run.segmenter(checkpoint))
+        crop_size = run.config.data.crop_size if run else None
+        model, mode, settings = wrap(model, len(classes), options, crop_size, batch_size)
+        evaluation = Evaluator(model, len(classes), strategy=strategy)(
+            batches,
+            num_examples=options.panels or 0,
+            progress=Progress(manifest.split(split).num_images),
+            consumers=[consumer for consumer in (boundary, writer) if consumer],
+        )
+        more = {"categories": manifest.categories, "groups": manifest.groups}
+        more["boundary_iou"] = boundary.iou if boundary else None
+        print(evaluation.scores.table(classes.names, **more))
+        if not evaluation.scores.matrix.any():
+            print("no pixel of this split has a label: there is nothing to score")
+        speed = evaluation.images_per_second
+        known = "" if math.isnan(speed) else f", {speed:.2f} a second"
+        print(f"{evaluation.num_images} images{known}")
+        official = official_results(options, writer) if options.cityscapes_ground_truth else {}
+        if options.submission:
+            from kseg.evaluation.submission import write_zip
 
-    evaluation = Evaluator(model, len(classes), strategy=strategy)(
-        batches,
-        num_examples=options.panels or 0,
-        progress=Progress(manifest.split(split).num_images),
-    )
-    print(evaluation.scores.table(classes.names))
-    speed = evaluation.images_per_second
-    known = "" if math.isnan(speed) else f", {speed:.2f} a second"
-    print(f"{evaluation.num_images} images{known}")
+            write_zip(writer.files.values(), options.submission)
+            print(f"submission: {options.submission}")
 
-    own = options.run is not None and manifest.dataset == run.config.data.dataset
+    own = run is not None and manifest.dataset == run.config.data.dataset
     parts = [split] if own else [manifest.dataset, split]
     parts += [] if checkpoint in (None, "best") else [checkpoint]
-    output = output_file(options, "-".join(parts))
+    output = output_file(options, "-".join([*parts, *mode]))
     if output is not None:
-        result = {
+        found = {
             "dataset": manifest.dataset,
             "split": split,
             "checkpoint": checkpoint,
-            **evaluation.to_dict(classes.names),
+            **settings,
+            **({"dilation_ratio": options.boundary} if boundary else {}),
+            **evaluation.to_dict(classes.names, **more),
+            **official,
         }
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"scores:    {output}")
+        results.write(output, found, evaluation.image_counts)
+        print(f"scores:     {output}, {output.with_suffix('.csv').name}")
+    if run and output is not None:
+        events = run.path / "tensorboard" / f"evaluate-{output.stem}"
+        write_events(events, run.checkpoint(checkpoint), evaluation, classes, more)
+        print(f"events:     {events}")
     if options.panels:
         draw(output.with_suffix(""), evaluation, classes)
-        print(f"pictures:  {output.with_suffix('')}")
+        print(f"pictures:   {output.with_suffix('')}")
     return 0
+
+
+def wrap(model, num_classes, options, crop_size, batch_size):
+    """Gives a model that looks at images as the options say.
+
+    Returns:
+        `(model, mode, settings)`: parts of the name of the result, and what JSON holds of it.
+    """
+    from kseg.evaluation.multi_scale import SCALES, MultiScale
+    from kseg.evaluation.sliding_window import SlidingWindow
+
+    mode, settings = [], {}
+    if options.sliding_window is not None:
+        window = options.sliding_window or crop_size
+        overlap = 1 / 3 if options.overlap is None else options.overlap
+        model = SlidingWindow(model, num_classes, window, overlap=overlap, batch_size=batch_size)
+        mode.append("sliding")
+        settings |= {"window": list(window), "overlap": overlap}
+    scales = [1.0] if options.scales is None else options.scales or list(SCALES)
+    if scales != [1.0] or options.flip:
+        model = MultiScale(model, num_classes, scales, flip=options.flip)
+        mode += ["ms"] * (scales != [1.0]) + ["flip"] * options.flip
+        settings |= {"scales": scales, "flip": options.flip}
+    return model, mode, settings
+
+
+def label_images(options, manifest, batches, stack):
+    """What writes the predictions for Cityscapes, or None; all that can be is checked before."""
+    if not options.submission and not options.cityscapes_ground_truth:
+        return None
+    from kseg.errors import UserError
+    from kseg.evaluation import cityscapes
+    from kseg.evaluation.submission import LabelImages, frame_of
+    from pipelines.datasets.dataset import IGNORE_LABEL, Taxonomy
+
+    if manifest.dataset != "cityscapes":
+        raise UserError(
+            "--submission and --cityscapes-ground-truth are for the data set 'cityscapes'. "
+            f"{manifest.folder} holds {manifest.dataset!r}"
+        )
+    first = frame_of(next(iter(batches))["id"][0].numpy().decode())
+    if options.cityscapes_ground_truth:
+        cityscapes.check_installed()
+        cityscapes.find_ground_truth(options.cityscapes_ground_truth, [first])
+    label_map = Taxonomy.load(manifest.dataset).label_map
+    values = {label: value for value, label in label_map.items() if label != IGNORE_LABEL}
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    return LabelImages(folder, [values[label] for label in range(manifest.num_classes)])
+
+
+def official_results(options, writer):
+    """Scores the written predictions by cityscapesscripts, and prints them."""
+    from kseg.evaluation import cityscapes
+
+    frames = list(writer.files)
+    truth = cityscapes.find_ground_truth(options.cityscapes_ground_truth, frames)
+    print(f"scoring {len(frames)} images with cityscapesscripts", flush=True)
+    found = cityscapes.official_scores(list(writer.files.values()), truth)
+    print(cityscapes.table(found))
+    return {"cityscapes": found}
+
+
+def compare_runs(options):
+    """Prints the differences between two evaluations."""
+    from kseg.errors import UserError
+    from kseg.evaluation import results
+    from kseg.evaluation.compare import compare
+
+    files = [evaluation_file(name, options.split) for name in options.compare]
+    (first, first_counts), (second, second_counts) = map(results.read, files)
+    names = list(first["classes"])
+    if names != list(second["classes"]):
+        raise UserError(f"{files[0]} and {files[1]} must have the same classes, in the same order")
+    chosen = {key: getattr(options, key) for key in ("resamples", "confidence", "seed")}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    comparison = compare(first_counts, second_counts, **chosen)
+    for letter, file in zip("AB", files, strict=True):
+        print(f"{letter}: {file}")
+    print(comparison.table(names))
+    print(
+        f"{comparison.num_images} images, {comparison.resamples} resamples of them, seed "
+        f"{comparison.seed}; * the interval leaves out 0"
+    )
+    if options.output:
+        output = pathlib.Path(options.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        found = {"first": str(files[0]), "second": str(files[1]), **comparison.to_dict(names)}
+        output.write_text(json.dumps(found, indent=2) + "\n")
+        print(f"comparison: {output}")
+    return 0
+
+
+def evaluation_file(name, split):
+    """The JSON file that a name given to --compare means."""
+    from kseg.runs import Run
+
+    if pathlib.Path(name).suffix == ".json":
+        return pathlib.Path(name)
+    run = Run.open(name)
+    return run.path / "evaluation" / f"{split or run.config.data.eval_split}.json"
 
 
 def output_file(options, name):
@@ -138,6 +361,19 @@ def output_file(options, name):
     if not options.run:
         return None
     return pathlib.Path(options.run) / "evaluation" / f"{name}.json"
+
+
+def write_events(folder, checkpoint, evaluation, classes, more):
+    """Writes TensorBoard events at the checkpoint's step, in place of earlier ones."""
+    import tensorflow as tf
+
+    from kseg.training.checkpoints import restore
+    from kseg.training.reports import write_evaluation
+
+    shutil.rmtree(folder, ignore_errors=True)
+    writer = tf.summary.create_file_writer(str(folder))
+    write_evaluation(writer, restore(checkpoint, {})["step"], evaluation, classes, **more)
+    writer.close()
 
 
 def draw(folder, evaluation, classes):

@@ -5,7 +5,6 @@ that was stopped, and shows again what a finished one came to.
 """
 
 import argparse
-import json
 import math
 import pathlib
 
@@ -150,6 +149,7 @@ def _lost_workers():
 def finish(run, result, evaluation_batches):
     """Evaluates and exports the best weights, and says where everything is."""
     from kseg import export, visualize
+    from kseg.evaluation import results
     from kseg.evaluation.inference import Evaluator
     from kseg.segmenters import inference_model
 
@@ -157,10 +157,10 @@ def finish(run, result, evaluation_batches):
     segmenter = run.segmenter("best")
     evaluator = Evaluator(inference_model(segmenter), len(classes))
     evaluation = evaluator(evaluation_batches, num_examples=4)
-    print(evaluation.scores.table(classes.names))
+    more = {"categories": classes.categories, "groups": classes.groups}
+    print(evaluation.scores.table(classes.names, **more))
 
     folder = run.path / "evaluation"
-    folder.mkdir(exist_ok=True)
     data = run.config.data
     scores = folder / f"{data.eval_split}.json"
     found = {
@@ -168,9 +168,9 @@ def finish(run, result, evaluation_batches):
         "split": data.eval_split,
         "checkpoint": "best",
         "initial_weights": result["initial_weights"],
-        **evaluation.to_dict(classes.names),
+        **evaluation.to_dict(classes.names, **more),
     }
-    scores.write_text(json.dumps(found, indent=2) + "\n")
+    results.write(scores, found, evaluation.image_counts)
     panel = visualize.panel(evaluation.examples, classes.names, classes.palette)
     visualize.write_png(folder / "panel.png", panel)
     saved_model = run.path / "saved_model"

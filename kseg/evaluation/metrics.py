@@ -19,13 +19,32 @@ def confusion_matrix(labels, predictions, num_classes):
     Returns:
         int64 `(num_classes, num_classes)`: rows are the truth, columns the prediction.
     """
-    labels = tf.reshape(tf.cast(labels, "int32"), (-1,))
-    predictions = tf.reshape(tf.cast(predictions, "int32"), (-1,))
+    labels, predictions = (tf.reshape(x, (1, -1)) for x in (labels, predictions))
+    return confusion_matrices(labels, predictions, num_classes)[0]
+
+
+def confusion_matrices(labels, predictions, num_classes):
+    """Counts the pixels of each image by true and predicted class.
+
+    Args:
+        labels: int tensor `(batch, ...)`; values outside `[0, num_classes)` are left out.
+        predictions: int tensor of the same shape; wherever a label counts, in
+            `[0, num_classes)`.
+        num_classes: int.
+
+    Returns:
+        int64 `(batch, num_classes, num_classes)`: rows are the truth, columns the prediction.
+    """
+    batch = tf.shape(labels)[0]
+    labels = tf.reshape(tf.cast(labels, "int32"), (batch, -1))
+    predictions = tf.reshape(tf.cast(predictions, "int32"), (batch, -1))
     valid = (labels >= 0) & (labels < num_classes)
     # What is left out is counted behind the matrix: one pass, no gather of the rest.
     cells = tf.where(valid, labels * num_classes + predictions, num_classes**2)
-    counts = tf.math.bincount(cells, minlength=num_classes**2 + 1, maxlength=num_classes**2 + 1)
-    return tf.cast(tf.reshape(counts[:-1], (num_classes, num_classes)), "int64")
+    counts = tf.math.bincount(
+        cells, minlength=num_classes**2 + 1, maxlength=num_classes**2 + 1, axis=-1
+    )
+    return tf.cast(tf.reshape(counts[:, :-1], (-1, num_classes, num_classes)), "int64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,60 +107,119 @@ class Scores:
         """Share of each class in the truth, float64 `(num_classes,)`."""
         return _ratio(self.matrix.sum(1), self.matrix.sum())
 
-    def to_dict(self, class_names):
+    def category_iou(self, categories):
+        """Intersection over union of categories, as if all classes of one were one class.
+
+        A pixel that is taken for another class of its category is right.
+
+        Args:
+            categories: dict from name to the numbers of its classes.
+
+        Returns:
+            dict from name to float, NaN where a category does not occur.
+        """
+        return {
+            name: float(_ratio(*_hits_and_union(self.matrix, members)))
+            for name, members in categories.items()
+        }
+
+    def group_iou(self, groups):
+        """Mean of `iou` over the classes of each group that occur.
+
+        Args:
+            groups: dict from name to the numbers of its classes; groups may overlap.
+
+        Returns:
+            dict from name to float, NaN where no class of a group occurs.
+        """
+        return {name: _mean(self.iou[list(members)]) for name, members in groups.items()}
+
+    def to_dict(self, class_names, *, categories=None, groups=None, boundary_iou=None):
         """What JSON can hold; NaN becomes None.
 
         Args:
             class_names: list of str, one for each class.
+            categories, groups: dicts from name to class numbers, or None.
+            boundary_iou: float array `(num_classes,)` of another score of each class, or None.
 
         Returns:
             dict with `mean_iou`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`;
             `classes`, a dict from name to `iou`, `accuracy`, `pixel_share`; and
-            `confusion_matrix`, lists of int. All scores are shares in [0, 1].
+            `confusion_matrix`, lists of int. All scores are shares in [0, 1]. Where they are asked
+            for: `categories` and `groups`, dicts from name to score, with `mean_category_iou`;
+            `mean_boundary_iou`, and `boundary_iou` of each class.
         """
-        per_class = zip(class_names, self.iou, self.accuracy, self.pixel_share, strict=True)
-        return {
+        classes = {
+            name: {"iou": _plain(iou), "accuracy": _plain(accuracy), "pixel_share": _plain(share)}
+            for name, iou, accuracy, share in zip(
+                class_names, self.iou, self.accuracy, self.pixel_share, strict=True
+            )
+        }
+        found = {
             "mean_iou": _plain(self.mean_iou),
             "pixel_accuracy": _plain(self.pixel_accuracy),
             "mean_accuracy": _plain(self.mean_accuracy),
             "frequency_weighted_iou": _plain(self.frequency_weighted_iou),
-            "classes": {
-                name: {
-                    "iou": _plain(iou),
-                    "accuracy": _plain(accuracy),
-                    "pixel_share": _plain(share),
-                }
-                for name, iou, accuracy, share in per_class
-            },
-            "confusion_matrix": self.matrix.tolist(),
         }
+        if boundary_iou is not None:
+            found["mean_boundary_iou"] = _plain(_mean(boundary_iou))
+            for name, iou in zip(class_names, boundary_iou, strict=True):
+                classes[name]["boundary_iou"] = _plain(iou)
+        if categories:
+            scores = self.category_iou(categories)
+            found["mean_category_iou"] = _plain(_mean(scores.values()))
+            found["categories"] = {name: _plain(iou) for name, iou in scores.items()}
+        if groups:
+            found["groups"] = {name: _plain(iou) for name, iou in self.group_iou(groups).items()}
+        return {**found, "classes": classes, "confusion_matrix": self.matrix.tolist()}
 
-    def table(self, class_names):
+    def table(self, class_names, *, categories=None, groups=None, boundary_iou=None):
         """A table for people, one class a line, all numbers in per cent.
 
         `-` marks what is not defined: the accuracy of a class that has no pixels, for example.
 
         Args:
-            class_names: list of str, one for each class.
+            class_names, categories, groups, boundary_iou: as for `to_dict`.
 
         Returns:
             str.
         """
-        summary = {
-            "mean": (self.mean_iou, self.mean_accuracy, None),
-            "frequency weighted": (self.frequency_weighted_iou, None, None),
-            "all pixels": (None, self.pixel_accuracy, None),
+        nothing = (None,) * 4
+        columns = [self.iou, self.accuracy, self.pixel_share]
+        means = [self.mean_iou, self.mean_accuracy, None]
+        heads = ["IoU", "accuracy", "pixels"]
+        if boundary_iou is not None:
+            columns.append(boundary_iou)
+            means.append(_mean(boundary_iou))
+            heads.append("boundary IoU")
+        blocks = {
+            "class": dict(zip(class_names, zip(*columns, strict=True), strict=True)),
+            "": {
+                "mean": means,
+                "frequency weighted": (self.frequency_weighted_iou, *nothing),
+                "all pixels": (None, self.pixel_accuracy, *nothing),
+            },
         }
-        width = max(map(len, [*summary, *class_names]))
-        header = f"{'class':{width}}     IoU  accuracy  pixels"
+        if categories:
+            scores = self.category_iou(categories)
+            scores["mean of categories"] = _mean(scores.values())
+            blocks["category"] = {name: (iou, *nothing) for name, iou in scores.items()}
+        if groups:
+            scores = self.group_iou(groups)
+            blocks["group (mean)"] = {name: (iou, *nothing) for name, iou in scores.items()}
 
-        def line(name, iou, accuracy, share):
-            cells = f"{name:{width}}  {_percent(iou):>6}  {_percent(accuracy):>8}"
-            return f"{cells}  {_percent(share):>6}".rstrip()
-
-        rows = zip(class_names, self.iou, self.accuracy, self.pixel_share, strict=True)
-        lines = [header, *(line(*row) for row in rows), "-" * len(header)]
-        return "\n".join([*lines, *(line(name, *values) for name, values in summary.items())])
+        width = max(len(name) for title, rows in blocks.items() for name in (title, *rows))
+        header = "  ".join(["class".ljust(width), *(head.rjust(_wide(head)) for head in heads)])
+        lines = []
+        for title, rows in blocks.items():
+            head = header if title == "class" else f"{title:{width}}  {'IoU':>{_wide('IoU')}}"
+            lines += [head] if title else []
+            for name, values in rows.items():
+                cells = zip(heads, values, strict=False)
+                cells = [f"{_percent(value):>{_wide(head)}}" for head, value in cells]
+                lines.append("  ".join([name.ljust(width), *cells]).rstrip())
+            lines.append("-" * len(header))
+        return "\n".join(lines[:-1])
 
 
 @keras.saving.register_keras_serializable(package="kseg")
@@ -207,9 +285,21 @@ def _ratio(numerator, denominator):
         return np.asarray(numerator, "float64") / np.asarray(denominator, "float64")
 
 
+def _hits_and_union(matrix, members):
+    """Pixels that are in and are taken for a class of a category, and that are one or the other."""
+    members = list(members)
+    hits = matrix[np.ix_(members, members)].sum()
+    return hits, matrix[members].sum() + matrix[:, members].sum() - hits
+
+
 def _mean(values):
+    values = np.array([*values], "float64")
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
+
+
+def _wide(head):
+    return max(len(head), 6)
 
 
 def _percent(value):

@@ -120,21 +120,46 @@ class TensorBoard:
             step: int.
             evaluation: `kseg.evaluation.inference.Evaluation`.
         """
-        scores, classes = evaluation.scores, self._classes
-        with self._evaluation.as_default():
-            tf.summary.scalar("mean_iou", scores.mean_iou, step=step)
-            tf.summary.scalar("pixel_accuracy", scores.pixel_accuracy, step=step)
-            tf.summary.scalar("mean_accuracy", scores.mean_accuracy, step=step)
-            for name, iou in zip(classes.names, scores.iou, strict=True):
-                tf.summary.scalar(f"iou/{name}", iou, step=step)
-            picture = visualize.confusion_picture(scores.matrix, classes.names)
-            tf.summary.image("confusion_matrix", picture[None], step=step)
-            for i, example in enumerate(evaluation.examples):
-                panel = visualize.panel([example], classes.names, classes.palette)
-                tf.summary.image(f"panel/{i}", panel[None], step=step)
-        self._evaluation.flush()
+        classes = self._classes
+        more = {"categories": classes.categories, "groups": classes.groups}
+        write_evaluation(self._evaluation, step, evaluation, classes, **more)
 
     def close(self):
         """Flushes and closes the files."""
         self._train.close()
         self._evaluation.close()
+
+
+def write_evaluation(
+    writer, step, evaluation, classes, *, categories=None, groups=None, boundary_iou=None
+):
+    """Writes scores, the confusion matrix and image panels.
+
+    Args:
+        writer: `tf.summary.SummaryWriter`.
+        step: int.
+        evaluation: `kseg.evaluation.inference.Evaluation`.
+        classes: `kseg.runs.Classes`.
+        categories, groups, boundary_iou: as for `kseg.evaluation.metrics.Scores.to_dict`.
+    """
+    scores = evaluation.scores
+    values = {
+        "mean_iou": scores.mean_iou,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "mean_accuracy": scores.mean_accuracy,
+    }
+    values |= {f"iou/{n}": iou for n, iou in zip(classes.names, scores.iou, strict=True)}
+    values |= {f"category_iou/{n}": v for n, v in scores.category_iou(categories or {}).items()}
+    values |= {f"group_iou/{n}": v for n, v in scores.group_iou(groups or {}).items()}
+    if boundary_iou is not None:
+        named = zip(classes.names, boundary_iou, strict=True)
+        values |= {f"boundary_iou/{n}": iou for n, iou in named}
+    with writer.as_default():
+        for tag, value in values.items():
+            tf.summary.scalar(tag, value, step=step)
+        picture = visualize.confusion_picture(scores.matrix, classes.names)
+        tf.summary.image("confusion_matrix", picture[None], step=step)
+        for i, example in enumerate(evaluation.examples):
+            panel = visualize.panel([example], classes.names, classes.palette)
+            tf.summary.image(f"panel/{i}", panel[None], step=step)
+    writer.flush()

@@ -158,6 +158,33 @@ def test_scores_are_those_of_the_matrix():
     assert isinstance(evaluation.scores, Scores)
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_counts_of_each_image(mirrored, replicas):
+    items = list(examples([(6, 8)] * 5))
+    with mirrored.scope():
+        model = tiny_model()
+    evaluator = Evaluator(model, NUM_CLASSES, strategy=mirrored if replicas == 2 else None)
+    seen = []
+    evaluation = evaluator(
+        batches_of(items, [2, 2, 1]), consumers=[lambda *arrays: seen.append(arrays)]
+    )
+    counts = evaluation.image_counts
+    assert counts.ids == ["0", "1", "2", "3", "4"]
+    for item, pixels in zip(items, counts.pixels, strict=True):
+        matrix = expected_matrix(model, [item])
+        np.testing.assert_array_equal(pixels, [np.diag(matrix), matrix.sum(1), matrix.sum(0)])
+    assert [ids for ids, _, _ in seen] == [["0", "1"], ["2", "3"], ["4"]]
+    labels, predictions = (np.concatenate(arrays) for arrays in list(zip(*seen, strict=True))[1:])
+    np.testing.assert_array_equal(labels, [labels for _, labels in items])
+    images = np.stack([image for image, _ in items])
+    np.testing.assert_array_equal(predictions, predict(model, images, NUM_CLASSES))
+
+
+def test_images_have_the_names_of_the_data():
+    batches = batches_of(examples([(4, 4)] * 2), [2]).map(lambda b: {**b, "id": ["left", "right"]})
+    assert Evaluator(tiny_model(), NUM_CLASSES)(batches).image_counts.ids == ["left", "right"]
+
+
 def test_refuses_a_model_of_other_classes():
     with pytest.raises(ValueError, match="A model of 4 classes"):
         Evaluator(tiny_model(), 4)(batches_of(examples([(4, 4)]), [1]))

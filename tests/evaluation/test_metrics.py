@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.evaluation.metrics import MeanIoU, Scores, confusion_matrix
+from kseg.evaluation.metrics import MeanIoU, Scores, confusion_matrices, confusion_matrix
 
 
 def count_by_loop(labels, predictions, num_classes):
@@ -35,6 +35,15 @@ def test_confusion_matrix_counts(dtype, num_classes):
     matrix = confusion_matrix(labels, predictions, num_classes)
     assert matrix.dtype == "int64"
     np.testing.assert_array_equal(matrix, count_by_loop(labels, predictions, num_classes))
+
+
+def test_confusion_matrices_are_those_of_each_image():
+    labels, predictions = random_pair(np.random.default_rng(3), (3, 4, 5), 4)
+    labels[1] = 255
+    matrices = confusion_matrices(labels, predictions, 4)
+    expected = [count_by_loop(*pair, 4) for pair in zip(labels, predictions, strict=True)]
+    np.testing.assert_array_equal(matrices, expected)
+    assert not matrices[1].numpy().any()
 
 
 def test_confusion_matrix_where_all_is_ignored():
@@ -107,6 +116,53 @@ def test_table():
     assert lines[8].split() == ["all", "pixels", "75.00"]
     ends = {len(line) for line in lines[:5]}
     assert len(ends) == 1, "columns are aligned"
+
+
+# A category of one class is that class; one that is nowhere has no score.
+CATEGORIES = {"flat": [0], "scene": [0, 1], "thing": [2, 3], "nowhere": [3]}
+GROUPS = {"all": [0, 1, 2, 3], "rare": [3], "common": [0, 1]}
+
+
+def test_categories_and_groups_by_hand():
+    scores = Scores(MATRIX)
+    # Of 20 pixels of the scene 2 are taken for things, so no other class is taken for it.
+    expected = {"flat": 6 / 9, "scene": 18 / 20, "thing": 0, "nowhere": np.nan}
+    assert scores.category_iou(CATEGORIES) == pytest.approx(expected, nan_ok=True)
+    expected = {"all": (6 / 9 + 9 / 14) / 3, "rare": np.nan, "common": (6 / 9 + 9 / 14) / 2}
+    assert scores.group_iou(GROUPS) == pytest.approx(expected, nan_ok=True)
+
+
+def test_category_is_as_if_its_classes_were_one():
+    labels, predictions = random_pair(np.random.default_rng(4), (2, 9, 11), 4)
+    scores = Scores(count_by_loop(labels, predictions, 4))
+    merge = np.zeros(256, int)
+    merge[[0, 2, 1, 3, 255]] = [0, 0, 1, 1, 255]
+    merged = Scores(count_by_loop(merge[labels], merge[predictions], 2))
+    found = scores.category_iou({"even": [0, 2], "odd": [1, 3]})
+    np.testing.assert_allclose([*found.values()], merged.iou)
+
+
+def test_further_scores_in_json_and_table():
+    boundary = np.array([0.5, 0.25, 0, np.nan])
+    more = {"categories": CATEGORIES, "groups": GROUPS, "boundary_iou": boundary}
+    found = json.loads(json.dumps(Scores(MATRIX).to_dict(NAMES, **more), allow_nan=False))
+    assert found["mean_boundary_iou"] == 0.25
+    assert [row["boundary_iou"] for row in found["classes"].values()] == [0.5, 0.25, 0, None]
+    assert found["categories"]["scene"] == 0.9
+    assert found["mean_category_iou"] == pytest.approx((6 / 9 + 0.9 + 0) / 3)
+    assert found["groups"]["rare"] is None
+    lines = [line.split() for line in Scores(MATRIX).table(NAMES, **more).splitlines()]
+    assert lines[0] == ["class", "IoU", "accuracy", "pixels", "boundary", "IoU"]
+    assert lines[1] == ["road", "66.67", "75.00", "40.00", "50.00"]
+    assert lines[6] == ["mean", "43.65", "75.00", "25.00"]
+    assert lines[10:13] == [["category", "IoU"], ["flat", "66.67"], ["scene", "90.00"]]
+    assert ["mean", "of", "categories", "52.22"] in lines
+    assert lines[-4:] == [
+        ["group", "(mean)", "IoU"],
+        ["all", "43.65"],
+        ["rare", "-"],
+        ["common", "65.48"],
+    ]
 
 
 def test_table_needs_all_names():

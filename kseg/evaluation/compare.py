@@ -1,0 +1,149 @@
+"""Whether two models differ by more than the choice of the images."""
+
+import dataclasses
+
+import numpy as np
+
+from kseg.errors import UserError
+from kseg.evaluation.image_counts import iou_of, mean_over_classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Scores of two models on the same images; the last entry of each array is the mean IoU.
+
+    Attributes:
+        first, second: float64 `(num_classes + 1,)`, the scores of both; NaN where a class occurs
+            neither in the truth nor in that prediction.
+        low, high: float64 `(num_classes + 1,)`, ends of the interval of `second - first`.
+        confidence: float, that of the interval.
+        resamples: int.
+        seed: int.
+        num_images: int.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    confidence: float
+    resamples: int
+    seed: int
+    num_images: int
+
+    @property
+    def difference(self):
+        """`second - first`, float64 `(num_classes + 1,)`."""
+        return self.second - self.first
+
+    @property
+    def clear(self):
+        """Where the interval leaves out 0: bool `(num_classes + 1,)`."""
+        return (self.low > 0) | (self.high < 0)
+
+    def to_dict(self, class_names):
+        """What JSON holds of it; NaN becomes None."""
+        rows = {}
+        columns = (self.first, self.second, self.difference, self.low, self.high)
+        keys = ("first", "second", "difference", "low", "high")
+        for name, *values in zip([*class_names, None], *columns, strict=True):
+            values = [None if np.isnan(value) else float(value) for value in values]
+            rows[name] = dict(zip(keys, values, strict=True))
+        mean = rows.pop(None)
+        return {
+            "num_images": self.num_images,
+            "confidence": self.confidence,
+            "resamples": self.resamples,
+            "seed": self.seed,
+            "mean_iou": mean,
+            "classes": rows,
+        }
+
+    def table(self, class_names):
+        """A table for people, in per cent; a star where the interval leaves out 0."""
+        width = max(map(len, [*class_names, "mean IoU"]))
+        header = f"{'class':{width}}       A       B   B - A   {100 * self.confidence:g} % interval"
+        lines = [header]
+        columns = (self.first, self.second, self.difference, self.low, self.high, self.clear)
+        rows = list(zip([*class_names, "mean IoU"], *columns, strict=True))
+        for name, first, second, difference, low, high, clear in rows:
+            scores = "".join(f"{_percent(value):>8}" for value in (first, second))
+            ends = f"[{_percent(low, '+')}, {_percent(high, '+')}]" + " *" * bool(clear)
+            lines.append(f"{name:{width}}{scores}{_percent(difference, '+'):>8}   {ends}")
+        return "\n".join([*lines[:-1], "-" * len(header), lines[-1]])
+
+
+def compare(first, second, *, confidence=0.95, resamples=1000, seed=0):
+    """Compares two models by a paired bootstrap over images.
+
+    Images are drawn with replacement, the same ones for both models, and both are scored on all
+    pixels of the draw. The interval is that of the percentiles of the difference. A draw in which a
+    class does not occur is left out of that class's interval. What it says is about other images
+    of the same kind; it knows nothing of other seeds of the training.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Ch. 13.
+
+    Args:
+        first, second: `ImageCounts` of the same images, in any order.
+        confidence: float in (0, 1).
+        resamples: int.
+        seed: int. The same seed gives the same interval.
+
+    Returns:
+        `Comparison`.
+
+    Raises:
+        UserError: if the images or the numbers of classes differ, or there are no images.
+        ValueError: if an argument is out of range.
+    """
+    if not 0 < confidence < 1 or resamples < 1:
+        raise ValueError(
+            "`confidence` must be in (0, 1) and `resamples` 1 or more. Received: "
+            f"{confidence=}, {resamples=}"
+        )
+    order = _pair(first, second)
+    both = np.stack([first.pixels, second.pixels[order]], axis=1).astype("float64")
+    num_images, num_classes = len(both), both.shape[-1]
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=resamples)
+    drawn = times.astype("float64") @ both.reshape(num_images, -1)
+    drawn = _with_mean(iou_of(drawn.reshape(resamples, 2, 3, num_classes)))
+    differences = drawn[:, 1] - drawn[:, 0]
+    tail = (1 - confidence) / 2
+    low, high = (_quantile(differences, share) for share in (tail, 1 - tail))
+    scores = _with_mean(iou_of(both.sum(axis=0)))
+    return Comparison(*scores, low, high, confidence, resamples, seed, num_images)
+
+
+def _pair(first, second):
+    """Places of the first one's images in the second."""
+    if first.pixels.shape[-1] != second.pixels.shape[-1]:
+        raise UserError(
+            "Only models of the same classes can be compared. Received: "
+            f"{first.pixels.shape[-1]} and {second.pixels.shape[-1]} classes"
+        )
+    places = {name: i for i, name in enumerate(second.ids)}
+    lonely = sorted({*first.ids} ^ {*second.ids})
+    if lonely or not first.ids:
+        found = f"; only one has {lonely[0]!r}" if lonely else ""
+        raise UserError(
+            "Only evaluations of the same images can be compared. Received: "
+            f"{len(first.ids)} and {len(second.ids)} images{found}. Evaluate both on the same split"
+        )
+    return [places[name] for name in first.ids]
+
+
+def _with_mean(iou):
+    return np.concatenate([iou, mean_over_classes(iou)[..., None]], axis=-1)
+
+
+def _quantile(values, share):
+    """Quantiles of columns, NaN left out; NaN where there is nothing else."""
+    known = ~np.isnan(values).all(axis=0)
+    found = np.full(values.shape[1], np.nan)
+    found[known] = np.nanquantile(values[:, known], share, axis=0)
+    return found
+
+
+def _percent(value, sign=""):
+    return "-" if np.isnan(value) else f"{100 * value:{sign}.2f}"

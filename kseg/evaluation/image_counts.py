@@ -1,0 +1,71 @@
+"""What every score of an image is made of, kept for each image on its own."""
+
+import dataclasses
+import pathlib
+import zipfile
+
+import numpy as np
+
+from kseg.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageCounts:
+    """Pixels of each class in each image of a split.
+
+    Attributes:
+        ids: list of str, one for each image.
+        pixels: int64 `(images, 3, num_classes)`: pixels of a class that are predicted right, that
+            are of it in the truth, and that are of it in the prediction. Ignored ones are left out.
+    """
+
+    ids: list
+    pixels: np.ndarray
+
+    def save(self, path):
+        """Writes an `.npz` file, a few bytes for each class that occurs in an image."""
+        path = pathlib.Path(path)
+        unfinished = path.with_name(f".{path.name}.tmp")
+        with open(unfinished, "wb") as file:
+            np.savez_compressed(file, ids=np.array(self.ids, str), pixels=self.pixels)
+        unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path):
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: if there is no such file, or it is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(file["ids"].tolist(), file["pixels"])
+        except FileNotFoundError:
+            raise UserError(
+                f"There is no {path}. Evaluate with scripts/evaluate.py, which writes it"
+            ) from None
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path} is damaged ({error}). Write it again with scripts/evaluate.py"
+            ) from None
+
+
+def iou_of(pixels):
+    """Intersection over union.
+
+    Args:
+        pixels: array `(..., 3, num_classes)`, see `ImageCounts`; sums over images or not.
+
+    Returns:
+        float64 `(..., num_classes)`; NaN where a class does not occur.
+    """
+    hits, truth, predicted = np.moveaxis(np.asarray(pixels, "float64"), -2, 0)
+    union = truth + predicted - hits
+    return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
+
+
+def mean_over_classes(iou):
+    """Mean over the last axis, NaN left out; NaN where there is nothing else."""
+    known = ~np.isnan(iou)
+    count = known.sum(axis=-1)
+    return np.where(count > 0, np.where(known, iou, 0).sum(axis=-1) / np.maximum(count, 1), np.nan)

@@ -1,0 +1,88 @@
+"""Results on disk: JSON, a CSV table, and the counts of each image."""
+
+import csv
+import json
+import pathlib
+
+from kseg.errors import UserError
+from kseg.evaluation.image_counts import ImageCounts
+
+_COLUMNS = ("kind", "name", "iou", "accuracy", "pixel_share", "boundary_iou", "iiou")
+
+
+def write(path, found, image_counts):
+    """Writes what an evaluation found, in three files that differ in their suffix.
+
+    `.json` holds all of `found`; `.csv` its scores, one class, category or group a row, then the
+    means; `.npz` what `compare` needs.
+
+    Args:
+        path: file that ends in `.json`; its folder is made.
+        found: dict that JSON can hold, with what `Evaluation.to_dict` gives.
+        image_counts: `kseg.evaluation.image_counts.ImageCounts`.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    with open(path.with_suffix(".csv"), "w", newline="") as file:
+        table = csv.DictWriter(file, _COLUMNS)
+        table.writeheader()
+        table.writerows(_rows(found))
+    image_counts.save(path.with_suffix(".npz"))
+
+
+def read(path):
+    """Reads what `write` wrote.
+
+    Args:
+        path: the `.json` file.
+
+    Returns:
+        `(found, image_counts)`.
+
+    Raises:
+        UserError: if a file is missing or damaged.
+    """
+    path = pathlib.Path(path)
+    try:
+        found = json.loads(path.read_text())
+        list(found["classes"])
+    except FileNotFoundError:
+        raise UserError(
+            f"There is no {path}. Evaluate with scripts/evaluate.py, which writes it"
+        ) from None
+    except (ValueError, KeyError, TypeError, OSError):
+        raise UserError(f"{path} holds no scores. Give a file of scripts/evaluate.py") from None
+    return found, ImageCounts.load(path.with_suffix(".npz"))
+
+
+def _rows(found):
+    official = found.get("cityscapes", {})
+
+    def row(kind, name, **scores):
+        key = {"class": "classes", "category": "categories"}.get(kind)
+        instances = official.get(key, {}).get(name, {}).get("iiou")
+        return {"kind": kind, "name": name, "iiou": instances, **scores}
+
+    for name, scores in found["classes"].items():
+        yield row("class", name, **scores)
+    for key, kind in (("categories", "category"), ("groups", "group")):
+        for name, iou in found.get(key, {}).items():
+            yield row(kind, name, iou=iou)
+    yield row(
+        "mean",
+        "classes",
+        iou=found["mean_iou"],
+        accuracy=found["mean_accuracy"],
+        boundary_iou=found.get("mean_boundary_iou"),
+        iiou=official.get("mean_iiou"),
+    )
+    if "mean_category_iou" in found:
+        yield row(
+            "mean",
+            "categories",
+            iou=found["mean_category_iou"],
+            iiou=official.get("mean_category_iiou"),
+        )
+    yield row("mean", "frequency weighted", iou=found["frequency_weighted_iou"])
+    yield row("mean", "all pixels", accuracy=found["pixel_accuracy"])

@@ -1,0 +1,114 @@
+"""Large images through windows of the size that a network was trained on."""
+
+import math
+
+import tensorflow as tf
+
+from kseg.evaluation.inference import check_logits
+
+
+class SlidingWindow:
+    """A model that sees images through windows which overlap.
+
+    Windows lie in rows and columns a stride apart; the last of a row or column ends at the image's
+    edge. Where windows overlap, their logits are averaged. An image that is not larger than the
+    window along an axis is one window along it, without padding; so a small image gives what the
+    model itself gives.
+
+    Source: `slide_inference` of mmsegmentation (placing, and averaging logits); the stride of two
+    thirds is that of its Cityscapes and PSPNet's (semseg) settings.
+
+    Args:
+        model: callable from images, uint8 or float `(batch, height, width, 3)`, to float logits
+            `(batch, height, width, num_classes)`.
+        num_classes: int.
+        window: `(height, width)`, pixels.
+        overlap: float in [0, 1), the part of a window that the next one covers again.
+        batch_size: int, windows at once, of one image or several.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(self, model, num_classes, window, *, overlap=1 / 3, batch_size=4):
+        window = tuple(window)
+        if len(window) != 2 or min(*window, batch_size) < 1 or not 0 <= overlap < 1:
+            raise ValueError(
+                "`window` must be (height, width) of 1 or more, `batch_size` 1 or more and "
+                f"`overlap` in [0, 1). Received: {window=}, {batch_size=}, {overlap=}"
+            )
+        self._model = model
+        self._num_classes = num_classes
+        self._window = window
+        # Rounded first: 300 * (1 - 1 / 3) is a little more than 200.
+        self._stride = [max(math.ceil(round(size * (1 - overlap), 6)), 1) for size in window]
+        self._batch_size = batch_size
+
+    def __call__(self, images, training=False):
+        """Gives float32 logits `(batch, height, width, num_classes)`; training changes nothing."""
+        images = tf.convert_to_tensor(images)
+        batch, *size = tf.unstack(tf.shape(images)[:3])
+        height, width = (
+            tf.minimum(most, there) for most, there in zip(self._window, size, strict=True)
+        )
+        rows = _starts(size[0], height, self._stride[0])
+        columns = _starts(size[1], width, self._stride[1])
+        per_row = tf.size(columns)
+        per_image = tf.size(rows) * per_row
+
+        def corner(number):
+            """Image, row and column at which a window begins."""
+            place = number % per_image
+            return number // per_image, rows[place // per_row], columns[place % per_row]
+
+        def cut(number):
+            image, row, column = corner(number)
+            return images[image, row : row + height, column : column + width]
+
+        def add(total, numbered):
+            number, logits = numbered
+            image, row, column = corner(number)
+            sums = total[image, row : row + height, column : column + width] + logits
+            # Only the window is written, in place, where a sum over padded windows would go over
+            # the whole image each time.
+            return tf.raw_ops.TensorStridedSliceUpdate(
+                input=total,
+                begin=tf.stack([image, row, column, 0]),
+                end=tf.stack([image + 1, row + height, column + width, self._num_classes]),
+                strides=[1, 1, 1, 1],
+                value=sums[None],
+            )
+
+        def some_windows(first, total):
+            last = tf.minimum(first + self._batch_size, batch * per_image)
+            numbers = tf.range(first, last)
+            spec = tf.TensorSpec((None, None, images.shape[-1]), images.dtype)
+            windows = tf.map_fn(cut, numbers, fn_output_signature=spec)
+            logits = self._model(windows, training=False)
+            check_logits(logits, self._num_classes)
+            logits = tf.cast(logits, "float32")
+            return last, tf.foldl(add, (numbers, logits), initializer=total)
+
+        total = tf.zeros((batch, *size, self._num_classes))
+        _, total = tf.while_loop(
+            lambda first, _: first < batch * per_image,
+            some_windows,
+            (tf.constant(0), total),
+            shape_invariants=(tf.TensorShape(()), total.shape),
+            parallel_iterations=1,
+        )
+        covers = _covers(size[0], rows, height)[:, None] * _covers(size[1], columns, width)[None]
+        return total / covers[None, ..., None]
+
+
+def _starts(size, window, stride):
+    """Where the windows begin along an axis: int32 `(windows,)`."""
+    count = (size - window + stride - 1) // stride + 1
+    return tf.minimum(tf.range(count) * stride, size - window)
+
+
+def _covers(size, starts, window):
+    """How many windows cover each place along an axis: float32 `(size,)`."""
+    places = tf.range(size)[:, None]
+    inside = (places >= starts[None]) & (places < starts[None] + window)
+    return tf.reduce_sum(tf.cast(inside, "float32"), axis=1)
