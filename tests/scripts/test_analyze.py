@@ -46,5 +46,7 @@ def test_refuses(tiny_run, tmp_path):
     other = write_data(tmp_path / "other", names=["a", "b", "c"])
     with pytest.raises(UserError, match="classes of the model"):
         call("--run", tiny_run.path, "--what", "features", "--data", other)
+    with pytest.raises(UserError, match="needs --run"):
+        call("--what", "features")
     with pytest.raises(SystemExit):
         call("--run", tiny_run.path, "--what", "nothing")
