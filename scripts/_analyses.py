@@ -186,7 +186,7 @@ def report_embeddings(options, run, images, collector):
         f"checkpoint {options.checkpoint}: {' and '.join(points)}, as many of each class."
     )
     target = run.path / "tensorboard" / "projector"
-    projector.write(target, points, classes.names, description=description)
+    projector.write(target, points, classes.names, classes.palette, description=description)
     print(f"projector:   tensorboard --logdir {run.path / 'tensorboard'}")
     return layouts
 
@@ -333,7 +333,12 @@ def panels(options):
 def report(options):
     """Writes the HTML report, and the files of the analyses in it."""
     from kseg.analysis import report as page
-    from kseg.analysis.failures import Example, FailureCollector, confused_pairs, image_mean_iou
+    from kseg.analysis.failures import (
+        FailureCollector,
+        confused_pairs,
+        image_mean_iou,
+        take_example,
+    )
     from kseg.analysis.feature_maps import principal_colors
     from kseg.analysis.features import FeatureCollector
     from kseg.analysis.grad_cam import ClassImages
@@ -363,12 +368,11 @@ def report(options):
         failed.add(seen)
         embeddings.add(seen)
         of_classes.add(seen.ids, seen.images, seen.labels)
-        for i, name in enumerate(seen.ids):
+        for i in range(len(seen.ids)):
             if done + i in chosen:
-                truth, prediction = seen.labels[i], seen.predictions[i]
-                value = image_mean_iou(truth, prediction, len(classes))
-                examples.append(Example(name, seen.images[i], truth, [prediction], [value]))
-                maps.append(seen.features[i])
+                value = image_mean_iou(seen.labels[i], seen.predictions[i], len(classes))
+                examples.append(take_example([seen], i, [value]))
+                maps.append(seen.features[i].copy())
         done += len(seen.ids)
 
     found = statistics.statistics()

@@ -70,7 +70,7 @@ class FailureCollector:
             if matrix.any():
                 value = Scores(matrix).mean_iou
                 self.mean_iou[name] = value
-                self._worst.add(-value, Example(name, seen.images[i], truth, [prediction], [value]))
+                self._worst.add(-value, take_example([seen], i, [value]))
 
     def worst(self):
         """The images of the least mean IoU, the worst first: list of `Example`."""
@@ -104,7 +104,7 @@ class ComparisonCollector:
                 continue
             values = [Scores(matrix).mean_iou for matrix in matrices]
             self.mean_iou[name] = values
-            example = Example(name, first.images[i], truth, predictions, values)
+            example = take_example(views, i, values)
             gain = values[-1] - values[0]
             if gain >= 0:
                 self._gained.add(gain, example)
@@ -114,6 +114,27 @@ class ComparisonCollector:
     def examples(self):
         """The images, the greatest gain first, the greatest loss last: list of `Example`."""
         return [*self._gained.items(), *reversed(self._lost.items())]
+
+
+def take_example(views, i, mean_iou):
+    """Copies an image out of its batch, so that the batch need not be kept.
+
+    Args:
+        views: list of `Observed`, one for each network, of the same images.
+        i: int, number of the image in the batch.
+        mean_iou: list of float, one for each network.
+
+    Returns:
+        `Example`.
+    """
+    first = views[0]
+    return Example(
+        id=first.ids[i],
+        image=first.images[i].copy(),
+        truth=first.labels[i].copy(),
+        predictions=[view.predictions[i].copy() for view in views],
+        mean_iou=mean_iou,
+    )
 
 
 def image_mean_iou(truth, prediction, num_classes):

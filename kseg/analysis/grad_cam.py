@@ -107,9 +107,10 @@ class ClassImages:
         for name, image, truth in zip(ids, images, labels, strict=True):
             known = truth[(truth >= 0) & (truth < num_classes)]
             counts = np.bincount(known, minlength=num_classes)
-            for n in np.flatnonzero(counts > self._most):
-                self._most[n] = counts[n]
-                self._images[int(n)] = name, image
+            most = np.flatnonzero(counts > self._most)
+            self._most[most] = counts[most]
+            # A copy, so that the batch need not be kept.
+            self._images |= dict.fromkeys(most.tolist(), (name, image.copy()))
 
     def images(self):
         """What is kept: dict from a class that occurs to `(id, image)`, by class."""

@@ -9,14 +9,19 @@ from tensorboard.plugins import projector
 
 from kseg import visualize
 
+_FRAME = 2  # Pixels.
 
-def write(folder, points, class_names, *, description):
+
+def write(folder, points, class_names, palette, *, description):
     """Writes what the projector reads: vectors, classes, and a thumbnail of each point.
+
+    Thumbnails are framed in the colours of their classes.
 
     Args:
         folder: `pathlib.Path`, a run of TensorBoard's of its own; what it holds is replaced.
         points: dict from a name to `kseg.analysis.embeddings.Points`.
         class_names: list of str.
+        palette: list of `[red, green, blue]`.
         description: str, shown under Text.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -32,7 +37,7 @@ def write(folder, points, class_names, *, description):
         height, width = found.thumbnails.shape[1:3]
         embedding.sprite.single_image_dim.extend([width, height])
         (folder / f"{name}.tsv").write_text(_metadata(found, class_names))
-        visualize.write_png(folder / f"{name}.png", sprite(found.thumbnails))
+        visualize.write_png(folder / f"{name}.png", sprite(_framed(found, palette)))
     # With a `checkpoint` file that names it: the plugin looks for that in the folder.
     tf.train.Checkpoint(**variables).save(str(folder / "embeddings"))
     projector.visualize_embeddings(str(folder), config)
@@ -59,6 +64,14 @@ def sprite(thumbnails):
     cells[:count] = thumbnails
     rows = cells.reshape(side, side, height, width, 3).transpose(0, 2, 1, 3, 4)
     return rows.reshape(side * height, side * width, 3)
+
+
+def _framed(points, palette):
+    colors = np.array(palette, "uint8")[points.classes]
+    framed = np.broadcast_to(colors[:, None, None], points.thumbnails.shape).copy()
+    inside = np.s_[:, _FRAME:-_FRAME, _FRAME:-_FRAME]
+    framed[inside] = points.thumbnails[inside]
+    return framed
 
 
 def _metadata(points, class_names):

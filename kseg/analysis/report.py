@@ -150,7 +150,7 @@ def _training(report):
         return "<p>The run has no TensorBoard events.</p>"
     figure = charts.training_curves(report.train, report.evaluation)
     note = "Thin lines as measured, thick ones smoothed."
-    return _chart(figure, "curves", "Training curves", note)
+    return f'<div class="wide">{_chart(figure, "curves", "Training curves", note)}</div>'
 
 
 def _scores(report):

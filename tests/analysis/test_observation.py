@@ -42,3 +42,20 @@ def test_names_of_the_images():
     images, labels = tiny_segmenter.images(2)
     batch = {"image": images, "label": labels, "id": tf.constant(["left", "right"])}
     assert next(observe(segmenter, [batch])).ids == ["left", "right"]
+
+
+def test_takes_batch_after_batch():
+    segmenter, _ = tiny_segmenter.build()
+    images, labels = tiny_segmenter.images(1)
+    given = []
+
+    def batches():
+        for number in range(5):
+            given.append(number)
+            yield {"image": images, "label": labels}
+
+    views = observe(segmenter, batches())
+    assert given == []
+    for expected in ([0], [0, 1]):
+        next(views)
+        assert given == expected

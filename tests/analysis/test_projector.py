@@ -11,7 +11,7 @@ from werkzeug.test import Client
 from kseg.analysis import projector
 from kseg.analysis.embeddings import Points
 
-NAMES = ["sky", "a\ttab"]
+NAMES, PALETTE = ["sky", "a\ttab"], [[10, 20, 30], [200, 0, 100]]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def serve(points, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "projector").mkdir()
     (folder / "projector" / "old.tsv").write_text("old")
-    projector.write(folder / "projector", points, NAMES, description="Some points.")
+    projector.write(folder / "projector", points, NAMES, PALETTE, description="Some points.")
     multiplexer = plugin_event_multiplexer.EventMultiplexer()
     multiplexer.AddRunsFromDirectory(str(folder)).Reload()
     provider = data_provider.MultiplexerDataProvider(multiplexer, str(folder))
@@ -94,5 +94,8 @@ def test_tensorboard_serves_the_pictures(serve, points):
         assert sprite.shape == (8 * side, 8 * side, 3)
         for i, picture in enumerate(points[name].thumbnails):
             y, x = 8 * (i // side), 8 * (i % side)
-            np.testing.assert_array_equal(sprite[y : y + 8, x : x + 8], picture)
+            found = sprite[y : y + 8, x : x + 8]
+            np.testing.assert_array_equal(found[2:6, 2:6], picture[2:6, 2:6])
+            frame = np.concatenate([found[:2].reshape(-1, 3), found[:, -2:].reshape(-1, 3)])
+            np.testing.assert_array_equal(frame, [PALETTE[points[name].classes[i]]] * 32)
         assert (sprite[-8:, -8:] == 255).all()
