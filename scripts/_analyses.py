@@ -64,8 +64,10 @@ def report_features(options, run, images, found):
 def curves(options):
     """Draws the training curves."""
     from kseg.analysis import charts
+    from kseg.analysis.extras import require
     from kseg.errors import UserError
 
+    require("matplotlib")
     run = open_run(options)
     train, evaluation = read_curves(run)
     if not train and not evaluation:
@@ -133,8 +135,10 @@ def report_failures(options, run, images, collector):
 
 def tsne(options):
     """Draws t-SNEs, and writes what TensorBoard's projector reads."""
+    from kseg.analysis.extras import require
     from kseg.analysis.observation import observe
 
+    require("matplotlib", "sklearn")
     run = open_run(options)
     images = open_images(options, run)
     collector = embedding_collector(options, run)
@@ -266,6 +270,8 @@ def stages(options, run):
     from kseg.errors import UserError
 
     known = ["c2", "c3", "c4", "c5", "features"]
+    if run.config.model.head.name == "upernet":
+        known += ["fpn_c2", "fpn_c3", "fpn_c4", "fpn_c5"]
     for stage in options.stages:
         if stage not in known:
             raise UserError(f"--stages must be of {', '.join(known)}. Received: {stage!r}")
@@ -297,6 +303,7 @@ def panels(options):
         raise UserError(
             f"--what panels needs --runs with two folders or more. Received: {options.runs}"
         )
+    check_numbers(options)
     runs = [Run.open(path) for path in options.runs]
     first = runs[0]
     for run in runs[1:]:
@@ -332,7 +339,9 @@ def panels(options):
 
 def report(options):
     """Writes the HTML report, and the files of the analyses in it."""
+    from kseg import visualize
     from kseg.analysis import report as page
+    from kseg.analysis.extras import require
     from kseg.analysis.failures import (
         FailureCollector,
         confused_pairs,
@@ -346,6 +355,7 @@ def report(options):
     from kseg.analysis.selection import spread
     from kseg.evaluation.metrics import Scores
 
+    require("matplotlib", "sklearn")
     run = open_run(options)
     images = open_images(options, run)
     classes = run.classes
@@ -409,8 +419,6 @@ def report(options):
         )
     )
     file = run.path / "analysis" / "report.html"
-    from kseg import visualize
-
     visualize.write_bytes(file, text.encode())
     print(f"report:      {file}")
 
@@ -422,12 +430,17 @@ def open_run(options):
 
     if not options.run:
         raise UserError(f"--what {options.what} needs --run, a folder of scripts/train.py")
-    for name, least in (("samples", 2), ("points", 1), ("images", 1)):
-        if getattr(options, name) < least:
-            raise UserError(
-                f"--{name} must be at least {least}. Received: {getattr(options, name)}"
-            )
+    check_numbers(options)
     return Run.open(options.run)
+
+
+def check_numbers(options):
+    from kseg.errors import UserError
+
+    for name, least in (("samples", 2), ("points", 1), ("images", 1)):
+        value = getattr(options, name)
+        if value < least:
+            raise UserError(f"--{name} must be at least {least}. Received: {value}")
 
 
 def open_images(options, run):
@@ -480,8 +493,9 @@ def write_pictures(folder, pictures):
 
 
 def write_json(file, values):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(values, indent=2) + "\n")
+    from kseg import visualize
+
+    visualize.write_bytes(file, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def _number(value):

@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from kseg.errors import UserError
+from kseg.analysis.extras import require
 
 # Readable on white and on near-black, and apart for the colour-blind (after Okabe and Ito).
 LINES = ("#2f7fc1", "#e0762f", "#2f9e6e", "#b65fb0", "#c99a1e", "#d6483f", "#6f7b8c", "#4db3c9")
@@ -202,13 +202,9 @@ def svg(figure, name):
 @contextlib.contextmanager
 def _drawing():
     """Gives a function that makes figures, in our style, without pyplot's global state."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError(
-            'A chart needs matplotlib: pip install -e ".[analysis]", or pip install matplotlib'
-        ) from None
+    require("matplotlib")
+    import matplotlib
+    from matplotlib.figure import Figure
 
     def subplots(rows, columns, *, width, height):
         figure = Figure(figsize=(width, height), layout="constrained")

@@ -5,8 +5,8 @@ import dataclasses
 import cv2
 import numpy as np
 
+from kseg.analysis.extras import require
 from kseg.analysis.selection import ClassSample
-from kseg.errors import UserError
 
 THUMBNAIL = 32  # Pixels, height and width.
 _WINDOW = 1 / 5  # Of the image's short side: what a pixel's thumbnail shows.
@@ -144,12 +144,9 @@ def t_sne(vectors, *, perplexity=30.0, seed=0):
         UserError: if scikit-learn is not installed.
         ValueError: if there are fewer than 4 points.
     """
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError:
-        raise UserError(
-            'A t-SNE needs scikit-learn: pip install -e ".[analysis]", or pip install scikit-learn'
-        ) from None
+    require("sklearn")
+    from sklearn.manifold import TSNE
+
     if len(vectors) < 4:
         raise ValueError(f"A t-SNE needs at least 4 points. Received: {len(vectors)}")
     layout = TSNE(

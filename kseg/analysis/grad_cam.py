@@ -56,7 +56,10 @@ class GradCAM:
                 pixels = tf.cast(predicted | ~some, "float32")
                 score = tf.reduce_sum(pixels * tf.gather(logits, number, axis=-1))
             maps = [outputs[stage] for stage in self._stages]
-            gradients = tape.gradient(score, maps)
+            # Zero for a stage that the head does not use.
+            gradients = tape.gradient(
+                score, maps, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
             found = []
             for stage, gradient in zip(maps, gradients, strict=True):
                 weights = tf.reduce_mean(tf.cast(gradient, "float32"), axis=(1, 2), keepdims=True)

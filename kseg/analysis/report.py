@@ -169,18 +169,22 @@ def _scores(report):
         cells = [bar, _percent(iou), _percent(accuracy), _percent(share), _number(alignment)]
         lines.append(f"<tr><td>{_class(report, n)}</td>{_cells(cells)}</tr>")
     means = ["", _percent(scores.mean_iou), _percent(scores.mean_accuracy), ""]
-    lines.append(
-        f'<tr class="total"><td>mean</td>{_cells([*means, _number(statistics.alignment)])}</tr>'
-    )
+    means = _cells([*means, _number(statistics.alignment)])
+    lines.append(f'<tr class="total"><td>mean</td>{means}</tr>')
+    # Of many classes two tables beside each other, and the matrix below.
+    many = len(report.class_names) > _MAX_CONFUSION
+    parts = np.array_split(lines, 2 if many else 1)
     columns = ("class", "", "IoU, %", "accuracy, %", "pixels, %", "A")
     head = f"<tr>{''.join(f'<th>{column}</th>' for column in columns)}</tr>"
-    table = f"<table><thead>{head}</thead><tbody>{''.join(lines)}</tbody></table>"
-    note = "A: mean distance of two features of the class, less is better."
-    return (
-        f'<div class="beside"><div class="wide">{table}<p class="quiet">{note}</p></div>'
+    bodies = (f"<thead>{head}</thead><tbody>{''.join(part)}</tbody>" for part in parts)
+    style = ' class="many"' if many else ""
+    tables = "".join(f'<div class="wide"><table{style}>{body}</table></div>' for body in bodies)
+    confusion = (
         f'<div class="wide">{_confusion(report)}<p class="quiet">Confusion: % of each class, rows '
-        "are the truth.</p></div></div>"
+        "are the truth.</p></div>"
     )
+    note = "A: mean distance of two features of the class, less is better."
+    return f'<div class="beside">{tables}{confusion}</div><p class="quiet">{note}</p>'
 
 
 def _confusion(report):
@@ -207,7 +211,8 @@ def _confusion(report):
 
 def _predictions(report):
     note = "Images spread evenly over the split."
-    return f'<p class="quiet">{note}</p>{_legend(report)}{_examples(report, report.examples)}'
+    legend = _legend(report, _occurring(report.examples))
+    return f'<p class="quiet">{note}</p>{legend}{_examples(report, report.examples)}'
 
 
 def _failures(report):
@@ -262,6 +267,8 @@ def _features(report):
         )
         for i, (title, layout) in enumerate(report.layouts.items())
     ]
+    shown = {int(n) for _, classes in report.layouts.values() for n in classes}
+    legend = _legend(report, shown, ignored=False)
     maps = "".join(
         _figure(
             [
@@ -276,7 +283,7 @@ def _features(report):
         f'<p class="quiet">{note}</p>{_tiles(tiles)}'
         "<h3>Pixels and regions in the plane (t-SNE)</h3>"
         f'<p class="quiet">As many of each class, where it has so many. A region is a class in an '
-        f'image.</p>{_legend(report, ignored=False)}<div class="pair">{"".join(charted)}</div>'
+        f'image.</p>{legend}<div class="pair">{"".join(charted)}</div>'
         "<h3>Feature maps</h3>"
         '<p class="quiet">The three principal components of the features of these images together, '
         f'as red, green and blue.</p><div class="cards">{maps}</div>'
@@ -346,8 +353,15 @@ def _examples(report, examples):
     return "".join(rows)
 
 
-def _legend(report, *, ignored=True):
-    items = "".join(f"<span>{_class(report, n)}</span>" for n in range(len(report.class_names)))
+def _occurring(examples):
+    """The classes in truth or prediction, 255 among them."""
+    arrays = [labels for e in examples for labels in (e.truth, *e.predictions)]
+    return {int(n) for labels in arrays for n in np.unique(labels)}
+
+
+def _legend(report, numbers, *, ignored=True):
+    known = sorted(n for n in numbers if 0 <= n < len(report.class_names))
+    items = "".join(f"<span>{_class(report, n)}</span>" for n in known)
     if ignored:
         items += '<span><span class="swatch stripes"></span>ignored</span>'
     return f'<div class="legend">{items}</div>'

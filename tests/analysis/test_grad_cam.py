@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 
@@ -46,6 +47,15 @@ def test_black_where_nothing_speaks_for_a_class():
     segmenter, _ = tiny_segmenter.build()
     heat = GradCAM(segmenter)(np.zeros((1, 8, 8, 3), "uint8"), 0)["features"]
     np.testing.assert_array_equal(heat, np.zeros((1, 2, 2)))
+
+
+def test_a_stage_that_no_logit_comes_from():
+    segmenter, _ = tiny_segmenter.build()
+    unused = keras.layers.Rescaling(2.0)(segmenter.output["mean"])
+    segmenter = keras.Model(segmenter.input, {**segmenter.output, "unused": unused})
+    found = GradCAM(segmenter, ("unused", "features"))(tiny_segmenter.images(1)[0], 2)
+    assert found["unused"].max() == 0
+    assert found["features"].max() == 1
 
 
 def test_names_a_missing_stage():
