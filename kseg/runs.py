@@ -6,6 +6,7 @@ runs/<name>/config.json         the resolved config
             checkpoints/        step-00001000.npz (all state), best.npz (weights)
             tensorboard/        events
             evaluation/         scores as JSON and CSV, counts of each image as NPZ
+            analysis/           pictures, the report
 """
 
 import dataclasses
@@ -125,7 +126,7 @@ class Run:
     def delete(path):
         """Deletes what a run left in its folder, and nothing else; the folder may be missing."""
         path = pathlib.Path(path)
-        for name in ("checkpoints", "tensorboard", "evaluation"):
+        for name in ("checkpoints", "tensorboard", "evaluation", "analysis"):
             shutil.rmtree(path / name, ignore_errors=True)
         for name in ("config.json", "classes.json", "environment.json"):
             (path / name).unlink(missing_ok=True)
@@ -160,11 +161,12 @@ class Run:
             f"{self.path} has no checkpoint {which!r}. It has: {', '.join(have) or 'none yet'}"
         )
 
-    def build_segmenter(self, *, projections=(), synchronized_batch_norm=False):
+    def build_segmenter(self, *, projections=(), maps=(), synchronized_batch_norm=False):
         """Builds the network of the config, freshly initialised.
 
         Args:
             projections: stages that get a projector; only training needs them.
+            maps: further maps to give, see `kseg.segmenters.build_segmenter`.
             synchronized_batch_norm: bool.
 
         Returns:
@@ -180,22 +182,24 @@ class Run:
             ),
             head_arguments=model.head.model_dump(exclude={"name"}),
             projections=projections,
+            maps=maps,
             embedding_dim=model.embedding_dim,
             projector_layers=model.projector_layers,
             synchronized_batch_norm=synchronized_batch_norm,
         )
 
-    def segmenter(self, checkpoint="best"):
+    def segmenter(self, checkpoint="best", *, maps=()):
         """Builds the network with trained weights, without projectors.
 
         Args:
             checkpoint: as in `checkpoint()`.
+            maps: as in `build_segmenter()`.
 
         Returns:
             keras model.
         """
         file = self.checkpoint(checkpoint)
-        segmenter = self.build_segmenter()
+        segmenter = self.build_segmenter(maps=maps)
         checkpoints.restore(file, checkpoints.model_variables(segmenter))
         return segmenter
 

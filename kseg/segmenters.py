@@ -16,6 +16,7 @@ def build_segmenter(
     backbone_arguments=None,
     head_arguments=None,
     projections=(),
+    maps=(),
     embedding_dim=256,
     projector_layers=2,
     synchronized_batch_norm=False,
@@ -32,6 +33,8 @@ def build_segmenter(
         projections: names of the maps that are contrasted, each gets its own projector: stages of
             the backbone, such as `("c2", "c3", "c4", "c5")`, `"features"`, or maps that the head
             adds.
+        maps: names of further maps to give, as they are: stages of the backbone, or maps that the
+            head adds.
         embedding_dim: int, channels of the embeddings.
         projector_layers: int >= 0, hidden layers of a projector.
         synchronized_batch_norm: bool. Batch norm statistics are taken over all replicas. The
@@ -42,8 +45,9 @@ def build_segmenter(
         functional `keras.Model` from `image`, uint8 or float `(batch, height, width, 3)` RGB in 0
         to 255, of any size, to a dict: `logits` float32 `(batch, h, w, num_classes)` at the
         head's stride, `aux_logits` alike if the head has them, `features`
-        `(batch, h, w, channels)`, and for each projection `embedding_<name>` float32
-        `(batch, h, w, embedding_dim)` with rows of unit L2 norm, at the size of its map.
+        `(batch, h, w, channels)`, the further maps, and for each projection
+        `embedding_<name>` float32 `(batch, h, w, embedding_dim)` with rows of unit L2 norm, at the
+        size of its map.
 
     Raises:
         ValueError: if a name is unknown, or arguments are given for a built backbone.
@@ -64,15 +68,23 @@ def build_segmenter(
         mean=backbone.mean, std=backbone.std, name="image_normalization"
     )
     stages = backbone(normalization(image))
-    maps = build_head(
+    head_maps = build_head(
         head,
         stages,
         num_classes,
         **{"synchronized_batch_norm": synchronized_batch_norm, **(head_arguments or {})},
     )
-    outputs = {key: maps[key] for key in ("logits", "aux_logits", "features") if key in maps}
-    sources = {**stages, **maps}
+    outputs = {
+        key: head_maps[key] for key in ("logits", "aux_logits", "features") if key in head_maps
+    }
+    sources = {**stages, **head_maps}
     sources = {key: x for key, x in sources.items() if key not in ("logits", "aux_logits")}
+    for stage in maps:
+        if stage not in sources:
+            raise ValueError(
+                f"Cannot give {stage!r}: there is no such map. Choose from {sorted(sources)}."
+            )
+        outputs[stage] = sources[stage]
     for source in projections:
         if source not in sources:
             raise ValueError(

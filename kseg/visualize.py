@@ -11,11 +11,18 @@ import numpy as np
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK, _PAPER, _FRAME = (35, 35, 40), (255, 255, 255), (150, 150, 150)
-_WRONG = (230, 30, 50)
+_WRONG, _GAINED, _OTHER = (230, 30, 50), (20, 150, 80), (235, 165, 20)
 _HATCH = (225, 225, 225), (190, 190, 190)  # Ignored pixels: no class of any palette is striped.
 _FULL = (8, 48, 107)  # The colour of 100 % in a confusion matrix.
 _GAP = 8
 _MAX_LEGEND = 32
+
+# What the colours of `difference_map` mean.
+DIFFERENCES = [
+    ("right, first run wrong", _GAINED),
+    ("wrong, first run right", _WRONG),
+    ("both wrong, not alike", _OTHER),
+]
 
 
 def colorize(labels, palette):
@@ -75,10 +82,75 @@ def error_map(image, truth, prediction, num_classes):
         ValueError: if the sizes differ.
     """
     _check_sizes(image=image, truth=truth, prediction=prediction)
-    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
-    picture = np.repeat((150 + 0.4 * grey).astype("uint8")[..., None], 3, axis=-1)
+    picture = _pale(image)
     picture[truth != prediction] = _WRONG
     return _hatch(picture, ~_known(truth, range(num_classes)))
+
+
+def difference_map(image, truth, first, second, num_classes):
+    """Marks where two predictions differ, on a pale grey copy of the image.
+
+    Green: the second is right and the first is wrong; red: the other way round; amber: both are
+    wrong, in different ways. Ignored pixels are striped.
+
+    Args:
+        image: uint8 array `(height, width, 3)`.
+        truth: int array `(height, width)`.
+        first: int array `(height, width)`.
+        second: int array `(height, width)`.
+        num_classes: int.
+
+    Returns:
+        uint8 array `(height, width, 3)`.
+
+    Raises:
+        ValueError: if the sizes differ.
+    """
+    _check_sizes(image=image, truth=truth, first=first, second=second)
+    picture = _pale(image)
+    differs = first != second
+    picture[differs] = _OTHER
+    picture[differs & (second == truth)] = _GAINED
+    picture[differs & (first == truth)] = _WRONG
+    return _hatch(picture, ~_known(truth, range(num_classes)))
+
+
+def heat_overlay(image, heat, opacity=0.6):
+    """Lays a heat map over an image.
+
+    Args:
+        image: uint8 array `(height, width, 3)`.
+        heat: float array `(h, w)` in [0, 1], of any size: resized bilinearly to the image's.
+        opacity: float in [0, 1].
+
+    Returns:
+        uint8 array `(height, width, 3)`.
+    """
+    height, width = image.shape[:2]
+    heat = cv2.resize(np.asarray(heat, "float32"), (width, height), interpolation=cv2.INTER_LINEAR)
+    levels = (255 * np.clip(heat, 0, 1)).round().astype("uint8")
+    colors = cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)[..., ::-1]
+    return cv2.addWeighted(
+        np.ascontiguousarray(image), 1 - opacity, np.ascontiguousarray(colors), opacity, 0
+    )
+
+
+def enlarge(picture, size):
+    """Resizes a picture bilinearly.
+
+    Args:
+        picture: uint8 array `(h, w, 3)`.
+        size: `(height, width)`.
+
+    Returns:
+        uint8 array `(height, width, 3)`.
+    """
+    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def colorize_truth(truth, palette):
+    """Colours labels, ignored pixels striped: uint8 array, the shape of `truth` and 3."""
+    return _hatch(colorize(truth, palette), ~_known(truth, palette))
 
 
 def panel(rows, class_names, palette, *, width=320):
@@ -102,34 +174,82 @@ def panel(rows, class_names, palette, *, width=320):
     """
     if not rows:
         raise ValueError("A panel needs at least one row. Received: none")
-    full_width = 4 * (width + _GAP) + _GAP
-    header = _blank(26, full_width)
-    for i, title in enumerate(("image", "truth", "prediction", "errors")):
-        _write(header, title, (_GAP + i * (width + _GAP), 18), 0.5)
-    parts = [header]
+    pictures = []
     for image, truth, prediction in rows:
         _check_sizes(image=image, truth=truth, prediction=prediction)
-        counted = _known(truth, palette)
-        wrong = np.mean(truth[counted] != prediction[counted]) if counted.any() else 0.0
-        size = width, max(1, round(image.shape[0] * width / image.shape[1]))
-        image = _resize(image, size)
-        truth, prediction = (_resize_labels(labels, size) for labels in (truth, prediction))
-        ignored = ~_known(truth, palette)
+        wrong = _share_wrong(truth, prediction, palette)
+        image, (truth, prediction) = _fit(image, (truth, prediction), width)
         errors = error_map(image, truth, prediction, len(palette))
-        _tag(errors, f"{100 * wrong:.1f} %")
-        row = _blank(size[1] + _GAP, full_width)
-        pictures = (
-            image,
-            _hatch(colorize(truth, palette), ignored),
-            colorize(prediction, palette),
-            errors,
+        _tag(errors, wrong)
+        pictures.append(
+            [image, colorize_truth(truth, palette), colorize(prediction, palette), errors]
         )
-        for i, picture in enumerate(pictures):
-            left = _GAP + i * (width + _GAP)
-            row[: size[1], left : left + width] = picture
-        parts.append(row)
-    parts.append(_legend(*_legend_entries(rows, class_names, palette), full_width))
-    return np.concatenate(parts)
+    titles = ["image", "truth", "prediction", "errors"]
+    return _grid(titles, pictures, _legend_entries(rows, class_names, palette), width)
+
+
+def comparison_panel(rows, run_names, class_names, palette, *, width=320):
+    """Draws image, truth, and the predictions of several runs side by side, a row an image.
+
+    After each run but the first stands where it differs from the first, see `difference_map`. The
+    share of wrong pixels stands in the corner of each prediction.
+
+    Args:
+        rows: list of `(image, truth, predictions)`: uint8 `(height, width, 3)`, int
+            `(height, width)`, and for each run int `(height, width)`.
+        run_names: list of str.
+        class_names: list of str.
+        palette: list of `[red, green, blue]`, as long.
+        width: int, pixels of one picture.
+
+    Returns:
+        uint8 array `(panel_height, panel_width, 3)`.
+
+    Raises:
+        ValueError: if there are no rows, fewer than two runs, or the sizes in a row differ.
+    """
+    if not rows or len(run_names) < 2:
+        raise ValueError(
+            "A comparison needs at least one row and two runs. Received: "
+            f"{len(rows)} rows, {run_names=}"
+        )
+    pictures = []
+    for image, truth, predictions in rows:
+        for prediction in predictions:
+            _check_sizes(image=image, truth=truth, prediction=prediction)
+        wrong = [_share_wrong(truth, prediction, palette) for prediction in predictions]
+        image, (truth, *predictions) = _fit(image, (truth, *predictions), width)
+        row = [image, colorize_truth(truth, palette)]
+        for i, prediction in enumerate(predictions):
+            colors = colorize(prediction, palette)
+            _tag(colors, wrong[i])
+            row.append(colors)
+            if i:
+                row.append(difference_map(image, truth, predictions[0], prediction, len(palette)))
+        pictures.append(row)
+    first, *others = run_names
+    titles = ["image", "truth", first]
+    for name in others:
+        titles += [name, f"{name} against {first}"]
+    labels = [(image, truth, p) for image, truth, predictions in rows for p in predictions]
+    entries, left_out = _legend_entries(labels, class_names, palette)
+    entries = [*entries, *DIFFERENCES]
+    return _grid(titles, pictures, (entries, left_out), width)
+
+
+def picture_grid(titles, rows, *, width=320):
+    """Draws rows of pictures under titles.
+
+    Args:
+        titles: list of str, one for each column.
+        rows: list of rows, each a list of uint8 arrays `(height, width, 3)` of one size.
+        width: int, pixels of one picture; they are resized to it.
+
+    Returns:
+        uint8 array `(grid_height, grid_width, 3)`.
+    """
+    rows = [[_fit(picture, (), width)[0] for picture in row] for row in rows]
+    return _grid(titles, rows, None, width)
 
 
 def confusion_picture(matrix, class_names):
@@ -189,6 +309,20 @@ def confusion_picture(matrix, class_names):
     return picture
 
 
+def shrink(image, maps=(), *, width):
+    """Brings an image and its label maps to a width, where they are wider.
+
+    Args:
+        image: uint8 array `(height, width, 3)`.
+        maps: int arrays `(height, width)`.
+        width: int, pixels.
+
+    Returns:
+        `(image, maps)`: uint8 array and list of int32 arrays, all of one size.
+    """
+    return _fit(image, maps, min(width, image.shape[1]))
+
+
 def write_png(path, picture):
     """Writes a picture; a file of that name is replaced at once, never half.
 
@@ -199,13 +333,25 @@ def write_png(path, picture):
     Raises:
         OSError: if the file cannot be written.
     """
+    data = picture[..., ::-1] if picture.ndim == 3 else picture
+    write_bytes(path, cv2.imencode(".png", np.ascontiguousarray(data))[1].tobytes())
+
+
+def write_bytes(path, content):
+    """Writes a file; one of that name is replaced at once, never half.
+
+    Args:
+        path: file; its folder is made.
+        content: bytes.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = picture[..., ::-1] if picture.ndim == 3 else picture
-    encoded = cv2.imencode(".png", np.ascontiguousarray(data))[1]
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_bytes(encoded.tobytes())
+        unfinished.write_bytes(content)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -227,6 +373,51 @@ def _hatch(picture, mask):
     rows, columns = np.indices(mask.shape)
     stripes = np.array(_HATCH, "uint8")[(rows + columns) // 4 % 2]
     return np.where(mask[..., None], stripes, picture)
+
+
+def _pale(image):
+    """A pale grey copy, for marks to stand out on."""
+    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+    return np.repeat((150 + 0.4 * grey).astype("uint8")[..., None], 3, axis=-1)
+
+
+def _share_wrong(truth, prediction, palette):
+    counted = _known(truth, palette)
+    wrong = np.mean(truth[counted] != prediction[counted]) if counted.any() else 0.0
+    return f"{100 * wrong:.1f} %"
+
+
+def _fit(image, maps, width):
+    """Brings an image and label maps to a width."""
+    size = width, max(1, round(image.shape[0] * width / image.shape[1]))
+    return _resize(image, size), [_resize_labels(labels, size) for labels in maps]
+
+
+def _grid(titles, rows, legend, width):
+    """Pictures of one width under their titles, above a legend."""
+    full_width = len(titles) * (width + _GAP) + _GAP
+    header = _blank(26, full_width)
+    for i, title in enumerate(titles):
+        _write(header, _cut(title, width, 0.5), (_GAP + i * (width + _GAP), 18), 0.5)
+    parts = [header]
+    for pictures in rows:
+        strip = _blank(pictures[0].shape[0] + _GAP, full_width)
+        for i, picture in enumerate(pictures):
+            left = _GAP + i * (width + _GAP)
+            strip[:-_GAP, left : left + width] = picture
+        parts.append(strip)
+    if legend is not None:
+        parts.append(_legend(*legend, full_width))
+    return np.concatenate(parts)
+
+
+def _cut(text, width, size):
+    """Shortens a text to a width in pixels."""
+    if _text_width(text, size) <= width:
+        return text
+    while text and _text_width(f"{text}...", size) > width:
+        text = text[:-1]
+    return f"{text}..."
 
 
 def _resize(image, size):

@@ -1,28 +1,83 @@
-"""Analyses a run: python scripts/analyze.py --run runs/quickstart --what features
+"""Looks at what a run has learned, in numbers and pictures.
 
-features: how well the features just before the classifier stay together within a class and apart
-between classes (alignment A, uniformity U and U_l of Sung et al., CVPR 2024, supplement Sec. 2).
+    python scripts/analyze.py --run runs/quickstart --what report
+    python scripts/analyze.py --runs runs/baseline runs/contrast --what panels
+
+curves        how the training went: loss terms, learning rate, scores
+failures      the images of the least mean IoU, and the classes most often taken for another
+features      how well the features just before the classifier stay together within a class and
+              apart between classes (alignment A, uniformity U and U_l of Sung et al., CVPR 2024,
+              supplement Sec. 2)
+tsne          t-SNE of pixels' features and of region centres; the same points with pictures for
+              TensorBoard's Embedding Projector
+feature-maps  the features' principal components as colours
+grad-cam      what speaks for each class, on the image that has most of it
+panels        several runs side by side, on the images where the last differs most from the first
+report        all of it in one HTML file that needs nothing else
+
+Pictures are PNG files in the folder `analysis` of the run. Needs `pip install -e ".[analysis]"`.
 """
 
 import argparse
-import json
 
+import _analyses
 import _common
+
+# Each takes the options, prints, and writes into the run's folder.
+ANALYSES = {
+    "curves": _analyses.curves,
+    "failures": _analyses.failures,
+    "feature-maps": _analyses.feature_maps,
+    "features": _analyses.features,
+    "grad-cam": _analyses.grad_cam,
+    "panels": _analyses.panels,
+    "report": _analyses.report,
+    "tsne": _analyses.tsne,
+}
 
 
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", required=True, help="folder that scripts/train.py wrote")
-    parser.add_argument("--what", required=True, choices=["features"])
-    parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
-    parser.add_argument("--data", help="prepared folder; default: that of the run")
-    parser.add_argument("--split", help="default: that which the run evaluates on")
+    parser.add_argument("--what", required=True, choices=sorted(ANALYSES))
+    parser.add_argument("--run", metavar="FOLDER", help="that scripts/train.py wrote")
     parser.add_argument(
-        "--samples", type=int, default=2000, help="pixels of each class that A is taken from"
+        "--runs", nargs="+", metavar="FOLDER", default=[], help="panels: two or more, in order"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
+    parser.add_argument(
+        "--data", metavar="FOLDER", help="prepared data; default: that of the (first) run"
+    )
+    parser.add_argument("--split", help="default: that which the (first) run evaluates on")
+    parser.add_argument(
+        "--images", type=int, default=6, metavar="N", help="how many to show; default: 6"
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="features: pixels of each class that A is taken from; default: 2000",
+    )
+    parser.add_argument(
+        "--points",
+        type=int,
+        default=2500,
+        metavar="N",
+        help="tsne: pixels, and regions, of all classes together; default: 2500",
+    )
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        metavar="STAGE",
+        default=["c5", "features"],
+        help="grad-cam: maps to look at, such as c4; default: c5 features",
+    )
+    parser.add_argument(
+        "--classes", nargs="+", metavar="NAME", help="grad-cam: default: all that occur"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the samples and of the t-SNE")
     parser.add_argument(
         "--raw", action="store_true", help="features as they are; else scaled to unit norm"
     )
@@ -31,49 +86,7 @@ def parse_arguments(arguments):
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    import keras
-
-    import pipelines
-    from kseg.analysis.features import feature_statistics
-    from kseg.errors import UserError
-    from kseg.runs import Run
-    from pipelines import loader
-
-    if options.samples < 2:
-        raise UserError(f"--samples must be at least 2. Received: {options.samples}")
-    run = Run.open(options.run)
-    data, classes = run.config.data, run.classes
-    split = options.split or data.eval_split
-    folder = options.data or data.folder
-    _common.check_classes(classes.names, pipelines.read_manifest(folder))
-    batches = loader.evaluation_dataset(folder, split, batch_size=data.eval_batch_size)
-    keras.config.set_dtype_policy(run.config.train.precision)
-    found = feature_statistics(
-        run.segmenter(options.checkpoint),
-        batches,
-        len(classes),
-        unit_norm=not options.raw,
-        samples_per_class=options.samples,
-        seed=options.seed,
-    )
-    values = found.to_dict(classes.names)
-    width = max(map(len, classes.names)) + 2
-    print(f"{'class':<{width}}{'A':>8}{'samples':>9}")
-    for name, row in values["classes"].items():
-        shown = "-" if row["A"] is None else f"{row['A']:.4f}"
-        print(f"{name:<{width}}{shown:>8}{row['num_samples']:>9}")
-    print("  ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "classes"))
-    file = run.path / "evaluation" / "features.json"
-    file.parent.mkdir(exist_ok=True)
-    settings = {
-        "split": split,
-        "checkpoint": options.checkpoint,
-        "unit_norm": not options.raw,
-        "samples_per_class": options.samples,
-        "seed": options.seed,
-    }
-    file.write_text(json.dumps({**settings, **values}, indent=2) + "\n")
-    print(f"features:  {file}")
+    ANALYSES[options.what](options)
     return 0
 
 

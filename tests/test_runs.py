@@ -52,7 +52,8 @@ def test_checkpoints_are_found_by_name(tmp_path):
 
 def test_delete_leaves_what_is_not_the_runs(tmp_path):
     run = create_run(tmp_path / "run")
-    (run.path / "checkpoints").mkdir()
+    for folder in ("checkpoints", "analysis"):
+        (run.path / folder).mkdir()
     (run.path / "notes.txt").write_text("mine")
     Run.delete(run.path)
     assert [path.name for path in run.path.iterdir()] == ["notes.txt"]

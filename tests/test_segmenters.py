@@ -252,3 +252,12 @@ def test_training_on_two_replicas_is_training_on_the_whole_batch():
         np.testing.assert_allclose(ours, goal, rtol=1e-3, atol=atol, err_msg=weight.path)
     for ours, goal in zip(mirrored.non_trainable_weights, alone.non_trainable_weights, strict=True):
         np.testing.assert_allclose(ours.numpy(), goal.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_gives_further_maps():
+    segmenter = tiny_segmenter("hrnet", projections=(), maps=("c5", "features"))
+    outputs = segmenter(images(64, 96))
+    assert set(outputs) == {"logits", "features", "c5"}
+    assert tuple(outputs["c5"].shape) == (2, 2, 3, 32)
+    with pytest.raises(ValueError, match=r"Cannot give 'c9'.*'c2', 'c3', 'c4', 'c5', 'features'"):
+        tiny_segmenter("hrnet", projections=(), maps=("c9",))

@@ -123,3 +123,81 @@ def test_png_into_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):
         visualize.write_png(tmp_path / "file" / "picture.png", np.zeros((2, 2), "uint8"))
+
+
+def test_difference_map_by_hand():
+    image = np.full((1, 6, 3), 200, "uint8")
+    truth = np.array([[0, 0, 0, 0, 0, 255]])
+    first = np.array([[0, 1, 0, 1, 1, 1]])
+    second = np.array([[0, 0, 1, 1, 2, 0]])
+    found = visualize.difference_map(image, truth, first, second, 3)[0].tolist()
+    gained, lost, both = (list(color) for _, color in visualize.DIFFERENCES)
+    assert found[1:3] + found[4:5] == [gained, lost, both]
+    assert found[0] == found[3] == [230, 230, 230]  # 150 + 0.4 * 200.
+    assert found[5] in ([225] * 3, [190] * 3), "striped"
+    with pytest.raises(ValueError, match="must have the same size"):
+        visualize.difference_map(image, truth, first, second[:, :2], 3)
+
+
+@pytest.mark.parametrize("runs", [2, 3])
+def test_comparison_panel(runs):
+    image, truth, prediction = example(60, 64)
+    names = ["baseline", "a name that is far too long for one picture", "third"][:runs]
+    rows = [(image, truth, [prediction, (prediction + 1) % 3, prediction][:runs])]
+    picture = visualize.comparison_panel(rows, names, NAMES, PALETTE, width=64)
+    columns = 3 + 2 * (runs - 1)
+    assert picture.shape[1] == columns * 72 + 8
+
+    def column(i):
+        return picture[26 : 26 + 60, 8 + 72 * i : 72 + 72 * i]
+
+    # Under the plate with the share of wrong pixels.
+    np.testing.assert_array_equal(column(2)[20:], visualize.colorize(prediction, PALETTE)[20:])
+    expected = visualize.difference_map(image, truth, prediction, (prediction + 1) % 3, 3)
+    np.testing.assert_array_equal(column(4), expected)
+    if runs == 3:
+        grey = column(6).astype(int)
+        assert (np.ptp(grey, axis=-1) == 0).all(), "equal predictions have no marks"
+
+
+def test_comparison_panel_refuses():
+    image, truth, prediction = example()
+    with pytest.raises(ValueError, match=r"two runs. Received: 1 rows, run_names=\['a'\]"):
+        visualize.comparison_panel([(image, truth, [prediction])], ["a"], NAMES, PALETTE)
+    with pytest.raises(ValueError, match="must have the same size"):
+        rows = [(image, truth, [prediction, prediction[:3]])]
+        visualize.comparison_panel(rows, ["a", "b"], NAMES, PALETTE)
+
+
+def test_heat_overlay():
+    image = np.full((8, 12, 3), 100, "uint8")
+    np.testing.assert_array_equal(visualize.heat_overlay(image, np.ones((2, 3)), opacity=0), image)
+    heat = np.array([[0.0, 0.5, 1.0]])
+    colors = visualize.heat_overlay(image, heat, opacity=1)[4].astype(int)
+    assert colors[0, 2] > colors[0, 1] < 60, "cold is blue, or dark"
+    assert colors[6, 1] == colors[6].max(), "the middle is green"
+    assert colors[-1, 0] == colors[-1].max(), "hot is red"
+
+
+def test_picture_grid():
+    red, blue = (np.full((20, 40, 3), color, "uint8") for color in ((255, 0, 0), (0, 0, 255)))
+    picture = visualize.picture_grid(["left", "right"], [[red, blue], [blue, red]], width=80)
+    assert picture.shape == (26 + 2 * 48, 2 * 88 + 8, 3)
+    np.testing.assert_array_equal(picture[26 + 48, 8], [0, 0, 255])
+    np.testing.assert_array_equal(picture[26 + 48, 8 + 88], [255, 0, 0])
+
+
+def test_shrink_never_enlarges():
+    image, truth, _ = example(30, 40)
+    small, (labels,) = visualize.shrink(image, [truth], width=20)
+    assert small.shape == (15, 20, 3)
+    np.testing.assert_array_equal(labels, truth[::2, ::2])
+    assert visualize.shrink(image, width=400)[0].shape == image.shape
+
+
+def test_enlarge():
+    picture = np.array([[[0, 0, 0], [200, 100, 0]]], "uint8")
+    large = visualize.enlarge(picture, (3, 8))
+    assert large.shape == (3, 8, 3)
+    np.testing.assert_array_equal(large[:, 0], 0)
+    np.testing.assert_array_equal(large[:, -1], [[200, 100, 0]] * 3)

@@ -4,9 +4,9 @@ import dataclasses
 import math
 
 import numpy as np
-import tensorflow as tf
 
-from kseg.contrast.sampling import resize_labels
+from kseg.analysis.observation import observe
+from kseg.analysis.selection import ClassSample
 
 _BLOCK = 1024
 
@@ -31,11 +31,14 @@ class FeatureStatistics:
     num_samples: list
 
     def to_dict(self, class_names):
-        """What JSON holds of it."""
-        return {
+        """What JSON holds of it; NaN becomes None."""
+        values = {
             "A": self.alignment,
             "U": self.uniformity,
             **{f"U_{near}": value for near, value in self.neighborhood_uniformity.items()},
+        }
+        return {
+            **{name: None if math.isnan(value) else value for name, value in values.items()},
             "classes": {
                 name: {"A": alignment, "num_samples": count}
                 for name, alignment, count in zip(
@@ -63,13 +66,9 @@ class FeatureCollector:
 
     def __init__(self, num_classes, dim, *, samples_per_class=2000, seed=0):
         self._num_classes = num_classes
-        self._samples_per_class = samples_per_class
-        self._rng = np.random.default_rng(seed)
+        self._sample = ClassSample(num_classes, samples_per_class, seed=seed)
         self._sums = np.zeros((num_classes, dim))
         self._counts = np.zeros(num_classes, "int64")
-        # Of each class the pixels with the least of random numbers that all pixels draw.
-        self._lots = [np.zeros(0) for _ in range(num_classes)]
-        self._samples = [np.zeros((0, dim), "float32") for _ in range(num_classes)]
 
     def add(self, features, labels):
         """Adds pixels; the order of all pixels together, not their division, decides the sample.
@@ -78,19 +77,12 @@ class FeatureCollector:
             features: float32 array `(pixels, dim)`.
             labels: int array `(pixels,)`; values outside `[0, num_classes)` are ignored.
         """
-        lots = self._rng.random(len(labels))
         for n in np.unique(labels):
-            if not 0 <= n < self._num_classes:
-                continue
-            members = np.flatnonzero(labels == n)
-            self._counts[n] += len(members)
-            self._sums[n] += features[members].sum(axis=0, dtype="float64")
-            if len(self._lots[n]) == self._samples_per_class:
-                members = members[lots[members] < self._lots[n][-1]]
-            drawn = np.concatenate([self._lots[n], lots[members]])
-            rows = np.concatenate([self._samples[n], features[members]])
-            order = np.argsort(drawn)[: self._samples_per_class]
-            self._lots[n], self._samples[n] = drawn[order], rows[order]
+            if 0 <= n < self._num_classes:
+                members = labels == n
+                self._counts[n] += np.count_nonzero(members)
+                self._sums[n] += features[members].sum(axis=0, dtype="float64")
+        self._sample.add(labels, lambda places: (features[places],))
 
     def statistics(self, neighbors=(3, 5)):
         """Computes the statistics.
@@ -104,7 +96,7 @@ class FeatureCollector:
         present = np.flatnonzero(self._counts)
         alignment = [None] * self._num_classes
         for n in present:
-            alignment[n] = _mean_distance(self._samples[n])
+            alignment[n] = _mean_distance(*self._sample.of_class(n))
         centers = self._sums[present] / self._counts[present, None]
         distances = np.sqrt(_squared_distances(centers, centers))
         others = len(present) - 1
@@ -117,49 +109,45 @@ class FeatureCollector:
                 for count in neighbors
             },
             class_alignment=alignment,
-            num_samples=[len(rows) for rows in self._samples],
+            num_samples=[self._sample.count(n) for n in range(self._num_classes)],
         )
 
 
 def feature_statistics(
-    segmenter, batches, num_classes, *, unit_norm=True, samples_per_class=2000, seed=0
+    segmenter,
+    batches,
+    num_classes,
+    *,
+    unit_norm=True,
+    samples_per_class=2000,
+    seed=0,
+    progress=None,
 ):
     """Analyses the features just before a segmenter's classifier over a data set.
 
     Args:
-        segmenter: keras model from images to a dict with `features`, float
-            `(batch, h, w, dim)`.
-        batches: iterable of `{"image": uint8 (batch, height, width, 3), "label": int (batch,
-            height, width)}`, 255 = ignored. Labels are brought to the features' size by nearest
-            sampling.
+        segmenter: as `observe` takes it.
+        batches: as `observe` takes them.
         num_classes: int.
-        unit_norm: bool. Features are scaled to unit L2 norm first, so that networks whose features
-            differ in scale can be compared. False: as they are.
+        unit_norm: bool. Features are scaled to unit L2 norm first.
         samples_per_class: int.
         seed: int.
+        progress: as `observe` takes it.
 
     Returns:
         `FeatureStatistics`.
+
+    Raises:
+        ValueError: if there are no batches.
     """
-
-    @tf.function(
-        input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")],
-        autograph=False,
-    )
-    def features_of(images):
-        features = tf.cast(segmenter(images, training=False)["features"], "float32")
-        return tf.math.l2_normalize(features, axis=-1) if unit_norm else features
-
     collector = None
-    for batch in batches:
-        features = features_of(batch["image"]).numpy()
-        _, height, width, dim = features.shape
-        labels = resize_labels(batch["label"], height, width).numpy()
+    for seen in observe(segmenter, batches, unit_norm=unit_norm, progress=progress):
+        dim = seen.features.shape[-1]
         if collector is None:
             collector = FeatureCollector(
                 num_classes, dim, samples_per_class=samples_per_class, seed=seed
             )
-        collector.add(features.reshape(-1, dim), labels.reshape(-1))
+        collector.add(seen.features.reshape(-1, dim), seen.feature_labels.reshape(-1))
     if collector is None:
         raise ValueError("`batches` must not be empty")
     return collector.statistics()

@@ -73,7 +73,8 @@ def test_one_class_has_no_uniformity():
 def test_features_of_a_segmenter(unit_norm):
     image = keras.Input((None, None, 3))
     pooled = keras.layers.AveragePooling2D(4)(keras.layers.Rescaling(1 / 255)(image))
-    segmenter = keras.Model(image, {"features": keras.layers.Rescaling(2.0, 0.1)(pooled)})
+    features = keras.layers.Rescaling(2.0, 0.1)(pooled)
+    segmenter = keras.Model(image, {"features": features, "logits": features})
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 8, 12, 3)).astype("uint8")
     labels = np.kron(rng.integers(0, 3, (3, 2, 3)), np.ones((4, 4), int))

@@ -1,0 +1,214 @@
+"""Charts, drawn with matplotlib: as PNG files, and as SVG that takes the ink of the page around it.
+
+matplotlib is an extra, and imported only where a chart is drawn.
+"""
+
+import contextlib
+import io
+import itertools
+import re
+
+import numpy as np
+
+from kseg.analysis.extras import require
+
+# Readable on white and on near-black, and apart for the colour-blind (after Okabe and Ito).
+LINES = ("#2f7fc1", "#e0762f", "#2f9e6e", "#b65fb0", "#c99a1e", "#d6483f", "#6f7b8c", "#4db3c9")
+_INK = "#12161c"
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.12,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    **dict.fromkeys(
+        (
+            "text.color",
+            "axes.edgecolor",
+            "axes.labelcolor",
+            "axes.titlecolor",
+            "xtick.color",
+            "ytick.color",
+            "grid.color",
+        ),
+        _INK,
+    ),
+}
+
+
+def training_curves(train, evaluation):
+    """Draws how a training went: loss terms, learning rate, scores.
+
+    Thin lines are what was measured, thick ones are smoothed: each value is the mean of the
+    values up to it, the last ones weighing most.
+
+    Args:
+        train: dict from a tag to `(steps, values)`: `loss/...`, `learning_rate`.
+        evaluation: the same: `mean_iou`, `pixel_accuracy`, `mean_accuracy`.
+
+    Returns:
+        matplotlib figure.
+    """
+    with _drawing() as subplots:
+        figure, axes = subplots(1, 3, width=11, height=3.5)
+        losses = {tag: values for tag, values in train.items() if tag.startswith("loss/")}
+        for (tag, (steps, values)), color in zip(losses.items(), itertools.cycle(LINES)):
+            axes[0].plot(steps, values, color=color, linewidth=0.7, alpha=0.35)
+            axes[0].plot(steps, smooth(values), color=color, label=tag.removeprefix("loss/"))
+        if any(min(values) <= 0 for _, values in losses.values()) or not losses:
+            axes[0].set_title("loss terms")
+        else:
+            axes[0].set_yscale("log", subs=[])
+            axes[0].yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+            axes[0].yaxis.set_major_formatter("{x:g}")
+            axes[0].set_title("loss terms (logarithmic)")
+        axes[1].set_title("learning rate")
+        if "learning_rate" in train:
+            axes[1].plot(*train["learning_rate"], color=LINES[0])
+        axes[1].yaxis.set_major_formatter("{x:.1e}")
+        axes[2].set_title("scores on the evaluation split, %")
+        scores = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy"}
+        scores["pixel_accuracy"] = "pixel accuracy"
+        for (tag, name), color in zip(scores.items(), LINES, strict=False):
+            if tag in evaluation:
+                steps, values = evaluation[tag]
+                axes[2].plot(steps, 100 * np.array(values), "o-", markersize=3.5, color=color)
+                axes[2].lines[-1].set_label(f"{name} ({100 * values[-1]:.1f})")
+        axes[2].set_ylim(0, 100)
+        # Beside the other curves, also where there is only one evaluation.
+        last = max([steps[-1] for steps, _ in [*train.values(), *evaluation.values()]], default=1)
+        for axis in axes:
+            axis.set(xlabel="step", xlim=(-0.03 * last, 1.03 * last))
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            if axis.get_legend_handles_labels()[0]:
+                below = {"loc": "upper left", "bbox_to_anchor": (-0.1, -0.18), "borderpad": 0}
+                axis.legend(ncols=2, columnspacing=1, **below)
+    return figure
+
+
+def point_map(places, classes, palette, *, title, class_names=None):
+    """Draws points in the plane in the colours of their classes.
+
+    Args:
+        places: float array `(points, 2)`.
+        classes: int array `(points,)`.
+        palette: list of `[red, green, blue]`.
+        title: str.
+        class_names: list of str: draws a legend of the classes that occur. None: without.
+
+    Returns:
+        matplotlib figure.
+    """
+    present = np.unique(classes)
+    columns = 0 if class_names is None else -(-len(present) // 26)
+    with _drawing() as subplots:
+        figure, (axis,) = subplots(1, 1, width=5.2 + 1.4 * columns, height=5)
+        for n in present:
+            chosen = places[classes == n]
+            color = np.array(palette[n]) / 255
+            axis.scatter(*chosen.T, s=16, color=color, edgecolor=(_INK, 0.35), linewidth=0.4)
+            if columns:
+                axis.scatter([], [], s=36, color=color, edgecolor=_INK, linewidth=0.4)
+                axis.collections[-1].set_label(class_names[n])
+        axis.set(xticks=[], yticks=[], title=title)
+        axis.spines[:].set_visible(False)
+        axis.grid(False)
+        if columns:
+            axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), ncols=columns)
+    return figure
+
+
+def histogram(shares, *, title):
+    """Draws how often which share occurs.
+
+    Args:
+        shares: float array, in [0, 1].
+        title: str.
+
+    Returns:
+        matplotlib figure.
+    """
+    with _drawing() as subplots:
+        figure, (axis,) = subplots(1, 1, width=5, height=2.9)
+        axis.hist(100 * shares, bins=np.arange(0, 101, 5), color=LINES[0], rwidth=0.9)
+        axis.set(title=title, ylabel="images", xlim=(0, 100))
+        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.grid(False, axis="x")
+    return figure
+
+
+def smooth(values, weight=0.8):
+    """Mean of the values up to each, weighed by `weight` to the power of the distance.
+
+    Args:
+        values: list of float.
+        weight: float in [0, 1).
+
+    Returns:
+        list of float, as long.
+    """
+    total = norm = 0.0
+    smoothed = []
+    for value in values:
+        total = weight * total + value
+        norm = weight * norm + 1
+        smoothed.append(total / norm)
+    return smoothed
+
+
+def png(figure):
+    """The bytes of a PNG file, on white."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return content.getvalue()
+
+
+def svg(figure, name):
+    """An `<svg>` element without a background, its ink that of the text around it.
+
+    Args:
+        figure: matplotlib figure.
+        name: str, letters only, begins each id: so that several fit into one page.
+
+    Returns:
+        str.
+    """
+    import matplotlib
+
+    content = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(content, format="svg", transparent=True, metadata=metadata)
+    text = content.getvalue()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'id="', f'id="{name}-', text)
+    text = re.sub(r'href="#', f'href="#{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    text = text.replace(_INK, "currentColor")
+    # The page sets the size: the view box remains.
+    head, rest = text.split(">", 1)
+    head = re.sub(r' (width|height|version|xmlns(:xlink)?)="[^"]*"', "", head)
+    return f"{head}>{rest}".replace("xlink:href", "href")
+
+
+@contextlib.contextmanager
+def _drawing():
+    """Gives a function that makes figures, in our style, without pyplot's global state."""
+    require("matplotlib")
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    def subplots(rows, columns, *, width, height):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False).reshape(-1)
+
+    with matplotlib.rc_context(_STYLE):
+        yield subplots

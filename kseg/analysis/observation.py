@@ -1,0 +1,85 @@
+"""One pass of a network over a data set, for all that looks at it."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kseg.contrast.sampling import resize_labels
+from kseg.segmenters import inference_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """A batch and what a network makes of it.
+
+    Attributes:
+        ids: list of str, names of the images; their numbers where the data has no names.
+        images: uint8 array `(batch, height, width, 3)`.
+        labels: uint8 or int array `(batch, height, width)`, 255 = ignored.
+        predictions: uint8 array `(batch, height, width)`.
+        features: float32 array `(batch, h, w, dim)`, the map just before the classifier.
+        feature_labels: int32 array `(batch, h, w)`, the labels at the features' places.
+    """
+
+    ids: list
+    images: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    features: np.ndarray
+    feature_labels: np.ndarray
+
+
+def observe(segmenter, batches, *, unit_norm=True, progress=None):
+    """Runs a segmenter over a data set, batch by batch: memory does not grow with the data.
+
+    Args:
+        segmenter: functional model from images to a dict with `logits`, float `(batch, h', w',
+            num_classes)` of at most 255 classes, and `features`, float `(batch, h, w, dim)`.
+        batches: iterable of `{"image": uint8 (batch, height, width, 3), "label": int (batch,
+            height, width)}`, 255 = ignored, with `id`, string `(batch,)`, or without. Labels are
+            brought to the features' size by nearest sampling.
+        unit_norm: bool. Features are scaled to unit L2 norm, so that networks whose features
+            differ in scale can be compared. False: as they are.
+        progress: function or None, called with the number of images done so far.
+
+    Yields:
+        `Observed`.
+    """
+    network = keras.Model(
+        segmenter.input,
+        {
+            "features": segmenter.output["features"],
+            "logits": inference_model(segmenter).output,
+        },
+    )
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False)
+    def look(images):
+        outputs = network(images, training=False)
+        features = tf.cast(outputs["features"], "float32")
+        if unit_norm:
+            features = tf.math.l2_normalize(features, axis=-1)
+        return tf.cast(tf.argmax(outputs["logits"], axis=-1), "uint8"), features
+
+    done = 0
+    for batch in batches:
+        predictions, features = look(batch["image"])
+        size = features.shape[1:3]
+        count = len(predictions)
+        if "id" in batch:
+            ids = [name.decode() for name in batch["id"].numpy()]
+        else:
+            ids = [str(done + i) for i in range(count)]
+        yield Observed(
+            ids=ids,
+            images=np.asarray(batch["image"]),
+            labels=np.asarray(batch["label"]),
+            predictions=predictions.numpy(),
+            features=features.numpy(),
+            feature_labels=resize_labels(batch["label"], *size).numpy(),
+        )
+        done += count
+        if progress is not None:
+            progress(done)

@@ -1,0 +1,83 @@
+"""Points of the feature space in TensorBoard's Embedding Projector."""
+
+import math
+import shutil
+
+import numpy as np
+import tensorflow as tf
+from tensorboard.plugins import projector
+
+from kseg import visualize
+
+_FRAME = 2  # Pixels.
+
+
+def write(folder, points, class_names, palette, *, description):
+    """Writes what the projector reads: vectors, classes, and a thumbnail of each point.
+
+    Thumbnails are framed in the colours of their classes.
+
+    Args:
+        folder: `pathlib.Path`, a run of TensorBoard's of its own; what it holds is replaced.
+        points: dict from a name to `kseg.analysis.embeddings.Points`.
+        class_names: list of str.
+        palette: list of `[red, green, blue]`.
+        description: str, shown under Text.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    config = projector.ProjectorConfig()
+    variables = {}
+    for name, found in points.items():
+        variables[name] = tf.Variable(found.vectors)
+        embedding = config.embeddings.add()
+        embedding.tensor_name = f"{name}/.ATTRIBUTES/VARIABLE_VALUE"
+        embedding.metadata_path = f"{name}.tsv"
+        embedding.sprite.image_path = f"{name}.png"
+        height, width = found.thumbnails.shape[1:3]
+        embedding.sprite.single_image_dim.extend([width, height])
+        (folder / f"{name}.tsv").write_text(_metadata(found, class_names))
+        visualize.write_png(folder / f"{name}.png", sprite(_framed(found, palette)))
+    # With a `checkpoint` file that names it: the plugin looks for that in the folder.
+    tf.train.Checkpoint(**variables).save(str(folder / "embeddings"))
+    projector.visualize_embeddings(str(folder), config)
+    # Without events TensorBoard does not take the folder for a run.
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default():
+        tf.summary.text("embeddings", description, step=0)
+    writer.close()
+
+
+def sprite(thumbnails):
+    """Lays pictures of one size out in a square, row by row, as the projector expects them.
+
+    Args:
+        thumbnails: uint8 array `(count, height, width, 3)`.
+
+    Returns:
+        uint8 array `(side * height, side * width, 3)`, `side` pictures to a row; white where there
+        are none left.
+    """
+    count, height, width, _ = thumbnails.shape
+    side = math.ceil(math.sqrt(count))
+    cells = np.full((side * side, height, width, 3), 255, "uint8")
+    cells[:count] = thumbnails
+    rows = cells.reshape(side, side, height, width, 3).transpose(0, 2, 1, 3, 4)
+    return rows.reshape(side * height, side * width, 3)
+
+
+def _framed(points, palette):
+    colors = np.array(palette, "uint8")[points.classes]
+    framed = np.broadcast_to(colors[:, None, None], points.thumbnails.shape).copy()
+    inside = np.s_[:, _FRAME:-_FRAME, _FRAME:-_FRAME]
+    framed[inside] = points.thumbnails[inside]
+    return framed
+
+
+def _metadata(points, class_names):
+    """Tab-separated: a header, then a line for each point."""
+    columns = {"class": [class_names[n] for n in points.classes], **points.columns}
+    if "predicted" in columns:
+        columns["predicted"] = [class_names[int(n)] for n in columns["predicted"]]
+    rows = [columns, *zip(*columns.values(), strict=True)]
+    return "".join("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)

@@ -1,0 +1,502 @@
+"""The analyses of scripts/analyze.py: each takes its options, prints, and writes its files."""
+
+import dataclasses
+import json
+
+import _common
+from _progress import Progress
+
+_MAX_ACTIVATIONS = 24  # Classes with a Grad-CAM in a report.
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The images that a run is looked at with."""
+
+    dataset: str
+    split: str
+    count: int
+    batches: object
+
+    def progress(self):
+        return Progress(self.count)
+
+
+def features(options):
+    """Prints A, U and U_l, and writes them to the run's evaluation/features.json."""
+    from kseg.analysis.features import feature_statistics
+
+    run = open_run(options)
+    images = open_images(options, run)
+    found = feature_statistics(
+        load_segmenter(options, run),
+        images.batches,
+        len(run.classes),
+        unit_norm=not options.raw,
+        samples_per_class=options.samples,
+        seed=options.seed,
+        progress=images.progress(),
+    )
+    report_features(options, run, images, found)
+
+
+def report_features(options, run, images, found):
+    values = found.to_dict(run.classes.names)
+    width = max(map(len, run.classes.names)) + 2
+    print(f"{'class':<{width}}{'A':>8}{'samples':>9}")
+    for name, row in values["classes"].items():
+        print(f"{name:<{width}}{_number(row['A']):>8}{row['num_samples']:>9}")
+    print(f"A: exact on a sample, at most {options.samples} pixels a class, seed {options.seed}")
+    print("  ".join(f"{key} {_number(v)}" for key, v in values.items() if key != "classes"))
+    settings = {
+        "dataset": images.dataset,
+        "split": images.split,
+        "checkpoint": options.checkpoint,
+        "unit_norm": not options.raw,
+        "samples_per_class": options.samples,
+        "seed": options.seed,
+    }
+    file = run.path / "evaluation" / "features.json"
+    write_json(file, {**settings, **values})
+    print(f"features:    {file}")
+
+
+def curves(options):
+    """Draws the training curves."""
+    from kseg.analysis import charts
+    from kseg.analysis.extras import require
+    from kseg.errors import UserError
+
+    require("matplotlib")
+    run = open_run(options)
+    train, evaluation = read_curves(run)
+    if not train and not evaluation:
+        raise UserError(f"{run.path} has no TensorBoard events, in {run.path / 'tensorboard'}")
+    write_chart(run.path / "analysis" / "curves.png", charts.training_curves(train, evaluation))
+
+
+def read_curves(run):
+    from kseg.analysis.curves import read_scalars
+
+    return tuple(read_scalars(run.path / "tensorboard" / part) for part in ("train", "evaluation"))
+
+
+def failures(options):
+    """Draws the worst images; prints the confused classes, and writes both as JSON."""
+    from kseg import visualize
+    from kseg.analysis.failures import FailureCollector
+    from kseg.analysis.observation import observe
+
+    run = open_run(options)
+    images = open_images(options, run)
+    collector = FailureCollector(len(run.classes), count=options.images)
+    for seen in observe(load_segmenter(options, run), images.batches, progress=images.progress()):
+        collector.add(seen)
+    classes = run.classes
+    folder = run.path / "analysis" / "failures"
+    pictures = []
+    for example in collector.worst():
+        rows = [(example.image, example.truth, *example.predictions)]
+        pictures.append(visualize.panel(rows, classes.names, classes.palette))
+        print(f"mean IoU {100 * example.mean_iou[0]:6.2f} %  {example.id}")
+    write_pictures(folder, pictures)
+    report_failures(options, run, images, collector)
+    print(f"pictures:    {folder}")
+
+
+def report_failures(options, run, images, collector):
+    from kseg.analysis.failures import confused_pairs
+
+    names = run.classes.names
+    pairs = confused_pairs(collector.matrix, 10)
+    for pair in pairs:
+        print(
+            f"{100 * pair.share:5.1f} % of {names[pair.truth]} taken for {names[pair.prediction]}"
+        )
+    file = run.path / "analysis" / "failures.json"
+    found = {
+        "dataset": images.dataset,
+        "split": images.split,
+        "checkpoint": options.checkpoint,
+        "mean_iou": dict(sorted(collector.mean_iou.items(), key=lambda item: item[1])),
+        "taken_for": [
+            {
+                "class": names[pair.truth],
+                "prediction": names[pair.prediction],
+                "pixels": pair.pixels,
+                "share": pair.share,
+            }
+            for pair in pairs
+        ],
+    }
+    write_json(file, found)
+    print(f"failures:    {file}")
+
+
+def tsne(options):
+    """Draws t-SNEs, and writes what TensorBoard's projector reads."""
+    from kseg.analysis.extras import require
+    from kseg.analysis.observation import observe
+
+    require("matplotlib", "sklearn")
+    run = open_run(options)
+    images = open_images(options, run)
+    collector = embedding_collector(options, run)
+    for seen in observe(
+        load_segmenter(options, run),
+        images.batches,
+        unit_norm=not options.raw,
+        progress=images.progress(),
+    ):
+        collector.add(seen)
+    report_embeddings(options, run, images, collector)
+
+
+def embedding_collector(options, run):
+    from kseg.analysis.embeddings import EmbeddingCollector
+
+    share = max(1, options.points // len(run.classes))
+    return EmbeddingCollector(len(run.classes), points_per_class=share, seed=options.seed)
+
+
+def report_embeddings(options, run, images, collector):
+    """Writes pictures and the projector's files; gives the layouts by title."""
+    from kseg.analysis import charts, projector
+    from kseg.analysis.embeddings import t_sne
+    from kseg.errors import UserError
+
+    points = {"pixels": collector.pixels(), "regions": collector.regions()}
+    points = {name: found for name, found in points.items() if found is not None}
+    if not points:
+        raise UserError(f"The split {images.split!r} must have labelled pixels. It has none")
+    folder, classes = run.path / "analysis", run.classes
+    layouts = {}
+    for name, found in points.items():
+        if len(found.classes) < 4:
+            print(f"t-SNE:       none of {name}: there are only {len(found.classes)}")
+            continue
+        title = {"pixels": "pixels", "regions": "region centres"}[name]
+        layouts[title] = t_sne(found.vectors, seed=options.seed), found.classes
+        figure = charts.point_map(
+            *layouts[title],
+            classes.palette,
+            title=f"{title} (t-SNE)",
+            class_names=classes.names,
+        )
+        write_chart(folder / f"tsne-{name}.png", figure)
+    scaled = "as they are" if options.raw else "scaled to unit norm"
+    description = (
+        f"Features just before the classifier, {scaled}; {images.dataset}, split {images.split}, "
+        f"checkpoint {options.checkpoint}: {' and '.join(points)}, as many of each class."
+    )
+    target = run.path / "tensorboard" / "projector"
+    projector.write(target, points, classes.names, classes.palette, description=description)
+    print(f"projector:   tensorboard --logdir {run.path / 'tensorboard'}")
+    return layouts
+
+
+def feature_maps(options):
+    """Draws the features' principal components on images spread over the split."""
+    from kseg import visualize
+    from kseg.analysis.feature_maps import principal_colors
+    from kseg.analysis.observation import observe
+
+    run = open_run(options)
+    images = open_images(options, run)
+    classes = run.classes
+    rows, maps = [], []
+    batches = spread_batches(images, options.images)
+    for seen in observe(load_segmenter(options, run), batches, unit_norm=not options.raw):
+        maps.append(seen.features[0])
+        rows.append([seen.images[0], visualize.colorize_truth(seen.labels[0], classes.palette)])
+    pictures = [
+        [*row, visualize.enlarge(colors, row[0].shape[:2])]
+        for row, colors in zip(rows, principal_colors(maps), strict=True)
+    ]
+    titles = ["image", "truth", "features, principal components"]
+    picture = visualize.picture_grid(titles, pictures)
+    file = run.path / "analysis" / "feature-maps.png"
+    visualize.write_png(file, picture)
+    print(f"picture:     {file}")
+
+
+def grad_cam(options):
+    """Draws the Grad-CAM of each class on the image that has most of it."""
+    import numpy as np
+
+    from kseg import visualize
+    from kseg.analysis.grad_cam import ClassImages
+
+    run = open_run(options)
+    images = open_images(options, run)
+    names = run.classes.names
+    chosen = choose_classes(options, names)
+    segmenter = load_segmenter(options, run, maps=stages(options, run))
+    found = ClassImages(len(names))
+    for batch in images.batches:
+        found.add(
+            [name.decode() for name in batch["id"].numpy()],
+            np.asarray(batch["image"]),
+            np.asarray(batch["label"]),
+        )
+    kept = {n: image for n, image in found.images().items() if n in chosen}
+    folder = run.path / "analysis" / "grad-cam"
+    for old in folder.glob("*.png"):
+        old.unlink()
+    for result in activations(segmenter, options.stages, kept):
+        overlays = [visualize.heat_overlay(result.image, heat) for heat in result.heat.values()]
+        name = names[result.number]
+        titles = [f"{name}: {result.id}", *result.heat]
+        picture = visualize.picture_grid(titles, [[result.image, *overlays]])
+        slug = "".join(c if c.isalnum() else "-" for c in name)
+        visualize.write_png(folder / f"{result.number:03d}-{slug}.png", picture)
+    print(f"pictures:    {folder}")
+
+
+def choose_classes(options, names):
+    """The numbers of the classes that `--classes` names, of all without it."""
+    from kseg.errors import UserError
+
+    for name in options.classes or []:
+        if name not in names:
+            raise UserError(
+                f"--classes must name classes of the run: {', '.join(names)}. Received: {name!r}"
+            )
+    return {n for n, name in enumerate(names) if options.classes is None or name in options.classes}
+
+
+def stages(options, run):
+    """Checks `--stages`."""
+    from kseg.errors import UserError
+
+    known = ["c2", "c3", "c4", "c5", "features"]
+    if run.config.model.head.name == "upernet":
+        known += ["fpn_c2", "fpn_c3", "fpn_c4", "fpn_c5"]
+    for stage in options.stages:
+        if stage not in known:
+            raise UserError(f"--stages must be of {', '.join(known)}. Received: {stage!r}")
+    return tuple(dict.fromkeys(options.stages))
+
+
+def activations(segmenter, stages, kept):
+    """Computes Grad-CAMs: a list of `Activation`, one for each class that is in `kept`."""
+    from kseg.analysis.grad_cam import GradCAM
+    from kseg.analysis.report import Activation
+
+    explain = GradCAM(segmenter, stages)
+    results = []
+    for n, (name, image) in kept.items():
+        heat = {stage: maps[0] for stage, maps in explain(image[None], n).items()}
+        results.append(Activation(n, name, image, heat))
+    return results
+
+
+def panels(options):
+    """Draws several runs side by side, where the last differs most from the first."""
+    from kseg import visualize
+    from kseg.analysis.failures import ComparisonCollector
+    from kseg.analysis.observation import observe
+    from kseg.errors import UserError
+    from kseg.runs import Run
+
+    if len(options.runs) < 2:
+        raise UserError(
+            f"--what panels needs --runs with two folders or more. Received: {options.runs}"
+        )
+    check_numbers(options)
+    runs = [Run.open(path) for path in options.runs]
+    first = runs[0]
+    for run in runs[1:]:
+        if run.classes.names != first.classes.names:
+            raise UserError(f"{run.path} must have the classes of {first.path}")
+    names = [run.path.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    collector = ComparisonCollector(len(first.classes), count=options.images)
+    progress = open_images(options, first).progress()
+    views = [
+        observe(load_segmenter(options, run), open_images(options, first).batches) for run in runs
+    ]
+    done = 0
+    for seen in zip(*views, strict=True):
+        collector.add(seen)
+        done += len(seen[0].ids)
+        progress(done)
+    classes = first.classes
+    pictures = []
+    for example in collector.examples():
+        rows = [(example.image, example.truth, example.predictions)]
+        pictures.append(visualize.comparison_panel(rows, names, classes.names, classes.palette))
+        scores = "  ".join(
+            f"{name} {100 * v:.2f}" for name, v in zip(names, example.mean_iou, strict=True)
+        )
+        print(f"mean IoU  {scores}  {example.id}")
+    folder = first.path / "analysis" / "-".join(["against", *(run.path.name for run in runs[1:])])
+    write_pictures(folder, pictures)
+    write_json(folder / "mean_iou.json", {"runs": names, "images": collector.mean_iou})
+    print(f"pictures:    {folder}")
+
+
+def report(options):
+    """Writes the HTML report, and the files of the analyses in it."""
+    from kseg import visualize
+    from kseg.analysis import report as page
+    from kseg.analysis.extras import require
+    from kseg.analysis.failures import (
+        FailureCollector,
+        confused_pairs,
+        image_mean_iou,
+        take_example,
+    )
+    from kseg.analysis.feature_maps import principal_colors
+    from kseg.analysis.features import FeatureCollector
+    from kseg.analysis.grad_cam import ClassImages
+    from kseg.analysis.observation import observe
+    from kseg.analysis.selection import spread
+    from kseg.evaluation.metrics import Scores
+
+    require("matplotlib", "sklearn")
+    run = open_run(options)
+    images = open_images(options, run)
+    classes = run.classes
+    segmenter = load_segmenter(options, run, maps=stages(options, run))
+
+    # One pass of the network for everything.
+    failed = FailureCollector(len(classes), count=options.images)
+    embeddings = embedding_collector(options, run)
+    of_classes = ClassImages(len(classes))
+    statistics, examples, maps, done = None, [], [], 0
+    chosen = set(spread(options.images, images.count))
+    for seen in observe(
+        segmenter, images.batches, unit_norm=not options.raw, progress=images.progress()
+    ):
+        dim = seen.features.shape[-1]
+        statistics = statistics or FeatureCollector(
+            len(classes), dim, samples_per_class=options.samples, seed=options.seed
+        )
+        statistics.add(seen.features.reshape(-1, dim), seen.feature_labels.reshape(-1))
+        failed.add(seen)
+        embeddings.add(seen)
+        of_classes.add(seen.ids, seen.images, seen.labels)
+        for i in range(len(seen.ids)):
+            if done + i in chosen:
+                value = image_mean_iou(seen.labels[i], seen.predictions[i], len(classes))
+                examples.append(take_example([seen], i, [value]))
+                maps.append(seen.features[i].copy())
+        done += len(seen.ids)
+
+    found = statistics.statistics()
+    report_features(options, run, images, found)
+    report_failures(options, run, images, failed)
+    layouts = report_embeddings(options, run, images, embeddings)
+    scores = Scores(failed.matrix)
+    common = set((-failed.matrix.sum(axis=1)).argsort(kind="stable")[:_MAX_ACTIVATIONS].tolist())
+    wanted = choose_classes(options, classes.names) & common
+    kept = {n: image for n, image in of_classes.images().items() if n in wanted}
+    train, evaluation = read_curves(run)
+    text = page.render(
+        page.RunReport(
+            name=run.path.resolve().name,
+            dataset=images.dataset,
+            split=images.split,
+            checkpoint=options.checkpoint,
+            config=run.config.model_dump(mode="json"),
+            environment=json.loads((run.path / "environment.json").read_text()),
+            class_names=classes.names,
+            palette=classes.palette,
+            scores=scores,
+            image_mean_iou=failed.mean_iou,
+            train=train,
+            evaluation=evaluation,
+            examples=examples,
+            worst=failed.worst(),
+            pairs=confused_pairs(failed.matrix, 10),
+            statistics=found,
+            unit_norm=not options.raw,
+            layouts=layouts,
+            activations=activations(segmenter, options.stages, kept),
+            feature_colors=principal_colors(maps),
+        )
+    )
+    file = run.path / "analysis" / "report.html"
+    visualize.write_bytes(file, text.encode())
+    print(f"report:      {file}")
+
+
+def open_run(options):
+    """Opens the run that `--run` names, after a look at the numbers."""
+    from kseg.errors import UserError
+    from kseg.runs import Run
+
+    if not options.run:
+        raise UserError(f"--what {options.what} needs --run, a folder of scripts/train.py")
+    check_numbers(options)
+    return Run.open(options.run)
+
+
+def check_numbers(options):
+    from kseg.errors import UserError
+
+    for name, least in (("samples", 2), ("points", 1), ("images", 1)):
+        value = getattr(options, name)
+        if value < least:
+            raise UserError(f"--{name} must be at least {least}. Received: {value}")
+
+
+def open_images(options, run):
+    """Opens what `--data` and `--split` name; by default what the run evaluates on."""
+    import pipelines
+    from pipelines import loader
+
+    data = run.config.data
+    folder, split = options.data or data.folder, options.split or data.eval_split
+    manifest = pipelines.read_manifest(folder)
+    _common.check_classes(run.classes.names, manifest)
+    batches = loader.evaluation_dataset(folder, split, batch_size=data.eval_batch_size)
+    return Images(manifest.dataset, split, manifest.split(split).num_images, batches)
+
+
+def load_segmenter(options, run, maps=()):
+    """Builds the run's network with the weights that `--checkpoint` names."""
+    import keras
+
+    keras.config.set_dtype_policy(run.config.train.precision)
+    return run.segmenter(options.checkpoint, maps=maps)
+
+
+def spread_batches(images, count):
+    """Gives images spread over the split, in batches of one."""
+    from kseg.analysis.selection import spread
+
+    chosen = set(spread(count, images.count))
+    for number, example in enumerate(images.batches.unbatch()):
+        if number in chosen:
+            yield {name: value[None] for name, value in example.items()}
+
+
+def write_chart(file, figure):
+    from kseg import visualize
+    from kseg.analysis import charts
+
+    visualize.write_bytes(file, charts.png(figure))
+    print(f"picture:     {file}")
+
+
+def write_pictures(folder, pictures):
+    """Writes panels in place of earlier ones."""
+    from kseg import visualize
+
+    for old in folder.glob("panel-*.png"):
+        old.unlink()
+    for number, picture in enumerate(pictures):
+        visualize.write_png(folder / f"panel-{number:03d}.png", picture)
+
+
+def write_json(file, values):
+    from kseg import visualize
+
+    visualize.write_bytes(file, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def _number(value):
+    return "-" if value is None else f"{value:.4f}"
