@@ -21,10 +21,11 @@ def prepare(
 
     Args:
         name: str, one of `pipelines.datasets.DATASETS`.
-        source: folder of the unpacked download; None for `synthetic`.
+        source: the download, as for `pipelines.sources.open_source`: a folder, an archive, or a
+            list of them; None for `synthetic`.
         output: folder of the records; default: `data/<name>`.
         num_shards, workers, overwrite, progress: as for `pipelines.records.write`.
-        **options: of the data set's `find_examples`.
+        **options: of the data set's `find`.
 
     Returns:
         `pipelines.records.Manifest`.
@@ -35,12 +36,13 @@ def prepare(
     """
     dataset = datasets.get(name)
     if source is None and name in datasets.FILE_DATASETS:
-        raise DataError(f"{name!r} is made from files. Give the folder of its unpacked download")
+        raise DataError(f"{name!r} is made from files. Give its download: a folder or an archive")
+    found = dataset.find(source, **options)
     return records.write(
         output or f"data/{name}",
         name,
-        dataset.taxonomy(),
-        dataset.find_examples(source, **options),
+        found.taxonomy,
+        found.splits,
         options=options,
         num_shards=num_shards,
         workers=workers,

@@ -253,7 +253,7 @@ def _parse_manifest(folder):
             name = "<data set>"
         elif homepage := datasets.homepage(name):
             where = f"Download it from {homepage}, then: "
-        source = " --source <unpacked download>" if name != "synthetic" else ""
+        source = " --source <download>" if name != "synthetic" else ""
         raise DataError(
             f"{folder} holds no prepared data (no {MANIFEST}). {where or 'Prepare it: '}python "
             f"scripts/prepare_data.py {name}{source} --output {folder}"
@@ -465,7 +465,7 @@ def _write_shard(folder, job, meter):
 
 def _encode(example, taxonomy):
     """Checks an example; gives `(record, (height, width), pixels of each class)`."""
-    image, labels = read_checked(example, taxonomy)
+    image, labels, _ = read_checked(example, taxonomy)
     counts = np.bincount(labels.reshape(-1), minlength=256)
     num_classes = len(taxonomy.class_names)
     counts = np.append(counts[:num_classes], counts[IGNORE_LABEL])

@@ -13,9 +13,17 @@ import os
 import _common
 
 SOURCES = {
-    "ade20k": "folder of ADEChallengeData2016, or the one that holds it",
-    "camvid": "folder CamVid of the SegNet tutorial, or the one that holds it",
+    "ade20k": "ADEChallengeData2016",
+    "cadis": "the folders Video01 to Video25",
+    **{f"cadis_task{task}": "the same as cadis --task" for task in (1, 2, 3)},
+    "camvid": "CamVid of the SegNet tutorial",
+    "cityscapes": "leftImg8bit and gtFine; with gtCoarse there is a split train_extra",
+    "coco_stuff": "COCO-Stuff 10k: images, annotations and imageLists",
+    "pascal_context": "VOCdevkit/VOC2010 and the annotations: trainval (MATLAB), JSON or PNGs",
 }
+# Of one data set each; named as in its module.
+OPTIONS = ("seed", "train_images", "val_images", "size", "encoding")
+ENCODINGS = ("release_1_1", "release_1_0", "stuffthingmaps")
 
 
 def parse_arguments(arguments):
@@ -30,7 +38,18 @@ def parse_arguments(arguments):
     common.add_argument("--overwrite", action="store_true", help="replace what is there")
     for name, help_text in SOURCES.items():
         command = commands.add_parser(name, parents=[common], help=f"prepare {name}")
-        command.add_argument("--source", required=True, help=help_text)
+        command.add_argument(
+            "--source",
+            required=True,
+            action="append",
+            help=f"{help_text}; a folder that holds it, unpacked or not, or a zip or tar file; may "
+            "be given several times",
+        )
+        if name == "cadis":
+            command.add_argument("--task", type=int, choices=(1, 2, 3), default=2)
+            command.epilog = "The data set's name is then cadis_task1, cadis_task2 or cadis_task3."
+        if name == "coco_stuff":
+            command.add_argument("--encoding", choices=ENCODINGS, help="what the labels hold")
     command = commands.add_parser(
         "synthetic", parents=[common], help="make street scenes; needs no download"
     )
@@ -63,13 +82,16 @@ def main(arguments=None):
         print_tables(manifest)
         print(f"{manifest.folder}: all records are sound")
         return 0
-    options = {}
-    if arguments.command == "synthetic":
-        for option in ("seed", "train_images", "val_images"):
-            options[option] = getattr(arguments, option)
-        options["size"] = tuple(arguments.size)
+    options = {
+        name: getattr(arguments, name)
+        for name in OPTIONS
+        if getattr(arguments, name, None) is not None
+    }
+    name = arguments.command
+    if name == "cadis":
+        name = f"cadis_task{arguments.task}"
     manifest = pipelines.prepare(
-        arguments.command,
+        name,
         getattr(arguments, "source", None),
         arguments.output,
         num_shards=arguments.shards,

@@ -37,7 +37,9 @@ def test_prepare_once_takes_what_is_there(tmp_path):
 
 
 def test_mistakes(tmp_path):
-    with pytest.raises(DataError, match=r"Unknown data set 'kitti'\. Use one of: ade20k, camvid"):
+    with pytest.raises(
+        DataError, match=r"Unknown data set 'kitti'\. Use one of: ade20k, cadis_task1"
+    ):
         pipelines.prepare("kitti", tmp_path)
     with pytest.raises(DataError, match="'camvid' is made from files"):
         pipelines.prepare("camvid", output=tmp_path)

@@ -1,11 +1,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import pipelines
 from pipelines.errors import DataError
-from tests.pipelines.tiny_data import noise_example, write_files
+from tests.pipelines.tiny_data import noise_example, write_files, write_pairs
 from tests.scripts.tiny_run import SCRIPTS, script
 
 prepare_data = script("prepare_data")
@@ -51,6 +52,31 @@ def test_camvid(tmp_path, capsys):
     call("camvid", "--source", tmp_path, "--output", tmp_path / "out", "--shards", 2, "--overwrite")
 
 
+def test_cadis(tmp_path, monkeypatch):
+    """The task is a part of the data set's name."""
+    monkeypatch.chdir(tmp_path)
+    values = np.uint8([[0, 7, 35]])
+    write_pairs(tmp_path, {("Video05/Images/a.png", "Video05/Labels/a.png"): values})
+    call("cadis", "--source", tmp_path, "--task", 1)
+    manifest = pipelines.read_manifest("data/cadis_task1")
+    assert manifest.dataset == "cadis_task1"
+    assert manifest.split("val").pixels == [1, 0, 0, 0, 0, 0, 0, 2, 0]
+    call("cadis_task1", "--source", tmp_path)  # The name that errors and configs use.
+
+
+def test_coco_stuff(tmp_path):
+    """Options reach the data set."""
+    write_pairs(tmp_path, {("val/image/a.jpg", "val/label/a.png"): np.uint8([[0, 255, 181]])})
+    arguments = ["coco_stuff", "--source", tmp_path, "--output", tmp_path / "out"]
+    with pytest.raises(DataError, match="found 255"):
+        call(*arguments)
+    call(*arguments, "--encoding", "stuffthingmaps")
+    manifest = pipelines.read_manifest(tmp_path / "out")
+    assert manifest.options == {"encoding": "stuffthingmaps"}
+    pixels = manifest.split("test").pixels
+    assert (pixels[0], pixels[170], pixels[171]) == (1, 1, 1)
+
+
 def test_a_mistake_is_one_line(tmp_path):
     """No traceback, exit code 2, and nothing on stdout."""
     command = [sys.executable, SCRIPTS / "prepare_data.py", "ade20k", "--source", tmp_path]
@@ -59,7 +85,9 @@ def test_a_mistake_is_one_line(tmp_path):
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
     last = result.stderr.splitlines()[-1]
-    assert last.startswith(f"error: {tmp_path} must be a folder with images/training/")
+    assert last.startswith(
+        f"error: {tmp_path} must be a folder, or a zip or tar file, with images/training/"
+    )
     assert not (tmp_path / "data").exists()
 
 
