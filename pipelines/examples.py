@@ -51,9 +51,8 @@ def read_checked(example, taxonomy):
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from None
     image, pixels = _decode_image(content, image_name)
-    digest = hashlib.sha256(pixels).hexdigest()[:32]
     if label is None:
-        return Checked(image, np.full(pixels.shape[:2], IGNORE_LABEL, "uint8"), digest)
+        return Checked(image, np.full(pixels.shape[:2], IGNORE_LABEL, "uint8"), digest(pixels))
     try:
         values = getattr(example, "decode", INDEX_MASK)(label)
         if pixels.shape[:2] != values.shape:
@@ -61,9 +60,19 @@ def read_checked(example, taxonomy):
                 f"a label must have the size of its image, {pixels.shape[:2]} (height, width), "
                 f"and has {values.shape}"
             )
-        return Checked(image, taxonomy.map_labels(values), digest)
+        return Checked(image, taxonomy.map_labels(values), digest(pixels))
     except DataError as error:
         raise DataError(f"{label_name}: {error}") from None
+
+
+def digest(pixels):
+    """A hash of a decoded image, as str.
+
+    Args:
+        pixels: uint8 array.
+    """
+    head = str(pixels.shape).encode()
+    return hashlib.sha256(head + np.ascontiguousarray(pixels).data).hexdigest()[:32]
 
 
 def _decode_image(content, name):

@@ -8,6 +8,7 @@ shuffled over the whole split without a buffer.
 
 import os
 
+import numpy as np
 import tensorflow as tf
 
 from pipelines import augment
@@ -131,7 +132,7 @@ def shuffled_index(seed, number, count):
     )
 
 
-def evaluation_dataset(folder, split, *, batch_size=1):
+def evaluation_dataset(folder, split, *, batch_size=1, numbers=None):
     """All images of a split once, whole and in order.
 
     Args:
@@ -139,6 +140,7 @@ def evaluation_dataset(folder, split, *, batch_size=1):
         split: str.
         batch_size: int, where all images have one size; else batches hold one image, because
             padding would change what a network sees.
+        numbers: list of int, which images to give; default: all.
 
     Returns:
         `tf.data.Dataset` of `{"image": uint8 (batch, height, width, 3), "label": uint8 (batch,
@@ -162,7 +164,9 @@ def evaluation_dataset(folder, split, *, batch_size=1):
         labels.set_shape(size or (None, None))
         return {"image": image, "label": labels, "id": example["id"]}
 
-    dataset = tf.data.Dataset.range(records.count)
+    if numbers is None:
+        numbers = np.arange(records.count)
+    dataset = tf.data.Dataset.from_tensor_slices(np.asarray(numbers, "int64"))
     dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size if size else 1)
     return _with_options(dataset).prefetch(tf.data.AUTOTUNE)

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from pipelines import datasets, records
+from pipelines import datasets, records, report
 from pipelines.errors import DataError
 
 
@@ -17,7 +17,7 @@ def prepare(
     progress=True,
     **options,
 ):
-    """Writes a data set as records. Does nothing if that was done before.
+    """Writes a data set as records, and a report. Does nothing if that was done before.
 
     Args:
         name: str, one of `pipelines.datasets.DATASETS`.
@@ -48,6 +48,7 @@ def prepare(
         workers=workers,
         overwrite=overwrite,
         progress=progress,
+        describe=report.write,
     )
 
 

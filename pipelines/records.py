@@ -134,6 +134,7 @@ def write(
     workers=None,
     overwrite=False,
     progress=True,
+    describe=None,
 ):
     """Writes a data set as records, or finds that this was done before.
 
@@ -149,6 +150,8 @@ def write(
         workers: int, threads (decoding and encoding run outside Python); default: all cores.
         overwrite: bool, replace what another run wrote.
         progress: bool, print progress on stderr.
+        describe: function of a finished `Manifest` and of a dict from split to a list of `[id,
+            height, width, digest]` of its images; called if anything was written.
 
     Returns:
         `Manifest`.
@@ -212,6 +215,11 @@ def write(
         )
         _write_manifest(manifest)
         shutil.rmtree(folder / _UNFINISHED)
+        if describe:
+            contents = {split: [] for split in splits}
+            for job in jobs:
+                contents[job.split] += shards[job.file]["contents"]
+            describe(manifest, contents)
     return manifest
 
 
@@ -427,6 +435,7 @@ def _write_shard(folder, job, meter):
     """Writes one shard; gives what the manifest needs of it as a dict, None if it failed."""
     unfinished = folder / _UNFINISHED / f"{job.file}.tmp"
     offsets, position, sizes, failed = [], 0, set(), False
+    contents = []
     pixels = np.zeros(len(job.taxonomy.class_names) + 1, "int64")
     images = np.zeros_like(pixels)
     with tf.io.TFRecordWriter(str(unfinished)) as writer:
@@ -434,7 +443,7 @@ def _write_shard(folder, job, meter):
             if meter.stopped:
                 return None
             try:
-                record, size, counts = _encode(example, job.taxonomy)
+                record, size, counts, digest = _encode(example, job.taxonomy)
             except DataError as error:
                 meter.report(str(error))
                 failed = True
@@ -443,6 +452,7 @@ def _write_shard(folder, job, meter):
             offsets.append(position)
             position += _FRAME_HEAD + len(record) + _FRAME_TAIL
             sizes.add(size)
+            contents.append([example.id, *size, digest])
             pixels += counts
             images += counts > 0
             meter.advance()
@@ -456,6 +466,7 @@ def _write_shard(folder, job, meter):
         "sizes": sorted(sizes),
         "pixels": pixels.tolist(),
         "images": images.tolist(),
+        "contents": contents,
         "fingerprint": job.fingerprint,
     }
     _replace_text(folder / _UNFINISHED / f"{job.file}.json", json.dumps(shard))
@@ -464,8 +475,8 @@ def _write_shard(folder, job, meter):
 
 
 def _encode(example, taxonomy):
-    """Checks an example; gives `(record, (height, width), pixels of each class)`."""
-    image, labels, _ = read_checked(example, taxonomy)
+    """Checks an example; gives `(record, (height, width), pixels of each class, digest)`."""
+    image, labels, digest = read_checked(example, taxonomy)
     counts = np.bincount(labels.reshape(-1), minlength=256)
     num_classes = len(taxonomy.class_names)
     counts = np.append(counts[:num_classes], counts[IGNORE_LABEL])
@@ -482,7 +493,7 @@ def _encode(example, taxonomy):
             }
         )
     ).SerializeToString(deterministic=True)
-    return record, (height, width), counts
+    return record, (height, width), counts, digest
 
 
 def _bytes(value):

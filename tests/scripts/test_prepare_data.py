@@ -30,15 +30,26 @@ def test_synthetic(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[1].split()[:3] == ["train", "5", "2"] and printed[1].endswith("32x48")
     assert printed[2].split()[:3] == ["val", "2", "2"]
-    shares = {line.split()[0]: line.split()[1:] for line in printed[5:]}
-    assert list(shares) == [*manifest.class_names, "(ignored)"]
+    names = [*manifest.class_names, "(ignored)"]
+    shares = {line.split()[0]: line.split()[1:] for line in printed[5 : 5 + len(names)]}
+    assert list(shares) == names
     for column in (0, 1):
-        assert sum(float(share[column]) for share in shares.values()) == pytest.approx(100, abs=0.1)
+        places = [2 * column] * len(manifest.class_names) + [column]  # Images stand between.
+        total = sum(float(share[i]) for share, i in zip(shares.values(), places, strict=True))
+        assert total == pytest.approx(100, abs=0.1)
+    assert printed[-1] == f"Look at {tmp_path / 'report.png'} before training."
+    assert (tmp_path / "report.png").exists()
 
     call(*arguments)
-    assert "nothing to do" in capsys.readouterr().err
+    again = capsys.readouterr()
+    assert "nothing to do" in again.err
+    assert again.out.splitlines() == printed
     call("verify", tmp_path)
     assert "all records are sound" in capsys.readouterr().out
+    (tmp_path / "report.json").unlink()
+    call("report", tmp_path, "--seed", 1)
+    assert capsys.readouterr().out.splitlines() == printed
+    assert (tmp_path / "report.json").exists()
 
 
 def test_camvid(tmp_path, capsys):
@@ -46,7 +57,8 @@ def test_camvid(tmp_path, capsys):
     write_files(tmp_path / "train", tmp_path / "trainannot", examples)
     call("camvid", "--source", tmp_path, "--output", tmp_path / "out")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:2] == ["train", "2"] and lines[1].endswith("various")
+    assert lines[1].split()[:2] == ["train", "2"]
+    assert lines[1].endswith("various: 2 sizes from 20x30 to 22x30, 50 % 20x30")
     with pytest.raises(DataError, match=r"other options\. Use --overwrite"):
         call("camvid", "--source", tmp_path, "--output", tmp_path / "out", "--shards", 2)
     call("camvid", "--source", tmp_path, "--output", tmp_path / "out", "--shards", 2, "--overwrite")
