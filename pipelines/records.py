@@ -259,7 +259,7 @@ def _parse_manifest(folder):
         where = ""
         if name not in datasets.DATASETS:
             name = "<data set>"
-        elif homepage := datasets.homepage(name):
+        elif homepage := datasets.describe(name).get("homepage"):
             where = f"Download it from {homepage}, then: "
         source = " --source <download>" if name != "synthetic" else ""
         raise DataError(

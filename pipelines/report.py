@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from pipelines import datasets, loader
-from pipelines.datasets.dataset import IGNORE_LABEL, facts, shorten
+from pipelines.datasets.dataset import IGNORE_LABEL, shorten
 from pipelines.errors import DataError
 from pipelines.examples import digest
 
@@ -233,7 +233,7 @@ def _read_contents(manifest, split):
 
 def _published_images(dataset):
     try:
-        return facts(datasets.facts_name(dataset)).get("split_images", {})
+        return datasets.describe(dataset).get("split_images", {})
     except DataError:
         return {}
 

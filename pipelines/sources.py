@@ -101,11 +101,16 @@ class Place:
     path: str = ""
 
     def __str__(self):
-        separator = ":" if isinstance(self.tree, Archive) else "/"
+        separator = ":" if self.in_archive else "/"
         return f"{self.tree.path}{separator}{self.path}" if self.path else str(self.tree.path)
 
     def __truediv__(self, name):
         return Place(self.tree, posixpath.join(self.path, name))
+
+    @property
+    def in_archive(self):
+        """If it is not on disk."""
+        return isinstance(self.tree, Archive)
 
     def has(self, name):
         """Says if there is a file or a folder of that name; it may be a path."""
@@ -181,6 +186,10 @@ class Source:
                     )
                 return best[0]
         return None
+
+    def tops(self):
+        """The top of each folder and archive, as `Place`; folders come first."""
+        return [Place(tree) for tree in [*self._folders, *map(open_archive, self._archives)]]
 
     def describe(self):
         """Says in a few words what is there."""

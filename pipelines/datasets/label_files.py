@@ -48,11 +48,13 @@ class ColorMask:
     """A picture whose colours are the labels.
 
     Attributes:
-        colors: tuple of `(red, green, blue)`; a pixel's value is the place of its colour in it.
+        colors: tuple of `(red, green, blue)`.
+        values: tuple of int below 65535, the value of each colour.
         unknown: int, the value of any other colour; None where that is a fault.
     """
 
     colors: tuple
+    values: tuple
     unknown: int | None = None
 
     def __call__(self, content):
@@ -64,7 +66,7 @@ class ColorMask:
             raise DataError(f"a colour-coded label must have 8 bits, this has {picture.dtype}")
         blue, green, red = (picture[..., i].astype("int32") for i in range(3))
         codes = red << 16 | green << 8 | blue
-        values = _color_table(self.colors)[codes]
+        values = _color_table(self.colors, self.values)[codes]
         strange = values == _UNKNOWN
         if strange.any():
             if self.unknown is None:
@@ -150,24 +152,40 @@ class Recoded:
 
     Attributes:
         reader: one of this module.
-        name: str, names the table in `repr`.
-        table: tuple of int: the new value of 0, 1, ...; -1 is a fault.
+        name: str, what the table is called in messages.
+        table: tuple of int: the new value of 0, 1, ...; -1 is an unknown one.
+        unknown: int, the new value of others; None where they are a fault.
     """
 
     reader: object
     name: str
-    table: tuple = dataclasses.field(repr=False)
+    table: tuple
+    unknown: int | None = None
 
     def __call__(self, content):
         """Decodes; see the module."""
         values, table = self.reader(content), np.array(self.table)
-        inside = values < len(table)
-        strange = ~inside | (table[np.where(inside, values, 0)] < 0)
-        if strange.any():
-            found, counts = np.unique(values[strange], return_counts=True)
-            text = ", ".join(f"{v} ({n} pixels)" for v, n in zip(found[:5], counts, strict=False))
+        found = np.where(values < len(table), table[np.minimum(values, len(table) - 1)], -1)
+        strange = found < 0
+        if strange.any() and self.unknown is not None:
+            found[strange] = self.unknown
+        elif strange.any():
+            others, counts = np.unique(values[strange], return_counts=True)
+            text = ", ".join(f"{v} ({n} pixels)" for v, n in zip(others[:5], counts, strict=False))
             raise DataError(f"values must be those of {self.name}; found {text}")
-        return table[values].astype("uint16")
+        return found.astype("uint16")
+
+
+def is_color_picture(content):
+    """Says if a picture has colours other than grey in its file; a palette is none.
+
+    Args:
+        content: bytes.
+
+    Raises:
+        DataError: if it cannot be decoded.
+    """
+    return _decode(content).ndim == 3
 
 
 def _decode(content, *, palette=True):
@@ -214,9 +232,9 @@ def _expand_runs(counts):
 
 
 @functools.lru_cache(maxsize=4)
-def _color_table(colors):
+def _color_table(colors, values):
     """uint16 array of 2^24: the value of each colour."""
     table = np.full(1 << 24, _UNKNOWN, "uint16")
-    for value, (red, green, blue) in enumerate(colors):
+    for value, (red, green, blue) in zip(values, colors, strict=True):
         table[red << 16 | green << 8 | blue] = value
     return table

@@ -89,6 +89,24 @@ def test_coco_stuff(tmp_path):
     assert (pixels[0], pixels[170], pixels[171]) == (1, 1, 1)
 
 
+def test_folder(tmp_path):
+    pairs = {(f"images/{i}.jpg", f"labels/{i}.png"): np.uint8([[0, 1]]) for i in range(4)}
+    write_pairs(tmp_path, pairs)
+    (tmp_path / "mine.csv").write_text("name\nlow\nhigh\n")
+    arguments = ["folder", "--source", tmp_path, "--output", tmp_path / "out"]
+    arguments += ["--classes", tmp_path / "mine.csv", "--split", "train=0.75", "--split"]
+    call(*arguments, "val=0.25")
+    manifest = pipelines.read_manifest(tmp_path / "out")
+    assert manifest.class_names == ["low", "high"]
+    assert {name: split.num_images for name, split in manifest.splits.items()} == {
+        "train": 3,
+        "val": 1,
+    }
+    for part in ("val", "train=0.25", "a/b=0.25", "val="):
+        with pytest.raises(DataError, match=r"--split takes NAME=RATIO or NAME=LIST FILE, once"):
+            call(*arguments, part)
+
+
 def test_a_mistake_is_one_line(tmp_path):
     """No traceback, exit code 2, and nothing on stdout."""
     command = [sys.executable, SCRIPTS / "prepare_data.py", "ade20k", "--source", tmp_path]

@@ -43,20 +43,24 @@ def test_index_mask_with_colours():
 
 def test_color_mask():
     picture = np.uint8([[RED, BLUE], [WHITE, RED]])
-    np.testing.assert_array_equal(ColorMask((WHITE, RED, BLUE))(encode(picture)), [[1, 2], [0, 1]])
+    np.testing.assert_array_equal(
+        ColorMask((WHITE, RED, BLUE), (0, 1, 2))(encode(picture)), [[1, 2], [0, 1]]
+    )
     with pytest.raises(DataError, match=r"in the class table; found #ff0000 \(2 pixels\), #0000ff"):
-        ColorMask((WHITE,))(encode(picture))
-    np.testing.assert_array_equal(ColorMask((WHITE,), unknown=7)(encode(picture)), [[7, 7], [0, 7]])
+        ColorMask((WHITE,), (0,))(encode(picture))
+    np.testing.assert_array_equal(
+        ColorMask((WHITE,), (0,), unknown=7)(encode(picture)), [[7, 7], [0, 7]]
+    )
 
 
 def test_grey_is_a_colour_too():
-    mask = ColorMask(((0, 0, 0), WHITE))
+    mask = ColorMask(((0, 0, 0), WHITE), (0, 1))
     np.testing.assert_array_equal(mask(encode(np.uint8([[255, 0]]))), [[1, 0]])
 
 
 def test_palette_colours():
     """Where colours count, a palette is looked through."""
-    mask = ColorMask(((10, 20, 30),))
+    mask = ColorMask(((10, 20, 30),), (0,))
     np.testing.assert_array_equal(mask(palette_png(VALUES)), np.zeros((2, 3)))
 
 
@@ -80,6 +84,6 @@ def test_recoded():
     "content", [b"", b"nonsense", encode(VALUES)[:30], palette_png(VALUES)[:60]]
 )
 def test_broken_files(content):
-    for reader in (INDEX_MASK, ColorMask((RED,))):
+    for reader in (INDEX_MASK, ColorMask((RED,), (0,))):
         with pytest.raises(DataError, match="the label cannot be decoded"):
             reader(content)
