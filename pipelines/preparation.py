@@ -1,8 +1,10 @@
 """From a data set's files, or from nothing, to records."""
 
+import os
 import pathlib
 
 from pipelines import datasets, records, report
+from pipelines.datasets import tfds_source
 from pipelines.errors import DataError
 
 
@@ -22,10 +24,10 @@ def prepare(
     Args:
         name: str, one of `pipelines.datasets.DATASETS`.
         source: the download, as for `pipelines.sources.open_source`: a folder, an archive, or a
-            list of them; None for `synthetic`.
+            list of them; or `tfds://<name>`, see `datasets.tfds_source`; None for `synthetic`.
         output: folder of the records; default: `data/<name>`.
         num_shards, workers, overwrite, progress: as for `pipelines.records.write`.
-        **options: of the data set's `find`.
+        **options: of the data set's `find`; or `data_dir`, of TensorFlow Datasets.
 
     Returns:
         `pipelines.records.Manifest`.
@@ -37,19 +39,31 @@ def prepare(
     dataset = datasets.get(name)
     if source is None and name in datasets.FILE_DATASETS:
         raise DataError(f"{name!r} is made from files. Give its download: a folder or an archive")
-    found = dataset.find(source, **options)
+    found = _find(dataset, name, source, options)
     return records.write(
         output or f"data/{name}",
         name,
         found.taxonomy,
         found.splits,
-        options=options,
+        options={key: value for key, value in options.items() if key != "data_dir"},
         num_shards=num_shards,
         workers=workers,
         overwrite=overwrite,
         progress=progress,
         describe=report.write,
     )
+
+
+def _find(dataset, name, source, options):
+    """Calls the data set's `find`, or that of TensorFlow Datasets."""
+    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source or ())
+    if any(str(path).startswith(tfds_source.SCHEME) for path in sources):
+        if len(sources) > 1:
+            raise DataError(f"A source from tfds:// must be the only source. Received: {sources}")
+        return tfds_source.find(name, str(sources[0]), **options)
+    if options.get("data_dir") is not None:
+        raise DataError("`data_dir` is for tfds:// sources. Leave it out")
+    return dataset.find(source, **options)
 
 
 def prepare_once(name, folder, **options):

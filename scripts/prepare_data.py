@@ -21,18 +21,19 @@ import re
 import _common
 
 SOURCES = {
-    "ade20k": "ADEChallengeData2016",
+    "ade20k": "ADEChallengeData2016; or tfds://scene_parse150 (100 of the classes)",
     "cadis": "the folders Video01 to Video25",
     **{f"cadis_task{task}": "the same as cadis --task" for task in (1, 2, 3)},
     "camvid": "CamVid of the SegNet tutorial",
-    "cityscapes": "leftImg8bit and gtFine; with gtCoarse there is a split train_extra",
+    "cityscapes": "leftImg8bit and gtFine; with gtCoarse there is a split train_extra; or tfds://cityscapes",
     "coco_stuff": "COCO-Stuff 10k: images, annotations and imageLists",
     "folder": "your images and masks, with a class table",
+    "oxford_iiit_pet": "images and annotations, or tfds://oxford_iiit_pet",
     "pascal_context": "VOCdevkit/VOC2010 and the annotations: trainval (MATLAB), JSON or PNGs",
 }
 # Of one data set each; named as in its module.
 OPTIONS = (
-    *("seed", "train_images", "val_images", "size", "encoding"),
+    *("seed", "train_images", "val_images", "size", "encoding", "data_dir"),
     *("classes", "images", "labels", "split", "masks", "unknown"),
 )
 ENCODINGS = ("release_1_1", "release_1_0", "stuffthingmaps")
@@ -60,6 +61,8 @@ def parse_arguments(arguments):
         if name == "cadis":
             command.add_argument("--task", type=int, choices=(1, 2, 3), default=2)
             command.epilog = "The data set's name is then cadis_task1, cadis_task2 or cadis_task3."
+        if name in ("ade20k", "cityscapes", "oxford_iiit_pet"):
+            command.add_argument("--data-dir", help="of TensorFlow Datasets, for tfds:// sources")
         if name == "folder":
             add_folder_options(command)
         if name == "coco_stuff":

@@ -12,6 +12,7 @@ from pipelines.datasets import (
     cityscapes,
     coco_stuff,
     folder,
+    oxford_iiit_pet,
     pascal_context,
     synthetic,
 )
@@ -25,6 +26,7 @@ FILE_DATASETS = {
     "cityscapes": cityscapes,
     "coco_stuff": coco_stuff,
     "folder": folder,
+    "oxford_iiit_pet": oxford_iiit_pet,
     "pascal_context": pascal_context,
 }
 DATASETS = {**FILE_DATASETS, "synthetic": synthetic}

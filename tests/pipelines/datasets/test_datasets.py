@@ -13,6 +13,7 @@ NUM_CLASSES = {
     "camvid": 11,
     "cityscapes": 19,
     "coco_stuff": 171,
+    "oxford_iiit_pet": 2,
     "pascal_context": 59,
     "synthetic": 8,
 }
