@@ -10,10 +10,10 @@ compressed.
 import collections
 import json
 import os
-import pathlib
 
 import cv2
 import numpy as np
+import tensorflow as tf
 
 from pipelines import datasets, loader
 from pipelines.datasets.dataset import IGNORE_LABEL, shorten
@@ -49,9 +49,10 @@ def write(manifest, contents=None, *, seed=0):
         contents = {split: _read_contents(manifest, split) for split in manifest.splits}
     report = summarize(manifest, contents)
     picture = draw_samples(manifest, seed=seed)
-    folder = pathlib.Path(manifest.folder)
-    _replace(folder / PICTURE_FILE, cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
-    _replace(folder / JSON_FILE, (json.dumps(report, indent=1) + "\n").encode())
+    png = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+    _replace(os.path.join(manifest.folder, PICTURE_FILE), png)
+    text = json.dumps(report, indent=1) + "\n"
+    _replace(os.path.join(manifest.folder, JSON_FILE), text.encode())
     return report
 
 
@@ -68,10 +69,11 @@ def read(manifest):
         DataError: as `write`.
     """
     try:
-        report = json.loads((pathlib.Path(manifest.folder) / JSON_FILE).read_bytes())
+        with tf.io.gfile.GFile(os.path.join(manifest.folder, JSON_FILE), "rb") as file:
+            report = json.loads(file.read())
         if report["fingerprint"] == manifest.fingerprint:
             return report
-    except (OSError, ValueError, KeyError, TypeError):
+    except (tf.errors.OpError, ValueError, KeyError, TypeError):
         pass
     return write(manifest)
 
@@ -341,9 +343,9 @@ def _draw_legend(manifest, seen):
 
 def _replace(path, content):
     """Writes a file in one step."""
-    unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error}") from None
+        with tf.io.gfile.GFile(f"{path}.tmp", "wb") as file:
+            file.write(content)
+        tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
+    except tf.errors.OpError as error:
+        raise DataError(f"{path} cannot be written: {error.message}") from None

@@ -107,7 +107,7 @@ def test_files(prepared, tmp_path):
     assert json.loads(pathlib.Path(manifest.folder, "report.json").read_text()) == summary
     assert report.read(manifest) == summary
     with pytest.raises(DataError, match=r"report\.png cannot be written"):
-        report._replace(tmp_path / "gone" / "report.png", b"")
+        report._replace(str(tmp_path / "gone" / "report.png"), b"")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"fingerprint": "other"}'])
