@@ -17,6 +17,7 @@ def prepare(
     workers=None,
     overwrite=False,
     progress=True,
+    distribute=None,
     **options,
 ):
     """Writes a data set as records, and a report. Does nothing if that was done before.
@@ -26,7 +27,7 @@ def prepare(
         source: the download, as for `pipelines.sources.open_source`: a folder, an archive, or a
             list of them; or `tfds://<name>`, see `datasets.tfds_source`; None for `synthetic`.
         output: folder of the records; default: `data/<name>`.
-        num_shards, workers, overwrite, progress: as for `pipelines.records.write`.
+        num_shards, workers, overwrite, progress, distribute: as for `pipelines.records.write`.
         **options: of the data set's `find`; or `data_dir`, of TensorFlow Datasets.
 
     Returns:
@@ -51,6 +52,7 @@ def prepare(
         overwrite=overwrite,
         progress=progress,
         describe=report.write,
+        distribute=distribute,
     )
 
 

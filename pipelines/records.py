@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ import shutil
 import sys
 import threading
 import time
+import uuid
 
 import cv2
 import numpy as np
@@ -135,6 +137,7 @@ def write(
     overwrite=False,
     progress=True,
     describe=None,
+    distribute=None,
 ):
     """Writes a data set as records, or finds that this was done before.
 
@@ -152,6 +155,8 @@ def write(
         progress: bool, print progress on stderr.
         describe: function of a finished `Manifest` and of a dict from split to a list of `[id,
             height, width, digest]` of its images; called if anything was written.
+        distribute: function of a function and a list of what that is to be called with, each once
+            or more, in any process that can reach the folder; default: threads of this one.
 
     Returns:
         `Manifest`.
@@ -187,7 +192,8 @@ def write(
             if progress:
                 print(f"{folder} is complete already: nothing to do", file=sys.stderr)
             return manifest
-        shards = _write_shards(folder, jobs, workers or os.cpu_count(), overwrite, progress)
+        workers = workers or len(os.sched_getaffinity(0))
+        shards = _write_shards(folder, jobs, workers, overwrite, progress, distribute)
         described = {}
         for split in splits:
             mine = [shards[job.file] for job in jobs if job.split == split]
@@ -375,11 +381,17 @@ def _locked(folder):
         os.close(handle)
 
 
-def _write_shards(folder, jobs, workers, overwrite, progress):
+def _write_shards(folder, jobs, workers, overwrite, progress, distribute):
     """Writes what is missing; gives a dict from file name to what `_write_shard` gives."""
     finished = _clear(folder, jobs, overwrite)
     left = [job for job in jobs if job.file not in finished]
     meter = _Progress(sum(len(job.examples) for job in left), progress)
+    if distribute:
+        distribute(functools.partial(_write_alone, folder), left)
+        for job in left:
+            finished[job.file], problems = _read_alone(folder, job)
+            meter.problems += problems
+        left = []
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         futures = {job.file: pool.submit(_write_shard, folder, job, meter) for job in left}
         try:
@@ -433,7 +445,8 @@ def _clear(folder, jobs, overwrite):
 
 def _write_shard(folder, job, meter):
     """Writes one shard; gives what the manifest needs of it as a dict, None if it failed."""
-    unfinished = folder / _UNFINISHED / f"{job.file}.tmp"
+    # Two processes may be at the same shard: a runner repeats what seems to hang.
+    unfinished = folder / _UNFINISHED / f"{job.file}.{uuid.uuid4().hex}.tmp"
     offsets, position, sizes, failed = [], 0, set(), False
     contents = []
     pixels = np.zeros(len(job.taxonomy.class_names) + 1, "int64")
@@ -472,6 +485,32 @@ def _write_shard(folder, job, meter):
     _replace_text(folder / _UNFINISHED / f"{job.file}.json", json.dumps(shard))
     os.replace(unfinished, folder / job.file)
     return shard
+
+
+def _write_alone(folder, job):
+    """Writes one shard in any process; what came of it is left in files, for `_read_alone`."""
+    meter = _Progress(len(job.examples), False)
+    _write_shard(folder, job, meter)
+    if meter.problems:
+        path = folder / _UNFINISHED / f"{job.file}.problems"
+        _replace_text(path, json.dumps(meter.problems))
+
+
+def _read_alone(folder, job):
+    """Gives `(shard, problems)`, as `_write_alone` left them; the shard is None if it failed.
+
+    Raises:
+        DataError: if there is neither.
+    """
+    found = []
+    for kind in ("json", "problems"):
+        path = folder / _UNFINISHED / f"{job.file}.{kind}"
+        found.append(json.loads(path.read_text()) if path.exists() else None)
+    if found == [None, None]:
+        raise DataError(f"The shard {job.file} was not written. Look at the log of its runner")
+    if found[1]:
+        path.unlink()
+    return found[0], found[1] or []
 
 
 def _encode(example, taxonomy):
@@ -518,7 +557,7 @@ def _hash(values):
 
 def _replace_text(path, text):
     """Writes a file in one step."""
-    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     unfinished.write_text(text)
     os.replace(unfinished, path)
 

@@ -5,6 +5,7 @@ r"""Turns a data set into the records that training reads, or checks records.
     python scripts/prepare_data.py cityscapes --source leftImg8bit_trainvaltest.zip \
         --source gtFine_trainvaltest.zip
     python scripts/prepare_data.py folder --source mine --split train=0.8 --split val=0.2
+    python scripts/prepare_data.py camvid --source CamVid --beam --direct_num_workers 4
     python scripts/prepare_data.py verify data/camvid
     python scripts/prepare_data.py report data/camvid
 
@@ -49,6 +50,12 @@ def parse_arguments(arguments):
     common.add_argument("--shards", type=positive, help="files a split; default: 128 images each")
     common.add_argument("--workers", type=positive, help="threads; default: all cores")
     common.add_argument("--overwrite", action="store_true", help="replace what is there")
+    common.add_argument(
+        "--beam",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help="write the shards on an Apache Beam runner; all that follows is options of Beam",
+    )
     for name, help_text in SOURCES.items():
         command = commands.add_parser(name, parents=[common], help=f"prepare {name}")
         command.add_argument(
@@ -131,7 +138,7 @@ def main(arguments=None):
     # Nothing here needs an accelerator, and a training may be using it.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     import pipelines
-    from pipelines import report
+    from pipelines import beam, report
 
     if arguments.command == "verify":
         manifest = pipelines.verify(arguments.folder)
@@ -158,6 +165,7 @@ def main(arguments=None):
         num_shards=arguments.shards,
         workers=arguments.workers,
         overwrite=arguments.overwrite,
+        distribute=None if arguments.beam is None else beam.distributor(arguments.beam),
         **options,
     )
     show(report.read(manifest), manifest)

@@ -1,5 +1,8 @@
 import concurrent.futures
+import dataclasses
+import functools
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -369,3 +372,29 @@ def test_an_interrupted_run_is_continued(tmp_path):
     write(tmp_path, examples, num_shards=3)
     assert examples[0].reads == 0
     records.verify(tmp_path, progress=False)
+
+
+def elsewhere(function, jobs):
+    """Calls as another machine would: what it gets was pickled, some jobs are done twice."""
+    for job in [*jobs, *jobs[:1]]:
+        pickle.loads(pickle.dumps(functools.partial(function, job)))()
+
+
+def test_shards_that_are_written_elsewhere(tmp_path):
+    examples = [noise_example(i) for i in range(7)]
+    here = write(tmp_path / "here", examples, num_shards=3)
+    there = write(tmp_path / "there", examples, num_shards=3, distribute=elsewhere)
+    assert dataclasses.replace(there, folder=here.folder) == here
+    assert not (tmp_path / "there" / ".unfinished").exists()
+
+
+def test_problems_elsewhere(tmp_path):
+    examples = [noise_example(0), noise_example(1), bad(2, labels=STRANGE), noise_example(3)]
+    with pytest.raises(DataError, match=r"002: .*found 9 \(15 pixels\)"):
+        write(tmp_path, examples, num_shards=2, distribute=elsewhere)
+    examples[2] = noise_example(2)
+    assert (
+        write(tmp_path, examples, num_shards=2, distribute=elsewhere).split("train").num_images == 4
+    )
+    with pytest.raises(DataError, match=r"The shard train-0.* was not written\. Look at the log"):
+        write(tmp_path / "other", examples, distribute=lambda function, jobs: None)
