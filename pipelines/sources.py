@@ -231,17 +231,26 @@ class _Folder:
         return (self.path / path).is_dir()
 
     def folders(self, path):
-        return [p.name for p in self._inside(path) if p.is_dir()]
+        return self._scan(path)[0]
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019 (a source lives as long as the preparation)
     def files(self, path):
-        return {p.name: p for p in self._inside(path) if p.is_file()}
+        return self._scan(path)[1]
 
-    def _inside(self, path):
+    @functools.cache  # noqa: B019 (a source lives as long as the preparation)
+    def _scan(self, path):
+        folders, files = [], {}
         try:
-            return [p for p in (self.path / path).iterdir() if not p.name.startswith(".")]
-        except OSError:
-            return []
+            with os.scandir(self.path / path) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        folders.append(entry.name)
+                    elif entry.is_file():
+                        files[entry.name] = self.path / path / entry.name
+        except OSError:  # One that may not be read is as good as empty.
+            pass
+        return folders, files
 
     def places(self, name):
         """Gives `(depth, place)` of the folders in which a name is, down to a limit."""
