@@ -18,6 +18,7 @@ def prepare(
     overwrite=False,
     progress=True,
     distribute=None,
+    skip=(),
     **options,
 ):
     """Writes a data set as records, and a report. Does nothing if that was done before.
@@ -28,6 +29,7 @@ def prepare(
             list of them; or `tfds://<name>`, see `datasets.tfds_source`; None for `synthetic`.
         output: folder of the records; default: `data/<name>`.
         num_shards, workers, overwrite, progress, distribute: as for `pipelines.records.write`.
+        skip: list of str, ids of examples to leave out, such as those whose files are broken.
         **options: of the data set's `find`; or `data_dir`, of TensorFlow Datasets.
 
     Returns:
@@ -41,11 +43,14 @@ def prepare(
     if source is None and name in datasets.FILE_DATASETS:
         raise DataError(f"{name!r} is made from files. Give its download: a folder or an archive")
     found = _find(dataset, name, source, options)
+    splits = _leave_out(found.splits, skip)
+    if skip:
+        options["skip"] = sorted(skip)
     return records.write(
         output or f"data/{name}",
         name,
         found.taxonomy,
-        found.splits,
+        splits,
         options={key: value for key, value in options.items() if key != "data_dir"},
         num_shards=num_shards,
         workers=workers,
@@ -66,6 +71,17 @@ def _find(dataset, name, source, options):
     if options.get("data_dir") is not None:
         raise DataError("`data_dir` is for tfds:// sources. Leave it out")
     return dataset.find(source, **options)
+
+
+def _leave_out(splits, skip):
+    """The splits without some examples."""
+    unknown = set(skip) - {example.id for examples in splits.values() for example in examples}
+    if unknown:
+        raise DataError(f"`skip` must name examples. There is no {', '.join(sorted(unknown)[:3])}")
+    return {
+        split: [example for example in examples if example.id not in skip]
+        for split, examples in splits.items()
+    }
 
 
 def prepare_once(name, folder, **options):

@@ -405,7 +405,9 @@ def _write_shards(folder, jobs, workers, overwrite, progress, distribute):
     if meter.problems:
         shown = "; ".join(sorted(meter.problems)[:_MAX_PROBLEMS])
         more = "; and more" if len(meter.problems) > _MAX_PROBLEMS else ""
-        raise DataError(f"Unusable files: {shown}{more}. Mend or remove them, and run this again")
+        raise DataError(
+            f"Unusable files: {shown}{more}. Mend them or leave them out (--skip), and run again"
+        )
     return finished
 
 

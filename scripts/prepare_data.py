@@ -50,6 +50,7 @@ def parse_arguments(arguments):
     common.add_argument("--shards", type=positive, help="files a split; default: 128 images each")
     common.add_argument("--workers", type=positive, help="threads; default: all cores")
     common.add_argument("--overwrite", action="store_true", help="replace what is there")
+    common.add_argument("--skip", nargs="+", default=[], metavar="ID", help="examples to leave out")
     common.add_argument(
         "--beam",
         nargs=argparse.REMAINDER,
@@ -165,6 +166,7 @@ def main(arguments=None):
         num_shards=arguments.shards,
         workers=arguments.workers,
         overwrite=arguments.overwrite,
+        skip=arguments.skip,
         distribute=None if arguments.beam is None else beam.distributor(arguments.beam),
         **options,
     )

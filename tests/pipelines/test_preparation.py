@@ -43,3 +43,11 @@ def test_mistakes(tmp_path):
         pipelines.prepare("kitti", tmp_path)
     with pytest.raises(DataError, match="'camvid' is made from files"):
         pipelines.prepare("camvid", output=tmp_path)
+
+
+def test_skip(tmp_path):
+    manifest = pipelines.prepare("synthetic", output=tmp_path, skip=["train_00001"], **TINY)
+    assert manifest.split("train").num_images == 2
+    assert manifest.options["skip"] == ["train_00001"]
+    with pytest.raises(DataError, match=r"There is no train_00007"):
+        pipelines.prepare("synthetic", output=tmp_path, skip=["train_00007"], **TINY)
