@@ -1,24 +1,43 @@
 """An example's image and label, read and checked before they become a record."""
 
+import hashlib
+import typing
+
 import cv2
 import numpy as np
 import tensorflow as tf
 
-from pipelines.datasets.dataset import FileExample
+from pipelines.datasets.dataset import IGNORE_LABEL, FileExample
+from pipelines.datasets.label_files import INDEX_MASK
 from pipelines.errors import DataError
+
+
+class Checked(typing.NamedTuple):
+    """An example that can become a record.
+
+    Attributes:
+        image: bytes, JPEG or PNG.
+        labels: uint8 `(height, width)` of labels 0..N-1, 255 = ignored.
+        digest: str, a hash of the decoded image: equal pictures have equal ones, however their
+            files were compressed.
+    """
+
+    image: bytes
+    labels: np.ndarray
+    digest: str
 
 
 def read_checked(example, taxonomy):
     """Reads an example.
 
     Args:
-        example: has an `id` and `read()`, which gives the bytes of the image (JPEG or PNG) and of
-            the label PNG.
+        example: has an `id` and `read()`, which gives the bytes of the image and of the label; no
+            label (None) ignores all pixels. May have `decode`, from the label's bytes to an array
+            of values; without, the label is a PNG of one channel.
         taxonomy: `Taxonomy`.
 
     Returns:
-        `(image, labels)`: the bytes of the image, and uint8 `(height, width)` of labels 0..N-1,
-        255 = ignored.
+        `Checked`.
 
     Raises:
         DataError: naming the file, if it cannot be read or decoded, if the sizes differ, or if
@@ -28,33 +47,44 @@ def read_checked(example, taxonomy):
     if isinstance(example, FileExample):
         image_name, label_name = example.image, example.label
     try:
-        image, label = example.read()
+        content, label = example.read()
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from None
+    image, pixels = _decode_image(content, image_name)
+    if label is None:
+        return Checked(image, np.full(pixels.shape[:2], IGNORE_LABEL, "uint8"), digest(pixels))
     try:
-        if image[:3] == b"\xff\xd8\xff":
-            shape = tf.io.decode_jpeg(image, channels=3).shape
-        elif image[:4] == b"\x89PNG":
-            shape = tf.io.decode_png(image, channels=3).shape
-        else:
-            raise DataError(f"{image_name}: an image must be a JPEG or a PNG file")
-    except tf.errors.InvalidArgumentError:
-        raise DataError(f"{image_name}: the image cannot be decoded") from None
-    # OpenCV raises on no bytes at all, and gives None for others that it cannot read.
-    values = cv2.imdecode(np.frombuffer(label, "uint8"), cv2.IMREAD_UNCHANGED) if label else None
-    if values is None:
-        raise DataError(f"{label_name}: the label cannot be decoded")
-    if values.ndim != 2 or values.dtype != np.uint8:
-        raise DataError(
-            f"{label_name}: a label must have one channel of 8 bits, this has "
-            f"{1 if values.ndim == 2 else values.shape[2]} of {8 * values.itemsize}"
-        )
-    if tuple(shape[:2]) != values.shape:
-        raise DataError(
-            f"{label_name}: a label must have the size of its image, {tuple(shape[:2])} (height, "
-            f"width), and has {values.shape}"
-        )
-    try:
-        return image, taxonomy.map_labels(values)
+        values = getattr(example, "decode", INDEX_MASK)(label)
+        if pixels.shape[:2] != values.shape:
+            raise DataError(
+                f"a label must have the size of its image, {pixels.shape[:2]} (height, width), "
+                f"and has {values.shape}"
+            )
+        return Checked(image, taxonomy.map_labels(values), digest(pixels))
     except DataError as error:
         raise DataError(f"{label_name}: {error}") from None
+
+
+def digest(pixels):
+    """A hash of a decoded image, as str.
+
+    Args:
+        pixels: uint8 array.
+    """
+    head = str(pixels.shape).encode()
+    return hashlib.sha256(head + np.ascontiguousarray(pixels).data).hexdigest()[:32]
+
+
+def _decode_image(content, name):
+    """Gives `(bytes of a JPEG or PNG, pixels)`; other kinds of pictures become PNG."""
+    try:
+        if content[:3] == b"\xff\xd8\xff":
+            return content, tf.io.decode_jpeg(content, channels=3).numpy()
+        if content[:4] == b"\x89PNG":
+            return content, tf.io.decode_png(content, channels=3).numpy()
+    except tf.errors.InvalidArgumentError:
+        raise DataError(f"{name}: the image cannot be decoded") from None
+    picture = cv2.imdecode(np.frombuffer(content, "uint8"), cv2.IMREAD_COLOR) if content else None
+    if picture is None:
+        raise DataError(f"{name}: an image must be a JPEG, PNG, BMP, TIFF or WebP file")
+    return cv2.imencode(".png", picture)[1].tobytes(), np.ascontiguousarray(picture[..., ::-1])

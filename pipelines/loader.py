@@ -13,6 +13,7 @@ no more, and resizes it. Colours are distorted on the device that trains
 import math
 import sys
 
+import numpy as np
 import tensorflow as tf
 
 from pipelines import augment
@@ -175,7 +176,7 @@ def training_dataset(
     return _with_options(dataset).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_dataset(folder, split, *, batch_size=1):
+def evaluation_dataset(folder, split, *, batch_size=1, numbers=None):
     """All images of a split once, whole and in order.
 
     Args:
@@ -183,6 +184,7 @@ def evaluation_dataset(folder, split, *, batch_size=1):
         split: str.
         batch_size: int, where all images have one size; else batches hold one image, because
             padding would change what a network sees.
+        numbers: list of int, which images to give; default: all.
 
     Returns:
         `tf.data.Dataset` of `{"image": uint8 (batch, height, width, 3), "label": uint8 (batch,
@@ -204,7 +206,9 @@ def evaluation_dataset(folder, split, *, batch_size=1):
         labels.set_shape(size)
         return {"image": image, "label": labels, "id": name}
 
-    dataset = tf.data.Dataset.range(records.count)
+    if numbers is None:
+        numbers = np.arange(records.count)
+    dataset = tf.data.Dataset.from_tensor_slices(np.asarray(numbers, "int64"))
     dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size if records.split.image_size else 1)
     return _with_options(dataset).prefetch(tf.data.AUTOTUNE)

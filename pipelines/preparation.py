@@ -1,8 +1,9 @@
 """From a data set's files, or from nothing, to records."""
 
-import pathlib
+import os
 
-from pipelines import datasets, records
+from pipelines import datasets, records, report
+from pipelines.datasets import tfds_source
 from pipelines.errors import DataError
 
 
@@ -11,20 +12,27 @@ def prepare(
     source=None,
     output=None,
     *,
+    image_format="original",
+    quality=95,
     num_shards=None,
     workers=None,
     overwrite=False,
     progress=True,
+    distribute=None,
+    skip=(),
     **options,
 ):
-    """Writes a data set as records. Does nothing if that was done before.
+    """Writes a data set as records, and a report. Does nothing if that was done before.
 
     Args:
         name: str, one of `pipelines.datasets.DATASETS`.
-        source: folder of the unpacked download; None for `synthetic`.
+        source: the download, as for `pipelines.sources.open_source`: a folder, an archive, or a
+            list of them; or `tfds://<name>`, see `datasets.tfds_source`; None for `synthetic`.
         output: folder of the records; default: `data/<name>`.
-        num_shards, workers, overwrite, progress: as for `pipelines.records.write`.
-        **options: of the data set's `find_examples`.
+        image_format, quality, num_shards, workers, overwrite, progress, distribute: as for
+            `pipelines.records.write`.
+        skip: list of str, ids of examples to leave out, such as those whose files are broken.
+        **options: of the data set's `find`; or `data_dir`, of TensorFlow Datasets.
 
     Returns:
         `pipelines.records.Manifest`.
@@ -35,18 +43,51 @@ def prepare(
     """
     dataset = datasets.get(name)
     if source is None and name in datasets.FILE_DATASETS:
-        raise DataError(f"{name!r} is made from files. Give the folder of its unpacked download")
+        raise DataError(f"{name!r} is made from files. Give its download: a folder or an archive")
+    found = _find(dataset, name, source, options)
+    splits = _leave_out(found.splits, skip)
+    if skip:
+        options["skip"] = sorted(skip)
+    if image_format != "original":
+        options["image_format"] = f"{image_format}, quality {quality}"
     return records.write(
         output or f"data/{name}",
         name,
-        dataset.taxonomy(),
-        dataset.find_examples(source, **options),
-        options=options,
+        found.taxonomy,
+        splits,
+        options={key: value for key, value in options.items() if key != "data_dir"},
+        image_format=image_format,
+        quality=quality,
         num_shards=num_shards,
         workers=workers,
         overwrite=overwrite,
         progress=progress,
+        describe=report.write,
+        distribute=distribute,
     )
+
+
+def _find(dataset, name, source, options):
+    """Calls the data set's `find`, or that of TensorFlow Datasets."""
+    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source or ())
+    if any(str(path).startswith(tfds_source.SCHEME) for path in sources):
+        if len(sources) > 1:
+            raise DataError(f"A source from tfds:// must be the only source. Received: {sources}")
+        return tfds_source.find(name, str(sources[0]), **options)
+    if options.get("data_dir") is not None:
+        raise DataError("`data_dir` is for tfds:// sources. Leave it out")
+    return dataset.find(source, **options)
+
+
+def _leave_out(splits, skip):
+    """The splits without some examples."""
+    unknown = set(skip) - {example.id for examples in splits.values() for example in examples}
+    if unknown:
+        raise DataError(f"`skip` must name examples. There is no {', '.join(sorted(unknown)[:3])}")
+    return {
+        split: [example for example in examples if example.id not in skip]
+        for split, examples in splits.items()
+    }
 
 
 def prepare_once(name, folder, **options):
@@ -63,6 +104,6 @@ def prepare_once(name, folder, **options):
     Raises:
         DataError: as for `prepare`, or if what is there is damaged.
     """
-    if (pathlib.Path(folder) / records.MANIFEST).exists():
+    if records.exists(folder):
         return records.read_manifest(folder)
     return prepare(name, output=folder, **options)

@@ -16,12 +16,14 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import sys
 import threading
 import time
+import uuid
 
 import numpy as np
 import tensorflow as tf
@@ -147,6 +149,8 @@ def write(
     workers=None,
     overwrite=False,
     progress=True,
+    describe=None,
+    distribute=None,
 ):
     """Writes a data set as records, or finds that this was done before.
 
@@ -167,6 +171,10 @@ def write(
         workers: int, threads (decoding and encoding run outside Python); default: all cores.
         overwrite: bool, replace what another run wrote.
         progress: bool, print progress on stderr.
+        describe: function of a finished `Manifest` and of a dict from split to a list of `[id,
+            height, width, digest]` of its images; called if anything was written.
+        distribute: function of a function and a list of what that is to be called with, each once
+            or more, in any process that can reach the folder; default: threads of this one.
 
     Returns:
         `Manifest`.
@@ -199,7 +207,7 @@ def write(
     except tf.errors.OpError as error:
         raise DataError(f"{folder} must be a folder that can be written: {error.message}") from None
     with _locked(folder):
-        if tf.io.gfile.exists(_join(folder, MANIFEST)) and not overwrite:
+        if exists(folder) and not overwrite:
             manifest = read_manifest(folder)
             if manifest.fingerprint != fingerprint:
                 raise DataError(
@@ -209,7 +217,8 @@ def write(
             if progress:
                 print(f"{folder} is complete already: nothing to do", file=sys.stderr)
             return manifest
-        shards = _write_shards(folder, jobs, workers or os.cpu_count(), overwrite, progress)
+        workers = workers or len(os.sched_getaffinity(0))
+        shards = _write_shards(folder, jobs, workers, overwrite, progress, distribute)
         described = {}
         for split in splits:
             mine = [shards[job.file] for job in jobs if job.split == split]
@@ -237,7 +246,17 @@ def write(
         )
         _write_manifest(manifest)
         tf.io.gfile.rmtree(_join(folder, _UNFINISHED))
+        if describe:
+            contents = {split: [] for split in splits}
+            for job in jobs:
+                contents[job.split] += shards[job.file]["contents"]
+            describe(manifest, contents)
     return manifest
+
+
+def exists(folder):
+    """Whether a folder holds a prepared data set, sound or not."""
+    return tf.io.gfile.exists(_join(folder, MANIFEST))
 
 
 def read_manifest(folder):
@@ -277,9 +296,9 @@ def _parse_manifest(folder):
         where = ""
         if name not in datasets.DATASETS:
             name = "<data set>"
-        elif homepage := datasets.homepage(name):
+        elif homepage := datasets.describe(name).get("homepage"):
             where = f"Download it from {homepage}, then: "
-        source = " --source <unpacked download>" if name != "synthetic" else ""
+        source = " --source <download>" if name != "synthetic" else ""
         raise DataError(
             f"{folder} holds no prepared data (no {MANIFEST}). {where or 'Prepare it: '}python "
             f"scripts/prepare_data.py {name}{source} --output {folder}"
@@ -393,11 +412,17 @@ def _locked(folder):
         os.close(handle)
 
 
-def _write_shards(folder, jobs, workers, overwrite, progress):
+def _write_shards(folder, jobs, workers, overwrite, progress, distribute):
     """Writes what is missing; gives a dict from file name to what `_write_shard` gives."""
     finished = _clear(folder, jobs, overwrite)
     left = [job for job in jobs if job.file not in finished]
     meter = _Progress(sum(len(job.examples) for job in left), progress)
+    if distribute:
+        distribute(functools.partial(_write_alone, folder), left)
+        for job in left:
+            finished[job.file], problems = _read_alone(folder, job)
+            meter.problems += problems
+        left = []
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         futures = {job.file: pool.submit(_write_shard, folder, job, meter) for job in left}
         try:
@@ -411,7 +436,9 @@ def _write_shards(folder, jobs, workers, overwrite, progress):
     if meter.problems:
         shown = "; ".join(sorted(meter.problems)[:_MAX_PROBLEMS])
         more = "; and more" if len(meter.problems) > _MAX_PROBLEMS else ""
-        raise DataError(f"Unusable files: {shown}{more}. Mend or remove them, and run this again")
+        raise DataError(
+            f"Unusable files: {shown}{more}. Mend them or leave them out (--skip), and run again"
+        )
     return finished
 
 
@@ -453,8 +480,10 @@ def _clear(folder, jobs, overwrite):
 
 def _write_shard(folder, job, meter):
     """Writes one shard; gives what the manifest needs of it as a dict, None if it failed."""
-    unfinished = _join(folder, _UNFINISHED, f"{job.file}.tmp")
+    # Two processes may be at the same shard: a runner repeats what seems to hang.
+    unfinished = _join(folder, _UNFINISHED, f"{job.file}.{uuid.uuid4().hex}.tmp")
     offsets, position, sizes, classes, failed = [], 0, set(), [], False
+    contents = []
     pixels = np.zeros(len(job.taxonomy.class_names) + 1, "int64")
     images = np.zeros_like(pixels)
     with tf.io.TFRecordWriter(unfinished) as writer:
@@ -462,7 +491,7 @@ def _write_shard(folder, job, meter):
             if meter.stopped:
                 return None
             try:
-                record, labels = _encode(example, job, number)
+                record, labels, digest = _encode(example, job, number)
             except DataError as error:
                 meter.report(str(error))
                 failed = True
@@ -474,6 +503,7 @@ def _write_shard(folder, job, meter):
             counts = np.append(counts[: len(pixels) - 1], counts[IGNORE_LABEL])
             sizes.add(labels.shape)
             classes.append(_classes_in(labels))
+            contents.append([example.id, *labels.shape, digest])
             pixels += counts
             images += counts > 0
             meter.advance()
@@ -489,19 +519,46 @@ def _write_shard(folder, job, meter):
         "sizes": sorted(sizes),
         "pixels": pixels.tolist(),
         "images": images.tolist(),
+        "contents": contents,
     }
     _replace_text(_join(folder, _UNFINISHED, f"{job.file}.json"), json.dumps(shard))
     tf.io.gfile.rename(unfinished, _join(folder, job.file), overwrite=True)
     return shard
 
 
+def _write_alone(folder, job):
+    """Writes one shard in any process; what came of it is left in files, for `_read_alone`."""
+    meter = _Progress(len(job.examples), False)
+    _write_shard(folder, job, meter)
+    if meter.problems:
+        path = _join(folder, _UNFINISHED, f"{job.file}.problems")
+        _replace_text(path, json.dumps(meter.problems))
+
+
+def _read_alone(folder, job):
+    """Gives `(shard, problems)`, as `_write_alone` left them; the shard is None if it failed.
+
+    Raises:
+        DataError: if there is neither.
+    """
+    found = []
+    for kind in ("json", "problems"):
+        path = _join(folder, _UNFINISHED, f"{job.file}.{kind}")
+        found.append(json.loads(_read(path)) if tf.io.gfile.exists(path) else None)
+    if found == [None, None]:
+        raise DataError(f"The shard {job.file} was not written. Look at the log of its runner")
+    if found[1]:
+        _remove(path)
+    return found[0], found[1] or []
+
+
 def _encode(example, job, number):
-    """Checks an example; gives its record, and its labels as uint8 `(height, width)`."""
-    image, labels = read_checked(example, job.taxonomy)
+    """Checks an example; gives `(record, labels, digest)`, labels as uint8 `(height, width)`."""
+    image, labels, digest = read_checked(example, job.taxonomy)
     if job.quality and not tf.io.is_jpeg(image):
         image = encode_jpeg(image, job.quality)
     record = encode_record(image, labels, id=example.id, shard=job.key, index=number)
-    return record, labels
+    return record, labels, digest
 
 
 def _classes_in(labels):
@@ -540,7 +597,7 @@ def _hash(values):
 
 def _replace_text(path, text):
     """Writes a file in one step."""
-    unfinished = f"{path}.tmp"
+    unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
     with tf.io.gfile.GFile(unfinished, "w") as file:
         file.write(text)
     tf.io.gfile.rename(unfinished, path, overwrite=True)

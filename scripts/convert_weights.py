@@ -119,11 +119,14 @@ def build_segmenter(options):
     """Builds the network of a config, without projectors."""
     from kseg import config as config_module
     from kseg.runs import Classes, Run
-    from pipelines import datasets
+    from pipelines import datasets, read_manifest
 
     config = config_module.load(options.config, options.overrides)
-    taxonomy = datasets.get(config.data.dataset).taxonomy()
-    classes = Classes(taxonomy.class_names, taxonomy.palette)
+    if config.data.dataset == "folder":  # Only the prepared data knows its classes.
+        known = read_manifest(config.data.folder)
+    else:
+        known = datasets.get(config.data.dataset).taxonomy()
+    classes = Classes(known.class_names, known.palette)
     return Run(".", config, classes).build_segmenter()
 
 

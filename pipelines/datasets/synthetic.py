@@ -13,7 +13,7 @@ import math
 import cv2
 import numpy as np
 
-from pipelines.datasets.dataset import IGNORE_LABEL, Taxonomy
+from pipelines.datasets.dataset import IGNORE_LABEL, Found, Taxonomy
 from pipelines.errors import DataError
 
 SKY, BUILDING, ROAD, SIDEWALK, VEGETATION, CAR, PERSON, SIGN = range(8)
@@ -28,7 +28,7 @@ def taxonomy():
     return Taxonomy.load("synthetic")
 
 
-def find_examples(source=None, *, seed=0, train_images=200, val_images=40, size=(144, 256)):
+def find(source=None, *, seed=0, train_images=200, val_images=40, size=(144, 256)):
     """Lists the examples of both splits; each is painted when it is read.
 
     Args:
@@ -38,7 +38,7 @@ def find_examples(source=None, *, seed=0, train_images=200, val_images=40, size=
         size: `(height, width)`, pixels, each at least 32.
 
     Returns:
-        dict from split (`train`, `val`) to list of `SyntheticExample`.
+        `Found`, with splits `train`, `val` of `SyntheticExample`.
 
     Raises:
         DataError: if an option is out of range.
@@ -55,10 +55,11 @@ def find_examples(source=None, *, seed=0, train_images=200, val_images=40, size=
     if min(size) < 32:
         raise DataError(f"`size` must be 32 or more each way. Received: {tuple(size)}")
     counts = dict(zip(_SPLITS, (train_images, val_images), strict=True))
-    return {
+    splits = {
         split: [SyntheticExample(split, index, seed, tuple(size)) for index in range(count)]
         for split, count in counts.items()
     }
+    return Found(taxonomy(), splits)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -307,6 +307,11 @@ def test_evaluation_of_various_sizes_has_one_image_a_batch(folder):
     assert [batch["label"].shape for batch in batches] == [(1, *size) for size in SIZES]
 
 
+def test_evaluation_of_chosen_images(folder):
+    batches = take(loader.evaluation_dataset(folder, "train", numbers=[4, 1]), 2)
+    assert [batch["image"].shape for batch in batches] == [(1, *SIZES[i], 3) for i in (4, 1)]
+
+
 def test_unknown_split(folder):
     with pytest.raises(DataError, match=r"has no split 'val'\. It has: train"):
         loader.evaluation_dataset(folder, "val")

@@ -37,7 +37,17 @@ def test_prepare_once_takes_what_is_there(tmp_path):
 
 
 def test_mistakes(tmp_path):
-    with pytest.raises(DataError, match=r"Unknown data set 'kitti'\. Use one of: ade20k, camvid"):
+    with pytest.raises(
+        DataError, match=r"Unknown data set 'kitti'\. Use one of: ade20k, cadis_task1"
+    ):
         pipelines.prepare("kitti", tmp_path)
     with pytest.raises(DataError, match="'camvid' is made from files"):
         pipelines.prepare("camvid", output=tmp_path)
+
+
+def test_skip(tmp_path):
+    manifest = pipelines.prepare("synthetic", output=tmp_path, skip=["train_00001"], **TINY)
+    assert manifest.split("train").num_images == 2
+    assert manifest.options["skip"] == ["train_00001"]
+    with pytest.raises(DataError, match=r"There is no train_00007"):
+        pipelines.prepare("synthetic", output=tmp_path, skip=["train_00007"], **TINY)

@@ -1,12 +1,15 @@
 """Data sets of a few small images, in memory and as files."""
 
 import dataclasses
+import tarfile
+import zipfile
 
 import cv2
 import numpy as np
 
 from pipelines import records
 from pipelines.datasets.dataset import Taxonomy
+from pipelines.examples import read_checked
 
 TAXONOMY = Taxonomy(
     class_names=["ground", "wall", "sky"],
@@ -42,9 +45,9 @@ class ArrayExample:
 
 
 def encode(picture, suffix=".png"):
-    """The bytes of an image file; colours are red, green, blue."""
+    """The bytes of an image file; colours are red, green, blue and perhaps opacity."""
     if picture.ndim == 3:
-        picture = picture[..., ::-1]
+        picture = picture[..., [2, 1, 0, 3][: picture.shape[2]]]
     return cv2.imencode(suffix, picture)[1].tobytes()
 
 
@@ -85,3 +88,50 @@ def write_files(images, labels, examples):
         image, label = example.read()
         (images / f"{example.id}{example.suffix}").write_bytes(image)
         (labels / f"{example.id}.png").write_bytes(label)
+
+
+def write_pairs(folder, pairs, size=(6, 8)):
+    """Writes noise images and given labels below a folder.
+
+    Args:
+        folder: `pathlib.Path`.
+        pairs: dict from `(image path, label path)` to the labels' array, or bytes to be written as
+            they are; an image has the size of its label.
+    """
+    for number, ((image, label), values) in enumerate(pairs.items()):
+        for path in (image, label):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shape = size if isinstance(values, bytes) else values.shape[:2]
+        picture = np.random.default_rng(number).integers(0, 256, (*shape, 3)).astype("uint8")
+        (folder / image).write_bytes(encode(picture, image[image.rindex(".") :]))
+        content = values if isinstance(values, bytes) else encode(values)
+        (folder / label).write_bytes(content)
+
+
+def pack(archive, folder, below=""):
+    """Packs a folder's files into a zip or (compressed) tar file, by its name.
+
+    Args:
+        archive: `pathlib.Path`.
+        folder: `pathlib.Path`.
+        below: str, path before those in the archive, with `/` at its end.
+    """
+    files = {
+        below + str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            for name, path in files.items():
+                file.write(path, name)
+    else:
+        with tarfile.open(archive, f"w:{archive.suffix[1:].replace('tar', '')}") as file:
+            for name, path in files.items():
+                file.add(path, name)
+
+
+def all_labels(found):
+    """Reads and checks a data set: dict from split to dict from id to labels."""
+    return {
+        split: {e.id: read_checked(e, found.taxonomy).labels for e in examples}
+        for split, examples in found.splits.items()
+    }

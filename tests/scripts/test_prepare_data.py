@@ -1,11 +1,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import pipelines
 from pipelines.errors import DataError
-from tests.pipelines.tiny_data import noise_example, write_files
+from tests.pipelines.tiny_data import noise_example, write_files, write_pairs
 from tests.scripts.tiny_run import SCRIPTS, script
 
 prepare_data = script("prepare_data")
@@ -29,15 +30,26 @@ def test_synthetic(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[1].split()[:3] == ["train", "5", "2"] and printed[1].endswith("32x48")
     assert printed[2].split()[:3] == ["val", "2", "2"]
-    shares = {line.split()[0]: line.split()[1:] for line in printed[5:]}
-    assert list(shares) == [*manifest.class_names, "(ignored)"]
+    names = [*manifest.class_names, "(ignored)"]
+    shares = {line.split()[0]: line.split()[1:] for line in printed[5 : 5 + len(names)]}
+    assert list(shares) == names
     for column in (0, 1):
-        assert sum(float(share[column]) for share in shares.values()) == pytest.approx(100, abs=0.1)
+        places = [2 * column] * len(manifest.class_names) + [column]  # Images stand between.
+        total = sum(float(share[i]) for share, i in zip(shares.values(), places, strict=True))
+        assert total == pytest.approx(100, abs=0.1)
+    assert printed[-1] == f"Look at {tmp_path / 'report.png'} before training."
+    assert (tmp_path / "report.png").exists()
 
     call(*arguments)
-    assert "nothing to do" in capsys.readouterr().err
+    again = capsys.readouterr()
+    assert "nothing to do" in again.err
+    assert again.out.splitlines() == printed
     call("verify", tmp_path)
     assert "all records are sound" in capsys.readouterr().out
+    (tmp_path / "report.json").unlink()
+    call("report", tmp_path, "--seed", 1)
+    assert capsys.readouterr().out.splitlines() == printed
+    assert (tmp_path / "report.json").exists()
 
 
 def test_camvid(tmp_path, capsys):
@@ -45,10 +57,54 @@ def test_camvid(tmp_path, capsys):
     write_files(tmp_path / "train", tmp_path / "trainannot", examples)
     call("camvid", "--source", tmp_path, "--output", tmp_path / "out")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:2] == ["train", "2"] and lines[1].endswith("various")
+    assert lines[1].split()[:2] == ["train", "2"]
+    assert lines[1].endswith("various: 2 sizes from 20x30 to 22x30, 50 % 20x30")
     with pytest.raises(DataError, match=r"other options\. Use --overwrite"):
         call("camvid", "--source", tmp_path, "--output", tmp_path / "out", "--shards", 2)
     call("camvid", "--source", tmp_path, "--output", tmp_path / "out", "--shards", 2, "--overwrite")
+
+
+def test_cadis(tmp_path, monkeypatch):
+    """The task is a part of the data set's name."""
+    monkeypatch.chdir(tmp_path)
+    values = np.uint8([[0, 7, 35]])
+    write_pairs(tmp_path, {("Video05/Images/a.png", "Video05/Labels/a.png"): values})
+    call("cadis", "--source", tmp_path, "--task", 1)
+    manifest = pipelines.read_manifest("data/cadis_task1")
+    assert manifest.dataset == "cadis_task1"
+    assert manifest.split("val").pixels == [1, 0, 0, 0, 0, 0, 0, 2, 0]
+    call("cadis_task1", "--source", tmp_path)  # The name that errors and configs use.
+
+
+def test_coco_stuff(tmp_path):
+    """Options reach the data set."""
+    write_pairs(tmp_path, {("val/image/a.jpg", "val/label/a.png"): np.uint8([[0, 255, 181]])})
+    arguments = ["coco_stuff", "--source", tmp_path, "--output", tmp_path / "out"]
+    with pytest.raises(DataError, match="found 255"):
+        call(*arguments)
+    call(*arguments, "--encoding", "stuffthingmaps")
+    manifest = pipelines.read_manifest(tmp_path / "out")
+    assert manifest.options == {"encoding": "stuffthingmaps"}
+    pixels = manifest.split("test").pixels
+    assert (pixels[0], pixels[170], pixels[171]) == (1, 1, 1)
+
+
+def test_folder(tmp_path):
+    pairs = {(f"images/{i}.jpg", f"labels/{i}.png"): np.uint8([[0, 1]]) for i in range(4)}
+    write_pairs(tmp_path, pairs)
+    (tmp_path / "mine.csv").write_text("name\nlow\nhigh\n")
+    arguments = ["folder", "--source", tmp_path, "--output", tmp_path / "out"]
+    arguments += ["--classes", tmp_path / "mine.csv", "--split", "train=0.75", "--split"]
+    call(*arguments, "val=0.25")
+    manifest = pipelines.read_manifest(tmp_path / "out")
+    assert manifest.class_names == ["low", "high"]
+    assert {name: split.num_images for name, split in manifest.splits.items()} == {
+        "train": 3,
+        "val": 1,
+    }
+    for part in ("val", "train=0.25", "a/b=0.25", "val="):
+        with pytest.raises(DataError, match=r"--split takes NAME=RATIO or NAME=LIST FILE, once"):
+            call(*arguments, part)
 
 
 def test_a_mistake_is_one_line(tmp_path):
@@ -59,7 +115,9 @@ def test_a_mistake_is_one_line(tmp_path):
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
     last = result.stderr.splitlines()[-1]
-    assert last.startswith(f"error: {tmp_path} must be a folder with images/training/")
+    assert last.startswith(
+        f"error: {tmp_path} must be a folder, or a zip or tar file, with images/training/"
+    )
     assert not (tmp_path / "data").exists()
 
 

@@ -17,23 +17,23 @@ def source(tmp_path):
 
 
 def test_the_folder_or_its_parent(source):
-    splits = ade20k.find_examples(source)
+    splits = ade20k.find(source).splits
     assert list(splits) == ["train", "val"]
     assert splits["train"][0].image == source / "images" / "training" / "000.jpg"
     assert splits["val"][0].label == source / "annotations" / "validation" / "001.png"
-    assert ade20k.find_examples(source.parent) == splits
+    assert ade20k.find(source.parent).splits == splits
 
 
 def test_one_split_is_enough(source):
     for kind in ("images", "annotations"):
         (source / kind / "training").rename(source / f"{kind} elsewhere")
-    assert list(ade20k.find_examples(source)) == ["val"]
+    assert list(ade20k.find(source).splits) == ["val"]
 
 
 def test_half_a_split(source):
     (source / "annotations" / "training").rename(source / "elsewhere")
     with pytest.raises(DataError, match="annotations/training/ is missing"):
-        ade20k.find_examples(source)
+        ade20k.find(source)
 
 
 def test_labels_begin_at_one():

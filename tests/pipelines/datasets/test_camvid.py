@@ -17,7 +17,7 @@ def source(tmp_path):
 
 
 def test_the_folder_or_its_parent(source):
-    splits = camvid.find_examples(source)
+    splits = camvid.find(source).splits
     assert {split: [e.id for e in examples] for split, examples in splits.items()} == {
         "train": ["000", "001", "002"],
         "val": ["003", "004"],
@@ -25,12 +25,12 @@ def test_the_folder_or_its_parent(source):
     example = splits["val"][1]
     assert example.image == source / "val" / "004.png"
     assert example.label == source / "valannot" / "004.png"
-    assert camvid.find_examples(source.parent) == splits
+    assert camvid.find(source.parent).splits == splits
 
 
 def test_jpeg_images_are_welcome(source):
     (source / "train" / "000.png").rename(source / "train" / "000.jpg")
-    assert camvid.find_examples(source)["train"][0].image.name == "000.jpg"
+    assert camvid.find(source).splits["train"][0].image.name == "000.jpg"
 
 
 def test_void_is_ignored():
@@ -52,13 +52,13 @@ def test_missing_partner(source, folder, other):
     stem = "001" if folder == "train" else "003"
     (source / folder / f"{stem}.png").unlink()
     with pytest.raises(DataError, match=f"Without partner: {source / other / stem}.png"):
-        camvid.find_examples(source)
+        camvid.find(source)
 
 
 def test_two_images_of_one_name(source):
     (source / "train" / "000.jpg").write_bytes(b"")
     with pytest.raises(DataError, match="Two images are called '000'"):
-        camvid.find_examples(source)
+        camvid.find(source)
 
 
 def test_half_a_split(source):
@@ -66,7 +66,7 @@ def test_half_a_split(source):
     with pytest.raises(
         DataError, match=r"must have both val/ and valannot/\. valannot/ is missing"
     ):
-        camvid.find_examples(source)
+        camvid.find(source)
 
 
 def test_no_images(source):
@@ -74,16 +74,16 @@ def test_no_images(source):
         for path in (source / folder).iterdir():
             path.unlink()
     with pytest.raises(DataError, match=f"no images in {source / 'val'}"):
-        camvid.find_examples(source)
+        camvid.find(source)
 
 
 def test_another_layout(tmp_path):
-    expected = "must be a folder with train/ and trainannot/, or val/ and valannot/, or test/"
-    (tmp_path / "leftImg8bit").mkdir()
+    expected = "must be a folder, or a zip or tar file, with train/ and trainannot/, or val/"
+    (tmp_path / "leftImg8bit" / "train").mkdir(parents=True)
     (tmp_path / "README").write_text("")
     with pytest.raises(DataError, match=rf"{expected}.* It holds README, leftImg8bit/$"):
-        camvid.find_examples(tmp_path)
-    with pytest.raises(DataError, match=rf"{expected}.* It does not exist"):
-        camvid.find_examples(tmp_path / "nothing")
-    with pytest.raises(DataError, match=rf"{expected}.* It is a file"):
-        camvid.find_examples(tmp_path / "README")
+        camvid.find(tmp_path)
+    with pytest.raises(DataError, match=r"nothing does not exist\. Give a folder"):
+        camvid.find(tmp_path / "nothing")
+    with pytest.raises(DataError, match="README is neither a folder nor a zip or tar file"):
+        camvid.find(tmp_path / "README")

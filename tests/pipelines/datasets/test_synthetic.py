@@ -66,7 +66,7 @@ def test_any_size(size):
 
 
 def test_examples():
-    splits = synthetic.find_examples(seed=3, train_images=5, val_images=2, size=SIZE)
+    splits = synthetic.find(seed=3, train_images=5, val_images=2, size=SIZE).splits
     assert {split: len(examples) for split, examples in splits.items()} == {"train": 5, "val": 2}
     example = splits["val"][1]
     assert example.id == "val_00001"
@@ -90,4 +90,4 @@ def test_examples():
 )
 def test_bad_options(options, message):
     with pytest.raises(DataError, match=message):
-        synthetic.find_examples(**options)
+        synthetic.find(**options)

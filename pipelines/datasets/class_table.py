@@ -1,0 +1,177 @@
+"""A user's own table of classes, as JSON or CSV.
+
+    [{"name": "road", "color": [128, 64, 128]},      name,color,value,ignore     name,r,g,b
+     {"name": "void", "color": "#000000",            road,#804080,7,             road,128,64,128
+      "ignore": true}]                               void,#000000,0,yes          void,0,0,0
+
+`value` is what a mask of numbers holds; without that column, the place in the table, from 0.
+`color` is what a colour-coded mask holds, and how the class is drawn. Rows with `ignore` are not
+trained on.
+"""
+
+import colorsys
+import csv
+import dataclasses
+import io
+import json
+
+from pipelines.datasets.dataset import IGNORE_LABEL, Taxonomy, shorten
+from pipelines.errors import DataError
+
+_MAX_CLASSES = 254
+_COLUMNS = {"red": "r", "green": "g", "blue": "b", "colour": "color"}
+_YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        name: str.
+        color: `(red, green, blue)`, or None.
+        value: int.
+        label: int, the class's number; 255 if it is ignored.
+    """
+
+    name: str
+    color: tuple | None
+    value: int
+    label: int
+
+
+class ClassTable:
+    """Classes, their colours and values.
+
+    Args:
+        content: bytes of the file.
+        name: of the file, for messages; `.csv` at its end tells the format.
+
+    Raises:
+        DataError: naming the row, if it cannot be used.
+    """
+
+    def __init__(self, content, name):
+        self.name = str(name)
+        text = content.decode("utf-8-sig", "replace")
+        entries = self._read_csv(text) if self.name.lower().endswith(".csv") else self._read(text)
+        self.rows = []
+        given = [entry.get("value") not in (None, "") for entry in entries]
+        if any(given) and not all(given):
+            self._fail("either all rows or none must have a value", given.index(False))
+        for i, entry in enumerate(entries):
+            self.rows.append(self._row(i, entry, len({r.label for r in self.rows} - {255})))
+        classes = [row for row in self.rows if row.label != IGNORE_LABEL]
+        if not 0 < len(classes) <= _MAX_CLASSES:
+            raise DataError(
+                f"{self.name} must have 1 to {_MAX_CLASSES} classes that are not ignored. It has "
+                f"{len(classes)}"
+            )
+        self._check_twins("name", [row.name for row in self.rows])
+        self._check_twins("value", [row.value for row in self.rows])
+        self._check_twins("color", [row.color for row in self.rows if row.color])
+
+    @property
+    def has_colors(self):
+        """If all rows have a colour."""
+        return all(row.color for row in self.rows)
+
+    def taxonomy(self):
+        """The classes, for labels that are translated already.
+
+        Returns:
+            `Taxonomy`; classes without a colour get one.
+        """
+        classes = [row for row in self.rows if row.label != IGNORE_LABEL]
+        palette = [list(row.color or _invented_color(row.label)) for row in classes]
+        label_map = {row.label: row.label for row in classes} | {IGNORE_LABEL: IGNORE_LABEL}
+        return Taxonomy([row.name for row in classes], palette, label_map)
+
+    def _read(self, text):
+        try:
+            entries = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{self.name} must be JSON or end in .csv: {error}") from None
+        if isinstance(entries, dict):
+            entries = entries.get("classes")
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+            raise DataError(
+                f'{self.name} must be a list of classes such as {{"name": "road", "color": '
+                "[128, 64, 128]}"
+            )
+        return entries
+
+    def _read_csv(self, text):
+        table = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text))]
+        table = [row for row in table if any(row)]
+        columns = [_COLUMNS.get(cell.lower(), cell.lower()) for cell in table[0]] if table else []
+        known = {"name", "color", "r", "g", "b", "value", "ignore"}
+        if "name" not in columns or not set(columns) <= known:
+            raise DataError(
+                f"{self.name} must begin with a line of columns: name, and color or r,g,b, and "
+                f"perhaps value, ignore. It begins with {', '.join(columns) or 'nothing'}"
+            )
+        entries = []
+        for i, row in enumerate(table[1:]):
+            if len(row) > len(columns):
+                self._fail(f"a row must have {len(columns)} cells, this has {len(row)}", i)
+            entry = dict(zip(columns, row, strict=False))
+            if any(entry.get(channel) for channel in "rgb"):
+                entry["color"] = [entry.get(channel) for channel in "rgb"]
+            for channel in "rgb":
+                entry.pop(channel, None)
+            entries.append(entry)
+        return entries
+
+    def _row(self, number, entry, next_label):
+        strange = set(entry) - {"name", "color", "value", "ignore"}
+        if strange:
+            self._fail(f"unknown key {sorted(strange)[0]!r}", number)
+        name = entry.get("name")
+        if not isinstance(name, str) or not name.strip():
+            self._fail(f"a class must have a name, not {name!r}", number)
+        value = entry.get("value")
+        try:
+            value = number if value in (None, "") else int(str(value))
+        except ValueError:
+            value = -1
+        if not 0 <= value < 1 << 16:
+            self._fail(f"a value must be 0 to 65535, not {entry.get('value')!r}", number)
+        ignore = str(entry.get("ignore") or "").lower()
+        if ignore not in (*_YES, *_NO):
+            self._fail(f"ignore must be true or false, not {entry['ignore']!r}", number)
+        label = IGNORE_LABEL if ignore in _YES else next_label
+        return Row(name.strip(), self._color(entry.get("color"), number), value, label)
+
+    def _color(self, color, number):
+        if color in (None, ""):
+            return None
+        parts = color
+        try:
+            if isinstance(color, str) and color.startswith("#") and len(color) == 7:
+                parts = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+            elif isinstance(color, str):
+                parts = color.replace(",", " ").split()
+            parts = tuple(int(str(part)) for part in parts)
+        except (ValueError, TypeError):
+            parts = ()
+        if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):
+            self._fail(f"a color must be [red, green, blue] or #rrggbb, not {color!r}", number)
+        return parts
+
+    def _check_twins(self, what, values):
+        twins = sorted({value for value in values if values.count(value) > 1})
+        if twins:
+            raise DataError(
+                f"{self.name}: every row must have a {what} of its own. Used twice: "
+                f"{shorten([repr(twin) for twin in twins])}"
+            )
+
+    def _fail(self, problem, number):
+        raise DataError(f"{self.name}, class {number + 1}: {problem}")
+
+
+def _invented_color(label):
+    """Colours that are far apart: hues by the golden ratio."""
+    channels = colorsys.hsv_to_rgb(label * 0.618034 % 1, (0.9, 0.55)[label % 2], 0.9)
+    return [round(255 * channel) for channel in channels]

@@ -1,0 +1,351 @@
+"""What a prepared data set holds, to be looked at before it is trained on.
+
+    <folder>/report.json     images, sizes, pixels and images of each class, duplicates
+             report.png      random images with their labels laid over them, and a legend
+
+Two images are duplicates if all their pixels are equal after decoding, however their files were
+compressed.
+"""
+
+import collections
+import json
+import os
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from pipelines import datasets, loader
+from pipelines.datasets.dataset import IGNORE_LABEL, shorten
+from pipelines.errors import DataError
+from pipelines.examples import digest
+
+JSON_FILE, PICTURE_FILE = "report.json", "report.png"
+_SAMPLES = 4  # Of each split in the picture.
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_INK, _PAPER, _STRIPES = (35, 35, 40), (255, 255, 255), ((225, 225, 225), (165, 165, 165))
+_TILE = (240, 320)
+_GAP = 8
+_LEGEND_COLUMNS = 5
+_NAMED_SHARE = 0.015  # Regions below this share of the image get no name written on them.
+
+
+def write(manifest, contents=None, *, seed=0):
+    """Writes the report of a prepared data set beside its manifest.
+
+    Args:
+        manifest: `pipelines.records.Manifest`.
+        contents: dict from split to a list of `[id, height, width, digest]`, one for each image;
+            default: all images are read again.
+        seed: int, chooses the images of the picture.
+
+    Returns:
+        dict, as JSON holds it.
+
+    Raises:
+        DataError: if the data is damaged, or the folder cannot be written.
+    """
+    if contents is None:
+        contents = {split: _read_contents(manifest, split) for split in manifest.splits}
+    report = summarize(manifest, contents)
+    picture = draw_samples(manifest, seed=seed)
+    png = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+    _replace(os.path.join(manifest.folder, PICTURE_FILE), png)
+    text = json.dumps(report, indent=1) + "\n"
+    _replace(os.path.join(manifest.folder, JSON_FILE), text.encode())
+    return report
+
+
+def read(manifest):
+    """Reads the report of a prepared data set; makes it if it is missing or of other data.
+
+    Args:
+        manifest: `pipelines.records.Manifest`.
+
+    Returns:
+        dict, as `write` gives it.
+
+    Raises:
+        DataError: as `write`.
+    """
+    try:
+        with tf.io.gfile.GFile(os.path.join(manifest.folder, JSON_FILE), "rb") as file:
+            report = json.loads(file.read())
+        if report["fingerprint"] == manifest.fingerprint:
+            return report
+    except (tf.errors.OpError, ValueError, KeyError, TypeError):
+        pass
+    return write(manifest)
+
+
+def summarize(manifest, contents):
+    """Counts what there is to know.
+
+    Args:
+        manifest: `pipelines.records.Manifest`.
+        contents: as for `write`.
+
+    Returns:
+        dict that JSON can hold:
+
+        * `dataset`, `fingerprint`, `classes` (names);
+        * `splits`: for each split `images`, `published_images` (None where that is not known),
+          `shards`, `bytes`, `sizes` (list of `[height, width, images]`, most frequent first),
+          `pixels` and `class_images` (for each class), `ignored_pixels`, `ignored_share`,
+          `absent_classes` (names);
+        * `absent_classes`: names of those that are in no split;
+        * `duplicates_between_splits`, `duplicates_within_splits`: lists of lists of
+          `<split>/<id>`, of images that are equal.
+    """
+    names = manifest.class_names
+    published = _published_images(manifest.dataset)
+    splits = {}
+    for split, found in manifest.splits.items():
+        sizes = collections.Counter((height, width) for _, height, width, _ in contents[split])
+        splits[split] = {
+            "images": found.num_images,
+            "published_images": published.get(split),
+            "shards": len(found.shards),
+            "bytes": sum(shard.bytes for shard in found.shards),
+            "sizes": [
+                [*size, count]
+                for size, count in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
+            ],
+            "pixels": dict(zip(names, found.pixels, strict=False)),
+            "class_images": dict(zip(names, found.images, strict=False)),
+            "ignored_pixels": found.pixels[-1],
+            "ignored_share": found.pixels[-1] / max(1, sum(found.pixels)),
+            "absent_classes": _absent(names, [found]),
+        }
+    owners = collections.defaultdict(list)
+    for split, images in contents.items():
+        for key, _, _, code in images:
+            owners[code].append((split, key))
+    equal = [places for places in owners.values() if len(places) > 1]
+    between, within = [], []
+    for places in equal:
+        (between if len({split for split, _ in places}) > 1 else within).append(places)
+    return {
+        "dataset": manifest.dataset,
+        "fingerprint": manifest.fingerprint,
+        "classes": names,
+        "splits": splits,
+        "absent_classes": _absent(names, manifest.splits.values()),
+        "duplicates_between_splits": [["/".join(p) for p in places] for places in between],
+        "duplicates_within_splits": [["/".join(p) for p in places] for places in within],
+    }
+
+
+def as_text(report):
+    """Writes a report for people.
+
+    Args:
+        report: dict, as `write` gives it.
+
+    Returns:
+        str, several lines.
+    """
+    splits, names = report["splits"], report["classes"]
+    lines = [f"{'split':<12}{'images':>8}{'shards':>8}{'MB':>9}  size"]
+    for name, split in splits.items():
+        lines.append(
+            f"{name:<12}{split['images']:>8}{split['shards']:>8}{split['bytes'] / 1e6:>9.1f}  "
+            f"{_sizes_text(split['sizes'])}"
+        )
+    width = max(map(len, [*names, "% of pixels (images)"])) + 1
+    lines += ["", f"{'% of pixels (images)':<{width}}" + "".join(f"{n:>18}" for n in splits)]
+    for name in names:
+        cells = ""
+        for split in splits.values():
+            total = max(1, sum(split["pixels"].values()) + split["ignored_pixels"])
+            cells += f"{100 * split['pixels'][name] / total:>9.2f} "
+            cells += f"{'(' + str(split['class_images'][name]) + ')':>8}"
+        lines.append(f"{name:<{width}}{cells}")
+    shares = "".join(f"{100 * split['ignored_share']:>9.2f}{'':>9}" for split in splits.values())
+    lines += [f"{'(ignored)':<{width}}{shares.rstrip()}", ""]
+    for name, split in splits.items():
+        if split["published_images"] not in (None, split["images"]):
+            lines.append(
+                f"note: {name} has {split['images']} images, the published split has "
+                f"{split['published_images']}"
+            )
+        missing = [c for c in split["absent_classes"] if c not in report["absent_classes"]]
+        if missing:
+            lines.append(f"note: {_classes(missing)} in {name}")
+    if report["absent_classes"]:
+        lines.append(f"WARNING: {_classes(report['absent_classes'])} in any split")
+    for kind, head in (
+        ("between", "WARNING: equal images in two splits"),
+        ("within", "note: equal images in one split"),
+    ):
+        found = report[f"duplicates_{kind}_splits"]
+        if found:
+            lines.append(f"{head}, {len(found)} times: {shorten([' = '.join(p) for p in found])}")
+    if not report["duplicates_between_splits"]:
+        lines.append("No image is in two splits.")
+    return "\n".join(lines)
+
+
+def draw_samples(manifest, *, seed=0):
+    """Draws random images of each split with their labels laid over them.
+
+    Args:
+        manifest: `pipelines.records.Manifest`.
+        seed: int, chooses the images.
+
+    Returns:
+        uint8 `(height, width, 3)`, RGB. Ignored pixels are striped.
+    """
+    rng = np.random.default_rng(seed)
+    rows, seen = [], set()
+    for split, found in manifest.splits.items():
+        count = min(_SAMPLES, found.num_images)
+        numbers = np.sort(rng.choice(found.num_images, count, replace=False))
+        rows.append(_heading(f"{manifest.dataset}: {split}, {count} of {found.num_images} images"))
+        tiles = []
+        for example in loader.evaluation_dataset(manifest.folder, split, numbers=numbers):
+            image, labels = (example[name][0].numpy() for name in ("image", "label"))
+            seen.update(np.unique(labels).tolist())
+            name = example["id"][0].numpy().decode("utf-8", "replace")
+            tiles.append(_draw_pair(image, labels, name, manifest))
+        for start in range(0, len(tiles), 2):
+            pair = tiles[start : start + 2]
+            pair += [np.full_like(pair[0], 255)] * (2 - len(pair))
+            rows.append(np.concatenate(pair, axis=1))
+    rows.append(_draw_legend(manifest, seen))
+    width = max(row.shape[1] for row in rows)
+    rows = [
+        cv2.copyMakeBorder(row, 0, 0, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=_PAPER)
+        for row in rows
+    ]
+    return np.concatenate(rows)
+
+
+def _read_contents(manifest, split):
+    """Reads all images of a split again."""
+    return [
+        [
+            example["id"][0].numpy().decode("utf-8", "replace"),
+            *example["image"].shape[1:3],
+            digest(example["image"][0].numpy()),
+        ]
+        for example in loader.evaluation_dataset(manifest.folder, split)
+    ]
+
+
+def _published_images(dataset):
+    try:
+        return datasets.describe(dataset).get("split_images", {})
+    except DataError:
+        return {}
+
+
+def _absent(names, splits):
+    counts = np.sum([split.images for split in splits], axis=0)
+    return [name for name, count in zip(names, counts, strict=False) if not count]
+
+
+def _classes(names):
+    verb = "is" if len(names) == 1 else "are"
+    return (
+        f"{len(names)} {'class' if len(names) == 1 else 'classes'} ({shorten(names, 8)}) {verb} not"
+    )
+
+
+def _sizes_text(sizes):
+    """`360x480`, or the range where there are several."""
+    if len(sizes) == 1:
+        return f"{sizes[0][0]}x{sizes[0][1]}"
+    total = sum(count for _, _, count in sizes)
+    by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    (height, width, count), least, most = sizes[0], by_area[0], by_area[-1]
+    return (
+        f"various: {len(sizes)} sizes from {least[0]}x{least[1]} to {most[0]}x{most[1]}, "
+        f"{100 * count / total:.0f} % {height}x{width}"
+    )
+
+
+def _heading(text):
+    bar = np.full((34, 4 * _TILE[1] + 5 * _GAP, 3), _INK, "uint8")
+    _put(bar, text, (_GAP, 23), 0.6, _PAPER)
+    return bar
+
+
+def _put(picture, text, place, scale, color):
+    cv2.putText(picture, text, place, _FONT, scale, color, 1, cv2.LINE_AA)
+
+
+def _draw_pair(image, labels, name, manifest):
+    """An image and, beside it, its labels over it, with the names of the large regions."""
+    scale = min(_TILE[0] / image.shape[0], _TILE[1] / image.shape[1])
+    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    tile = np.full((_TILE[0] + 2 * _GAP + 14, 2 * (_TILE[1] + _GAP) + _GAP // 2, 3), 255, "uint8")
+    for column, picture in enumerate((image, _overlay(image, labels, manifest))):
+        left = _GAP + column * (_TILE[1] + _GAP)
+        tile[_GAP : _GAP + size[1], left : left + size[0]] = picture
+    share = 100 * np.mean(labels == IGNORE_LABEL)
+    text = f"{name[-60:]}   {share:.0f} % ignored"
+    _put(tile, text, (_GAP, _GAP + size[1] + 13), 0.38, _INK)
+    return tile
+
+
+def _overlay(image, labels, manifest):
+    palette = np.zeros((256, 3), "uint8")
+    palette[: manifest.num_classes] = manifest.palette
+    mixed = cv2.addWeighted(image, 0.4, palette[labels], 0.6, 0)
+    mixed[labels == IGNORE_LABEL] = _stripes(*labels.shape)[labels == IGNORE_LABEL]
+    for label in np.unique(labels[labels != IGNORE_LABEL]):
+        # The border counts as outside: a name stands inside the picture.
+        mask = cv2.copyMakeBorder(
+            (labels == label).astype("uint8"), 1, 1, 1, 1, cv2.BORDER_CONSTANT
+        )
+        _, parts, stats, _ = cv2.connectedComponentsWithStats(mask)
+        largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+        if stats[largest, cv2.CC_STAT_AREA] < _NAMED_SHARE * labels.size:
+            continue
+        distance = cv2.distanceTransform((parts == largest).astype("uint8"), cv2.DIST_L2, 3)
+        row, column = np.unravel_index(np.argmax(distance), distance.shape)
+        text = manifest.class_names[label]
+        width = cv2.getTextSize(text, _FONT, 0.36, 1)[0][0]
+        left = int(np.clip(column - width // 2, 3, max(3, labels.shape[1] - width - 3)))
+        base = int(np.clip(row + 4, 12, max(12, labels.shape[0] - 4)))
+        cv2.rectangle(mixed, (left - 3, base - 11), (left + width + 3, base + 3), _INK, -1)
+        _put(mixed, text, (left, base), 0.36, _PAPER)
+    return mixed
+
+
+def _stripes(height, width):
+    rows, columns = np.mgrid[:height, :width]
+    return np.array(_STRIPES, "uint8")[(rows + columns) // 4 % 2]
+
+
+def _draw_legend(manifest, seen):
+    """Colours and names of the classes that were drawn."""
+    labels = [*sorted(seen - {IGNORE_LABEL}), IGNORE_LABEL]
+    rows = -(-len(labels) // _LEGEND_COLUMNS)
+    width = 4 * _TILE[1] + 5 * _GAP
+    legend = np.full((24 * rows + 2 * _GAP, width, 3), 255, "uint8")
+    for place, label in enumerate(labels):
+        top = _GAP + 24 * (place % rows)
+        left = _GAP + place // rows * (width // _LEGEND_COLUMNS)
+        box = legend[top + 4 : top + 20, left : left + 28]
+        if label == IGNORE_LABEL:
+            box[:] = _stripes(*box.shape[:2])
+        else:
+            box[:] = manifest.palette[label]
+        cv2.rectangle(legend, (left, top + 4), (left + 28, top + 20), (120, 120, 120), 1)
+        name = "(ignored)" if label == IGNORE_LABEL else f"{label} {manifest.class_names[label]}"
+        _put(legend, name[:30], (left + 36, top + 17), 0.42, _INK)
+    return legend
+
+
+def _replace(path, content):
+    """Writes a file in one step."""
+    try:
+        with tf.io.gfile.GFile(f"{path}.tmp", "wb") as file:
+            file.write(content)
+        tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
+    except tf.errors.OpError as error:
+        raise DataError(f"{path} cannot be written: {error.message}") from None

@@ -1,0 +1,468 @@
+"""Where a data set's files are read: folders and archives alike; nothing has to be unpacked.
+
+A source is a folder, a zip file or a tar file (plain, or compressed with gzip, bzip2 or xz), or
+several of them. An archive that lies in a source folder is a part of that source.
+
+A member of a zip or a plain tar is read where it stands. A compressed tar has no random access: it
+is decompressed once, to a temporary file without a name that is gone with the process.
+"""
+
+import bz2
+import dataclasses
+import functools
+import gzip
+import lzma
+import os
+import pathlib
+import posixpath
+import re
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+
+from pipelines.errors import DataError
+
+_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
+_COMPRESSIONS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
+_MAX_DEPTH = 3
+_MAX_FOLDERS = 5000  # Looked into, when the data set's folder is searched for.
+_SHOWN = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A file in an archive; reads like a `pathlib.Path`.
+
+    Attributes:
+        archive: `Archive`.
+        path: str, in the archive, with `/`.
+    """
+
+    archive: "Archive"
+    path: str
+
+    def __str__(self):
+        return f"{self.archive.path}:{self.path}"
+
+    @property
+    def name(self):
+        """The last part of the path."""
+        return posixpath.basename(self.path)
+
+    @property
+    def stem(self):
+        """The name without its suffix."""
+        return posixpath.splitext(self.name)[0]
+
+    @property
+    def suffix(self):
+        """The suffix, with the point."""
+        return posixpath.splitext(self.name)[1]
+
+    @property
+    def fingerprint(self):
+        """The name, and what the archive knows about the content."""
+        return [self.name, *self.archive.state(self.path)]
+
+    def read_bytes(self):
+        """The content.
+
+        Raises:
+            DataError: if the archive is damaged there.
+        """
+        return self.archive.read(self.path)
+
+
+def fingerprint(file):
+    """What changes when a file changes, as JSON can hold it.
+
+    Args:
+        file: `Member`; or `pathlib.Path`, whose size and time of change are taken.
+    """
+    if isinstance(file, Member):
+        return file.fingerprint
+    state = file.stat()
+    return [file.name, state.st_size, state.st_mtime_ns]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A folder, on disk or in an archive.
+
+    Attributes:
+        tree: `_Folder` or `Archive`.
+        path: str, below the tree's top, with `/`; empty for the top.
+    """
+
+    tree: object
+    path: str = ""
+
+    def __str__(self):
+        separator = ":" if self.in_archive else "/"
+        return f"{self.tree.path}{separator}{self.path}" if self.path else str(self.tree.path)
+
+    def __truediv__(self, name):
+        return Place(self.tree, posixpath.join(self.path, name))
+
+    @property
+    def in_archive(self):
+        """If it is not on disk."""
+        return isinstance(self.tree, Archive)
+
+    def has(self, name):
+        """Says if there is a file or a folder of that name; it may be a path."""
+        head, tail = posixpath.split(posixpath.join(self.path, name))
+        return self.tree.is_folder(posixpath.join(head, tail)) or tail in self.tree.files(head)
+
+    def folders(self):
+        """Names of the folders in it, sorted; hidden ones are left out."""
+        return sorted(self.tree.folders(self.path))
+
+    def files(self):
+        """dict from name to file, sorted; hidden ones are left out."""
+        return dict(sorted(self.tree.files(self.path).items()))
+
+    def file(self, name):
+        """The file of that name, which may be a path; None if there is none."""
+        head, tail = posixpath.split(posixpath.join(self.path, name))
+        return self.tree.files(head).get(tail)
+
+
+class Source:
+    """Everything that a data set is read from.
+
+    Args:
+        paths: list of `pathlib.Path`, folders and archives.
+
+    Raises:
+        DataError: if one is neither, or is a damaged archive.
+    """
+
+    def __init__(self, paths):
+        self._folders, self._archives = [], []
+        for path in paths:
+            if path.is_dir():
+                self._folders.append(_Folder(path))
+                inside = sorted(path.iterdir())
+                self._archives += [p for p in inside if _looks_like_archive(p) and p.is_file()]
+            elif not path.exists():
+                raise DataError(f"{path} does not exist. Give a folder, or a zip or tar file")
+            elif _looks_like_archive(path):
+                self._archives.append(path)
+            else:
+                raise DataError(f"{path} is neither a folder nor a zip or tar file")
+        self.name = ", ".join(map(str, paths))
+
+    def find(self, *names):
+        """Finds the folder in which all of some names are.
+
+        Folders come before archives, then what is less deep before what is deeper.
+
+        Args:
+            *names: str, of files or folders; may be paths.
+
+        Returns:
+            `Place`, None if there is none.
+
+        Raises:
+            DataError: if there are two of the same rank, or an archive cannot be used.
+        """
+        for trees in (self._folders, (open_archive(path) for path in self._archives)):
+            found = {}
+            for tree in trees:
+                for depth, place in tree.places(names[0]):
+                    if all(place.has(name) for name in names):
+                        found.setdefault(depth, []).append(place)
+            if found:
+                best = found[min(found)]
+                if len(best) > 1:
+                    wanted = " and ".join(names)
+                    raise DataError(
+                        f"{wanted} must be in one place. They are in {best[0]} and in {best[1]}. "
+                        "Give the right one as source"
+                    )
+                return best[0]
+        return None
+
+    def tops(self):
+        """The top of each folder and archive, as `Place`; folders come first."""
+        return [Place(tree) for tree in [*self._folders, *map(open_archive, self._archives)]]
+
+    def describe(self):
+        """Says in a few words what is there."""
+        names = []
+        for tree in [*self._folders, *map(open_archive, self._archives)]:
+            inside = [f"{name}/" for name in tree.folders("")] + list(tree.files(""))
+            if isinstance(tree, Archive) and (self._folders or len(self._archives) > 1):
+                inside = [f"{tree.path.name}:{name}" for name in inside]
+            names += sorted(inside)
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        return (", ".join(names[:_SHOWN]) or "nothing") + more
+
+
+def open_source(source):
+    """Opens a source.
+
+    Args:
+        source: path of a folder or an archive, or a list of them; or a `Source`.
+
+    Returns:
+        `Source`.
+
+    Raises:
+        DataError: as `Source`.
+    """
+    if isinstance(source, Source):
+        return source
+    paths = [source] if isinstance(source, (str, os.PathLike)) else source
+    return Source([pathlib.Path(path).expanduser() for path in paths])
+
+
+class _Folder:
+    """A tree of folders on disk."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def is_folder(self, path):
+        return (self.path / path).is_dir()
+
+    def folders(self, path):
+        return self._scan(path)[0]
+
+    def files(self, path):
+        return self._scan(path)[1]
+
+    @functools.cache  # noqa: B019 (a source lives as long as the preparation)
+    def _scan(self, path):
+        folders, files = [], {}
+        try:
+            with os.scandir(self.path / path) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        folders.append(entry.name)
+                    elif entry.is_file():
+                        files[entry.name] = self.path / path / entry.name
+        except OSError:  # One that may not be read is as good as empty.
+            pass
+        return folders, files
+
+    def places(self, name):
+        """Gives `(depth, place)` of the folders in which a name is, down to a limit."""
+        level, looked = [""], 0
+        for depth in range(_MAX_DEPTH + 1):
+            below = []
+            for path in level:
+                if (self.path / path / name).exists():
+                    yield depth, Place(self, path)
+                looked += 1
+                if depth < _MAX_DEPTH and looked + len(below) < _MAX_FOLDERS:
+                    below += [posixpath.join(path, folder) for folder in self.folders(path)]
+            level = sorted(below)
+
+
+class Archive:
+    """A tree of folders in a zip or tar file. Use `open_archive`.
+
+    Args:
+        path: `pathlib.Path`.
+
+    Raises:
+        DataError: if it is no archive, is damaged, or has a member that lies or points outside.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self._files = {"": {}}
+        self._folders = {"": set()}
+        self._entries = {}
+        links = {}
+        try:
+            entries = self._read_zip() if zipfile.is_zipfile(path) else self._read_tar()
+            for name, kind, target, entry in entries:
+                clean = self._check(name)
+                if clean is None:
+                    continue
+                if kind == "link":
+                    links[clean] = self._check(target, name)
+                elif kind == "folder":
+                    self._add_folder(clean)
+                else:
+                    self._entries[clean] = entry
+        except (
+            tarfile.TarError,
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            lzma.LZMAError,
+        ) as error:
+            raise DataError(f"{path} cannot be read as an archive: {error}") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read as an archive: {error}") from None
+        for name, target in links.items():
+            seen = set()
+            while target in links and target not in seen:
+                seen.add(target)
+                target = links[target]
+            if target in self._entries:
+                self._entries[name] = self._entries[target]
+        for name in self._entries:
+            head, tail = posixpath.split(name)
+            self._add_folder(head)
+            self._files[head][tail] = Member(self, name)
+
+    def __reduce__(self):
+        return open_archive, (self.path,)
+
+    def is_folder(self, path):
+        """Says if there is a folder of that path."""
+        return path in self._folders
+
+    def folders(self, path):
+        """Names of the folders in a folder."""
+        return self._folders.get(path, ())
+
+    def files(self, path):
+        """dict from name to `Member`, of the files in a folder."""
+        return self._files.get(path, {})
+
+    def places(self, name):
+        """Gives `(depth, place)` of the folders in which a name is."""
+        for path in self._folders:
+            if Place(self, path).has(name):
+                yield (path.count("/") + 1 if path else 0), Place(self, path)
+
+    def state(self, path):
+        """What is known about a member's content: its size, and its checksum or time."""
+        return self._entries[path].state
+
+    def read(self, path):
+        """The content of a member.
+
+        Raises:
+            DataError: if it is damaged.
+        """
+        try:
+            return self._entries[path].read()
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+            raise DataError(f"{self.path}:{path} is damaged: {error}") from None
+
+    def _add_folder(self, path):
+        parts = path.split("/") if path else []
+        for i, part in enumerate(parts):
+            self._folders["/".join(parts[:i])].add(part)
+            self._folders.setdefault("/".join(parts[: i + 1]), set())
+            self._files.setdefault("/".join(parts[: i + 1]), {})
+
+    def _check(self, name, link=None):
+        """Gives a member's path without `.` parts; None for what is hidden.
+
+        Raises:
+            DataError: if it is outside of the archive.
+        """
+        parts = name.replace("\\", "/").split("/")
+        outside = ".." in parts or not parts[0] or re.match(r"[A-Za-z]:", name)
+        if outside and name:
+            what = f"the link {link!r} to {name!r}" if link else repr(name)
+            raise DataError(
+                f"No member of an archive may lie or point outside of it. {self.path} has {what}. "
+                "Do not unpack it; get it from its publisher again"
+            )
+        parts = [part for part in parts if part not in ("", ".")]
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        return "/".join(parts) if parts and not hidden else None
+
+    def _read_zip(self):
+        archive = zipfile.ZipFile(self.path)
+        for info in archive.infolist():
+            if info.flag_bits & 1:
+                raise DataError(f"{self.path} is encrypted. Unpack it and give the folder")
+            kind, target = "folder" if info.is_dir() else "file", None
+            if stat.S_ISLNK(info.external_attr >> 16):
+                kind, target = "link", archive.read(info).decode("utf-8", "replace")
+                target = _resolve(info.filename, target)
+            yield info.filename, kind, target, _ZipEntry(archive, info)
+
+    def _read_tar(self):
+        file = self.path.open("rb")
+        head = file.read(6)
+        file.seek(0)
+        for magic, opener in _COMPRESSIONS:
+            if head.startswith(magic):
+                with file, opener(file) as packed:
+                    file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as we do)
+                    shutil.copyfileobj(packed, file, 1 << 20)
+                file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for info in archive:
+                kind, target = "file" if info.isreg() else "folder", None
+                if info.issym():
+                    kind, target = "link", _resolve(info.name, info.linkname)
+                elif info.islnk():
+                    kind, target = "link", info.linkname
+                elif not info.isreg() and not info.isdir():
+                    raise DataError(
+                        f"An archive may hold files and folders only. {self.path} has "
+                        f"{info.name!r}, a device or pipe"
+                    )
+                yield info.name, kind, target, _TarEntry(file, info)
+
+
+class _ZipEntry:
+    def __init__(self, archive, info):
+        self._archive, self._info = archive, info
+        self.state = [info.file_size, info.CRC]
+
+    def read(self):
+        # Threads may read from one ZipFile: it locks the file, and decompresses outside the lock.
+        return self._archive.read(self._info)
+
+
+class _TarEntry:
+    def __init__(self, file, info):
+        self._file, self._offset, self._size = file, info.offset_data, info.size
+        self.state = [info.size, info.mtime]
+
+    def read(self):
+        content = os.pread(self._file.fileno(), self._size, self._offset)
+        if len(content) < self._size:
+            raise EOFError("the archive is truncated")
+        return content
+
+
+def open_archive(path):
+    """Opens an archive; one that is open already is given again.
+
+    Args:
+        path: `pathlib.Path`.
+
+    Returns:
+        `Archive`.
+
+    Raises:
+        DataError: as `Archive`.
+    """
+    state = path.stat()
+    return _open_archive(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _open_archive(path, size, time):
+    return Archive(path)
+
+
+def _resolve(name, target):
+    """A symbolic link's target as a path from the top; unchanged where it leads outside."""
+    target = target.replace("\\", "/")
+    if target.startswith("/"):
+        return target
+    return posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+
+
+def _looks_like_archive(path):
+    return path.name.lower().endswith(_SUFFIXES)
