@@ -413,7 +413,7 @@ class Data(Section):
     on_error: Literal["raise", "skip"] = Field(
         "raise", description="A training record that is unusable: stop, or take another image."
     )
-    max_errors: int = Field(10, ge=0, description="Records that may be skipped.")
+    max_errors: int = Field(10, ge=0, description="How many records may be skipped.")
     cache: str | None = Field(
         None,
         description='"memory": decoded images in memory; else a local folder that gets a copy of '

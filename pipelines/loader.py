@@ -72,7 +72,7 @@ def training_dataset(
         num_draws: int, random numbers that go with each image.
         on_error: what happens where a record is unusable. `"raise"`: the iterator raises.
             `"skip"`: another image takes its place; a line on stderr names it.
-        max_errors: int, the number of records that may be skipped; at one more the iterator raises.
+        max_errors: int, how many records may be skipped; at one more the iterator raises.
         cache: None, `"memory"` or a folder, see `pipelines.storage.open_records`.
         service: address of a tf.data service (`grpc://host:port`) whose workers make the batches,
             or None. They must see the folder. Each sample comes once all the same, but when depends
@@ -149,7 +149,7 @@ def training_dataset(
             def attempt(index):
                 return records.try_map(index, lambda example: crop(example, numbers))
 
-            (image, labels), faults = _first_usable(attempt, index, records.count)
+            (image, labels), passed_over = _first_usable(attempt, index, records)
         else:
             image, labels = crop(records.read(index), numbers)
         image.set_shape((*crop_size, 3))
@@ -158,7 +158,7 @@ def training_dataset(
         if num_draws:
             sample["draws"] = numbers[_NUMBERS:]
         if on_error == "skip":
-            sample["faults"] = faults
+            sample["passed_over"] = passed_over
         return sample
 
     # Unlike a counter, a range can be divided among the workers of a service.
@@ -172,7 +172,7 @@ def training_dataset(
             )
         )
     if on_error == "skip":
-        dataset = dataset.map(_FaultReport(max_errors))
+        dataset = dataset.map(_FaultReport(records, max_errors))
     return _with_options(dataset).prefetch(tf.data.AUTOTUNE)
 
 
@@ -278,72 +278,83 @@ def _crop(records, example, numbers, *, crop_size, scale_range, flip, rotation, 
     return augment.pad_to(image, labels, crop_size)
 
 
-def _first_usable(make, index, count):
+def _first_usable(attempt, index, records):
     """Passes over unusable images.
 
     Args:
-        make: function from the number of an image to `(values, fault)`, as `Records.try_map`
+        attempt: function from the number of an image to `(values, usable)`, as `Records.try_map`
             gives it.
         index: int64 scalar, the first that is tried; then come those behind it.
-        count: int, number of images.
+        records: `Records`.
 
     Returns:
-        `(values, faults)`: of the first usable one; and of those that are not, a line each.
+        `(values, passed_over)`: of the first usable one; and int64 `(16,)`, the numbers of those
+        that are not, then -1.
     """
+    places = tf.range(_MOST_IN_A_ROW)
 
-    def line(fault):
-        return tf.where(fault == "", fault, tf.strings.join([fault, "\n"]))
+    def step(number, usable, passed_over, image, labels):
+        passed_over = tf.where(places == number, (index + tf.cast(number, "int64")), passed_over)
+        number += 1
+        (image, labels), usable = attempt((index + tf.cast(number, "int64")) % records.count)
+        return number, usable, passed_over, image, labels
 
-    def step(attempt, faults, fault, image, labels):
-        (image, labels), fault = make((index + attempt) % count)
-        return attempt + 1, tf.strings.join([faults, line(fault)]), fault, image, labels
-
-    (image, labels), fault = make(index)
-    most = min(_MOST_IN_A_ROW, count)
-    _, faults, fault, image, labels = tf.while_loop(
-        lambda attempt, faults, fault, *values: (fault != "") & (attempt < most),
+    (image, labels), usable = attempt(index)
+    most = min(_MOST_IN_A_ROW, records.count)
+    _, usable, passed_over, image, labels = tf.while_loop(
+        lambda number, usable, *values: tf.logical_not(usable) & (number + 1 < most),
         step,
-        (tf.constant(1, "int64"), line(fault), fault, image, labels),
+        (0, usable, tf.fill((_MOST_IN_A_ROW,), tf.constant(-1, "int64")), image, labels),
         shape_invariants=(
-            *(tf.TensorShape([]),) * 3,
+            *(tf.TensorShape([]), tf.TensorShape([]), tf.TensorShape([_MOST_IN_A_ROW])),
             *(tf.TensorShape([None] * 3), tf.TensorShape([None] * 2)),
         ),
     )
-    with tf.control_dependencies([_check(fault == "", [faults])]):
-        return (tf.identity(image), tf.identity(labels)), faults
+    problem = [records.fault(index), f"Nor is any of the {most - 1} images behind it usable."]
+    with tf.control_dependencies([_check(usable, problem)]):
+        passed_over = tf.where(passed_over < 0, passed_over, passed_over % records.count)
+        return (tf.identity(image), tf.identity(labels)), passed_over
 
 
 class _FaultReport:
-    """Takes the faults out of batches: names them on stderr, counts them, stops at too many."""
+    """Takes what was passed over out of batches; names it on stderr, once; stops at too much."""
 
-    def __init__(self, max_errors):
+    def __init__(self, records, max_errors):
+        self._records = records
         self._max_errors = max_errors
         with tf.device("CPU"):
-            self._count = tf.Variable(0, trainable=False)
+            self._known = tf.Variable(tf.zeros((records.count,), tf.bool), trainable=False)
 
     def __call__(self, batch):
-        faults = tf.strings.reduce_join(batch.pop("faults"))
-        found = tf.size(tf.strings.split(faults, "\n")) - 1
+        passed_over = tf.reshape(batch.pop("passed_over"), (-1,))
+        passed_over, _ = tf.unique(tf.boolean_mask(passed_over, passed_over >= 0))
 
         def report():
-            count = self._count.assign_add(found)
-            shown = tf.print(
-                *("skipped, ", count, " so far (data.max_errors: ", self._max_errors, "):\n"),
-                faults,
-                sep="",
-                end="",
-                output_stream=sys.stderr,
+            new = tf.boolean_mask(passed_over, tf.logical_not(tf.gather(self._known, passed_over)))
+            marked = self._known.scatter_update(
+                tf.IndexedSlices(tf.fill(tf.shape(passed_over), True), passed_over)
+            )
+            count = tf.math.count_nonzero(marked, dtype="int32")
+            names = tf.map_fn(self._records.fault, new, fn_output_signature=tf.string)
+            names = tf.strings.reduce_join(names, separator="; ")
+            # Several arguments would be printed with quotes.
+            line = ["skipped, ", tf.strings.as_string(count)]
+            line = tf.strings.join(
+                [*line, f" so far (data.max_errors: {self._max_errors}): ", names]
+            )
+            shown = tf.cond(
+                tf.size(new) > 0, lambda: tf.print(line, output_stream=sys.stderr), tf.no_op
             )
             with tf.control_dependencies([shown]):
-                problem = [faults, f"These are more than data.max_errors, {self._max_errors}."]
+                problem = [names, f"These are more than data.max_errors, {self._max_errors}."]
                 return tf.group(_check(count <= self._max_errors, problem))
 
-        with tf.control_dependencies([tf.cond(found > 0, report, tf.no_op)]):
+        with tf.control_dependencies([tf.cond(tf.size(passed_over) > 0, report, tf.no_op)]):
             return {name: tf.identity(value) for name, value in batch.items()}
 
 
 def _check(condition, problem):
-    return tf.debugging.Assert(condition, [*problem, ADVICE])
+    return tf.cond(condition, tf.no_op, lambda: tf.debugging.Assert(False, [*problem, ADVICE]))
 
 
 def _with_options(dataset):

@@ -87,25 +87,38 @@ class Records:
                 tensors of known rank.
 
         Returns:
-            `(values, fault)`: the tuple, and `""`; or, if the record cannot be read or `function`
-            failed on it, empty tensors, and a string that names the record. Static shapes are
-            unknown.
+            `(values, usable)`: the tuple, and True; or, if the record cannot be read or `function`
+            failed on it, empty tensors, and False. Static shapes are unknown.
         """
 
         def compute(record):
             example = encoding.parse_record(record)
             with tf.control_dependencies([self._check(self._is(example, index), index)]):
                 example = {name: tf.identity(value) for name, value in example.items()}
-            return *function(example), ""
+            return *function(example), True
 
         # A graph cannot catch an error: what fails is left out of a data set, and something empty
         # comes in its place.
         dataset = self._open(index).map(compute).ignore_errors()
         *specs, _ = dataset.element_spec
         blank = tuple(tf.zeros([0] * spec.shape.rank, spec.dtype) for spec in specs)
-        blank = tf.data.Dataset.from_tensors((*blank, self._fault(index)))
-        *values, fault = dataset.concatenate(blank).take(1).get_single_element()
-        return tuple(values), fault
+        blank = tf.data.Dataset.from_tensors((*blank, False))
+        *values, usable = dataset.concatenate(blank).take(1).get_single_element()
+        return tuple(values), usable
+
+    def fault(self, index):
+        """Names a record that is unusable.
+
+        Args:
+            index: int64 scalar in `[0, count)`.
+
+        Returns:
+            string scalar.
+        """
+        parts = ["The shard ", self._files[self._shards[index]]]
+        parts += [" is corrupt, gone or another one, at byte "]
+        parts += [tf.strings.as_string(self._offsets[index])]
+        return tf.strings.join([*parts, " (image ", tf.strings.as_string(index), ")"])
 
     def _open(self, index):
         """A data set of the one record."""
@@ -124,14 +137,8 @@ class Records:
         return (example["shard"] == key) & (example["index"] == number)
 
     def _check(self, condition, index):
-        problem = [self._fault(index), ADVICE]
+        problem = [self.fault(index), ADVICE]
         return tf.cond(condition, tf.no_op, lambda: tf.debugging.Assert(False, problem))
-
-    def _fault(self, index):
-        parts = ["The shard ", self._files[self._shards[index]]]
-        parts += [" is corrupt, gone or another one, at byte "]
-        parts += [tf.strings.as_string(self._offsets[index])]
-        return tf.strings.join([*parts, " (image ", tf.strings.as_string(index), ")"])
 
 
 class MemoryRecords(Records):

@@ -402,8 +402,10 @@ def test_unusable_records_are_skipped_counted_and_named(tmp_path, capfd):
     assert sorted(numbers[:6]) == sorted(numbers[6:]) == [0, 1, 3, 3, 4, 5]
     assert set(batches[0]) == {"image", "label"}
     said = capfd.readouterr().err
-    assert "skipped, 1 so far (data.max_errors: 10)" in said and "skipped, 2 so far" in said
-    assert f"The shard {path} is corrupt, gone or another one, at byte " in said
+    # Once, however often it is met.
+    line = f"skipped, 1 so far (data.max_errors: 10): The shard {path} is corrupt, gone or another"
+    assert said.count("skipped") == 1 and line in said
+    corrupt(tmp_path, 4)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"more than data\.max_errors, 1"):
         take(training(tmp_path, max_errors=1, **arguments), 14)
 
@@ -430,7 +432,9 @@ def test_all_records_unusable_is_no_endless_search(tmp_path):
     for index in range(3):
         corrupt(tmp_path, index)
     arguments = {"batch_size": 1, "crop_size": (4, 4), "on_error": "skip", "max_errors": 1000}
-    with pytest.raises(tf.errors.InvalidArgumentError, match="is corrupt, gone or another one"):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="Nor is any of the 2 images behind it"
+    ):
         take(training(tmp_path, **arguments), 1)
 
 
