@@ -216,19 +216,26 @@ def test_many_classes(report):
     assert "Confusion matrix" in [image["alt"] for image in reader.of("img")]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser(page, scheme, tmp_path):
-    (tmp_path / "report.html").write_text(page)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
+
+
+def browse(page, folder, *options):
+    """Opens a page in a browser without a window."""
+    (folder / "report.html").write_text(page)
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,3600"]
-    command += [f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"]
-    command += ["--enable-logging=stderr", f"--screenshot={tmp_path / 'shot.png'}"]
-    url = (tmp_path / "report.html").as_uri()
+    command += [f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", *options]
+    url = (folder / "report.html").as_uri()
     result = subprocess.run([*command, url], capture_output=True, text=True, timeout=50)
     assert result.returncode == 0, result.stderr
     # What the policy refuses, and what cannot be loaded, stands on the console.
     assert "CONSOLE" not in result.stderr, result.stderr
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser(page, scheme, tmp_path):
+    colors = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
+    browse(page, tmp_path, colors, "--window-size=1280,3600", f"--screenshot={tmp_path}/shot.png")
     shot = cv2.imread(str(tmp_path / "shot.png"))[..., ::-1].astype(int)
     assert shot.shape == (3600, 1280, 3)
     paper = {"light": (246, 247, 249), "dark": (18, 21, 26)}[scheme]
@@ -241,3 +248,11 @@ def test_in_a_browser(page, scheme, tmp_path):
     assert pixels(PALETTE[1]) > 8 * 0.7 * 270 * 200
     ink = {"light": (26, 32, 41), "dark": (228, 232, 238)}[scheme]
     assert pixels(ink) > 2000, "text"
+
+
+@needs_chromium
+def test_prints(page, tmp_path):
+    browse(page, tmp_path, f"--print-to-pdf={tmp_path / 'report.pdf'}")
+    content = (tmp_path / "report.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type /Page\b", content)) >= 2
