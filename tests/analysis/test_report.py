@@ -51,6 +51,8 @@ def report():
         environment={"python": "3.99", "packages": {"keras": "3.77"}},
         class_names=NAMES,
         palette=PALETTE,
+        categories={"outside": [0, 1], "vehicle": [2]},
+        groups={"rare & small": [0, 2]},
         scores=Scores(matrix),
         image_mean_iou={"first.png": 0.5, "<second>": 0.25},
         train={"loss/loss": ([1, 2], [2.0, 1.0]), "learning_rate": ([1, 2], [0.1, 0.2])},
@@ -139,6 +141,9 @@ def test_tells_everything(page):
         f"{100 * (0.75 + 12 / 14) / 2:.2f} %",
         "90.00 %",
         "87.50 %",
+        "outside 100.00",  # No pixel leaves the category.
+        "vehicle -",
+        "rare & small 75.00",  # Only one of its classes occurs.
         "4711",
         "0.125",
         "3.99",
@@ -185,6 +190,8 @@ def test_a_run_that_has_little(report):
         report,
         scores=Scores(np.zeros((3, 3), int)),
         image_mean_iou={},
+        categories={},
+        groups={},
         train={},
         evaluation={},
         examples=[],
@@ -199,6 +206,7 @@ def test_a_run_that_has_little(report):
     check_self_contained(text)
     assert "no TensorBoard events" in text
     assert "nan" not in text.lower()
+    assert "category" not in text
 
 
 def test_many_classes(report):
