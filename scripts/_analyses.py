@@ -404,6 +404,8 @@ def report(options):
             environment=json.loads((run.path / "environment.json").read_text()),
             class_names=classes.names,
             palette=classes.palette,
+            categories=classes.categories,
+            groups=classes.groups,
             scores=scores,
             image_mean_iou=failed.mean_iou,
             train=train,

@@ -146,6 +146,7 @@ def t_sne(vectors, *, perplexity=30.0, seed=0):
     """
     require("sklearn")
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # Comes with scikit-learn.
 
     if len(vectors) < 4:
         raise ValueError(f"A t-SNE needs at least 4 points. Received: {len(vectors)}")
@@ -155,7 +156,10 @@ def t_sne(vectors, *, perplexity=30.0, seed=0):
         init="pca",
         random_state=seed,
     )
-    return layout.fit_transform(np.asarray(vectors, "float32")).astype("float32")
+    # Its threads wait for each other actively: beside other work one alone is several times
+    # faster, and a few thousand points take it seconds.
+    with threadpool_limits(1):
+        return layout.fit_transform(np.asarray(vectors, "float32")).astype("float32")
 
 
 def _window(image, y, x):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from kseg.analysis.selection import Top
-from kseg.evaluation.metrics import Scores
+from kseg.evaluation.metrics import Scores, confusion_matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class FailureCollector:
         """Adds the images of an `Observed`."""
         for i, name in enumerate(seen.ids):
             truth, prediction = seen.labels[i], seen.predictions[i]
-            matrix = count_pixels(truth, prediction, self._num_classes)
+            matrix = _count(truth, prediction, self._num_classes)
             self.matrix += matrix
             if matrix.any():
                 value = Scores(matrix).mean_iou
@@ -99,7 +99,7 @@ class ComparisonCollector:
         for i, name in enumerate(first.ids):
             truth = first.labels[i]
             predictions = [view.predictions[i] for view in views]
-            matrices = [count_pixels(truth, p, self._num_classes) for p in predictions]
+            matrices = [_count(truth, p, self._num_classes) for p in predictions]
             if not matrices[0].any():
                 continue
             values = [Scores(matrix).mean_iou for matrix in matrices]
@@ -148,24 +148,7 @@ def image_mean_iou(truth, prediction, num_classes):
     Returns:
         float; NaN without a labelled pixel.
     """
-    return Scores(count_pixels(truth, prediction, num_classes)).mean_iou
-
-
-def count_pixels(truth, prediction, num_classes):
-    """Counts the pixels of one image by true and predicted class.
-
-    Args:
-        truth: int array, any shape; values outside `[0, num_classes)` are left out.
-        prediction: int array of the same shape.
-        num_classes: int.
-
-    Returns:
-        int64 `(num_classes, num_classes)`: rows are the truth, columns the prediction.
-    """
-    truth, prediction = truth.reshape(-1).astype("int64"), prediction.reshape(-1)
-    known = (truth >= 0) & (truth < num_classes)
-    cells = truth[known] * num_classes + prediction[known]
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+    return Scores(_count(truth, prediction, num_classes)).mean_iou
 
 
 def confused_pairs(matrix, count):
@@ -188,3 +171,7 @@ def confused_pairs(matrix, count):
         for i, j in pairs
         if shares[i, j] > 0
     ]
+
+
+def _count(truth, prediction, num_classes):
+    return confusion_matrix(truth, prediction, num_classes).numpy()

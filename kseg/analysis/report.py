@@ -49,6 +49,8 @@ class RunReport:
         environment: dict, versions and the git commit.
         class_names: list of str.
         palette: list of `[red, green, blue]`.
+        categories: dict from a name to numbers of classes that are scored as if they were one.
+        groups: dict from a name to numbers of classes whose mean is a score.
         scores: `Scores` over the split.
         image_mean_iou: dict from the id of an image to its own mean IoU.
         train: scalars of the training, as `read_scalars` gives them.
@@ -71,6 +73,8 @@ class RunReport:
     environment: dict
     class_names: list
     palette: list
+    categories: dict
+    groups: dict
     scores: Scores
     image_mean_iou: dict
     train: dict
@@ -164,9 +168,7 @@ def _scores(report):
     )
     lines = []
     for n, (iou, accuracy, share, alignment) in enumerate(rows):
-        filled = 0 if math.isnan(iou) else 100 * iou
-        bar = f'<span class="bar"><i style="width:{filled:.1f}%"></i></span>'
-        cells = [bar, _percent(iou), _percent(accuracy), _percent(share), _number(alignment)]
+        cells = [_bar(iou), _percent(iou), _percent(accuracy), _percent(share), _number(alignment)]
         lines.append(f"<tr><td>{_class(report, n)}</td>{_cells(cells)}</tr>")
     means = ["", _percent(scores.mean_iou), _percent(scores.mean_accuracy), ""]
     means = _cells([*means, _number(statistics.alignment)])
@@ -184,7 +186,25 @@ def _scores(report):
         "are the truth.</p></div>"
     )
     note = "A: mean distance of two features of the class, less is better."
-    return f'<div class="beside">{tables}{confusion}</div><p class="quiet">{note}</p>'
+    more = {
+        "category": scores.category_iou(report.categories),
+        "group (mean)": scores.group_iou(report.groups),
+    }
+    more = "".join(_score_table(title, values) for title, values in more.items() if values)
+    return (
+        f'<div class="beside">{tables}{confusion}</div><p class="quiet">{note}</p>'
+        f'<div class="beside">{more}</div>'
+    )
+
+
+def _score_table(title, values):
+    """A table of IoU by name."""
+    rows = "".join(
+        f"<tr><td>{_text(name)}</td>{_cells([_bar(iou), _percent(iou)])}</tr>"
+        for name, iou in values.items()
+    )
+    head = f"<tr><th>{title}</th><th></th><th>IoU, %</th></tr>"
+    return f'<div class="wide"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
 
 
 def _confusion(report):
@@ -417,6 +437,11 @@ def _tiles(values):
         for name, value in values.items()
     )
     return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _bar(share):
+    filled = 0 if math.isnan(share) else 100 * share
+    return f'<span class="bar"><i style="width:{filled:.1f}%"></i></span>'
 
 
 def _cells(values):

@@ -51,6 +51,8 @@ def report():
         environment={"python": "3.99", "packages": {"keras": "3.77"}},
         class_names=NAMES,
         palette=PALETTE,
+        categories={"outside": [0, 1], "vehicle": [2]},
+        groups={"rare & small": [0, 2]},
         scores=Scores(matrix),
         image_mean_iou={"first.png": 0.5, "<second>": 0.25},
         train={"loss/loss": ([1, 2], [2.0, 1.0]), "learning_rate": ([1, 2], [0.1, 0.2])},
@@ -139,6 +141,9 @@ def test_tells_everything(page):
         f"{100 * (0.75 + 12 / 14) / 2:.2f} %",
         "90.00 %",
         "87.50 %",
+        "outside 100.00",  # No pixel leaves the category.
+        "vehicle -",
+        "rare & small 75.00",  # Only one of its classes occurs.
         "4711",
         "0.125",
         "3.99",
@@ -185,6 +190,8 @@ def test_a_run_that_has_little(report):
         report,
         scores=Scores(np.zeros((3, 3), int)),
         image_mean_iou={},
+        categories={},
+        groups={},
         train={},
         evaluation={},
         examples=[],
@@ -199,6 +206,7 @@ def test_a_run_that_has_little(report):
     check_self_contained(text)
     assert "no TensorBoard events" in text
     assert "nan" not in text.lower()
+    assert "category" not in text
 
 
 def test_many_classes(report):
@@ -216,19 +224,26 @@ def test_many_classes(report):
     assert "Confusion matrix" in [image["alt"] for image in reader.of("img")]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser(page, scheme, tmp_path):
-    (tmp_path / "report.html").write_text(page)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
+
+
+def browse(page, folder, *options):
+    """Opens a page in a browser without a window."""
+    (folder / "report.html").write_text(page)
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,3600"]
-    command += [f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"]
-    command += ["--enable-logging=stderr", f"--screenshot={tmp_path / 'shot.png'}"]
-    url = (tmp_path / "report.html").as_uri()
+    command += [f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", *options]
+    url = (folder / "report.html").as_uri()
     result = subprocess.run([*command, url], capture_output=True, text=True, timeout=50)
     assert result.returncode == 0, result.stderr
     # What the policy refuses, and what cannot be loaded, stands on the console.
     assert "CONSOLE" not in result.stderr, result.stderr
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser(page, scheme, tmp_path):
+    colors = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
+    browse(page, tmp_path, colors, "--window-size=1280,3600", f"--screenshot={tmp_path}/shot.png")
     shot = cv2.imread(str(tmp_path / "shot.png"))[..., ::-1].astype(int)
     assert shot.shape == (3600, 1280, 3)
     paper = {"light": (246, 247, 249), "dark": (18, 21, 26)}[scheme]
@@ -241,3 +256,11 @@ def test_in_a_browser(page, scheme, tmp_path):
     assert pixels(PALETTE[1]) > 8 * 0.7 * 270 * 200
     ink = {"light": (26, 32, 41), "dark": (228, 232, 238)}[scheme]
     assert pixels(ink) > 2000, "text"
+
+
+@needs_chromium
+def test_prints(page, tmp_path):
+    browse(page, tmp_path, f"--print-to-pdf={tmp_path / 'report.pdf'}")
+    content = (tmp_path / "report.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type /Page\b", content)) >= 2
