@@ -57,7 +57,9 @@ def complexity(options):
         raise UserError(f"--rounds must be 1 or more. Received: {options.rounds}")
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus and importlib.util.find_spec("psutil") is None:
-        raise UserError("Memory of a CPU is measured with psutil. Install it: pip install psutil")
+        raise UserError(
+            "Memory of a CPU is measured with psutil. Install it: pip install 'kseg[analysis]'"
+        )
 
     # First, while this process has not taken the memory of a GPU for itself.
     peaks = {
@@ -226,6 +228,7 @@ def _classes_and_batch(config):
     """Gives `(classes, data set, batch)` for a config."""
     import pipelines
     from kseg.errors import UserError
+    from kseg.photometric import build_distortion
     from kseg.runs import Classes
     from pipelines import loader
     from pipelines.datasets.dataset import Taxonomy
@@ -251,6 +254,7 @@ def _classes_and_batch(config):
         size = pipelines.read_manifest(folder).split(split).image_size
         # A scene fills the crop.
         scales = (max(most / there for most, there in zip(data.crop_size, size, strict=True)),) * 2
+    distortion = build_distortion(data)  # It is a part of the training step.
     batches = loader.training_dataset(
         folder,
         split,
@@ -258,6 +262,7 @@ def _classes_and_batch(config):
         crop_size=data.crop_size,
         seed=config.seed,
         scale_range=scales,
+        num_draws=distortion.NUM_DRAWS if distortion else 0,
     )
     return classes, source, next(iter(batches))
 

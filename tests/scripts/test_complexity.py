@@ -1,4 +1,3 @@
-import argparse
 import json
 import subprocess
 import sys
@@ -141,7 +140,7 @@ def test_memory_of_several_gpus(monkeypatch):
     """That of the one with most, above what was in use before."""
     used = {"GPU:0": {"current": 100e6, "peak": 300e6}, "GPU:1": {"current": 50e6, "peak": 700e6}}
     reset = []
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [argparse.Namespace()] * 2)
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["one", "other"])
     experimental = types.SimpleNamespace(
         reset_memory_stats=reset.append, get_memory_info=used.__getitem__
     )
