@@ -3,6 +3,8 @@
     python scripts/analyze.py --run runs/quickstart --what report
     python scripts/analyze.py --runs runs/baseline runs/contrast --what panels
 
+complexity    what contrast costs in training and in use: weights, FLOPs, time and memory with and
+              without it (supplement Table 7); of a --config, too
 curves        how the training went: loss terms, learning rate, scores
 failures      the images of the least mean IoU, and the classes most often taken for another
 features      how well the features just before the classifier stay together within a class and
@@ -22,9 +24,11 @@ import argparse
 
 import _analyses
 import _common
+import _complexity
 
 # Each takes the options, prints, and writes into the run's folder.
 ANALYSES = {
+    "complexity": _complexity.complexity,
     "curves": _analyses.curves,
     "failures": _analyses.failures,
     "feature-maps": _analyses.feature_maps,
@@ -80,6 +84,22 @@ def parse_arguments(arguments):
     parser.add_argument("--seed", type=int, default=0, help="of the samples and of the t-SNE")
     parser.add_argument(
         "--raw", action="store_true", help="features as they are; else scaled to unit norm"
+    )
+    group = parser.add_argument_group("complexity")
+    group.add_argument("--config", metavar="FILE", help="JSON, in place of a run")
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change a key of the config, such as data.batch_size=2; may be repeated",
+    )
+    group.add_argument("--rounds", type=int, default=5, help="of timing; default: 5")
+    group.add_argument(
+        "--output",
+        metavar="FILE",
+        help="JSON to write; default for a run: its evaluation/complexity.json",
     )
     return parser.parse_args(arguments)
 

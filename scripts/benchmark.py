@@ -17,12 +17,13 @@ import os
 import pathlib
 import subprocess
 import sys
-import threading
 import time
 
 START = time.perf_counter()
 
 import _common  # noqa: E402 - the clock starts before anything heavy.
+import _measuring  # noqa: E402
+from _measuring import PeakMemory, best_seconds, fill_banks  # noqa: E402
 
 
 def parse_arguments():
@@ -92,50 +93,12 @@ def add_network_arguments(command, backbone, size, batch):
     command.add_argument("--precision", default="float32", choices=["float32", "mixed_bfloat16"])
 
 
-class PeakMemory:
-    """Extra resident memory of this process while the block runs, in MB."""
-
-    def __enter__(self):
-        import psutil
-
-        process = psutil.Process()
-        before = self._peak = process.memory_info().rss
-        self._stop = threading.Event()
-
-        def watch():
-            while not self._stop.wait(0.002):
-                self._peak = max(self._peak, process.memory_info().rss)
-
-        self._before, self._thread = before, threading.Thread(target=watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._stop.set()
-        self._thread.join()
-
-    @property
-    def megabytes(self):
-        return (self._peak - self._before) / 1e6
-
-
-def best_seconds(function, rounds):
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def in_new_process(*arguments):
     """Runs this script once more with `arguments`; memory and start-up are measured cleanly."""
-    result = subprocess.run(
-        [sys.executable, __file__, *map(str, arguments)], stdout=subprocess.PIPE, text=True
-    )
-    if result.returncode:
-        raise SystemExit(f"{' '.join(map(str, arguments))} failed")
-    return json.loads(result.stdout.splitlines()[-1])
+    try:
+        return _measuring.in_new_process(__file__, *arguments)
+    except subprocess.CalledProcessError:
+        raise SystemExit(f"{' '.join(map(str, arguments))} failed") from None
 
 
 def benchmark_info_nce(arguments):
@@ -411,18 +374,6 @@ def measure_bank(arguments):
         "slots": sum(full),
         "megabytes": math.prod(bank.entries.shape) * (4 if storage == "float32" else 2) / 1e6,
     }
-
-
-def fill_banks(objectives):
-    """Puts random unit vectors into all slots: what a long run comes to."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    for objective in objectives:
-        if (bank := getattr(objective, "bank", None)) is not None:
-            entries = rng.standard_normal(bank.entries.shape, dtype="float32")
-            bank.entries.assign(entries / np.linalg.norm(entries, axis=-1, keepdims=True))
-            bank.count.assign(np.broadcast_to(bank.capacity, bank.num_classes))
 
 
 def forward_gflops(segmenter, size):

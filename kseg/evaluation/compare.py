@@ -79,7 +79,8 @@ def compare(first, second, *, confidence=0.95, resamples=1000, seed=0):
     Images are drawn with replacement, the same ones for both models, and both are scored on all
     pixels of the draw. The interval is that of the percentiles of the difference. A draw in which a
     class does not occur is left out of that class's interval. What it says is about other images
-    of the same kind; it knows nothing of other seeds of the training.
+    of the same kind; it knows nothing of other seeds of the training. Frames of one video resemble
+    each other (CamVid's splits are such): their interval is narrower than it should be.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Ch. 13.
 

@@ -1,0 +1,281 @@
+"""What contrastive training costs: `scripts/analyze.py --what complexity`.
+
+The columns are a config as it is (`contrast`), and the same one without its contrastive objectives
+(`without`): all else is equal, the other losses and the auxiliary head among it.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import _common
+from _measuring import PeakMemory, best_seconds, fill_banks, in_new_process
+
+# Key in the results, what the table calls it, and what a number is divided by there.
+_ROWS = (
+    ("parameters", "M weights", 1e6),
+    ("flops", "GFLOPs an image", 1e9),
+    ("seconds", "seconds", 1),
+    ("peak_bytes", "peak memory, MB", 1e6),
+)
+
+
+def complexity(options):
+    """Prints parameters, FLOPs, time and memory of a config with and without contrast.
+
+    Source: Sung et al., CVPR 2024, supplement Table 7.
+
+    Args:
+        options: with `config` and `overrides`, or `run`; `rounds`; `output` or None.
+
+    Raises:
+        UserError: if the config has no contrastive objective, or psutil is missing.
+    """
+    import importlib.util
+
+    import tensorflow as tf
+
+    from kseg import config as config_module
+    from kseg.errors import UserError
+    from kseg.runs import Run
+
+    output = options.output and pathlib.Path(options.output)
+    if options.run:
+        run = Run.open(options.run)
+        config, output = run.config, output or run.path / "evaluation" / "complexity.json"
+    elif options.config:
+        config = config_module.load(options.config, options.overrides)
+    else:
+        raise UserError("--what complexity needs --run or --config")
+    if not config.contrast:
+        raise UserError(
+            f"The config {config.name!r} has no `contrast`: there is nothing to compare. Use one "
+            "of a contrastive method, such as configs/camvid_small_contextrast.json"
+        )
+    if options.rounds < 1:
+        raise UserError(f"--rounds must be 1 or more. Received: {options.rounds}")
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus and importlib.util.find_spec("psutil") is None:
+        raise UserError(
+            "Memory of a CPU is measured with psutil. Install it: pip install 'kseg[analysis]'"
+        )
+
+    # First, while this process has not taken the memory of a GPU for itself.
+    peaks = {
+        (phase, column): peak_in_new_process(config, phase, column)
+        for phase in ("training", "inference")
+        for column in ("without", "contrast")
+    }
+    tf.get_logger().setLevel("ERROR")  # TensorFlow's counter of FLOPs warns of its own means.
+    subject = Subject(config)
+    found = subject.sizes_and_times(options.rounds)
+    for phase, columns in found.items():
+        for column, values in columns.items():
+            values["peak_bytes"] = peaks[phase, column]
+    height, width = config.data.crop_size
+    about = {
+        "config": config.name,
+        "objectives": [objective.name for objective in config.contrast],
+        "device": "GPU" if gpus else "CPU",
+        "precision": config.train.precision,
+        "batch_size": config.data.batch_size,
+        "crop_size": [height, width],
+        "images": subject.source,
+        "rounds": options.rounds,
+    }
+    print(
+        f"{config.name} with {', '.join(about['objectives'])}, and without: one {about['device']}, "
+        f"{about['precision']}, {height} x {width}, images of {subject.source}, best of "
+        f"{options.rounds} rounds"
+    )
+    print(table(found, config.data.batch_size))
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({**about, **found}, indent=2) + "\n")
+        print(f"complexity:  {output}")
+
+
+class Subject:
+    """A config with and without contrast, and a batch to measure them with.
+
+    Args:
+        config: `kseg.config.Experiment`.
+
+    Attributes:
+        source: str, the data set of the images: the config's where it is prepared, else synthetic
+            street scenes, of whose 8 classes alone there are pixels then.
+        batch: dict of a batch, as training gets it.
+    """
+
+    def __init__(self, config):
+        self._config = config
+        self._classes, self.source, self.batch = _classes_and_batch(config)
+
+    def run(self, column):
+        """A run of one column, `contrast` or `without`, of which nothing is written."""
+        from kseg.runs import Run
+
+        config = self._config
+        if column == "without":
+            config = config.model_copy(update={"contrast": []})
+        return Run("unwritten", config, self._classes)
+
+    def build(self, column):
+        """Builds `(trainer, step)`; memory banks are full, as they are after some training."""
+        import tensorflow as tf
+
+        from kseg.training.distribution import use_xla
+        from kseg.training.loop import build_trainer
+        from kseg.training.trainer import build_step
+
+        strategy = tf.distribute.get_strategy()
+        trainer = build_trainer(self.run(column), strategy)
+        fill_banks(trainer.objectives)
+        jit_compile = use_xla(self._config.train.jit_compile, strategy)
+        return trainer, build_step(trainer, strategy, jit_compile=jit_compile)
+
+    def sizes_and_times(self, rounds):
+        """Counts weights and FLOPs, and times training steps and predictions.
+
+        Args:
+            rounds: int. The columns take turns, so that noise hits both alike.
+
+        Returns:
+            dict from phase (`training`, `inference`) to column to `{"parameters", "flops",
+            "seconds"}`. FLOPs are those of one image forward: in training with projectors and
+            auxiliary head, without losses. Seconds are those of a training step, and of one image.
+        """
+        import tensorflow as tf
+
+        from kseg.analysis.complexity import count_flops, count_parameters
+        from kseg.segmenters import inference_model
+
+        spec = tf.TensorSpec((1, *self._config.data.crop_size, 3))
+        found, calls = {"training": {}, "inference": {}}, []
+        for column in ("without", "contrast"):
+            trainer, step = self.build(column)
+            deployed = inference_model(trainer.segmenter)
+            for phase, model, work, repeats in (
+                ("training", trainer.segmenter, self._training_step(step), 1),
+                ("inference", deployed, self._prediction(deployed), 5),
+            ):
+                work()  # Compiles.
+                found[phase][column] = {
+                    "parameters": count_parameters(model),
+                    "flops": count_flops(lambda x, m=model: m(x, training=False), spec),
+                    "seconds": float("inf"),
+                }
+                calls.append((found[phase][column], work, repeats))
+        for _ in range(rounds):
+            for values, work, repeats in calls:
+                values["seconds"] = min(values["seconds"], best_seconds(work, repeats))
+        return found
+
+    def peak_bytes(self, phase, column):
+        """Memory that building a column and two training steps, or predictions, take."""
+        from kseg.segmenters import inference_model
+
+        with PeakMemory() as memory:
+            if phase == "training":
+                work = self._training_step(self.build(column)[1])
+            else:  # As it is deployed: projectors are never built.
+                work = self._prediction(inference_model(self.run(column).build_segmenter()))
+            for _ in range(2):
+                work()
+        return round(memory.megabytes * 1e6)
+
+    def _training_step(self, step):
+        return lambda: float(step(self.batch)["loss"])
+
+    def _prediction(self, model):
+        import tensorflow as tf
+
+        predict = tf.function(lambda images: model(images, training=False), autograph=False)
+        return lambda: predict(self.batch["image"][:1]).numpy()
+
+
+def table(found, batch_size):
+    """A table of `found`, with what contrast adds in per cent."""
+    lines = [f"{'':34}{'without':>12}{'contrast':>12}{'increase':>12}"]
+    titles = {"training": f"training, batch of {batch_size}", "inference": "inference, one image"}
+    for phase, columns in found.items():
+        lines.append(titles[phase])
+        for key, name, unit in _ROWS:
+            without, contrast = (columns[column][key] for column in ("without", "contrast"))
+            cells = "".join(f"{value / unit:>12.3f}" for value in (without, contrast))
+            lines.append(f"  {name:<32}{cells}{100 * (contrast / without - 1):>+10.2f} %")
+    return "\n".join(lines)
+
+
+def peak_in_new_process(config, phase, column):
+    """`Subject.peak_bytes` where nothing else was in memory before."""
+    from kseg.errors import UserError
+
+    work = json.dumps({"config": json.loads(config.to_json()), "phase": phase, "column": column})
+    try:
+        return in_new_process(__file__, work)["peak_bytes"]
+    except subprocess.CalledProcessError as error:
+        if error.returncode == 2:  # It has said already what the user has to change.
+            sys.exit(2)
+        raise UserError(
+            f"Measuring the memory of {phase} ({column}) failed, see above (exit code "
+            f"{error.returncode}). If memory was short, use a smaller data.batch_size"
+        ) from None
+
+
+def _classes_and_batch(config):
+    """Gives `(classes, data set, batch)` for a config."""
+    import pipelines
+    from kseg.errors import UserError
+    from kseg.photometric import build_distortion
+    from kseg.runs import Classes
+    from pipelines import loader
+    from pipelines.datasets.dataset import Taxonomy
+
+    data = config.data
+    scales = data.scale_range
+    try:
+        manifest = pipelines.read_manifest(data.folder)
+        folder, source, split = data.folder, manifest.dataset, data.train_split
+        images = manifest.split(split).images[:-1]
+        classes = Classes(manifest.class_names, manifest.palette, images)
+    except pipelines.DataError:
+        folder, source, split = "data/synthetic", "synthetic", "train"
+        pipelines.prepare_once(source, folder)
+        try:
+            taxonomy = Taxonomy.load(data.dataset)
+        except (FileNotFoundError, KeyError):
+            raise UserError(
+                f"The classes of {data.dataset!r} are known once it is prepared, with "
+                "scripts/prepare_data.py"
+            ) from None
+        classes = Classes(taxonomy.class_names, taxonomy.palette)
+        size = pipelines.read_manifest(folder).split(split).image_size
+        # A scene fills the crop.
+        scales = (max(most / there for most, there in zip(data.crop_size, size, strict=True)),) * 2
+    distortion = build_distortion(data)  # It is a part of the training step.
+    batches = loader.training_dataset(
+        folder,
+        split,
+        batch_size=data.batch_size,
+        crop_size=data.crop_size,
+        seed=config.seed,
+        scale_range=scales,
+        num_draws=distortion.NUM_DRAWS if distortion else 0,
+    )
+    return classes, source, next(iter(batches))
+
+
+def main():
+    from kseg import config as config_module
+
+    work = json.loads(sys.argv[1])
+    config = config_module.parse(work["config"], source="config")
+    found = Subject(config).peak_bytes(work["phase"], work["column"])
+    print(json.dumps({"peak_bytes": found}))
+    return 0
+
+
+if __name__ == "__main__":
+    _common.run(main)

@@ -1,0 +1,87 @@
+"""Time and memory of what a script runs."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+
+class PeakMemory:
+    """Extra memory while the block runs, in MB: of the GPUs if there are any, else of this process.
+
+    On a CPU it is the resident memory, looked at every 2 ms; it needs psutil. With several GPUs it
+    is that of the one with most.
+    """
+
+    def __enter__(self):
+        import tensorflow as tf
+
+        self._gpus = [f"GPU:{i}" for i in range(len(tf.config.list_logical_devices("GPU")))]
+        if self._gpus:
+            for device in self._gpus:
+                tf.config.experimental.reset_memory_stats(device)
+            self._before = self._on_gpus("current")
+            return self
+        import psutil
+
+        process = psutil.Process()
+        before = self._peak = process.memory_info().rss
+        self._stop = threading.Event()
+
+        def watch():
+            while not self._stop.wait(0.002):
+                self._peak = max(self._peak, process.memory_info().rss)
+
+        self._before, self._thread = before, threading.Thread(target=watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        if self._gpus:
+            self._peak = self._on_gpus("peak")
+        else:
+            self._stop.set()
+            self._thread.join()
+
+    @property
+    def megabytes(self):
+        return (self._peak - self._before) / 1e6
+
+    def _on_gpus(self, key):
+        import tensorflow as tf
+
+        return max(tf.config.experimental.get_memory_info(device)[key] for device in self._gpus)
+
+
+def best_seconds(function, rounds):
+    """The shortest of several times: other work on the machine only ever adds to them."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def in_new_process(script, *arguments):
+    """Runs a script, and gives the JSON that its last line of output is.
+
+    Raises:
+        subprocess.CalledProcessError: if it fails.
+    """
+    command = [sys.executable, str(script), *map(str, arguments)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def fill_banks(objectives):
+    """Puts random unit vectors into all slots of the memory banks: what a long run comes to."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for objective in objectives:
+        if (bank := getattr(objective, "bank", None)) is not None:
+            entries = rng.standard_normal(bank.entries.shape, dtype="float32")
+            bank.entries.assign(entries / np.linalg.norm(entries, axis=-1, keepdims=True))
+            bank.count.assign(np.broadcast_to(bank.capacity, bank.num_classes))
