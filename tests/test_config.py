@@ -54,6 +54,7 @@ def test_a_resolved_config_loads_to_itself(tmp_path):
         ("data.path=some/folder", lambda c: c.data.path, "some/folder"),
         ("data.color_jitter=null", lambda c: c.data.color_jitter, None),
         ("data.color_jitter.hue=0", lambda c: c.data.color_jitter.hue, 0),
+        ("data.service=grpc://a.b:5000", lambda c: c.data.service, "grpc://a.b:5000"),
         ("contrast.0.weight=0.2", lambda c: c.contrast[0].weight, 0.2),
         ("contrast=[]", lambda c: c.contrast, []),
         ("train.clip_norm=1e1", lambda c: c.train.clip_norm, 10),
@@ -73,6 +74,8 @@ def test_overrides(tmp_path, override, key, expected):
         ("model.head.name=psp", "['deeplabv3', 'hrnet', 'ocr', 'upernet']. Received: 'psp'"),
         ("data.scale_range=[2, 1]", "must be 0 < least <= most. Received: [2.0, 1.0]"),
         ("data.crop_size=[0, 10]", "greater than 0. Received: 0"),
+        ('data.blur={"sigma": [2, 1]}', "must be least <= most. Received: [2.0, 1.0]"),
+        ("data.service=localhost:5000", "Received: 'localhost:5000'"),
         ('contrast.0.scale_weights={"c2": 1}', "'c5' of ['c2', 'c5'] has none"),
         ("contrast.1.weight=1", "there is no place 'contrast.1.weight'"),
         ("schedule.warmup_steps=160000", "must be below `train.steps`"),
@@ -86,6 +89,12 @@ def test_mistakes_are_named_in_one_line(tmp_path, override, message):
         config.load(write(tmp_path), [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("other", ["data.on_error=skip", "data.service=grpc://a:1"])
+def test_what_a_cache_in_memory_goes_not_with(tmp_path, other):
+    with pytest.raises(config.ConfigError, match="goes neither with"):
+        config.load(write(tmp_path), ["data.cache=memory", other])
 
 
 def test_an_objective_cannot_be_named_twice(tmp_path):

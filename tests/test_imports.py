@@ -10,7 +10,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PORTABLE = ["backbones", "contrast", "heads", "losses", "segmenters"]
+PORTABLE = ["backbones", "contrast", "heads", "losses", "photometric", "segmenters"]
 # They hide what keras.ops lacks, and import TensorFlow only where it is the backend.
 BRIDGES = {"kseg.control_flow", "kseg.layers", "kseg.replicas", "kseg.variables"}
 OPTIONAL = {"keras_cv"}  # Imported inside the function that a config has to ask for.

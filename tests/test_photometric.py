@@ -2,7 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from kseg.photometric import PhotometricDistortion
+from kseg.config import Data
+from kseg.photometric import PhotometricDistortion, build_distortion
 
 LUMA = np.array([0.299, 0.587, 0.114])
 COLOR = [200.0, 90.0, 30.0]
@@ -111,3 +112,12 @@ def test_config_round_trip():
 def test_bad_sigma(sigma):
     with pytest.raises(ValueError, match="blur_sigma"):
         PhotometricDistortion(blur_sigma=sigma)
+
+
+def test_built_from_a_config():
+    data = {"dataset": "none", "crop_size": (8, 8), "batch_size": 1}
+    plain = build_distortion(Data(**data))
+    assert (plain.hue, plain.blur_probability) == (0.05, 0.0)
+    assert build_distortion(Data(**data, color_jitter=None)) is None
+    blurring = build_distortion(Data(**data, color_jitter=None, blur={"probability": 0.3}))
+    assert (blurring.strengths, blurring.blur_probability) == ((0.0, 0.0, 0.0), 0.3)
