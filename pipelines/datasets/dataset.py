@@ -7,6 +7,7 @@ import json
 import pathlib
 import typing
 
+import cv2
 import numpy as np
 
 from pipelines.datasets.label_files import INDEX_MASK
@@ -68,15 +69,15 @@ class Taxonomy:
         """
         size = 1 << 8 * values.itemsize
         table = np.zeros(size, "uint8")
-        known = np.zeros(size, bool)
+        strange = np.ones(size, "uint8")
         for value, label in self.label_map.items():
-            table[value], known[value] = label, True
-        counts = np.bincount(values.reshape(-1), minlength=size)
-        strange = np.flatnonzero((counts > 0) & ~known)
-        if len(strange):
-            found = ", ".join(f"{value} ({counts[value]} pixels)" for value in strange[:5])
+            table[value], strange[value] = label, 0
+        if _look_up(strange, values).any():
+            counts = np.bincount(values.reshape(-1), minlength=size)
+            others = np.flatnonzero((counts > 0) & (strange > 0))[:5]
+            found = ", ".join(f"{value} ({counts[value]} pixels)" for value in others)
             raise DataError(f"label values must be among {_ranges(self.label_map)}; found {found}")
-        return table[values]
+        return _look_up(table, values)
 
 
 class Found(typing.NamedTuple):
@@ -294,6 +295,11 @@ def shorten(names, shown=3):
     """Writes the first few names and how many there are more."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
+
+
+def _look_up(table, values):
+    """`table[values]`; OpenCV is faster where values have 8 bits."""
+    return cv2.LUT(values, table) if values.itemsize == 1 and values.ndim == 2 else table[values]
 
 
 def _has_twins(names):

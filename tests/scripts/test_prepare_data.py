@@ -89,6 +89,22 @@ def test_coco_stuff(tmp_path):
     assert (pixels[0], pixels[170], pixels[171]) == (1, 1, 1)
 
 
+def test_image_format(tmp_path):
+    """PNG images of the training split become JPEGs."""
+    for split in ("train", "val"):
+        examples = [noise_example(number) for number in range(2)]
+        write_files(tmp_path / split, tmp_path / f"{split}annot", examples)
+    arguments = ["camvid", "--source", tmp_path, "--output"]
+    call(*arguments, tmp_path / "png")
+    call(*arguments, tmp_path / "jpeg", "--image-format", "jpeg", "--quality", 50)
+    before, after = (pipelines.read_manifest(tmp_path / name) for name in ("png", "jpeg"))
+    assert after.options == {"image_format": "jpeg, quality 50"}
+    assert before.split("train").shards[0].bytes > after.split("train").shards[0].bytes
+    assert before.split("val").shards[0].bytes == after.split("val").shards[0].bytes
+    with pytest.raises(SystemExit):
+        call(*arguments, tmp_path / "bad", "--image-format", "jpeg", "--quality", 101)
+
+
 def test_folder(tmp_path):
     pairs = {(f"images/{i}.jpg", f"labels/{i}.png"): np.uint8([[0, 1]]) for i in range(4)}
     write_pairs(tmp_path, pairs)

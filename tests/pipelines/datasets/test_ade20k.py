@@ -3,7 +3,7 @@ import pytest
 
 from pipelines.datasets import ade20k
 from pipelines.errors import DataError
-from tests.pipelines.tiny_data import noise_example, write_files
+from tests.pipelines.tiny_data import noise_example, pack, write_files
 
 
 @pytest.fixture
@@ -22,6 +22,15 @@ def test_the_folder_or_its_parent(source):
     assert splits["train"][0].image == source / "images" / "training" / "000.jpg"
     assert splits["val"][0].label == source / "annotations" / "validation" / "001.png"
     assert ade20k.find(source.parent).splits == splits
+
+
+def test_archive(source):
+    """As it is downloaded: the folder's name comes first."""
+    pack(source.parent / "ADEChallengeData2016.zip", source, "ADEChallengeData2016/")
+    found = ade20k.find(source.parent / "ADEChallengeData2016.zip")
+    assert [e.id for examples in found.splits.values() for e in examples] == ["000", "001"]
+    for split, examples in ade20k.find(source).splits.items():
+        assert found.splits[split][0].read() == examples[0].read()
 
 
 def test_one_split_is_enough(source):

