@@ -271,6 +271,10 @@ class RegionContrast(Objective):
         description="compact: no more slots of a class than training images in which it occurs.",
     )
     temperature: float = Field(0.2, gt=0)
+    reduction: Literal["mean", "sum"] = Field(
+        "mean",
+        description="Over all centres, or the sum over an image's classes, averaged over images.",
+    )
     storage: Literal["float32", "bfloat16"] = Field("float32", description="Of the bank.")
     cross_replica: bool = Field(True, description="With scope batch: over the global batch.")
 

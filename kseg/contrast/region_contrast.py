@@ -21,10 +21,11 @@ class RegionContrast(Objective):
 
     Every class of every image has a centre, the (weighted) mean of the features just before the
     classifier. A centre is pulled towards the stored centres of its class and pushed away from
-    all others (Eq. 4), the mean over the centres of the global batch. Then it is stored itself.
+    all others (Eq. 4). Then it is stored itself.
 
     Source: Hu et al., "Region-aware Contrastive Learning for Semantic Segmentation", ICCV 2021.
-    The temperature, which the paper leaves open, is that of its public configuration.
+    What the paper leaves open: the temperature is that of its public configuration; how the L_i of
+    Eq. 4 become the L_RC of Eq. 5 is `reduction`.
 
     Args:
         num_classes: int.
@@ -34,6 +35,9 @@ class RegionContrast(Objective):
         capacity: int, stored centres of each class, or a list with a number for each class: see
             `MemoryBank`. The paper: the number of training images.
         temperature: float > 0.
+        reduction: `"mean"`: over the centres of the global batch. `"sum"`: over the classes of an
+            image, and the mean over the images, as the public code adds up its classes: as many
+            times larger as an image has classes.
         storage: `"float32"` or `"bfloat16"`, the dtype of the bank.
         cross_replica: bool. With `scope="batch"`, whether the keys are those of the global batch or
             of the replica's own; the bank is always filled by all replicas.
@@ -47,7 +51,7 @@ class RegionContrast(Objective):
         dict with the float32 scalar `centers`.
 
     Raises:
-        ValueError: if `scope` or `centers` is unknown.
+        ValueError: if `scope`, `centers` or `reduction` is unknown.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class RegionContrast(Objective):
         centers="weighted",
         capacity=1000,
         temperature=0.2,
+        reduction="mean",
         storage="float32",
         cross_replica=True,
         name="region_contrast",
@@ -68,11 +73,14 @@ class RegionContrast(Objective):
             raise ValueError(f"`scope` must be 'dataset' or 'batch'. Received: {scope=}")
         if centers not in MODES:
             raise ValueError(f"`centers` must be one of {MODES}. Received: {centers=}")
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"`reduction` must be 'mean' or 'sum'. Received: {reduction=}")
         self.num_classes = num_classes
         self.scope = scope
         self.centers = centers
         self.capacity = capacity
         self.temperature = temperature
+        self.reduction = reduction
         self.storage = storage
         self.cross_replica = cross_replica
         self.bank = None
@@ -114,10 +122,14 @@ class RegionContrast(Objective):
             block_size=_BLOCK_SIZES,
             **arguments,
         )
-        # The bank is one for all replicas, and so is the mean over the anchors that it serves.
-        cross_replica = self.cross_replica or self.scope == "dataset"
-        terms = {"centers": global_mean(loss, valid, cross_replica=cross_replica)}
-        return terms, (centers, center_labels)
+        if self.reduction == "sum":
+            images = outputs["features"].shape[0] * replicas.num_replicas()
+            term = ops.sum(loss) / images
+        else:
+            # The bank is one for all replicas, and so is the mean over the anchors that it serves.
+            cross_replica = self.cross_replica or self.scope == "dataset"
+            term = global_mean(loss, valid, cross_replica=cross_replica)
+        return {"centers": term}, (centers, center_labels)
 
     def remember(self, found):
         """Stores centres in the bank, those of all replicas in the replicas' order."""
@@ -133,6 +145,7 @@ class RegionContrast(Objective):
             "centers": self.centers,
             "capacity": self.capacity,
             "temperature": self.temperature,
+            "reduction": self.reduction,
             "storage": self.storage,
             "cross_replica": self.cross_replica,
         }

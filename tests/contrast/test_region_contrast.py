@@ -27,6 +27,11 @@ def prepared(**arguments):
     return objective
 
 
+def centers_of(outputs, labels):
+    found = region_centers(outputs["features"], outputs["logits"], labels)
+    return [x.numpy() for x in found]
+
+
 def mean_loss(anchors, keys, positions=None, temperature=0.2):
     loss, valid, *_ = reference(*anchors, *keys, temperature, positions)
     return loss.sum() / max(valid.sum(), 1)
@@ -67,10 +72,27 @@ def test_a_full_ring_forgets_the_oldest():
         np.testing.assert_allclose(stored[order], last[:, n], rtol=1e-6)
 
 
+@pytest.mark.parametrize("scope", ["dataset", "batch"])
+def test_sum_over_the_classes_of_an_image(scope):
+    objective = prepared(scope=scope, reduction="sum", capacity=20)
+    objective.remember(objective.contrast(*example(seed=1))[1])
+    outputs, labels = example()
+    labels[1] = 255  # An image without a class counts as an image.
+    anchors = centers_of(outputs, labels)
+    if scope == "dataset":
+        keys, positions = centers_of(*example(seed=1)), None
+    else:
+        keys, positions = anchors, np.arange(12)
+    loss, *_ = reference(*anchors, *keys, 0.2, positions)
+    by_image = loss.reshape((4, 3)).sum(axis=1)
+    assert by_image[1] == 0 and np.all(by_image[[0, 2, 3]] > 0)
+    np.testing.assert_allclose(objective(outputs, labels)["centers"], by_image.mean(), rtol=1e-4)
+
+
 def test_scope_batch():
     objective = prepared(scope="batch")
     outputs, labels = example()
-    anchors = [x.numpy() for x in region_centers(outputs["features"], outputs["logits"], labels)]
+    anchors = centers_of(outputs, labels)
     expected = mean_loss(anchors, anchors, np.arange(12))
     np.testing.assert_allclose(objective(outputs, labels)["centers"], expected, rtol=1e-5)
     assert objective.bank is None
@@ -133,11 +155,14 @@ def train(strategy, steps, **arguments):
     return logs, weights, bank
 
 
-@pytest.mark.parametrize("scope", ["dataset", "batch"])
-def test_two_replicas_are_one_with_the_whole_batch(mirrored, scope):
-    logs, weights, bank = train(tf.distribute.get_strategy(), 3, scope=scope)
+@pytest.mark.parametrize(
+    "scope, reduction", [("dataset", "mean"), ("batch", "mean"), ("dataset", "sum")]
+)
+def test_two_replicas_are_one_with_the_whole_batch(mirrored, scope, reduction):
+    arguments = {"scope": scope, "reduction": reduction}
+    logs, weights, bank = train(tf.distribute.get_strategy(), 3, **arguments)
     assert logs[-1]["region_contrast/centers"] > 0
-    for ours, goal in zip(train(mirrored, 3, scope=scope), (logs, weights, bank), strict=True):
+    for ours, goal in zip(train(mirrored, 3, **arguments), (logs, weights, bank), strict=True):
         for x, y in zip(ours, goal, strict=True):
             if isinstance(x, dict):
                 x, y = list(x.values()), list(y.values())
@@ -152,7 +177,11 @@ def test_evaluation_leaves_the_bank_alone():
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [({"scope": "image"}, "scope='image'"), ({"centers": "mean"}, "centers='mean'")],
+    [
+        ({"scope": "image"}, "scope='image'"),
+        ({"centers": "mean"}, "centers='mean'"),
+        ({"reduction": "none"}, "reduction='none'"),
+    ],
 )
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
