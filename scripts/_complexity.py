@@ -152,24 +152,28 @@ class Subject:
         from kseg.segmenters import inference_model
 
         spec = tf.TensorSpec((1, *self._config.data.crop_size, 3))
-        found, calls = {"training": {}, "inference": {}}, []
+        found = {"training": {}, "inference": {}}
+        works = {"training": {}, "inference": {}}
         for column in ("without", "contrast"):
             trainer, step = self.build(column)
             deployed = inference_model(trainer.segmenter)
-            for phase, model, work, repeats in (
-                ("training", trainer.segmenter, self._training_step(step), 1),
-                ("inference", deployed, self._prediction(deployed), 5),
+            for phase, model, work in (
+                ("training", trainer.segmenter, self._training_step(step)),
+                ("inference", deployed, self._prediction(deployed)),
             ):
                 work()  # Compiles.
+                works[phase][column] = work
                 found[phase][column] = {
                     "parameters": count_parameters(model),
                     "flops": count_flops(lambda x, m=model: m(x, training=False), spec),
                     "seconds": float("inf"),
                 }
-                calls.append((found[phase][column], work, repeats))
-        for _ in range(rounds):
-            for values, work, repeats in calls:
-                values["seconds"] = min(values["seconds"], best_seconds(work, repeats))
+        # A prediction takes a fraction of a step, in which a little noise is a large part.
+        for phase, times in (("training", rounds), ("inference", 10 * rounds)):
+            for _ in range(times):
+                for column, work in works[phase].items():
+                    values = found[phase][column]
+                    values["seconds"] = min(values["seconds"], best_seconds(work, 1))
         return found
 
     def peak_bytes(self, phase, column):

@@ -184,12 +184,12 @@ def test_window_of_the_run_on_a_saved_model(tiny_run, saved_model, tmp_path):
 @pytest.fixture(scope="module")
 def cityscapes_data(tmp_path_factory):
     """The tiny run's images under names of Cityscapes, and their annotation."""
-    folder = write_data(tmp_path_factory.mktemp("cityscapes") / "data")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["categories"] = {"ground": [0, 1], "vehicle": [2]}
-    manifest["groups"] = {"rare": [2]}
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "dataset": "cityscapes"}))
-    return folder
+    return write_data(
+        tmp_path_factory.mktemp("cityscapes") / "data",
+        dataset="cityscapes",
+        categories={"ground": [0, 1], "vehicle": [2]},
+        groups={"rare": [2]},
+    )
 
 
 @pytest.fixture

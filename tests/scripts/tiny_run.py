@@ -70,8 +70,10 @@ def png(picture):
     return cv2.imencode(".png", picture)[1].tobytes()
 
 
-def write_data(folder, names=NAMES, sizes=((40, 56), (33, 47), (40, 56)), dataset="tiny"):
-    taxonomy = Taxonomy(names, (PALETTE * 2)[: len(names)], {**{i: i for i in range(3)}, 255: 255})
+def write_data(folder, names=NAMES, sizes=((40, 56), (33, 47), (40, 56)), dataset="tiny", **more):
+    """Writes records; `more` are categories and groups."""
+    label_map = {**{i: i for i in range(3)}, 255: 255}
+    taxonomy = Taxonomy(names, (PALETTE * 2)[: len(names)], label_map, **more)
     examples = [Example(str(i), size) for i, size in enumerate(sizes)]
     splits = {"val": examples, "test": examples[:1]}
     records.write(folder, dataset, taxonomy, splits, workers=1, progress=False)
