@@ -215,8 +215,9 @@ def main(arguments=None):
         )
         more = {"categories": manifest.categories, "groups": manifest.groups}
         more["boundary_iou"] = boundary.iou if boundary else None
-        print(evaluation.scores.table(classes.names, **more))
-        if not evaluation.scores.matrix.any():
+        if evaluation.scores.matrix.any():
+            print(evaluation.scores.table(classes.names, **more))
+        else:
             print("no pixel of this split has a label: there is nothing to score")
         speed = evaluation.images_per_second
         known = "" if math.isnan(speed) else f", {speed:.2f} a second"
