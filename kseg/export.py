@@ -21,7 +21,10 @@ def export(segmenter, path, classes, *, overwrite=False):
 
     The signature `serving_default` takes RGB images `images`, uint8 `(batch, height, width, 3)` of
     any size; `serving_float` takes float32 in 0 to 255. Both give `logits`, float32 `(batch,
-    height, width, num_classes)` at the size of the images. On the loaded object, `serve` takes
+    height, width, num_classes)` at the size of the images. `serving_image` takes one `image`, uint8
+    `(height, width, 3)`, and `serving_bytes` the bytes of one JPEG or PNG file, `encoded`, a string
+    without axes; both give `classes`, uint8 `(height, width)`, and `confidence`, float32 alike, the
+    probability of that class. EXIF tags do not turn the image. On the loaded object, `serve` takes
     either dtype, `class_names()` gives the names, string `(num_classes,)`, and `palette()` the
     colours, uint8 `(num_classes, 3)`; both also stand in `assets/classes.json`. Only
     the weights that these logits need are in it: no projector, no auxiliary head (but the coarse
@@ -64,6 +67,8 @@ def export(segmenter, path, classes, *, overwrite=False):
             signatures={
                 "serving_default": module.serve.get_concrete_function(_images("uint8")),
                 "serving_float": module.serve.get_concrete_function(_images("float32")),
+                "serving_image": module.serve_image.get_concrete_function(),
+                "serving_bytes": module.serve_bytes.get_concrete_function(),
             },
         )
         if path.exists():
@@ -190,6 +195,24 @@ def _served_module(model, classes):
     def serve(images):
         return {"logits": model(images, training=False)}
 
+    def label(image):
+        probabilities = tf.nn.softmax(model(image[None], training=False)[0])
+        return {
+            "classes": tf.cast(tf.argmax(probabilities, axis=-1, output_type="int32"), "uint8"),
+            "confidence": tf.reduce_max(probabilities, axis=-1),
+        }
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, None, 3), "uint8", name="image")], autograph=False
+    )
+    def serve_image(image):
+        return label(image)
+
+    @tf.function(input_signature=[tf.TensorSpec((), "string", name="encoded")], autograph=False)
+    def serve_bytes(encoded):
+        # Despite its name the op also reads JPEG; grey is repeated, transparency dropped.
+        return label(tf.image.decode_png(encoded, channels=3))
+
     @tf.function(input_signature=[], autograph=False)
     def class_names():
         return tf.constant(classes.names)
@@ -199,6 +222,7 @@ def _served_module(model, classes):
         return tf.constant(classes.palette, "uint8")
 
     module.serve, module.class_names, module.palette = serve, class_names, palette
+    module.serve_image, module.serve_bytes = serve_image, serve_bytes
     return module
 
 

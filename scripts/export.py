@@ -1,10 +1,11 @@
-"""Writes a trained run as a SavedModel.
+"""Writes a trained run as a SavedModel, or for LiteRT (TFLite) or ONNX.
 
     python scripts/export.py --run runs/quickstart --output model
+    python scripts/export.py --run runs/quickstart --output model.onnx --format onnx --check photos
 
 The SavedModel takes RGB images of any size, uint8 or float32 in 0 to 255, and gives logits of that
 size. Names and colours of the classes are in it. Its signatures are described at
-`kseg.export.export`.
+`kseg.export.export`; the files for LiteRT and ONNX at `kseg.portable`.
 """
 
 import argparse
@@ -17,7 +18,7 @@ def parse_arguments(arguments=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", required=True, help="folder of a run, such as runs/quickstart")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--output", required=True, metavar="PATH", help="folder or file to write")
     parser.add_argument(
         "--checkpoint", default="best", help="best (default), latest, or a step such as 3000"
     )
@@ -29,6 +30,22 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a SavedModel that is there"
     )
+    parser.add_argument(
+        "--format", choices=("saved_model", "tflite", "onnx"), default="saved_model"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="of images; tflite: default the crop of the training; onnx: default any size",
+    )
+    parser.add_argument(
+        "--check",
+        metavar="PATH",
+        help="image or folder: the first 8 images go through the file and through the network "
+        "that a SavedModel holds, and the difference is printed (tflite, onnx)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -36,16 +53,97 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     import keras
 
+    from kseg.errors import UserError
     from kseg.export import export
     from kseg.runs import Run
 
     run = Run.open(options.run)
+    if options.format != "saved_model":
+        return export_portable(options, run)
+    if options.size or options.check:
+        raise UserError("`--size` and `--check` are for --format tflite and onnx. Leave them out")
     keras.config.set_dtype_policy(options.precision or run.config.train.precision)
     export(
         run.segmenter(options.checkpoint), options.output, run.classes, overwrite=options.overwrite
     )
     print(f"SavedModel: {options.output} ({len(run.classes)} classes)")
     return 0
+
+
+def export_portable(options, run):
+    """Writes one file for LiteRT or ONNX, in float32, and compares it on real images."""
+    import keras
+
+    from kseg import portable
+    from kseg.errors import UserError
+
+    if options.precision not in (None, "float32"):
+        raise UserError(
+            f"`--format {options.format}` is written in float32. Received: --precision "
+            f"{options.precision}. Leave it out"
+        )
+    if options.size and min(options.size) < 1:
+        raise UserError(f"`--size` must be positive. Received: {options.size}")
+    images = check_images(options.check) if options.check else []
+    keras.config.set_dtype_policy("float32")
+    segmenter = run.segmenter(options.checkpoint)
+    size = options.size
+    if options.format == "tflite":
+        size = size or run.config.data.crop_size
+        portable.export_tflite(
+            segmenter, options.output, run.classes, size, overwrite=options.overwrite
+        )
+    else:
+        portable.export_onnx(
+            segmenter, options.output, run.classes, size, overwrite=options.overwrite
+        )
+    shown = "any size" if size is None else "{} x {}".format(*size)
+    print(f"{options.format}: {options.output} ({len(run.classes)} classes, {shown})")
+    if images:
+        check(options, segmenter, images, size)
+    return 0
+
+
+def check_images(path):
+    """Reads the first 8 images of a file or folder: uint8 RGB arrays."""
+    import pathlib
+
+    import cv2
+
+    from kseg.errors import UserError
+
+    path = pathlib.Path(path)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    images = []
+    for file in files:
+        image = cv2.imread(str(file), cv2.IMREAD_COLOR) if file.is_file() else None
+        if image is not None and len(images) < 8:
+            images.append(image[..., ::-1])
+    if not images:
+        raise UserError(f"There is no readable image in {path}. Give --check another place")
+    return images
+
+
+def check(options, segmenter, images, size):
+    """Prints how far the file's logits are from those of the network."""
+    import cv2
+    import numpy as np
+
+    from kseg import portable
+    from kseg.segmenters import inference_model
+
+    run = {"tflite": portable.run_tflite, "onnx": portable.run_onnx}[options.format]
+    model = inference_model(segmenter)
+    found = []
+    for image in images:
+        resized = cv2.resize(np.ascontiguousarray(image), tuple(size)[::-1]) if size else image
+        batch = np.ascontiguousarray(resized)[None]
+        found.append(portable.compare(model(batch), run(options.output, batch)))
+    agreements, differences = zip(*found, strict=True)
+    print(
+        f"{len(images)} images: {100 * sum(agreements) / len(images):.4f} % of pixels get the same "
+        f"class, logits differ by at most {max(differences):.2g}"
+    )
 
 
 if __name__ == "__main__":

@@ -86,7 +86,9 @@ def test_signatures_without_kseg(exported):
     loaded = tf.saved_model.load(str(path))
     images = batch()["image"]
     expected = inference_model(segmenter)(images)
-    assert set(loaded.signatures) == {"serving_default", "serving_float"}
+    assert set(loaded.signatures) == {
+        f"serving_{kind}" for kind in ("default", "float", "image", "bytes")
+    }
     found = loaded.signatures["serving_default"](images=tf.constant(images))["logits"]
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     found = loaded.signatures["serving_float"](images=tf.constant(images, "float32"))["logits"]
@@ -123,6 +125,27 @@ def test_fresh_process_gives_the_same_logits_at_odd_sizes(exported, tmp_path):
             assert found[name].dtype == np.float32
             assert found[name].shape == (*images.shape[:3], 3)
             np.testing.assert_allclose(found[name], model(images), rtol=1e-3, atol=1e-3)
+
+
+def test_one_image_and_encoded_bytes_get_classes(exported):
+    segmenter, path = exported
+    image = batch((33, 47), seed=5)["image"][0]
+    signatures = tf.saved_model.load(str(path)).signatures
+    logits = inference_model(segmenter)(image[None])[0].numpy().astype("float64")
+    odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    confidence = (odds / odds.sum(axis=-1, keepdims=True)).max(axis=-1)
+    png = tf.io.encode_png(image)
+    jpeg = tf.io.encode_jpeg(image)
+    for found in (
+        signatures["serving_image"](image=tf.constant(image)),
+        signatures["serving_bytes"](encoded=png),
+    ):
+        assert found["classes"].dtype == "uint8"
+        np.testing.assert_array_equal(found["classes"], logits.argmax(axis=-1))
+        np.testing.assert_allclose(found["confidence"], confidence, atol=1e-3)
+    decoded = signatures["serving_image"](image=tf.io.decode_jpeg(jpeg))
+    found = signatures["serving_bytes"](encoded=jpeg)
+    np.testing.assert_array_equal(found["classes"], decoded["classes"])
 
 
 def batches():

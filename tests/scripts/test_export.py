@@ -1,7 +1,11 @@
+import json
+
+import cv2
 import numpy as np
 import pytest
 
 from kseg import export as library
+from kseg import portable
 from kseg.errors import UserError
 from kseg.segmenters import inference_model
 from tests.scripts.tiny_run import NAMES, PALETTE, script
@@ -39,6 +43,29 @@ def test_precision_and_overwrite(tiny_run, tmp_path):
     difference = np.abs(logits - exact).max() / np.abs(exact).max()
     assert logits.dtype == "float32"
     assert 1e-5 < difference < 0.1, "rounded to 8 bits on the way"
+
+
+@pytest.mark.parametrize("kind, size", [("tflite", (32, 40)), ("onnx", None)])
+def test_other_formats_agree_with_the_network(tiny_run, tmp_path, capsys, kind, size):
+    picture = np.random.default_rng(1).integers(0, 256, (32, 40, 3)).astype("uint8")
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    file = tmp_path / f"model.{kind}"
+    arguments = ["--run", tiny_run.path, "--output", file, "--format", kind]
+    arguments += ["--check", tmp_path / "a.png", *(["--size", *size] if size else [])]
+    call(*arguments)
+    assert "1 images: 100.0000 %" in capsys.readouterr().out
+    run = {"tflite": portable.run_tflite, "onnx": portable.run_onnx}[kind]
+    expected = inference_model(tiny_run.segmenter())(picture[None])
+    np.testing.assert_allclose(run(file, picture[None]), expected, rtol=1e-3, atol=1e-3)
+    assert json.loads((tmp_path / "model.classes.json").read_text())["names"] == NAMES
+    with pytest.raises(UserError, match=r"there already\. Use --overwrite"):
+        call(*arguments)
+    with pytest.raises(UserError, match="is written in float32"):
+        call(*arguments, "--precision", "mixed_bfloat16")
+
+
+def test_comparison_by_hand():
+    assert portable.compare([[1.0, 2.0], [3.0, 0.0]], [[2.5, 2.0], [3.0, 0.0]]) == (0.5, 1.5)
 
 
 def test_names_what_is_missing(tiny_run, tmp_path):

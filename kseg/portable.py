@@ -1,0 +1,153 @@
+"""Networks as one file for other runtimes: LiteRT (TFLite) and ONNX."""
+
+import importlib.util
+import json
+import os
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from kseg.errors import UserError
+from kseg.segmenters import inference_model
+
+_OPSET = 18
+
+
+def export_tflite(segmenter, path, classes, size, *, overwrite=False):
+    """Writes a float32 network for LiteRT, the runtime that was called TensorFlow Lite.
+
+    Its input `images` is uint8 RGB `(1, height, width, 3)`, its output `logits` float32 `(1,
+    height, width, num_classes)`. The names and colours of the classes go to a JSON file beside it,
+    of the same name with `.classes.json` in place of the ending. Only operations built into LiteRT
+    are used, so that an interpreter without TensorFlow runs it.
+
+    Args:
+        segmenter: float32 model from `kseg.segmenters.build_segmenter`.
+        path: file to write. It is complete or not there at all.
+        classes: `kseg.runs.Classes`.
+        size: `(height, width)` of the images.
+        overwrite: bool, replace the file that is there.
+
+    Raises:
+        UserError: if the file is there, cannot be written, or the converter cannot do this network.
+        ValueError: if the segmenter computes in another precision, or has other classes.
+    """
+
+    def convert(function):
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [function.get_concrete_function()], function
+        )
+        return converter.convert()
+
+    _export(segmenter, path, classes, size, overwrite, "LiteRT", convert)
+
+
+def export_onnx(segmenter, path, classes, size=None, *, overwrite=False):
+    """Writes a float32 network as ONNX, opset 18.
+
+    Its input `images` is uint8 RGB `(batch, height, width, 3)`, its output `logits` float32
+    `(batch, height, width, num_classes)`; names and colours are beside it as for `export_tflite`.
+
+    Args:
+        segmenter, path, classes, overwrite: as for `export_tflite`.
+        size: `(height, width)` of the images, with a batch of one; or None: any size and batch.
+
+    Raises:
+        UserError: if tf2onnx is not installed; else as for `export_tflite`.
+        ValueError: as for `export_tflite`.
+    """
+    if importlib.util.find_spec("tf2onnx") is None:
+        raise UserError("ONNX needs the extra `onnx`: pip install kseg[onnx]")
+
+    def convert(function):
+        import tf2onnx
+
+        model, _ = tf2onnx.convert.from_function(
+            function, input_signature=function.input_signature, opset=_OPSET
+        )
+        return model.SerializeToString()
+
+    _export(segmenter, path, classes, size, overwrite, "ONNX", convert)
+
+
+def run_tflite(path, images):
+    """Logits of a LiteRT file: float32 `(1, height, width, num_classes)` of uint8 images."""
+    interpreter = tf.lite.Interpreter(str(path))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images)
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+def run_onnx(path, images):
+    """Logits of an ONNX file by ONNX Runtime: float32, of uint8 images `(batch, h, w, 3)`.
+
+    Raises:
+        UserError: if ONNX Runtime is not installed.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise UserError("Running ONNX needs the extra `onnx`: pip install kseg[onnx]")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"images": images})[0]
+
+
+def compare(expected, found):
+    """Compares logits.
+
+    Args:
+        expected, found: float arrays `(..., num_classes)` of one shape.
+
+    Returns:
+        `(agreement, difference)`, floats: the part of the pixels that get the same class, and the
+        largest absolute difference of logits.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    expected, found = np.asarray(expected), np.asarray(found)
+    if expected.shape != found.shape:
+        raise ValueError(
+            f"The logits must have one shape. Received: {expected.shape}, {found.shape}"
+        )
+    same = np.argmax(expected, axis=-1) == np.argmax(found, axis=-1)
+    return float(np.mean(same)), float(np.max(np.abs(expected - found)))
+
+
+def _export(segmenter, path, classes, size, overwrite, target, convert):
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Give a file to write")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already. Use --overwrite to replace it")
+    model = inference_model(segmenter)
+    if model.output.shape[-1] != len(classes):
+        raise ValueError(
+            f"The segmenter must have the {len(classes)} classes it is exported with. "
+            f"Received: {model.output.shape[-1]}"
+        )
+    if any(layer.compute_dtype != "float32" for layer in model._flatten_layers(include_self=False)):
+        raise ValueError(f"A network for {target} must compute in float32")
+    shape = (None, None, None, 3) if size is None else (1, *size, 3)
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, "uint8", name="images")], autograph=False)
+    def serve(images):
+        return {"logits": model(images, training=False)}
+
+    try:
+        content = convert(serve)
+    except Exception as error:  # Converters raise whatever their stages raise.
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"The converter to {target} cannot do this network ({reason})") from None
+    text = json.dumps({"names": classes.names, "palette": classes.palette}) + "\n"
+    for file, data in ((path.with_suffix(".classes.json"), text.encode()), (path, content)):
+        unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_bytes(data)
+            os.replace(unfinished, file)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise UserError(f"{file} cannot be written ({error}). Give another place") from None
