@@ -195,8 +195,11 @@ def _served_module(model, classes):
     def serve(images):
         return {"logits": model(images, training=False)}
 
+    # The network stands in the file once for each dtype, however many signatures use it.
+    serve_uint8 = serve.get_concrete_function(_images("uint8"))
+
     def label(image):
-        probabilities = tf.nn.softmax(model(image[None], training=False)[0])
+        probabilities = tf.nn.softmax(serve_uint8(image[None])["logits"][0])
         return {
             "classes": tf.cast(tf.argmax(probabilities, axis=-1, output_type="int32"), "uint8"),
             "confidence": tf.reduce_max(probabilities, axis=-1),
