@@ -1,12 +1,16 @@
-"""Labels images with a SavedModel.
+"""Labels images or a video with a SavedModel.
 
     python scripts/predict.py --saved-model model --input photos --output labels
+    python scripts/predict.py --saved-model model --input drive.mp4 --output labels
 
 For each image STEM.jpg it writes STEM.png, one channel of class numbers from 0, and
 STEM_overlay.png, the classes' colours over the image. A folder is searched with its subfolders,
 and the output has the same subfolders; names that begin with a dot are left out. Images of any
 kind are read as 8-bit RGB: grey is repeated, transparency dropped, and photos are turned upright
 as their EXIF tag says.
+
+Of a video STEM.mp4 it writes STEM_overlay.mp4, the colours over each frame, of the same size and
+frame rate and without sound.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import _common
 from _progress import Progress
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 
 
 def parse_arguments(arguments=None):
@@ -29,7 +34,11 @@ def parse_arguments(arguments=None):
         "--saved-model", required=True, metavar="DIR", help="what scripts/export.py wrote"
     )
     parser.add_argument(
-        "--input", required=True, metavar="PATH", help=f"image or folder ({' '.join(_SUFFIXES)})"
+        "--input",
+        required=True,
+        metavar="PATH",
+        help=f"image, folder of images ({' '.join(_SUFFIXES)}), or video "
+        f"({' '.join(_VIDEO_SUFFIXES)})",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     return parser.parse_args(arguments)
@@ -37,7 +46,10 @@ def parse_arguments(arguments=None):
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    jobs = plan(pathlib.Path(options.input), pathlib.Path(options.output))
+    source, output = pathlib.Path(options.input), pathlib.Path(options.output)
+    video = source.is_file() and source.suffix.lower() in _VIDEO_SUFFIXES
+    target = plan_video(source, output) if video else None
+    jobs = [] if video else plan(source, output)
 
     import tensorflow as tf
 
@@ -51,6 +63,9 @@ def main(arguments=None):
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False)
     def label(images):
         return predict(model, images, len(model.classes))
+
+    if video:
+        return label_video(source, target, label, model.classes.palette)
 
     def write(image, labels, label_file, overlay_file):
         visualize.write_png(label_file, labels)
@@ -87,6 +102,76 @@ def main(arguments=None):
             f"{len(unreadable)} of {len(jobs)} files are no readable images: "
             f"{', '.join(unreadable[:5])}{more}. The others are labelled"
         )
+    return 0
+
+
+def plan_video(source, output):
+    """Chooses the file to write for a video.
+
+    Raises:
+        UserError: if it is the video itself, or the output is no folder.
+    """
+    from kseg.errors import UserError
+
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file. Use a folder for --output")
+    target = output / f"{source.stem}_overlay.mp4"
+    if target.resolve() == source.resolve():
+        raise UserError(f"{target} would be overwritten. Use another folder for --output")
+    return target
+
+
+def label_video(source, target, label, palette):
+    """Writes a video with the classes' colours over each frame.
+
+    Args:
+        source: `pathlib.Path` of a video.
+        target: `pathlib.Path` of the `.mp4` to write; it is there only when it is complete.
+        label: function from uint8 `(1, height, width, 3)` to class numbers `(1, height, width)`.
+        palette: list of `[red, green, blue]`.
+
+    Raises:
+        UserError: if the video cannot be read or written.
+    """
+    import cv2
+    import numpy as np
+
+    from kseg import visualize
+    from kseg.errors import UserError
+
+    capture = cv2.VideoCapture(str(source))
+    there, frame = capture.read()
+    if not there:
+        raise UserError(f"{source} is no readable video")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}")
+    height, width = frame.shape[:2]
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    codec = cv2.VideoWriter_fourcc(*"mp4v")
+    # Where a file does not tell its frame rate: that of most.
+    writer = cv2.VideoWriter(str(unfinished), codec, rate if rate > 0 else 25.0, (width, height))
+    progress = Progress(max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 1))
+    count, start = 0, None
+    try:
+        if not writer.isOpened():
+            raise UserError(f"{target} cannot be written as a video of {width} x {height}")
+        while there:
+            image = np.ascontiguousarray(frame[..., ::-1])
+            labels = label(image[None])[0].numpy()
+            writer.write(visualize.overlay(image, labels, palette)[..., ::-1])
+            count += 1
+            start = start or time.perf_counter()  # The first call compiles.
+            progress(count)
+            there, frame = capture.read()
+        writer.release()
+        unfinished.replace(target)
+    finally:
+        writer.release()
+        capture.release()
+        unfinished.unlink(missing_ok=True)
+    seconds = time.perf_counter() - start
+    speed = f", {(count - 1) / seconds:.2f} a second" if count > 1 else ""
+    print(f"{count} frames{speed}: {target}")
     return 0
 
 

@@ -147,6 +147,49 @@ def test_refuses_before_it_writes(saved_model, tmp_path):
     assert not out.exists()
 
 
+def write_video(path, frames):
+    """Blocks of 16 pixels of one of three colours, which compression hardly changes."""
+    size = (48, 64)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12.5, size[::-1])
+    labels = np.random.default_rng(0).integers(0, 3, (frames, 3, 4))
+    labels = labels.repeat(16, axis=1).repeat(16, axis=2).astype("uint8")
+    pictures = (np.eye(3)[labels] * 200 + 20).astype("uint8")
+    for picture in pictures:
+        writer.write(picture[..., ::-1])
+    writer.release()
+    return pictures, labels
+
+
+def test_labels_a_video(saved_model, tmp_path, capsys):
+    pictures, labels = write_video(tmp_path / "drive.avi", 5)
+    call(saved_model, tmp_path / "drive.avi", tmp_path / "out")
+    assert files(tmp_path / "out") == ["drive_overlay.mp4"]
+    assert "5 frames" in capsys.readouterr().out
+    capture = cv2.VideoCapture(str(tmp_path / "out/drive_overlay.mp4"))
+    assert abs(capture.get(cv2.CAP_PROP_FPS) - 12.5) < 0.1
+    for picture, truth in zip(pictures, labels, strict=True):
+        there, frame = capture.read()
+        assert there
+        expected = visualize.overlay(picture, truth, PALETTE)
+        difference = np.abs(frame[..., ::-1].astype(int) - expected)
+        # Inside the blocks; two compressions blur their edges.
+        assert np.median(difference) <= 12
+    assert not capture.read()[0]
+
+
+def test_videos_that_cannot_be(saved_model, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(UserError, match="is no readable video"):
+        call(saved_model, tmp_path / "broken.mp4", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "a_overlay.mp4").write_bytes(b"")
+    (tmp_path / "a.mp4").symlink_to(tmp_path / "a_overlay.mp4")
+    with pytest.raises(UserError, match="would be overwritten"):
+        call(saved_model, tmp_path / "a.mp4", tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        call(saved_model, tmp_path / "a.mp4", tmp_path / "broken.mp4")
+
+
 def test_as_a_command(saved_model, tmp_path):
     _, labels = write_image(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "broken.jpg").write_bytes(b"no image")
