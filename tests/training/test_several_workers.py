@@ -84,7 +84,7 @@ def state(folder, run, step):
 
 def wait_for_step(folder, run, step, processes):
     file = folder / f"runs/{run}/checkpoints/step-{step:08d}.npz"
-    deadline = time.time() + 60
+    deadline = time.time() + 180
     while not file.exists():
         assert time.time() < deadline
         for process in processes:
@@ -127,7 +127,7 @@ def test_a_killed_worker_ends_the_other_and_both_go_on(folder, alone):
     processes = start_both(folder, "--run", "runs/killed")
     wait_for_step(folder, "killed", 15, processes)
     processes[1].kill()
-    _, errors = processes[0].communicate(timeout=60)
+    _, errors = processes[0].communicate(timeout=180)
     assert processes[0].returncode == 2, errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert "lost another one" in line
@@ -140,12 +140,12 @@ def test_a_worker_that_is_asked_to_stop_stops_all(folder):
     processes = start_both(folder, "--run", "runs/asked", "--set", "train.steps=100000")
     wait_for_step(folder, "asked", 15, processes)
     processes[1].send_signal(signal.SIGTERM)
-    output, errors = processes[0].communicate(timeout=60)
+    output, errors = processes[0].communicate(timeout=180)
     assert processes[0].returncode == 130, errors
     step = int(re.search(r"stopped at step (\d+)", output)[1])
     assert step % 10 == 0
     assert max((folder / "runs/asked/checkpoints").glob("*")).stem == f"step-{step:08d}"
-    processes[1].communicate(timeout=60)
+    processes[1].communicate(timeout=180)
     assert processes[1].returncode == 130
 
 
