@@ -341,6 +341,12 @@ class PixelContrast(Objective):
     pixels_per_image: int = Field(
         10, gt=0, description="Pixels of a class in an image that a step remembers."
     )
+    max_keys: int | None = Field(
+        4096,
+        gt=0,
+        le=46_340,
+        description="Remembered rows that a step draws as keys; null: all are keys.",
+    )
     max_anchors: int = Field(1024, gt=1, description="Per batch.")
     max_views: int = Field(100, gt=0, description="Anchors of a class in an image.")
     min_count: int = Field(5, gt=0, description="Pixels a class needs in an image to take part.")

@@ -53,15 +53,15 @@ def end_to_end(quotas, rows):
     """Lays the rows that each group may give one group after the other.
 
     Args:
-        quotas: int32 tensor `(num_groups,)`, in sum at most `rows`.
-        rows: int.
+        quotas: int32 tensor `(num_groups,)`.
+        rows: int, how many of them are wanted, from the first on; or int32 tensor `(rows,)`, which.
 
     Returns:
-        `(owner, rank)`, int32 `(rows,)` each: the group of a row, -1 for unused rows, which come
-        last, and its number within the group from 0 on.
+        `(owner, rank)`, int32 `(rows,)` each: the group of a row, -1 for rows beyond the last
+        group's, and its number within the group from 0 on.
     """
     ends = ops.cumsum(quotas)
-    row = ops.arange(rows, dtype="int32")
+    row = ops.arange(rows, dtype="int32") if isinstance(rows, int) else rows
     owner = ops.cast(ops.searchsorted(ends, row, side="right"), "int32")
     used = owner < quotas.shape[0]
     safe = ops.minimum(owner, quotas.shape[0] - 1)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kseg.contrast.grouping import sort_by_group
+from kseg.contrast.grouping import end_to_end, sort_by_group
 from kseg.variables import RowReader, write_rows
 
 
@@ -76,6 +76,37 @@ class MemoryBank(keras.layers.Layer):
         slot = np.arange(len(owner), dtype="int32") - self._starts[owner]
         filled = slot < ops.take(self.count, owner)
         return RowReader(self.entries), ops.where(filled, owner, -1)
+
+    def sample(self, max_keys, *, seed=None):
+        """Draws some of the slots that hold something, each equally likely and at most once.
+
+        The slots, ring by ring, are divided into `max_keys` equal parts, and one is drawn of each:
+        every class, and every age within it, gives its share. If there are no more, all are given.
+
+        Args:
+            max_keys: int in [1, 46340].
+            seed: int or `keras.random.SeedGenerator`; the same int gives the same sample.
+
+        Returns:
+            `(rows, labels)`: tensor `(max_keys, dim)` and int32 `(max_keys,)`, sorted by class; -1
+            marks unused rows, which come last.
+
+        Raises:
+            ValueError: if `max_keys` is outside its range.
+        """
+        if not 1 <= max_keys <= 46_340:  # Its square has to fit into an int32.
+            raise ValueError(f"`max_keys` must be in [1, 46340]. Received: {max_keys=}")
+        total = ops.sum(self.count)
+        number = ops.arange(max_keys, dtype="int32")
+        # Part i begins at i * total // max_keys, which in this form stays inside an int32.
+        whole, rest = total // max_keys, total % max_keys
+        begin, end = (i * whole + i * rest // max_keys for i in (number, number + 1))
+        noise = keras.random.uniform((max_keys,), dtype="float32", seed=seed)
+        step = ops.cast(noise * ops.cast(end - begin, "float32"), "int32")
+        drawn = ops.minimum(begin + step, end - 1)
+        ring, slot = end_to_end(self.count, ops.where(total > max_keys, drawn, number))
+        place = ops.take(self._starts, ops.maximum(ring, 0)) + slot
+        return RowReader(self.entries).take(place), ring
 
     def write(self, rows, labels):
         """Puts embeddings into the rings of their classes, over the oldest ones there.

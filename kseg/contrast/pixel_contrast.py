@@ -23,8 +23,9 @@ class PixelContrast(Objective):
 
     The anchors are drawn by `hard_anchors`. Without memory they are each other's keys. With memory
     the keys are, as in the public code, those of the memory alone: for each class a ring of pixels,
-    a few of each image, and a ring of regions, the mean embedding of the class in each image. The
-    term is the mean of `info_nce` over the anchors that have a positive, times
+    a few of each image, and a ring of regions, the mean embedding of the class in each image. A
+    step draws `max_keys` of them by chance, as the paper draws some for each anchor. The term is
+    the mean of `info_nce` over the anchors that have a positive, times
     `temperature / base_temperature`.
 
     Source: Wang et al., "Exploring Cross-Image Pixel Contrast for Semantic Segmentation", ICCV
@@ -40,6 +41,7 @@ class PixelContrast(Objective):
         pixel_capacity: int, remembered pixels of each class.
         region_capacity: int, remembered regions of each class.
         pixels_per_image: int, pixels of each class and image that are remembered in a step.
+        max_keys: int, remembered rows that a step draws as keys; None: all are keys.
         max_anchors: int, of the global batch.
         max_views: int, anchors of a class in an image.
         min_count: int, pixels that a class needs in an image to give anchors.
@@ -70,6 +72,7 @@ class PixelContrast(Objective):
         pixel_capacity=1000,
         region_capacity=1000,
         pixels_per_image=10,
+        max_keys=4096,
         max_anchors=1024,
         max_views=100,
         min_count=5,
@@ -89,6 +92,7 @@ class PixelContrast(Objective):
         self.pixel_capacity = pixel_capacity
         self.region_capacity = region_capacity
         self.pixels_per_image = pixels_per_image
+        self.max_keys = max_keys
         self.max_anchors = max_anchors
         self.max_views = max_views
         self.min_count = min_count
@@ -141,7 +145,7 @@ class PixelContrast(Objective):
         if self.bank is None:
             keys, key_labels = anchors, anchor_labels
         else:
-            keys, rings = self.bank.keys()
+            keys, rings = self._keys()
             key_labels = ops.where(rings >= 0, rings // len(self._rings), -1)
         mean = mean_info_nce(
             *(anchors, anchor_labels, keys, key_labels),
@@ -159,6 +163,12 @@ class PixelContrast(Objective):
             regions = ops.stop_gradient(embeddings), outputs["logits"], labels
             found.append(region_centers(*regions, mode="hard"))
         return {"pixels": mean * (self.temperature / self.base_temperature)}, found
+
+    def _keys(self):
+        """Remembered rows, and their rings: all of them, or a sample if they are too many."""
+        if self.max_keys is None or sum(self._capacities) <= self.max_keys:
+            return self.bank.keys()
+        return self.bank.sample(self.max_keys, seed=self.seed_generator)
 
     def _pixels(self, pixels, labels):
         """Pixels of the global batch to be remembered, and their classes; -1 for unused rows."""
@@ -189,6 +199,7 @@ class PixelContrast(Objective):
             "pixel_capacity": self.pixel_capacity,
             "region_capacity": self.region_capacity,
             "pixels_per_image": self.pixels_per_image,
+            "max_keys": self.max_keys,
             "max_anchors": self.max_anchors,
             "max_views": self.max_views,
             "min_count": self.min_count,

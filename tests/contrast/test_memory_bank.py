@@ -5,7 +5,6 @@ import tensorflow as tf
 
 from kseg.contrast.info_nce import info_nce
 from kseg.contrast.memory_bank import MemoryBank
-from kseg.variables import RowReader, write_rows
 
 
 class Rings:
@@ -117,15 +116,60 @@ def test_replicas_hold_the_same(mirrored):
         np.testing.assert_array_equal(copies[0], copies[1])
 
 
-def test_rows_of_a_variable_with_more_axes():
-    variable = keras.Variable(np.arange(24.0).reshape((2, 3, 2, 2)), trainable=False)
-    reader = RowReader(variable)
-    assert reader.shape == (12, 2)
-    np.testing.assert_array_equal(reader.rows(5, 2), [[10, 11], [12, 13]])
-    write_rows(variable, tf.constant([11, -1, 0]), tf.constant([[1.0, 1], [2, 2], [3, 3]]))
-    np.testing.assert_array_equal(
-        variable.numpy().reshape((12, 2))[[0, 1, 11]], [[3, 3], [2, 3], [1, 1]]
-    )
+@pytest.mark.parametrize("graph", [False, True])
+def test_sample(graph):
+    """Each part of the filled slots gives one: every class its share, none of them twice."""
+    bank = MemoryBank(3, [40, 10, 40], 1)
+    # Rings with 40, 4 and 30 entries; entry e of ring n is 100 n + e.
+    labels = np.repeat([0, 1, 2], [40, 4, 30]).astype("int32")
+    rows = np.concatenate([np.arange(40), 100 + np.arange(4), 200 + np.arange(30)])
+    bank.write(tf.constant(rows[:, None], "float32"), tf.constant(labels))
+    seed = keras.random.SeedGenerator(0)
+
+    def sample():
+        return bank.sample(20, seed=seed)
+
+    sample = tf.function(sample, autograph=False) if graph else sample
+    seen = np.zeros(74, int)
+    for _ in range(300):
+        keys, found = (x.numpy() for x in sample())
+        places = np.searchsorted(rows, keys[:, 0])
+        np.testing.assert_array_equal(rows[places], keys[:, 0])
+        np.testing.assert_array_equal(labels[places], found)
+        # Part i is [74 i // 20, 74 (i + 1) // 20).
+        assert all(74 * i // 20 <= place < 74 * (i + 1) // 20 for i, place in enumerate(places))
+        seen[places] += 1
+    # Each part has 3 or 4 slots: 75 to 100 draws of each, 8 the standard deviation.
+    assert seen.min() > 40 and seen.max() < 140
+
+
+def test_a_sample_of_few_is_all_of_them():
+    bank = MemoryBank(3, 5, 1)
+    bank.write(tf.constant([[1.0], [2.0], [3.0]]), tf.constant([2, 0, 2]))
+    keys, labels = bank.sample(4)
+    np.testing.assert_array_equal(labels, [0, 2, 2, -1])
+    np.testing.assert_array_equal(keys[:3, 0], [2, 1, 3])
+    keys, labels = MemoryBank(3, 5, 1).sample(4)
+    np.testing.assert_array_equal(labels, [-1] * 4)
+
+
+def test_a_sample_of_a_large_bank():
+    """Places beyond 2^24, where float32 no longer counts, and products beyond an int32."""
+    slots, count = 17_000_000, 46_340
+    bank = MemoryBank(1, slots, 1)
+    bank.count.assign([slots])
+    bank.entries.assign((np.arange(slots) // 512).astype("float32")[:, None])
+    keys, labels = (x.numpy() for x in bank.sample(count))
+    np.testing.assert_array_equal(labels, np.zeros(count))
+    begin = np.arange(count + 1) * slots // count
+    assert (keys[:, 0] >= begin[:-1] // 512).all()
+    assert (keys[:, 0] <= (begin[1:] - 1) // 512).all()
+
+
+def test_sample_refuses():
+    for max_keys in (0, 46_341):
+        with pytest.raises(ValueError, match=f"{max_keys=}"):
+            MemoryBank(1, 1, 1).sample(max_keys)
 
 
 def test_saves_and_loads(tmp_path):

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -193,6 +194,25 @@ def test_a_full_ring_holds_the_newest_pixels():
         # Two of each of the two images of the last step.
         (place,) = np.flatnonzero(np.abs(z - row).max(axis=1) < 1e-6)
         assert y[place] == n
+
+
+def test_a_part_of_the_memory_is_drawn_as_keys():
+    objective = everything(memory="both", pixel_capacity=30, region_capacity=10, max_keys=17)
+    outputs, labels = example()
+    objective.prepare(outputs)
+    for seed in range(4):
+        objective.remember(objective.contrast(*example(seed))[1])
+    objective.seed_generator = keras.random.SeedGenerator(5)
+    drawn = []
+    take = objective.bank.sample
+    objective.bank.sample = lambda *a, **k: drawn.append(take(*a, **k)) or drawn[-1]
+    found = objective.contrast(outputs, labels)[0]["pixels"]
+    ((keys, rings),) = drawn
+    z, y = rows(outputs, labels)
+    # Rings of pixels and of regions in turns.
+    loss, valid, *_ = reference(z, y, keys.numpy(), rings.numpy() // 2, 0.1, None)
+    assert len(set(rings.numpy())) == 6
+    np.testing.assert_allclose(found, loss.sum() / valid.sum() * 0.1 / 0.07, rtol=1e-4)
 
 
 def test_config_round_trip_and_refusal():
