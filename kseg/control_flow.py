@@ -19,8 +19,8 @@ def scan(step, carry, length, output_shapes=(), *, capacity=None):
         capacity: int, rows of the stacked outputs; needed if `length` is a tensor.
 
     Returns:
-        `(carry, outputs)`: the last carry, and each output stacked, `(capacity, *shape)`, with
-        zeros for rounds that did not run.
+        `(carry, outputs)`: the last carry, and for each output an object with `read(i)`, what round
+        i gave, and `stack()`, all rounds, `(capacity, *shape)`, zeros for those that did not run.
     """
     capacity = length if capacity is None else capacity
     if keras.backend.backend() == "tensorflow":
@@ -36,7 +36,18 @@ def scan(step, carry, length, output_shapes=(), *, capacity=None):
     stacks = tuple(ops.zeros((capacity, *shape), "float32") for shape in output_shapes)
     start = (ops.zeros((), "int32"), tuple(carry), stacks)
     _, carry, stacks = ops.while_loop(lambda i, carry, stacks: i < length, body, start)
-    return carry, stacks
+    return carry, tuple(map(_Stack, stacks))
+
+
+class _Stack:
+    def __init__(self, rounds):
+        self._rounds = rounds
+
+    def read(self, i):
+        return ops.take(self._rounds, i, axis=0)
+
+    def stack(self):
+        return self._rounds
 
 
 def _scan_tensorflow(step, carry, length, output_shapes, capacity):
@@ -48,7 +59,8 @@ def _scan_tensorflow(step, carry, length, output_shapes, capacity):
         return i + 1, tuple(carry), arrays
 
     arrays = tuple(
-        tf.TensorArray("float32", size=capacity, element_shape=shape) for shape in output_shapes
+        tf.TensorArray("float32", size=capacity, element_shape=shape, clear_after_read=False)
+        for shape in output_shapes
     )
     _, carry, arrays = tf.while_loop(
         lambda i, carry, arrays: i < length,
@@ -56,4 +68,4 @@ def _scan_tensorflow(step, carry, length, output_shapes, capacity):
         (tf.constant(0), tuple(tf.convert_to_tensor(c) for c in carry), arrays),
         parallel_iterations=1,  # More would hold several rounds' tiles in memory.
     )
-    return carry, tuple(a.stack() for a in arrays)
+    return carry, arrays

@@ -109,7 +109,7 @@ def benchmark_info_nce(arguments):
     for keys in arguments.keys:
         size = f"{arguments.anchors} x {keys} x {arguments.dim}"
         plain = None
-        variants = ["streaming, sorted rows", "streaming, random rows", "streaming, keys detached"]
+        variants = ["sum, sorted rows", "sum, random rows", "sum, keys detached", "each anchor's"]
         if arguments.anchors * keys <= 2**26:
             variants.insert(0, "plain formula")
         for variant in variants:
@@ -166,9 +166,10 @@ def measure_info_nce(arguments):
                 loss, _ = info_nce(
                     *(anchors, labels[0], keys, labels[1]),
                     detach_keys=detached,
+                    reduction="sum" if arguments.variant.startswith("sum") else "none",
                     block_size=arguments.block_size,
                 )
-            total = tf.reduce_mean(loss)
+            total = tf.reduce_sum(loss) / arguments.anchors
         return total, tape.gradient(total, sources)
 
     compute.get_concrete_function(anchors, keys)

@@ -4,7 +4,7 @@ from keras import ops
 
 from kseg import replicas
 from kseg.contrast.info_nce import info_nce
-from kseg.losses.reduction import global_mean
+from kseg.losses.reduction import global_ratio
 
 
 def take_rows(x, positions, *, cross_replica=True):
@@ -51,13 +51,14 @@ def mean_info_nce(
         positions = ops.where(inside, positions, 0)
         anchors = ops.take(anchors, positions, axis=0)
         anchor_labels = ops.where(inside, ops.take(anchor_labels, positions), -1)
-    loss, valid = info_nce(
+    total, number = info_nce(
         anchors,
         anchor_labels,
         keys,
         key_labels,
         exclude_self=exclude_self,
         self_positions=positions if exclude_self else None,
+        reduction="sum",
         **options,
     )
-    return global_mean(loss, valid, cross_replica=cross_replica)
+    return global_ratio(total, number, cross_replica=cross_replica)

@@ -12,6 +12,9 @@ _NO_NEGATIVE = -1e30
 _TINY = 1e-30
 # Up to this, similarities of unit vectors are small enough for exp without a shift: e^32 = 8e13.
 _DIRECT = 32.0
+# Similarities that may be held at once, 64 MB, and the fewest anchors of a block even so.
+_HELD = 2**24
+_LEAST_ROWS = 64
 
 
 def info_nce(
@@ -24,6 +27,7 @@ def info_nce(
     exclude_self=False,
     self_positions=None,
     detach_keys=False,
+    reduction="none",
     block_size=1024,
 ):
     """Pulls each anchor towards the keys of its class, away from the other keys.
@@ -57,22 +61,27 @@ def info_nce(
         detach_keys: bool. No gradient flows to `keys` (a memory bank). The gradient of the anchors
             is then made on the way forward, and every similarity is computed only once, but those
             in tiles with positives.
+        reduction: `"none"` or `"sum"`, over the anchors. Of a sum the gradients of both sides are
+            made on the way forward, and every similarity is computed only once; for that, those of
+            one block of anchors with all keys are held.
         block_size: int, the most rows and columns of a tile; or a pair of ints, (rows, columns):
             few rows suit anchors of which most are empty.
 
     Returns:
-        `(loss, valid)`, float32 `(num_anchors,)` each. `loss` is in nats and 0 where the
-        anchor has no positive; `valid` is 1 where it has one, else 0.
+        `(loss, valid)`, float32 `(num_anchors,)` each, or both summed. `loss` is in nats and 0
+        where the anchor has no positive; `valid` is 1 where it has one, else 0.
 
     Raises:
-        ValueError: if `temperature` or `block_size` is not positive, or a number of rows is not
-            known or is 0.
+        ValueError: if `temperature` or `block_size` is not positive, `reduction` is unknown, or a
+            number of rows is not known or is 0.
     """
     if temperature <= 0:
         raise ValueError(f"`temperature` must be positive. Received: {temperature=}")
     block_sizes = (block_size, block_size) if isinstance(block_size, int) else block_size
     if min(block_sizes) <= 0:
         raise ValueError(f"`block_size` must be positive. Received: {block_size=}")
+    if reduction not in ("none", "sum"):
+        raise ValueError(f"`reduction` must be 'none' or 'sum'. Received: {reduction=}")
     num_anchors, num_keys = anchors.shape[0], keys.shape[0]
     if not num_anchors or not num_keys:
         raise ValueError(
@@ -85,6 +94,14 @@ def info_nce(
     if detach_keys and not hasattr(keys, "rows"):
         keys = ops.stop_gradient(keys)
 
+    # Similarities are at most 1 / temperature. Where exp of that is well inside float32, nothing is
+    # subtracted from them first, which saves passes over the tiles.
+    direct = 1.0 / temperature <= _DIRECT
+    at_once = reduction == "sum" and direct and not detach_keys
+    if at_once:
+        rows = max(_LEAST_ROWS, _HELD // num_keys)
+        block_sizes = min(block_sizes[0], rows), block_sizes[1]
+
     def cut(anchors, keys):
         return _Tiles(
             anchors / temperature,
@@ -93,9 +110,7 @@ def info_nce(
             key_labels,
             self_positions=self_positions if exclude_self else None,
             overlap=detach_keys,
-            # Similarities are at most 1 / temperature. Where exp of that is well inside float32,
-            # nothing is subtracted from them first, which saves passes over the tiles.
-            direct=1.0 / temperature <= _DIRECT,
+            direct=direct,
             block_sizes=block_sizes,
         )
 
@@ -121,12 +136,25 @@ def info_nce(
 
         return (loss, count), gradient
 
+    @ops.custom_gradient
+    def sum_to_both(anchors, keys):
+        loss, number, d_anchors, d_keys = _sum_with_gradients(cut(anchors, keys))
+
+        def gradient(*arguments, upstream=None):
+            upstream = _of_first_output(arguments, upstream)
+            return d_anchors * (upstream / temperature), d_keys * upstream
+
+        return (loss, number), gradient
+
     anchors = ops.cast(anchors, "float32")
+    if at_once:
+        return sum_to_both(anchors, ops.cast(keys, "float32"))
     if detach_keys:
         loss, count = to_anchors(anchors)
     else:
         loss, count = to_both(anchors, ops.cast(keys, "float32"))
-    return loss, ops.cast(count > 0, "float32")
+    valid = ops.cast(count > 0, "float32")
+    return (loss, valid) if reduction == "none" else (ops.sum(loss), ops.sum(valid))
 
 
 class _Tiles:
@@ -326,7 +354,9 @@ def _forward(tiles, *, with_direction=False):
 
     shapes = [column, column, matrix] if with_direction else [column] * 4
     _, outputs = scan(forward, (), tiles.used_anchor_blocks, shapes, capacity=tiles.anchor_blocks)
-    outputs = [ops.reshape(x, (-1, x.shape[-1])) for x in outputs]
+    outputs = [
+        ops.reshape(x.stack(), (-1, shape[1])) for x, shape in zip(outputs, shapes, strict=True)
+    ]
     loss, count = (ops.reshape(x, (-1,))[: tiles.num_anchors] for x in outputs[:2])
     if with_direction:
         return loss, count, outputs[2][: tiles.num_anchors]
@@ -395,7 +425,7 @@ def _backward(tiles, upstream, count, neg, slope):
             [(tiles.anchor_size, tiles.dim)],
             capacity=tiles.anchor_blocks,
         )
-        return (carry[0] + d_anchors,), d_keys
+        return (carry[0] + d_anchors.stack(),), d_keys
 
     (d_anchors,), (d_keys,) = scan(
         key_step,
@@ -405,8 +435,124 @@ def _backward(tiles, upstream, count, neg, slope):
         capacity=tiles.key_blocks,
     )
     d_anchors = ops.reshape(d_anchors, (-1, tiles.dim)) * factor
-    d_keys = ops.reshape(d_keys, (-1, tiles.dim))
+    d_keys = ops.reshape(d_keys.stack(), (-1, tiles.dim))
     return d_anchors[: tiles.num_anchors], d_keys[: tiles.num_keys]
+
+
+def _sum_with_gradients(tiles):
+    """The sum over anchors and its gradients, from each similarity once.
+
+    A block of anchors keeps exp of its similarities with all keys, from which then come, in turn,
+    the negatives' sums, the positives' terms and both gradients.
+
+    Args:
+        tiles: `_Tiles`, direct.
+
+    Returns:
+        `(loss, number, d_anchors, d_keys)`: float32 scalars, the sum and the number of anchors that
+        have a positive; the gradients with respect to the scaled anchors, and to the keys.
+    """
+    column, tile = (tiles.anchor_size, 1), (tiles.anchor_size, tiles.key_size)
+
+    def zeros(*shape):
+        return ops.zeros(shape, "float32")
+
+    def exponentials_of(i, block):
+        """exp(s), tile by tile, and its sum over the negatives."""
+
+        def compute(j, total, *, mixed):
+            terms = ops.exp(_similarities(block, tiles.key_rows(j)))
+            negatives = ops.where(tiles.negatives(i, j), terms, 0.0) if mixed else terms
+            return total + ops.sum(negatives, axis=1, keepdims=True), terms
+
+        def step(carry, j):
+            total, terms = tiles.by_kind(
+                i,
+                j,
+                lambda total: (total, zeros(*tile)),
+                lambda total: compute(j, total, mixed=False),
+                lambda total: compute(j, total, mixed=True),
+                *carry,
+            )
+            return (total,), (terms,)
+
+        capacity = tiles.key_blocks
+        carry = (zeros(*column),)
+        (total,), (terms,) = scan(step, carry, tiles.used_key_blocks, [tile], capacity=capacity)
+        return total, terms
+
+    def pulls(i, j, total, terms):
+        """Minus the derivative of softplus(neg - s), which is total / (total + exp(s))."""
+        return ops.where(tiles.positives(i, j), total / (total + terms), 0.0)
+
+    def positives_of(i, total, exponentials):
+        """Sums of softplus, of its derivative, and of ones over the positives."""
+
+        def accumulate(j, loss, slope, count):
+            terms, mask = exponentials.read(j), tiles.positives(i, j)
+            return (
+                loss + _masked_row_sum(ops.log1p(total / terms), mask),
+                slope + ops.sum(pulls(i, j, total, terms), axis=1, keepdims=True),
+                count + _masked_row_sum(ops.ones_like(terms), mask),
+            )
+
+        def step(carry, j):
+            branches = (lambda *carry: carry,) * 2
+            carry = tiles.by_kind(i, j, *branches, lambda *carry: accumulate(j, *carry), *carry)
+            return tuple(carry), ()
+
+        return scan(step, (zeros(*column),) * 3, tiles.used_key_blocks)[0]
+
+    def forward(carry, i):
+        loss, number, d_keys = carry
+        block = tiles.anchor_rows(tiles.anchors, i)
+        total, exponentials = exponentials_of(i, block)
+        losses, slope, count = positives_of(i, total, exponentials)
+        # dL/ds is factor_i exp(s) for a negative, -pulls / count_i for a positive: the factor is
+        # taken out of the tile.
+        factor = slope / (ops.maximum(total, _TINY) * ops.maximum(count, 1.0))
+        pull = total / ops.maximum(slope, _TINY)
+        weighted = block * factor
+
+        def gradients(j, d_block, *, mixed):
+            keys, ds = tiles.key_rows(j), exponentials.read(j)
+            if mixed:
+                pulled = pulls(i, j, total, ds) * pull
+                ds = ops.where(tiles.negatives(i, j), ds, 0.0) - pulled
+            return d_block + ops.matmul(ds, keys), ops.einsum("ij,id->jd", ds, weighted)
+
+        def step(carry, j):
+            d_block, d_key_block = tiles.by_kind(
+                i,
+                j,
+                lambda d_block: (d_block, zeros(tiles.key_size, tiles.dim)),
+                lambda d_block: gradients(j, d_block, mixed=False),
+                lambda d_block: gradients(j, d_block, mixed=True),
+                *carry,
+            )
+            return (d_block,), (d_key_block,)
+
+        (d_block,), (from_block,) = scan(
+            step,
+            (zeros(tiles.anchor_size, tiles.dim),),
+            tiles.used_key_blocks,
+            [(tiles.key_size, tiles.dim)],
+            capacity=tiles.key_blocks,
+        )
+        loss = loss + ops.sum(losses / ops.maximum(count, 1.0))
+        number = number + ops.sum(ops.cast(count > 0, "float32"))
+        return (loss, number, d_keys + from_block.stack()), (d_block * factor,)
+
+    (loss, number, d_keys), (d_anchors,) = scan(
+        forward,
+        (zeros(), zeros(), zeros(tiles.key_blocks, tiles.key_size, tiles.dim)),
+        tiles.used_anchor_blocks,
+        [(tiles.anchor_size, tiles.dim)],
+        capacity=tiles.anchor_blocks,
+    )
+    d_anchors = ops.reshape(d_anchors.stack(), (-1, tiles.dim))[: tiles.num_anchors]
+    d_keys = ops.reshape(d_keys, (-1, tiles.dim))[: tiles.num_keys]
+    return loss, number, d_anchors, d_keys
 
 
 def _of_first_output(arguments, upstream):

@@ -24,7 +24,7 @@ class RegionContrast(Objective):
     all others (Eq. 4). Then it is stored itself.
 
     Source: Hu et al., "Region-aware Contrastive Learning for Semantic Segmentation", ICCV 2021.
-    What the paper leaves open: the temperature is that of its public configuration; how the L_i of
+    What the paper leaves open: the temperature is its public code's; how the L_i of
     Eq. 4 become the L_RC of Eq. 5 is `reduction`.
 
     Args:

@@ -98,7 +98,7 @@ def _slopes(probabilities, labels, classes, present, pixels):
         absent = ops.zeros((pixels,), "float32")
         return carry, (ops.cond(here, lambda: slopes_of(row), lambda: absent),)
 
-    return scan(step, (), len(classes), [(pixels,)])[1][0]
+    return scan(step, (), len(classes), [(pixels,)])[1][0].stack()
 
 
 def _jaccard_slopes(error, own):

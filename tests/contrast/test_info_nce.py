@@ -100,6 +100,65 @@ def test_equals_the_equation(detach_keys, order, block_size, temperature):
         np.testing.assert_allclose(x, y, atol=atol)
 
 
+@pytest.mark.parametrize(
+    "order, temperature, arguments",
+    [
+        ("random", 0.1, {"block_size": 7}),
+        ("sorted", 0.1, {"block_size": 7}),
+        ("empty rows last", 0.1, {"block_size": (5, 16)}),
+        ("random", 1.0, {"block_size": 64}),
+        ("sorted", 0.02, {"block_size": 7}),  # Too low for exp without a shift.
+        ("sorted", 0.1, {"block_size": 7, "detach_keys": True}),
+    ],
+)
+def test_the_sum_equals_the_equation(order, temperature, arguments):
+    rng = np.random.default_rng(5)
+    anchors, keys = unit_rows(rng, 23), unit_rows(rng, 37)
+    anchor_labels, key_labels = rng.integers(-1, 5, 23), rng.integers(-1, 4, 37)
+    if order != "random":  # The anchors of class 4 have no positive.
+        anchor_labels, key_labels = np.sort(anchor_labels), np.sort(key_labels)
+    if order == "empty rows last":
+        anchor_labels, key_labels = (np.roll(x, -sum(x < 0)) for x in (anchor_labels, key_labels))
+    loss, valid, *gradients = reference(anchors, anchor_labels, keys, key_labels, temperature)
+    if "detach_keys" in arguments:
+        gradients[1] = np.zeros_like(keys)
+    got = loss_and_gradients(
+        *(anchors, anchor_labels, keys, key_labels),
+        temperature=temperature,
+        reduction="sum",
+        **arguments,
+    )
+    atol = 2e-5 * max(1.0, (0.1 / temperature) ** 2)
+    for x, y in zip(got, (loss.sum(), valid.sum(), *gradients), strict=True):
+        np.testing.assert_allclose(x, y, atol=atol, rtol=1e-5)
+
+
+def test_the_sum_without_positives_or_without_negatives_is_0():
+    z = np.eye(4, dtype="float32")
+    for anchor_labels, key_labels, number in [
+        ([0, 0, -1, 1], [2, 2, -1, -1], 0),
+        ([0, 0, -1, 0], [0, 0, -1, 0], 3),
+        ([-1] * 4, [0, 1, 2, 3], 0),
+        ([0, 1, 2, 3], [-1] * 4, 0),
+    ]:
+        labels = np.array(anchor_labels), np.array(key_labels)
+        loss, valid, *gradients = loss_and_gradients(z, labels[0], z, labels[1], reduction="sum")
+        assert (loss, valid) == (0, number)
+        np.testing.assert_array_equal(gradients, np.zeros((2, 4, 4)))
+
+
+def test_with_many_keys_few_anchors_are_held_at_once(monkeypatch):
+    monkeypatch.setattr("kseg.contrast.info_nce._HELD", 1)
+    rng = np.random.default_rng(6)
+    z, labels = unit_rows(rng, 150), np.sort(rng.integers(0, 5, 150))
+    chosen = np.arange(0, 150, 2)  # 75 anchors: two blocks.
+    loss, valid, *expected = reference(z[chosen], labels[chosen], z, labels, 0.1, chosen)
+    arguments = {"exclude_self": True, "self_positions": chosen, "reduction": "sum"}
+    got = loss_and_gradients(z[chosen], labels[chosen], z, labels, **arguments)
+    for x, y in zip(got, (loss.sum(), valid.sum(), *expected), strict=True):
+        np.testing.assert_allclose(x, y, atol=5e-5, rtol=1e-5)
+
+
 def test_rows_weigh_their_gradients():
     rng = np.random.default_rng(1)
     anchors, keys = unit_rows(rng, 12), unit_rows(rng, 15)
@@ -193,6 +252,7 @@ def test_half_precision_inputs_are_computed_in_float32(dtype):
     [
         ({"temperature": 0}, "`temperature` must be positive"),
         ({"block_size": 0}, "`block_size` must be positive"),
+        ({"reduction": "mean"}, "`reduction` must be 'none' or 'sum'"),
     ],
 )
 def test_refuses(arguments, message):
