@@ -97,7 +97,7 @@ def info_nce(
     # Similarities are at most 1 / temperature. Where exp of that is well inside float32, nothing is
     # subtracted from them first, which saves passes over the tiles.
     direct = 1.0 / temperature <= _DIRECT
-    at_once = reduction == "sum" and direct and not detach_keys
+    at_once = reduction == "sum" and direct
     if at_once:
         rows = max(_LEAST_ROWS, _HELD // num_keys)
         block_sizes = min(block_sizes[0], rows), block_sizes[1]
@@ -137,6 +137,16 @@ def info_nce(
         return (loss, count), gradient
 
     @ops.custom_gradient
+    def sum_to_anchors(anchors):
+        loss, number, d_anchors = _sum_with_gradients(cut(anchors, keys), to_keys=False)
+
+        def gradient(*arguments, upstream=None):
+            upstream = _of_first_output(arguments, upstream)
+            return d_anchors * (upstream / temperature)
+
+        return (loss, number), gradient
+
+    @ops.custom_gradient
     def sum_to_both(anchors, keys):
         loss, number, d_anchors, d_keys = _sum_with_gradients(cut(anchors, keys))
 
@@ -147,6 +157,8 @@ def info_nce(
         return (loss, number), gradient
 
     anchors = ops.cast(anchors, "float32")
+    if at_once and detach_keys:
+        return sum_to_anchors(anchors)
     if at_once:
         return sum_to_both(anchors, ops.cast(keys, "float32"))
     if detach_keys:
@@ -439,7 +451,7 @@ def _backward(tiles, upstream, count, neg, slope):
     return d_anchors[: tiles.num_anchors], d_keys[: tiles.num_keys]
 
 
-def _sum_with_gradients(tiles):
+def _sum_with_gradients(tiles, *, to_keys=True):
     """The sum over anchors and its gradients, from each similarity once.
 
     A block of anchors keeps exp of its similarities with all keys, from which then come, in turn,
@@ -447,12 +459,15 @@ def _sum_with_gradients(tiles):
 
     Args:
         tiles: `_Tiles`, direct.
+        to_keys: bool, whether the keys have a gradient.
 
     Returns:
         `(loss, number, d_anchors, d_keys)`: float32 scalars, the sum and the number of anchors that
-        have a positive; the gradients with respect to the scaled anchors, and to the keys.
+        have a positive; the gradients with respect to the scaled anchors, and to the keys, which is
+        left out without `to_keys`.
     """
     column, tile = (tiles.anchor_size, 1), (tiles.anchor_size, tiles.key_size)
+    key_shapes = [(tiles.key_size, tiles.dim)] if to_keys else []
 
     def zeros(*shape):
         return ops.zeros(shape, "float32")
@@ -504,7 +519,7 @@ def _sum_with_gradients(tiles):
         return scan(step, (zeros(*column),) * 3, tiles.used_key_blocks)[0]
 
     def forward(carry, i):
-        loss, number, d_keys = carry
+        loss, number, *d_keys = carry
         block = tiles.anchor_rows(tiles.anchors, i)
         total, exponentials = exponentials_of(i, block)
         losses, slope, count = positives_of(i, total, exponentials)
@@ -519,40 +534,42 @@ def _sum_with_gradients(tiles):
             if mixed:
                 pulled = pulls(i, j, total, ds) * pull
                 ds = ops.where(tiles.negatives(i, j), ds, 0.0) - pulled
-            return d_block + ops.matmul(ds, keys), ops.einsum("ij,id->jd", ds, weighted)
+            to_block = [ops.einsum("ij,id->jd", ds, weighted)] if to_keys else []
+            return d_block + ops.matmul(ds, keys), *to_block
 
         def step(carry, j):
-            d_block, d_key_block = tiles.by_kind(
+            d_block, *to_block = tiles.by_kind(
                 i,
                 j,
-                lambda d_block: (d_block, zeros(tiles.key_size, tiles.dim)),
+                lambda d_block: (d_block, *(zeros(*shape) for shape in key_shapes)),
                 lambda d_block: gradients(j, d_block, mixed=False),
                 lambda d_block: gradients(j, d_block, mixed=True),
                 *carry,
             )
-            return (d_block,), (d_key_block,)
+            return (d_block,), tuple(to_block)
 
-        (d_block,), (from_block,) = scan(
+        (d_block,), from_block = scan(
             step,
             (zeros(tiles.anchor_size, tiles.dim),),
             tiles.used_key_blocks,
-            [(tiles.key_size, tiles.dim)],
+            key_shapes,
             capacity=tiles.key_blocks,
         )
         loss = loss + ops.sum(losses / ops.maximum(count, 1.0))
         number = number + ops.sum(ops.cast(count > 0, "float32"))
-        return (loss, number, d_keys + from_block.stack()), (d_block * factor,)
+        d_keys = [x + y.stack() for x, y in zip(d_keys, from_block, strict=True)]
+        return (loss, number, *d_keys), (d_block * factor,)
 
-    (loss, number, d_keys), (d_anchors,) = scan(
+    (loss, number, *d_keys), (d_anchors,) = scan(
         forward,
-        (zeros(), zeros(), zeros(tiles.key_blocks, tiles.key_size, tiles.dim)),
+        (zeros(), zeros(), *(zeros(tiles.key_blocks, *shape) for shape in key_shapes)),
         tiles.used_anchor_blocks,
         [(tiles.anchor_size, tiles.dim)],
         capacity=tiles.anchor_blocks,
     )
     d_anchors = ops.reshape(d_anchors.stack(), (-1, tiles.dim))[: tiles.num_anchors]
-    d_keys = ops.reshape(d_keys, (-1, tiles.dim))[: tiles.num_keys]
-    return loss, number, d_anchors, d_keys
+    d_keys = [ops.reshape(x, (-1, tiles.dim))[: tiles.num_keys] for x in d_keys]
+    return loss, number, d_anchors, *d_keys
 
 
 def _of_first_output(arguments, upstream):
