@@ -12,9 +12,8 @@ _NO_NEGATIVE = -1e30
 _TINY = 1e-30
 # Up to this, similarities of unit vectors are small enough for exp without a shift: e^32 = 8e13.
 _DIRECT = 32.0
-# Similarities that may be held at once, 64 MB, and the fewest anchors of a block even so.
+# Similarities that may always be held at once: 64 MB.
 _HELD = 2**24
-_LEAST_ROWS = 64
 
 
 def info_nce(
@@ -63,7 +62,7 @@ def info_nce(
             in tiles with positives.
         reduction: `"none"` or `"sum"`, over the anchors. Of a sum the gradients of both sides are
             made on the way forward, and every similarity is computed only once; for that, those of
-            one block of anchors with all keys are held.
+            one block of anchors with all keys are held: 64 MB at most, or as much as the keys.
         block_size: int, the most rows and columns of a tile; or a pair of ints, (rows, columns):
             few rows suit anchors of which most are empty.
 
@@ -99,7 +98,8 @@ def info_nce(
     direct = 1.0 / temperature <= _DIRECT
     at_once = reduction == "sum" and direct
     if at_once:
-        rows = max(_LEAST_ROWS, _HELD // num_keys)
+        # What is held is at most this, or as much as the keys themselves.
+        rows = max(keys.shape[1], _HELD // num_keys)
         block_sizes = min(block_sizes[0], rows), block_sizes[1]
 
     def cut(anchors, keys):
