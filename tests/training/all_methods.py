@@ -33,6 +33,7 @@ CONTRAST = [
         pixel_capacity=20,
         region_capacity=7,
         pixels_per_image=3,
+        max_keys=40,
         max_anchors=60,
     ),
     config.Contextrast(
