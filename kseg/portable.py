@@ -71,17 +71,39 @@ def export_onnx(segmenter, path, classes, size=None, *, overwrite=False):
     _export(segmenter, path, classes, size, overwrite, "ONNX", convert)
 
 
-def run_tflite(path, images):
-    """Logits of a LiteRT file: float32 `(1, height, width, num_classes)` of uint8 images."""
-    interpreter = tf.lite.Interpreter(str(path))
+def load_tflite(path, threads=None):
+    """Loads a LiteRT file, to be run on a CPU.
+
+    Args:
+        path: file that `export_tflite` wrote.
+        threads: int, or None: one.
+
+    Returns:
+        function from uint8 images `(1, height, width, 3)` of the file's size to float32 logits
+        `(1, height, width, num_classes)`.
+    """
+    interpreter = tf.lite.Interpreter(str(path), num_threads=threads)
     interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images)
-    interpreter.invoke()
-    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    (images,), (logits,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(values):
+        interpreter.set_tensor(images["index"], values)
+        interpreter.invoke()
+        return interpreter.get_tensor(logits["index"])
+
+    return run
 
 
-def run_onnx(path, images):
-    """Logits of an ONNX file by ONNX Runtime: float32, of uint8 images `(batch, h, w, 3)`.
+def load_onnx(path, threads=None):
+    """Loads an ONNX file, to be run on a CPU by ONNX Runtime.
+
+    Args:
+        path: file that `export_onnx` wrote.
+        threads: int, or None: as many as cores.
+
+    Returns:
+        function from uint8 images `(batch, height, width, 3)` to float32 logits `(batch, height,
+        width, num_classes)`.
 
     Raises:
         UserError: if ONNX Runtime is not installed.
@@ -90,8 +112,12 @@ def run_onnx(path, images):
         raise UserError("Running ONNX needs the extra `onnx`: pip install kseg[onnx]")
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(["logits"], {"images": images})[0]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda images: session.run(["logits"], {"images": images})[0]
 
 
 def compare(expected, found):

@@ -75,6 +75,70 @@ def in_new_process(script, *arguments):
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def time_on_request(prepare):
+    """Times a function once for each line of standard input: the other end of `TimedProcess`.
+
+    Prints a line of JSON each: the seconds that preparing and a first call took, then `[seconds,
+    processor seconds]` of one more call.
+
+    Args:
+        prepare: function that gives the function to time, and a dict of what else to tell.
+    """
+    start = time.perf_counter()
+    function, found = prepare()
+    function()
+    print(json.dumps({"ready": time.perf_counter() - start, **found}), flush=True)
+    for _ in sys.stdin:
+        before = time.perf_counter(), time.process_time()
+        function()
+        after = time.perf_counter(), time.process_time()
+        print(json.dumps([end - begin for begin, end in zip(before, after, strict=True)]))
+        sys.stdout.flush()
+
+
+class TimedProcess:
+    """A process that times one call at a time, so that several can take turns.
+
+    Each has the machine to itself while it is measured, and noise hits all alike.
+
+    Args:
+        command: list of what to run. It calls `time_on_request`.
+
+    Attributes:
+        found: dict that the process printed when it was ready.
+        times: list of `[seconds, processor seconds]`.
+    """
+
+    def __init__(self, command):
+        command = [str(part) for part in command]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.times = []
+        self.found = self._read()
+
+    def measure(self):
+        """Times one call."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        self.times.append(self._read())
+
+    def best(self):
+        """The shortest time, and the least processor time, in seconds."""
+        return tuple(min(times) for times in zip(*self.times, strict=True))
+
+    def close(self):
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _read(self):
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(self._process.args)} failed")
+        return json.loads(line)
+
+
 def fill_banks(objectives):
     """Puts random unit vectors into all slots of the memory banks: what a long run comes to."""
     import numpy as np

@@ -5,6 +5,7 @@
     python scripts/benchmark.py bank        the layouts of a memory bank of ADE20K's size
     python scripts/benchmark.py startup     process start to the end of the first training step
     python scripts/benchmark.py models      size and speed of the networks, PyTorch's beside them
+    python scripts/benchmark.py serving     a forward pass in each runtime, PyTorch beside them
     python scripts/benchmark.py pipeline    records to batches, the usual way beside it
 
 Times are the best of several rounds, because other work on the machine only ever adds to them.
@@ -23,6 +24,7 @@ START = time.perf_counter()
 
 import _common  # noqa: E402 - the clock starts before anything heavy.
 import _measuring  # noqa: E402
+import _serving  # noqa: E402
 from _measuring import PeakMemory, best_seconds, fill_banks  # noqa: E402
 
 
@@ -70,6 +72,17 @@ def parse_arguments():
     command.add_argument("--torch", help="an interpreter that has torch and timm: times these too")
     command.add_argument("--variant", help=argparse.SUPPRESS)
     command.set_defaults(function=benchmark_models)
+
+    command = commands.add_parser("serving", help="forward time in each runtime, on a CPU")
+    command.add_argument("--only", nargs="+", metavar="NAME", default=_serving.SERVED)
+    command.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"))
+    command.add_argument("--classes", type=int, default=19)
+    command.add_argument("--rounds", type=int, default=5)
+    command.add_argument("--threads", type=int, default=os.cpu_count())
+    command.add_argument("--torch", help="an interpreter that has torch and timm: times these too")
+    command.add_argument("--variant", help=argparse.SUPPRESS)
+    command.add_argument("--folder", help=argparse.SUPPRESS)
+    command.set_defaults(function=benchmark_serving)
 
     command = commands.add_parser("pipeline", help="records to batches against the usual way")
     command.add_argument("--images", type=int, default=8, help="of each set, all different")
@@ -591,7 +604,8 @@ def benchmark_models(arguments):
             _, size = PEERS[name]
             ours = in_new_process("models", *shared, "--variant", f"peer:{name}")
             command = [arguments.torch, str(pathlib.Path(__file__).with_name("_torch_peers.py"))]
-            command += [name, *map(str, size), str(arguments.batch), str(arguments.rounds)]
+            command += ["backbone", name, *map(str, size)]
+            command += [str(arguments.batch), str(arguments.rounds)]
             result = subprocess.run(
                 [*command, str(os.cpu_count())], stdout=subprocess.PIPE, text=True, check=True
             )
@@ -690,6 +704,20 @@ def measure_backbone(arguments, name):
         function()
         found[key] = best_seconds(function, arguments.rounds)
     print(json.dumps(found))
+
+
+def benchmark_serving(arguments):
+    unknown = set(arguments.only) - set(NETWORKS)
+    if unknown:
+        raise SystemExit(f"unknown: {sorted(unknown)}. Choose from {[*NETWORKS]}")
+    if arguments.variant == "export":
+        name = arguments.only[0]
+        network = {key: x for key, x in NETWORKS[name].items() if key != "size"}
+        return _serving.export_network(arguments, **network)
+    if arguments.variant:
+        return _serving.time_runtime(arguments)
+    for name in arguments.only:
+        _serving.compare_runtimes(arguments, name)
 
 
 def benchmark_pipeline(arguments):

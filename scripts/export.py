@@ -132,13 +132,14 @@ def check(options, segmenter, images, size):
     from kseg import portable
     from kseg.segmenters import inference_model
 
-    run = {"tflite": portable.run_tflite, "onnx": portable.run_onnx}[options.format]
+    load = {"tflite": portable.load_tflite, "onnx": portable.load_onnx}[options.format]
+    run = load(options.output)
     model = inference_model(segmenter)
     found = []
     for image in images:
         resized = cv2.resize(np.ascontiguousarray(image), tuple(size)[::-1]) if size else image
         batch = np.ascontiguousarray(resized)[None]
-        found.append(portable.compare(model(batch), run(options.output, batch)))
+        found.append(portable.compare(model(batch), run(batch)))
     agreements, differences = zip(*found, strict=True)
     print(
         f"{len(images)} images: {100 * sum(agreements) / len(images):.4f} % of pixels get the same "

@@ -54,9 +54,9 @@ def test_other_formats_agree_with_the_network(tiny_run, tmp_path, capsys, kind, 
     arguments += ["--check", tmp_path / "a.png", *(["--size", *size] if size else [])]
     call(*arguments)
     assert "1 images: 100.0000 %" in capsys.readouterr().out
-    run = {"tflite": portable.run_tflite, "onnx": portable.run_onnx}[kind]
+    load = {"tflite": portable.load_tflite, "onnx": portable.load_onnx}[kind]
     expected = inference_model(tiny_run.segmenter())(picture[None])
-    np.testing.assert_allclose(run(file, picture[None]), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(load(file)(picture[None]), expected, rtol=1e-3, atol=1e-3)
     assert json.loads((tmp_path / "model.classes.json").read_text())["names"] == NAMES
     with pytest.raises(UserError, match=r"there already\. Use --overwrite"):
         call(*arguments)
