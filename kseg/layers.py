@@ -383,6 +383,15 @@ class ConvNorm(keras.layers.Layer):
         }
 
 
+def ceil_divide(size, divisor):
+    """Divides a size, int >= 0 or an int32 scalar, and rounds up.
+
+    Without negative numbers, unlike `-(-size // divisor)`: the quotients of those are rounded
+    towards zero in ONNX.
+    """
+    return (size + divisor - 1) // divisor
+
+
 def _relu(x):
     return ops.relu(x) if tf is None else tf.raw_ops.Relu(features=x)
 

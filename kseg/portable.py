@@ -61,14 +61,23 @@ def export_onnx(segmenter, path, classes, size=None, *, overwrite=False):
         raise UserError("ONNX needs the extra `onnx`: pip install kseg[onnx]")
 
     def convert(function):
+        import onnx
         import tf2onnx
 
+        # Of any size, and fixed afterwards: what the converter makes of resizing between known
+        # sizes is a rounded factor, which now and then comes out a pixel short.
         model, _ = tf2onnx.convert.from_function(
             function, input_signature=function.input_signature, opset=_OPSET
         )
+        _pad_explicitly(model.graph)
+        if size is not None:
+            shape = model.graph.input[0].type.tensor_type.shape
+            for axis, length in zip(shape.dim, (1, *size, 3), strict=True):
+                axis.dim_value = length
+        onnx.checker.check_model(model)  # The converter passes over what it does not know.
         return model.SerializeToString()
 
-    _export(segmenter, path, classes, size, overwrite, "ONNX", convert)
+    _export(segmenter, path, classes, None, overwrite, "ONNX", convert)
 
 
 def load_tflite(path, threads=None):
@@ -140,6 +149,30 @@ def compare(expected, found):
         )
     same = np.argmax(expected, axis=-1) == np.argmax(found, axis=-1)
     return float(np.mean(same)), float(np.max(np.abs(expected - found)))
+
+
+def _pad_explicitly(graph):
+    """Replaces the automatic padding of ONNX convolutions, which runtimes refuse with a dilation.
+
+    Only without a stride, where the padding does not depend on the size of the image.
+    """
+    import onnx
+
+    for node in graph.node:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type != "Conv" or "auto_pad" not in attributes:
+            continue
+        if attributes["auto_pad"].s != b"SAME_UPPER" or set(attributes["strides"].ints) != {1}:
+            continue
+        extents = [
+            rate * (length - 1)
+            for length, rate in zip(
+                attributes["kernel_shape"].ints, attributes["dilations"].ints, strict=True
+            )
+        ]
+        pads = [extent // 2 for extent in extents] + [-(-extent // 2) for extent in extents]
+        node.attribute.remove(attributes["auto_pad"])
+        node.attribute.append(onnx.helper.make_attribute("pads", pads))
 
 
 def _export(segmenter, path, classes, size, overwrite, target, convert):

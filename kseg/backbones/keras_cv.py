@@ -5,7 +5,7 @@ import keras
 from keras import ops
 
 from kseg.backbones.backbone import Backbone
-from kseg.layers import BatchNormalization
+from kseg.layers import BatchNormalization, ceil_divide
 
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 
@@ -218,8 +218,11 @@ class PadToMultiple(keras.layers.Layer):
         self.multiple = multiple
 
     def call(self, inputs):
-        missing = [-size % self.multiple for size in ops.shape(inputs)[1:3]]
-        return ops.pad(inputs, [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)])
+        rows, columns = (
+            ceil_divide(size, self.multiple) * self.multiple - size
+            for size in ops.shape(inputs)[1:3]
+        )
+        return ops.pad(inputs, [(0, 0), (0, rows), (0, columns), (0, 0)])
 
     def compute_output_spec(self, inputs):
         sides = [s if s is None else s + -s % self.multiple for s in inputs.shape[1:3]]
@@ -250,7 +253,7 @@ class CropToStride(keras.layers.Layer):
         self.stride = stride
 
     def call(self, inputs, image):
-        height, width = (-(-size // self.stride) for size in ops.shape(image)[1:3])
+        height, width = (ceil_divide(size, self.stride) for size in ops.shape(image)[1:3])
         return inputs[:, :height, :width]
 
     def compute_output_spec(self, inputs, image):

@@ -9,7 +9,7 @@ from keras import ops
 
 from kseg import replicas
 from kseg.backbones.backbone import Backbone
-from kseg.layers import Conv2D, tf
+from kseg.layers import Conv2D, ceil_divide, tf
 
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 LAYER_NORM_EPSILON = 1e-5
@@ -130,7 +130,7 @@ def shift_mask(height, width, window_size, shift):
 
     def regions(size):
         """Numbers the parts of the map that rows come from, `(windows, window_size)`."""
-        size = size + -size % window_size
+        size = ceil_divide(size, window_size) * window_size
         place = ops.arange(size)
         last = ops.cast(place >= size - window_size, "int32")
         wrapped = ops.cast(place >= size - shift, "int32")
@@ -158,7 +158,8 @@ def partition_windows(x, window_size, shift, groups):
     x = _pad_to_multiple(x, window_size)
     if shift:
         x = ops.roll(x, (-shift, -shift), axis=(1, 2))
-    rows, columns, dim = -(-height // window_size), -(-width // window_size), channels // groups
+    rows, columns = ceil_divide(height, window_size), ceil_divide(width, window_size)
+    dim = channels // groups
     x = ops.reshape(x, (batch * rows, window_size, columns, window_size, groups, dim))
     x = ops.transpose(x, (4, 0, 2, 1, 3, 5))
     return ops.reshape(x, (groups, -1, window_size**2, dim))
@@ -177,7 +178,7 @@ def merge_windows(windows, window_size, shift, size):
     """
     batch, height, width = size
     groups, dim = windows.shape[0], windows.shape[3]
-    rows, columns = -(-height // window_size), -(-width // window_size)
+    rows, columns = ceil_divide(height, window_size), ceil_divide(width, window_size)
     x = ops.reshape(windows, (groups, batch * rows, columns, window_size, window_size, dim))
     x = ops.transpose(x, (1, 3, 2, 4, 0, 5))
     x = ops.reshape(x, (batch, rows * window_size, columns * window_size, groups * dim))
@@ -189,7 +190,7 @@ def merge_windows(windows, window_size, shift, size):
 
 def _pad_to_multiple(x, multiple):
     """Appends rows and columns of zeros until both sides are multiples of a number."""
-    missing = [-size % multiple for size in ops.shape(x)[1:3]]
+    missing = [ceil_divide(size, multiple) * multiple - size for size in ops.shape(x)[1:3]]
     if all(isinstance(count, int) and count == 0 for count in missing):
         return x
     return ops.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
@@ -377,7 +378,7 @@ class LayerNorm(keras.layers.Layer):
 
 
 def _reduced(sides, stride):
-    return [side if side is None else -(-side // stride) for side in sides]
+    return [side if side is None else ceil_divide(side, stride) for side in sides]
 
 
 @_register

@@ -7,7 +7,7 @@ from keras import ops
 
 from kseg.heads.auxiliary import auxiliary_head
 from kseg.heads.classifier import classifier
-from kseg.layers import ConvNorm, ResizeLike
+from kseg.layers import ConvNorm, ResizeLike, ceil_divide
 
 
 def upernet_head(
@@ -105,7 +105,7 @@ def pooling_matrix(size, bins):
         float32 tensor `(bins, size)`, each of whose rows sums to 1.
     """
     index = ops.arange(bins, dtype="int32")[:, None]
-    start, end = index * size // bins, -(-(index + 1) * size // bins)
+    start, end = index * size // bins, ceil_divide((index + 1) * size, bins)
     row = ops.arange(size, dtype="int32")[None, :]
     inside = ops.cast(ops.logical_and(row >= start, row < end), "float32")
     return inside / ops.cast(end - start, "float32")
