@@ -5,13 +5,16 @@ import json
 import os
 import pathlib
 
+import cv2
 import numpy as np
 import tensorflow as tf
 
 from kseg.errors import UserError
+from kseg.runs import Classes
 from kseg.segmenters import inference_model
 
 _OPSET = 18
+_CLASSES = ".classes.json"
 
 
 def export_tflite(segmenter, path, classes, size, *, overwrite=False):
@@ -80,18 +83,84 @@ def export_onnx(segmenter, path, classes, size=None, *, overwrite=False):
     _export(segmenter, path, classes, None, overwrite, "ONNX", convert)
 
 
-def load_tflite(path, threads=None):
-    """Loads a LiteRT file, to be run on a CPU.
+def load(path, *, threads=None):
+    """Loads a file for LiteRT or ONNX, whichever it is, to be run on the CPU.
 
     Args:
-        path: file that `export_tflite` wrote.
-        threads: int, or None: one.
+        path: file that `export_tflite` or `export_onnx` wrote, with the classes beside it.
+        threads: int, or None: as many as cores.
 
     Returns:
-        function from uint8 images `(1, height, width, 3)` of the file's size to float32 logits
-        `(1, height, width, num_classes)`.
+        `PortableModel`.
+
+    Raises:
+        UserError: if there is no such file, it is damaged, or the runtime is not installed.
     """
-    interpreter = tf.lite.Interpreter(str(path), num_threads=threads)
+    path = pathlib.Path(path)
+    try:
+        text = path.with_suffix(_CLASSES).read_text()
+        with path.open("rb") as file:
+            runtime = _litert if file.read(8)[4:] == b"TFL3" else _onnx_runtime
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error}). Write it with scripts/export.py"
+        ) from None
+    try:
+        return PortableModel(Classes(**json.loads(text)), *runtime(path, threads or os.cpu_count()))
+    except UserError:
+        raise
+    except Exception as error:  # The runtimes raise whatever they like.
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} is no file for LiteRT or ONNX, or is damaged ({reason}). Write it again with "
+            "scripts/export.py"
+        ) from None
+
+
+class PortableModel:
+    """A file for LiteRT or ONNX that is loaded.
+
+    Args:
+        classes: `kseg.runs.Classes`.
+        size: `(height, width)` that images must have, or None: any.
+        run: function of images, as a call takes them.
+
+    Call arguments:
+        images: uint8 array `(batch, height, width, 3)`, a batch of one if `size` is not None.
+
+    Returns:
+        float32 array of logits `(batch, height, width, num_classes)`.
+    """
+
+    def __init__(self, classes, size, run):
+        self.classes, self.size, self._run = classes, size, run
+
+    def __call__(self, images):
+        return self._run(images)
+
+    def label(self, image):
+        """Labels an image of any size, which is resized to that of the file and back.
+
+        Args:
+            image: uint8 RGB array `(height, width, 3)`.
+
+        Returns:
+            uint8 array `(height, width)` of class numbers.
+        """
+        height, width = image.shape[:2]
+        if self.size not in (None, (height, width)):
+            image = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_LINEAR)
+        labels = np.argmax(self(image[None])[0], axis=-1).astype("uint8")
+        return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+def _litert(path, threads):
+    """Size of the images, and a function from them to logits."""
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise UserError("Running LiteRT files needs the extra `litert`: pip install kseg[litert]")
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path), num_threads=threads)
     interpreter.allocate_tensors()
     (images,), (logits,) = interpreter.get_input_details(), interpreter.get_output_details()
 
@@ -100,33 +169,21 @@ def load_tflite(path, threads=None):
         interpreter.invoke()
         return interpreter.get_tensor(logits["index"])
 
-    return run
+    return tuple(map(int, images["shape"][1:3])), run
 
 
-def load_onnx(path, threads=None):
-    """Loads an ONNX file, to be run on a CPU by ONNX Runtime.
-
-    Args:
-        path: file that `export_onnx` wrote.
-        threads: int, or None: as many as cores.
-
-    Returns:
-        function from uint8 images `(batch, height, width, 3)` to float32 logits `(batch, height,
-        width, num_classes)`.
-
-    Raises:
-        UserError: if ONNX Runtime is not installed.
-    """
+def _onnx_runtime(path, threads):
+    """Size of the images or None, and a function from them to logits."""
     if importlib.util.find_spec("onnxruntime") is None:
         raise UserError("Running ONNX needs the extra `onnx`: pip install kseg[onnx]")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"]
-    )
-    return lambda images: session.run(["logits"], {"images": images})[0]
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    size = tuple(session.get_inputs()[0].shape[1:3])
+    size = size if all(isinstance(length, int) for length in size) else None
+    return size, lambda images: session.run(["logits"], {"images": images})[0]
 
 
 def compare(expected, found):
@@ -201,12 +258,22 @@ def _export(segmenter, path, classes, size, overwrite, target, convert):
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The converter to {target} cannot do this network ({reason})") from None
     text = json.dumps({"names": classes.names, "palette": classes.palette}) + "\n"
-    for file, data in ((path.with_suffix(".classes.json"), text.encode()), (path, content)):
-        unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    _write({path.with_suffix(_CLASSES): text.encode(), path: content})
+
+
+def _write(contents):
+    """Writes files of one folder: both, or none of them in part."""
+    unfinished = {file: file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in contents}
+    *_, file = contents
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(data)
-            os.replace(unfinished, file)
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            raise UserError(f"{file} cannot be written ({error}). Give another place") from None
+            for file, content in contents.items():
+                unfinished[file].write_bytes(content)
+            for file in contents:
+                os.replace(unfinished[file], file)
+        finally:
+            for part in unfinished.values():
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error}). Give another place") from None

@@ -10,7 +10,7 @@ import _measuring
 
 SERVED = ("deeplabv3_r101", "hrnet_w48")  # What _torch_peers.py has as well.
 RUNTIMES = ("SavedModel", "SavedModel, PNG bytes", "LiteRT", "ONNX Runtime")
-TORCH_RUNTIMES = ("contiguous", "channels_last", "traced", "traced, channels_last")
+TORCH_RUNTIMES = ("contiguous", "channels_last", "traced, channels_last")
 SCRIPTS = pathlib.Path(__file__).parent
 
 
@@ -83,10 +83,10 @@ def export_network(arguments, head, backbone, backbone_arguments, head_arguments
     seconds = {}
     for runtime, write in {
         "SavedModel": lambda: export.export(segmenter, folder / "model", classes),
-        "LiteRT": lambda: portable.export_tflite(
-            segmenter, folder / "model.tflite", classes, size, overwrite=True
+        "LiteRT": lambda: portable.export_tflite(segmenter, folder / "model.tflite", classes, size),
+        "ONNX": lambda: portable.export_onnx(
+            segmenter, folder / "model.onnx", classes, size, overwrite=True
         ),
-        "ONNX": lambda: portable.export_onnx(segmenter, folder / "model.onnx", classes, size),
     }.items():
         start = time.perf_counter()
         write()
@@ -122,21 +122,16 @@ def time_runtime(arguments):
         encoded = tf.io.encode_png(images[0])
         return lambda: signature(encoded=encoded)["classes"].numpy()
 
-    def litert():
+    def portable_file(ending):
         from kseg import portable
 
-        return portable.load_tflite(path.with_suffix(".tflite"), threads=arguments.threads)
+        model = portable.load(path.with_suffix(ending), threads=arguments.threads)
+        return lambda: model(images)
 
-    def onnx():
-        from kseg import portable
-
-        return portable.load_onnx(path.with_suffix(".onnx"), threads=arguments.threads)
-
-    load = dict(zip(RUNTIMES, (saved_model, saved_model_of_bytes, litert, onnx), strict=True))
-    given = () if arguments.variant.startswith("SavedModel") else (images,)
-
-    def prepare():
-        function = load[arguments.variant]()
-        return (lambda: function(*given)), {}
-
-    _measuring.time_on_request(prepare)
+    load = {
+        "SavedModel": saved_model,
+        "SavedModel, PNG bytes": saved_model_of_bytes,
+        "LiteRT": lambda: portable_file(".tflite"),
+        "ONNX Runtime": lambda: portable_file(".onnx"),
+    }
+    _measuring.time_on_request(lambda: (load[arguments.variant](), {}))

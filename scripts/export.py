@@ -43,8 +43,9 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--check",
         metavar="PATH",
-        help="image or folder: the first 8 images go through the file and through the network "
-        "that a SavedModel holds, and the difference is printed (tflite, onnx)",
+        help="image or folder: the first 8 images go through what was written and, for tflite and "
+        "onnx, through a SavedModel of the same network, both read back from disk, for a SavedModel "
+        "through the network in memory; the difference is printed",
     )
     return parser.parse_args(arguments)
 
@@ -54,19 +55,22 @@ def main(arguments=None):
     import keras
 
     from kseg.errors import UserError
-    from kseg.export import export
+    from kseg.export import export, load
     from kseg.runs import Run
+    from kseg.segmenters import inference_model
 
     run = Run.open(options.run)
     if options.format != "saved_model":
         return export_portable(options, run)
-    if options.size or options.check:
-        raise UserError("`--size` and `--check` are for --format tflite and onnx. Leave them out")
+    if options.size:
+        raise UserError("`--size` is for --format tflite and onnx. Leave it out")
+    images = check_images(options.check) if options.check else []
     keras.config.set_dtype_policy(options.precision or run.config.train.precision)
-    export(
-        run.segmenter(options.checkpoint), options.output, run.classes, overwrite=options.overwrite
-    )
+    segmenter = run.segmenter(options.checkpoint)
+    export(segmenter, options.output, run.classes, overwrite=options.overwrite)
     print(f"SavedModel: {options.output} ({len(run.classes)} classes)")
+    if images:
+        compare(images, inference_model(segmenter), load(options.output), "the network in memory")
     return 0
 
 
@@ -100,7 +104,7 @@ def export_portable(options, run):
     shown = "any size" if size is None else "{} x {}".format(*size)
     print(f"{options.format}: {options.output} ({len(run.classes)} classes, {shown})")
     if images:
-        check(options, segmenter, images, size)
+        compare_with_saved_model(options, segmenter, run.classes, images, size)
     return 0
 
 
@@ -124,26 +128,39 @@ def check_images(path):
     return images
 
 
-def check(options, segmenter, images, size):
-    """Prints how far the file's logits are from those of the network."""
+def compare_with_saved_model(options, segmenter, classes, images, size):
+    """Prints how far a file's logits are from those of a SavedModel of the same network."""
+    import pathlib
+    import tempfile
+
     import cv2
     import numpy as np
 
     from kseg import portable
-    from kseg.segmenters import inference_model
+    from kseg.export import export, load
 
-    load = {"tflite": portable.load_tflite, "onnx": portable.load_onnx}[options.format]
-    run = load(options.output)
-    model = inference_model(segmenter)
-    found = []
-    for image in images:
-        resized = cv2.resize(np.ascontiguousarray(image), tuple(size)[::-1]) if size else image
-        batch = np.ascontiguousarray(resized)[None]
-        found.append(portable.compare(model(batch), run(batch)))
-    agreements, differences = zip(*found, strict=True)
+    if size:
+        images = [cv2.resize(np.ascontiguousarray(image), tuple(size)[::-1]) for image in images]
+    file = portable.load(options.output)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model"
+        export(segmenter, path, classes)
+        compare(images, load(path), file, "a SavedModel of it")
+
+
+def compare(images, expected, found, reference):
+    """Prints how far the logits of two models are from each other."""
+    import numpy as np
+
+    from kseg import portable
+
+    batches = [np.ascontiguousarray(image)[None] for image in images]
+    compared = [portable.compare(expected(batch), found(batch)) for batch in batches]
+    agreements, differences = zip(*compared, strict=True)
     print(
-        f"{len(images)} images: {100 * sum(agreements) / len(images):.4f} % of pixels get the same "
-        f"class, logits differ by at most {max(differences):.2g}"
+        f"{len(images)} images, against {reference}: "
+        f"{100 * sum(agreements) / len(images):.4f} % of pixels get the same class, logits differ "
+        f"by at most {max(differences):.2g}"
     )
 
 

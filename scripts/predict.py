@@ -1,7 +1,9 @@
-"""Labels images or a video with a SavedModel.
+"""Labels images or a video with a SavedModel, or with a file for LiteRT or ONNX.
 
     python scripts/predict.py --saved-model model --input photos --output labels
     python scripts/predict.py --saved-model model --input drive.mp4 --output labels
+
+What works on images of one size only resizes them to it, and the labels back to the image.
 
 For each image STEM.jpg it writes STEM.png, one channel of class numbers from 0, and
 STEM_overlay.png, the classes' colours over the image. A folder is searched with its subfolders,
@@ -31,7 +33,10 @@ def parse_arguments(arguments=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--saved-model", required=True, metavar="DIR", help="what scripts/export.py wrote"
+        "--saved-model",
+        required=True,
+        metavar="PATH",
+        help="what scripts/export.py wrote: a folder, or a file for LiteRT or ONNX",
     )
     parser.add_argument(
         "--input",
@@ -55,21 +60,14 @@ def main(arguments=None):
 
     from kseg import visualize
     from kseg.errors import UserError
-    from kseg.evaluation.inference import predict
-    from kseg.export import load
 
-    model = load(options.saved_model)
-
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False)
-    def label(images):
-        return predict(model, images, len(model.classes))
-
+    label, palette = load(pathlib.Path(options.saved_model))
     if video:
-        return label_video(source, target, label, model.classes.palette)
+        return label_video(source, target, label, palette)
 
     def write(image, labels, label_file, overlay_file):
         visualize.write_png(label_file, labels)
-        visualize.write_png(overlay_file, visualize.overlay(image, labels, model.classes.palette))
+        visualize.write_png(overlay_file, visualize.overlay(image, labels, palette))
 
     # Reading and writing go on while the model is at work.
     images = tf.data.Dataset.from_tensor_slices([str(image) for image, *_ in jobs]).map(
@@ -82,7 +80,7 @@ def main(arguments=None):
             path, *files = job
             image = image.numpy()
             if image.size:
-                labels = label(image[None])[0].numpy()
+                labels = label(image)
                 writing.append(pool.submit(write, image, labels, *files))
                 if len(writing) > 4:  # No more pictures wait in memory than that.
                     writing.popleft().result()
@@ -103,6 +101,33 @@ def main(arguments=None):
             f"{', '.join(unreadable[:5])}{more}. The others are labelled"
         )
     return 0
+
+
+def load(path):
+    """Loads what is to label images.
+
+    Args:
+        path: `pathlib.Path` of a SavedModel, or of a file for LiteRT or ONNX.
+
+    Returns:
+        `(label, palette)`: function from a uint8 RGB array `(height, width, 3)` to class numbers,
+        uint8 `(height, width)`, and the colours of the classes.
+    """
+    import tensorflow as tf
+
+    from kseg import export, portable
+    from kseg.evaluation.inference import predict
+
+    if path.is_file():
+        model = portable.load(path)
+        return model.label, model.classes.palette
+    model = export.load(path)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False)
+    def label(images):
+        return predict(model, images, len(model.classes))
+
+    return (lambda image: label(image[None])[0].numpy()), model.classes.palette
 
 
 def plan_video(source, output):
@@ -127,7 +152,7 @@ def label_video(source, target, label, palette):
     Args:
         source: `pathlib.Path` of a video.
         target: `pathlib.Path` of the `.mp4` to write; it is there only when it is complete.
-        label: function from uint8 `(1, height, width, 3)` to class numbers `(1, height, width)`.
+        label: function from uint8 `(height, width, 3)` to class numbers `(height, width)`.
         palette: list of `[red, green, blue]`.
 
     Raises:
@@ -157,7 +182,7 @@ def label_video(source, target, label, palette):
             raise UserError(f"{target} cannot be written as a video of {width} x {height}")
         while there:
             image = np.ascontiguousarray(frame[..., ::-1])
-            labels = label(image[None])[0].numpy()
+            labels = label(image)
             writer.write(visualize.overlay(image, labels, palette)[..., ::-1])
             count += 1
             start = start or time.perf_counter()  # The first call compiles.
