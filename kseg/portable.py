@@ -67,6 +67,8 @@ def export_onnx(segmenter, path, classes, size=None, *, overwrite=False):
         import onnx
         import tf2onnx
 
+        # Else the converter keeps a copy of the graph for each pass over it, in half of its time.
+        os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "FALSE")
         # Of any size, and fixed afterwards: what the converter makes of resizing between known
         # sizes is a rounded factor, which now and then comes out a pixel short.
         model, _ = tf2onnx.convert.from_function(
@@ -136,6 +138,7 @@ class PortableModel:
         self.classes, self.size, self._run = classes, size, run
 
     def __call__(self, images):
+        """Logits of images."""
         return self._run(images)
 
     def label(self, image):

@@ -106,10 +106,16 @@ def time_runtime(arguments):
     path = pathlib.Path(arguments.folder) / "model"
     images = np.random.default_rng(0).integers(0, 256, (1, *arguments.size, 3)).astype("uint8")
 
-    def saved_model():
+    def limit_threads():
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)
+
+    def saved_model():
+        import tensorflow as tf
+
+        limit_threads()
         signature = tf.saved_model.load(str(path)).signatures["serving_float"]
         floats = tf.constant(images, "float32")
         return lambda: signature(images=floats)["logits"].numpy()
@@ -117,7 +123,7 @@ def time_runtime(arguments):
     def saved_model_of_bytes():
         import tensorflow as tf
 
-        tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
+        limit_threads()
         signature = tf.saved_model.load(str(path)).signatures["serving_bytes"]
         encoded = tf.io.encode_png(images[0])
         return lambda: signature(encoded=encoded)["classes"].numpy()

@@ -43,9 +43,9 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--check",
         metavar="PATH",
-        help="image or folder: the first 8 images go through what was written and, for tflite and "
-        "onnx, through a SavedModel of the same network, both read back from disk, for a SavedModel "
-        "through the network in memory; the difference is printed",
+        help="image or folder: the first 8 images go through what was written, read back from "
+        "disk, and for tflite and onnx through a SavedModel of the same network, else through the "
+        "network in memory; the difference is printed",
     )
     return parser.parse_args(arguments)
 

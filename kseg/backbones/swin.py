@@ -205,13 +205,15 @@ def _matmul(a, b, transpose_a=False, transpose_b=False):
     return ops.matmul(a, ops.swapaxes(b, -1, -2) if transpose_b else b)
 
 
-def _linear(x, kernel, bias=None):
-    """`x kernel + bias` over the last axis, as one matrix product."""
+def _linear(x, kernel, bias=None, activation=None):
+    """`activation(x kernel + bias)` over the last axis, as one matrix product."""
     shape = ops.shape(x)
     x = _matmul(ops.reshape(x, (-1, shape[-1])), kernel)
     if bias is not None:
         # Not `+`, whose gradient takes TensorFlow more nodes and more time.
         x = x + bias if tf is None else tf.nn.bias_add(x, ops.convert_to_tensor(bias))
+    if activation is not None:
+        x = activation(x)
     return ops.reshape(x, (*shape[:-1], kernel.shape[1]))
 
 
@@ -247,6 +249,11 @@ def standardize(x):
         return ops.cast((upstream - through_std - through_mean) * inverse_std, x.dtype)
 
     return outputs, gradient
+
+
+def _gelu(x):
+    # Not `ops.gelu`, which is made of erfc on TensorFlow: ONNX has none.
+    return 0.5 * x * (1.0 + ops.erf(x * _ROOT_HALF))
 
 
 @ops.custom_gradient
@@ -584,7 +591,7 @@ class SwinBlock(keras.layers.Layer):
     def call(self, inputs, shift_mask=None, training=None):
         keep_attention, keep_mlp = self._draw(inputs, training)
         x = inputs + keep_attention(self._attention(self.norm1.call(inputs), shift_mask))
-        return x + keep_mlp(self._mlp(x))
+        return x + keep_mlp(self._mlp(x, training))
 
     def _draw(self, inputs, training):
         """Two functions that drop samples of a branch."""
@@ -624,8 +631,12 @@ class SwinBlock(keras.layers.Layer):
         bias = ops.reshape(bias, (self.num_heads, 1, places, places))
         return bias if shift_mask is None else bias + ops.cast(shift_mask, "float32")
 
-    def _mlp(self, x):
+    def _mlp(self, x, training):
         """The perceptron behind its norm."""
+        if not training:
+            # Written as converters know it: LiteRT has no erf but in this.
+            x = _linear(self.norm2.call(x), self.fc1.kernel, self.fc1.bias, _gelu)
+            return _linear(x, self.fc2.kernel, self.fc2.bias)
         # gelu(x) = scaled_gelu(x / sqrt(2)) / sqrt(2): the factors go into the weights around it.
         norm, fc1, fc2 = self.norm2, self.fc1, self.fc2
         x = standardize(x) * (norm.gamma * _ROOT_HALF) + norm.beta * _ROOT_HALF

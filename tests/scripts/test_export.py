@@ -24,12 +24,15 @@ def images():
 
 def test_exports_a_checkpoint(tiny_run, tmp_path, capsys):
     arguments = ["--run", tiny_run.path, "--output", tmp_path / "model", "--checkpoint", 7]
-    call(*arguments)
+    cv2.imwrite(str(tmp_path / "a.png"), images()[0])
+    call(*arguments, "--check", tmp_path / "a.png")
     model = library.load(tmp_path / "model")
     expected = inference_model(tiny_run.segmenter("7"))(images())
     np.testing.assert_allclose(model(images()), expected, rtol=1e-3, atol=1e-3)
     assert (model.classes.names, model.classes.palette) == (NAMES, PALETTE)
-    assert "3 classes" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 classes" in printed
+    assert "1 images, against the network in memory: 100.0000 %" in printed
     with pytest.raises(UserError, match="Use --overwrite"):
         call(*arguments)
 
@@ -53,10 +56,9 @@ def test_other_formats_agree_with_the_network(tiny_run, tmp_path, capsys, kind, 
     arguments = ["--run", tiny_run.path, "--output", file, "--format", kind]
     arguments += ["--check", tmp_path / "a.png", *(["--size", *size] if size else [])]
     call(*arguments)
-    assert "1 images: 100.0000 %" in capsys.readouterr().out
-    load = {"tflite": portable.load_tflite, "onnx": portable.load_onnx}[kind]
+    assert "1 images, against a SavedModel of it: 100.0000 %" in capsys.readouterr().out
     expected = inference_model(tiny_run.segmenter())(picture[None])
-    np.testing.assert_allclose(load(file)(picture[None]), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(portable.load(file)(picture[None]), expected, rtol=1e-3, atol=1e-3)
     assert json.loads((tmp_path / "model.classes.json").read_text())["names"] == NAMES
     with pytest.raises(UserError, match=r"there already\. Use --overwrite"):
         call(*arguments)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from kseg import export, visualize
+from kseg import export, portable, visualize
 from kseg.errors import UserError
 from kseg.runs import Classes
 from tests.scripts.tiny_run import PALETTE, SCRIPTS, script
@@ -16,15 +16,19 @@ predict = script("predict")
 CLASSES = Classes(["red", "green", "blue"], PALETTE)
 
 
-@pytest.fixture(scope="module")
-def saved_model(tmp_path_factory):
+def channels_model():
     """Its logits are the channels of the image: it labels each pixel by the largest."""
     image = keras.Input((None, None, 3), name="image")
     layer = keras.layers.Conv2D(3, 1, use_bias=False, name="logits")
     model = keras.Model(image, {"logits": layer(image)})
     layer.kernel.assign(np.eye(3)[None, None])
+    return model
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "model"
-    export.export(model, path, CLASSES)
+    export.export(channels_model(), path, CLASSES)
     return path
 
 
@@ -72,6 +76,15 @@ def test_labels_a_folder_with_its_subfolders(saved_model, tmp_path, capsys):
         expected = visualize.overlay(picture, labels, PALETTE)
         np.testing.assert_array_equal(read(f"{stem}_overlay.png")[..., ::-1], expected)
     assert "3 images" in capsys.readouterr().out
+
+
+def test_labels_with_a_file_for_another_runtime(tmp_path):
+    portable.export_onnx(channels_model(), tmp_path / "model.onnx", CLASSES)
+    picture, labels = write_image(tmp_path / "a.png")
+    call(tmp_path / "model.onnx", tmp_path / "a.png", tmp_path / "out")
+    np.testing.assert_array_equal(read(tmp_path / "out" / "a.png"), labels)
+    expected = visualize.overlay(picture, labels, PALETTE)
+    np.testing.assert_array_equal(read(tmp_path / "out" / "a_overlay.png")[..., ::-1], expected)
 
 
 def test_second_call_leaves_out_what_the_first_wrote(saved_model, tmp_path):
