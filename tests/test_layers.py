@@ -346,3 +346,13 @@ def test_config_round_trip(layer):
     copy = keras.layers.deserialize(keras.layers.serialize(layer))
     assert type(copy) is type(layer)
     assert copy.get_config() == layer.get_config()
+
+
+def test_ceil_divide():
+    sizes = np.arange(20)
+    for divisor in (1, 3, 8):
+        expected = np.ceil(sizes / divisor)
+        np.testing.assert_array_equal(
+            [layers.ceil_divide(int(n), divisor) for n in sizes], expected
+        )
+        np.testing.assert_array_equal(layers.ceil_divide(tf.constant(sizes), divisor), expected)

@@ -10,6 +10,7 @@ import tensorflow as tf
 from kseg import portable
 from kseg.backbones import build_hrnet, build_keras_cv, build_resnet, build_swin
 from kseg.errors import UserError
+from kseg.layers import Conv2D, ResizeLike
 from kseg.runs import Classes
 from kseg.segmenters import build_segmenter, inference_model
 from tests.test_export import CLASSES, small_segmenter
@@ -100,7 +101,10 @@ def test_litert_and_onnx_compute_what_each_network_does(network, tmp_path):
 
 def test_onnx_of_one_size(tmp_path):
     # From 3 rows to 5: in 32 bits 5 / 3 is less than that, and 3 times it less than 5.
-    segmenter = build("resnet", "upernet")
+    image = keras.Input((None, None, 3))
+    fine, coarse = (Conv2D(3, 1, strides=stride)(image) for stride in (8, 16))
+    logits = keras.layers.Add()([fine, ResizeLike()(coarse, like=fine)])
+    segmenter = keras.Model(image, {"logits": logits})
     portable.export_onnx(segmenter, tmp_path / "model.onnx", CLASSES, (33, 47))
     model = portable.load(tmp_path / "model.onnx", threads=1)
     assert model.size == (33, 47)
