@@ -191,15 +191,19 @@ def _served_module(model, classes):
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]
 
+    # The network stands in the file once, however many signatures and dtypes use it.
+    @tf.function(input_signature=[_images("float32")], autograph=False)
+    def network(images):
+        return model(images, training=False)
+
+    network = network.get_concrete_function()
+
     @tf.function(autograph=False)
     def serve(images):
-        return {"logits": model(images, training=False)}
-
-    # The network stands in the file once for each dtype, however many signatures use it.
-    serve_uint8 = serve.get_concrete_function(_images("uint8"))
+        return {"logits": network(tf.cast(images, "float32"))}
 
     def label(image):
-        probabilities = tf.nn.softmax(serve_uint8(image[None])["logits"][0])
+        probabilities = tf.nn.softmax(network(tf.cast(image[None], "float32"))[0])
         return {
             "classes": tf.cast(tf.argmax(probabilities, axis=-1, output_type="int32"), "uint8"),
             "confidence": tf.reduce_max(probabilities, axis=-1),

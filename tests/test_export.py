@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from kseg import export
 from kseg.backbones import build_hrnet
@@ -95,6 +96,13 @@ def test_signatures_without_kseg(exported):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     assert [name.decode() for name in loaded.class_names().numpy()] == CLASSES.names
     np.testing.assert_array_equal(loaded.palette(), CLASSES.palette)
+
+
+def test_network_stands_in_the_file_once(exported):
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((exported[1] / "saved_model.pb").read_bytes())
+    functions = saved.meta_graphs[0].graph_def.library.function
+    assert sum(any(node.op == "Conv2D" for node in f.node_def) for f in functions) == 1
 
 
 FRESH = """
