@@ -272,8 +272,8 @@ class RegionContrast(Objective):
     )
     temperature: float = Field(0.2, gt=0)
     reduction: Literal["mean", "sum"] = Field(
-        "mean",
-        description="Over all centres, or the sum over an image's classes, averaged over images.",
+        "sum",
+        description="Over an image's classes, then the mean over images; or the mean of all.",
     )
     storage: Literal["float32", "bfloat16"] = Field("float32", description="Of the bank.")
     cross_replica: bool = Field(True, description="With scope batch: over the global batch.")

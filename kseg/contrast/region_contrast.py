@@ -35,9 +35,9 @@ class RegionContrast(Objective):
         capacity: int, stored centres of each class, or a list with a number for each class: see
             `MemoryBank`. The paper: the number of training images.
         temperature: float > 0.
-        reduction: `"mean"`: over the centres of the global batch. `"sum"`: over the classes of an
-            image, and the mean over the images, as the public code adds up its classes: as many
-            times larger as an image has classes.
+        reduction: `"sum"`: over the classes of an image, and the mean over the images; the public
+            code adds up classes, too. `"mean"`: over the centres of the global batch, as many times
+            smaller as an image has classes.
         storage: `"float32"` or `"bfloat16"`, the dtype of the bank.
         cross_replica: bool. With `scope="batch"`, whether the keys are those of the global batch or
             of the replica's own; the bank is always filled by all replicas.
@@ -62,7 +62,7 @@ class RegionContrast(Objective):
         centers="weighted",
         capacity=1000,
         temperature=0.2,
-        reduction="mean",
+        reduction="sum",
         storage="float32",
         cross_replica=True,
         name="region_contrast",

@@ -22,7 +22,7 @@ def example(batch=4, seed=0, dim=6):
 
 
 def prepared(**arguments):
-    objective = RegionContrast(3, **arguments)
+    objective = RegionContrast(3, **{"reduction": "mean", **arguments})
     objective.prepare(example()[0])
     return objective
 
