@@ -50,61 +50,18 @@ def main():
         )
     strategy = build_strategy(config.train.devices, cluster)
 
-    import pipelines
-    from kseg.photometric import build_distortion
-    from kseg.runs import Classes, Run
-    from pipelines import loader
+    from kseg.commands.data import ExperimentData
+    from kseg.runs import Run
 
-    data = config.data
-    if data.dataset == "synthetic":
-        pipelines.prepare_once("synthetic", data.folder)
-    manifest = pipelines.read_manifest(data.folder)
-    if manifest.dataset != data.dataset:
-        raise pipelines.DataError(
-            f"{data.folder} must hold {data.dataset!r}, as data.dataset says. It holds "
-            f"{manifest.dataset!r}"
-        )
-    for split in (data.train_split, data.eval_split):
-        manifest.split(split)
-    occurrences = manifest.split(data.train_split).images[:-1]
-    classes = Classes(
-        manifest.class_names, manifest.palette, occurrences, manifest.categories, manifest.groups
-    )
+    data = ExperimentData.open(config)
     if arguments.dry_run:
-        return dry_run(Run(folder, config, classes), strategy)
+        return dry_run(Run(folder, config, data.classes), strategy)
 
     if arguments.restart:
         Run.delete(folder)
     is_chief = cluster is None or cluster.is_chief
-    run = Run.create(folder, config, classes) if is_chief else Run(folder, config, classes)
-
-    distortion = build_distortion(data)
-
-    def training_batches(start_step, **part):
-        return loader.training_dataset(
-            data.folder,
-            data.train_split,
-            batch_size=data.batch_size,
-            crop_size=data.crop_size,
-            seed=config.seed,
-            start_step=start_step,
-            scale_range=data.scale_range,
-            flip=data.flip,
-            rotation=data.rotation,
-            max_class_share=data.max_class_share,
-            repeat_threshold=data.repeat_threshold,
-            num_draws=distortion.NUM_DRAWS if distortion else 0,
-            on_error=data.on_error,
-            max_errors=data.max_errors,
-            cache=data.cache,
-            service=data.service,
-            **part,
-        )
-
-    def evaluation_batches():
-        return loader.evaluation_dataset(
-            data.folder, data.eval_split, batch_size=data.eval_batch_size
-        )
+    make = Run.create if is_chief else Run
+    run = make(folder, config, data.classes)
 
     from kseg.training import loop
 
@@ -112,7 +69,11 @@ def main():
         if cluster:  # The chief has found nothing wrong.
             anywhere(strategy, False)
         result = loop.train(
-            run, training_batches, evaluation_batches, strategy=strategy, cluster=cluster
+            run,
+            data.training_batches,
+            data.evaluation_batches,
+            strategy=strategy,
+            cluster=cluster,
         )
     except loop.Interrupted as stop:
         print(stop)
@@ -126,7 +87,7 @@ def main():
             + " ".join(error.message.split())[:300]
         ) from None
     if is_chief:
-        finish(run, result, evaluation_batches())
+        finish(run, result, data.evaluation_batches())
     if cluster:
         anywhere(strategy, False)
     return 0
