@@ -31,13 +31,15 @@ class RowReader:
     def rows(self, start, count):
         """Reads `count` (an int) rows from `start` on (an int or int32 tensor); `(count, dim)`."""
         if tf is None:
-            return ops.slice(self._variable, (start, 0), (count, self.shape[1]))
+            # JAX slices tensors only.
+            values = ops.convert_to_tensor(self._variable)
+            return ops.slice(values, (start, 0), (count, self.shape[1]))
         return self.take(start + tf.range(count))
 
     def take(self, positions):
         """Reads the rows at int32 `(count,)` positions; `(count, dim)`."""
         if tf is None:
-            return ops.take(self._variable, positions, axis=0)
+            return ops.take(ops.convert_to_tensor(self._variable), positions, axis=0)
         return tf.raw_ops.ResourceGather(
             resource=self._variable.value.handle, indices=positions, dtype=self.dtype
         )
@@ -66,6 +68,7 @@ def write_rows(variable, positions, rows):
     rows = ops.where(written[:, None], rows, spare)
     positions = positions[:, None]
     if tf is None:
-        variable.assign(ops.scatter_update(variable, positions, rows))
+        values = ops.convert_to_tensor(variable)
+        variable.assign(ops.scatter_update(values, positions, rows))
         return
     tf.raw_ops.ResourceScatterNdUpdate(ref=variable.value.handle, indices=positions, updates=rows)

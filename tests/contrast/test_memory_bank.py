@@ -1,3 +1,8 @@
+import os
+import pathlib
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -193,3 +198,48 @@ def test_saves_and_loads(tmp_path):
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         MemoryBank(**{"num_classes": 2, "capacity": 3, "dim": 4, **arguments})
+
+
+ON_JAX = """
+import sys
+import jax, keras, numpy as np
+from kseg.contrast.info_nce import info_nce
+from kseg.contrast.memory_bank import MemoryBank
+
+bank = MemoryBank(2, 3, 2)
+
+@jax.jit
+def write(state, rows, labels):
+    with keras.StatelessScope(state_mapping=list(zip(bank.variables, state))) as scope:
+        bank.write(rows, labels)
+        found = bank.keys()[0].rows(0, 6)
+        sample = bank.sample(4, seed=0)
+        loss, _ = info_nce(rows, labels, *bank.keys(), block_size=2, detach_keys=True)
+    state = [scope.get_current_value(v) for v in bank.variables]
+    return state, found, sample, loss
+
+state = [v.value for v in bank.variables]
+rows = np.array([[0, 1], [1, 0], [0.6, 0.8]], "float32")
+state, found, _, _ = write(state, rows, np.array([1, 0, -1], "int32"))
+np.testing.assert_array_equal(found, [[1, 0], [0, 0], [0, 0], [0, 1], [0, 0], [0, 0]])
+state, found, sample, loss = write(state, rows[::-1], np.array([0, 0, 1], "int32"))
+np.testing.assert_array_equal(
+    found, np.array([[1, 0], [0.6, 0.8], [1, 0], [0, 1], [0, 1], [0, 0]], "float32")
+)
+np.testing.assert_array_equal(sample[1], [0, 0, 0, 1])  # Of 5 entries: 0, 1, 2, and 3 or 4.
+# The last anchor, (0, 1) of class 1: two positives at cosine 1; negatives at 0, 0.8 and 0.
+negative = np.log(np.exp(0) + np.exp(8) + np.exp(0))
+np.testing.assert_allclose(loss[2], np.log1p(np.exp(negative - 10)), rtol=1e-5)
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_on_jax():
+    """Variables are written and read in part inside `jax.jit`, under a stateless scope."""
+    pytest.importorskip("jax")
+    root = pathlib.Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-c", ON_JAX], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
