@@ -587,10 +587,43 @@ def load(path, overrides=()) -> Experiment:
     return parse(values, source=str(path))
 
 
+def extend(path, values) -> Experiment:
+    """An experiment that extends a config file, as another file would.
+
+    Args:
+        path: JSON file. Its stem is the default of `name`.
+        values: dict, merged over the file's values as by `extends`.
+
+    Raises:
+        ConfigError: as `load` does.
+    """
+    path = pathlib.Path(path)
+    merged = _merge(_read(path, ()), values)
+    merged.setdefault("name", path.stem)
+    return parse(merged, source=str(path))
+
+
 def _read(path, readers):
     """The values of a file, merged over those of the files that it extends."""
     if path.resolve() in readers:
         raise ConfigError(f"{path} extends itself: {' -> '.join(p.name for p in readers)}")
+    values = read_json(path)
+    values.pop("$schema", None)
+    bases = values.pop("extends", None) or []
+    merged = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        inherited = _read(path.parent / str(base), (*readers, path.resolve()))
+        inherited.pop("name", None)
+        merged = _merge(merged, inherited)
+    return _merge(merged, values)
+
+
+def read_json(path) -> dict:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        ConfigError: if it is missing, not JSON, or holds something else.
+    """
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -602,14 +635,7 @@ def _read(path, readers):
         raise ConfigError(f"{path} is not a readable JSON file: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a JSON object. Received: {type(values).__name__}")
-    values.pop("$schema", None)
-    bases = values.pop("extends", None) or []
-    merged = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        inherited = _read(path.parent / str(base), (*readers, path.resolve()))
-        inherited.pop("name", None)
-        merged = _merge(merged, inherited)
-    return _merge(merged, values)
+    return values
 
 
 def _merge(below, above):
@@ -629,8 +655,18 @@ def parse(values, *, source) -> Experiment:
     try:
         return Experiment.model_validate(values)
     except pydantic.ValidationError as error:
-        lines = [_describe(item, values) for item in error.errors()]
-        raise ConfigError(f"{source}: " + "; ".join(lines)) from None
+        raise ConfigError(f"{source}: {describe(error, values)}") from None
+
+
+def describe(error, values, section=None) -> str:
+    """The rules that a dictionary breaks, on one line.
+
+    Args:
+        error: `pydantic.ValidationError`.
+        values: the dictionary.
+        section: `Section` that it was checked against; None: `Experiment`.
+    """
+    return "; ".join(_describe(item, values, section or Experiment) for item in error.errors())
 
 
 def json_schema() -> str:
@@ -677,7 +713,7 @@ def _apply_override(values, override):
         raise ConfigError(f"`--set {override}`: there is no place {key!r} in the config") from None
 
 
-def _describe(item: dict[str, Any], values) -> str:
+def _describe(item: dict[str, Any], values, section) -> str:
     place = [str(part) for part in item["loc"]]
     # pydantic puts the chosen member of a union into the path: it is no key of the file.
     visible, node = [], values
@@ -691,7 +727,7 @@ def _describe(item: dict[str, Any], values) -> str:
         visible.append(part)
     key = ".".join(visible)
     if item["type"] == "extra_forbidden":
-        known = _known_keys(place[:-1])
+        known = _known_keys(place[:-1], section)
         near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
         hint = f" Did you mean `{'.'.join([*visible[:-1], *near])}`?" if near else ""
         return f"unknown key `{key}`.{hint} Known keys here: {', '.join(known)}"
@@ -711,9 +747,9 @@ def _describe(item: dict[str, Any], values) -> str:
     return f"`{key}`: {message}{received}" if key else f"{message}{received}"
 
 
-def _known_keys(place) -> list[str]:
+def _known_keys(place, section) -> list[str]:
     """The keys of the section at a pydantic error path (which names union members)."""
-    sections = [Experiment]
+    sections = [section]
     for part in place:
         found = []
         for section in sections:

@@ -74,24 +74,41 @@ class Comparison:
 
 
 def compare(first, second, *, confidence=0.95, resamples=1000, seed=0):
-    """Compares two models by a paired bootstrap over images.
+    """Compares two models by a paired bootstrap over images: `bootstrap` of one run each.
 
-    Images are drawn with replacement, the same ones for both models, and both are scored on all
-    pixels of the draw. The interval is that of the percentiles of the difference. A draw in which a
-    class does not occur is left out of that class's interval. What it says is about other images
-    of the same kind; it knows nothing of other seeds of the training. Frames of one video resemble
-    each other (CamVid's splits are such): their interval is narrower than it should be.
+    Args:
+        first, second: `ImageCounts` of the same images, in any order.
+        confidence, resamples, seed: as `bootstrap` takes them.
+
+    Returns:
+        `Comparison`.
+
+    Raises:
+        UserError, ValueError: as `bootstrap` does.
+    """
+    return bootstrap([first], [second], confidence=confidence, resamples=resamples, seed=seed)
+
+
+def bootstrap(first, second, *, confidence=0.95, resamples=1000, seed=0):
+    """Compares two methods, each trained several times, by a paired bootstrap over images.
+
+    Images are drawn with replacement, the same ones for every run of both methods, and each run is
+    scored on all pixels of the draw; a method's score is the mean over its runs. The interval is
+    that of the percentiles of the difference. A draw in which a class does not occur is left out
+    of that class's interval. What it says is about other images of the same kind; it knows nothing
+    of other seeds of the training. Frames of one video resemble each other (CamVid's splits are
+    such): their interval is narrower than it should be.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Ch. 13.
 
     Args:
-        first, second: `ImageCounts` of the same images, in any order.
+        first, second: lists of `ImageCounts`, a run each, of the same images in any order.
         confidence: float in (0, 1).
         resamples: int.
         seed: int. The same seed gives the same interval.
 
     Returns:
-        `Comparison`.
+        `Comparison`; its scores are means over the runs of a method.
 
     Raises:
         UserError: if the images or the numbers of classes differ, or there are no images.
@@ -102,18 +119,27 @@ def compare(first, second, *, confidence=0.95, resamples=1000, seed=0):
             "`confidence` must be in (0, 1) and `resamples` 1 or more. Received: "
             f"{confidence=}, {resamples=}"
         )
-    order = _pair(first, second)
-    both = np.stack([first.pixels, second.pixels[order]], axis=1).astype("float64")
-    num_images, num_classes = len(both), both.shape[-1]
+    reference = first[0]
+    num_images, num_classes = len(reference.ids), reference.pixels.shape[-1]
     rng = np.random.default_rng(seed)
+    _pair(reference, reference)
     times = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=resamples)
-    drawn = times.astype("float64") @ both.reshape(num_images, -1)
-    drawn = _with_mean(iou_of(drawn.reshape(resamples, 2, 3, num_classes)))
-    differences = drawn[:, 1] - drawn[:, 0]
+
+    def scores(runs):
+        """Scores of all images, and of each draw: the mean over runs."""
+        whole, drawn = [], []
+        for counts in runs:
+            pixels = counts.pixels[_pair(reference, counts)].astype("float64")
+            sums = times.astype("float64") @ pixels.reshape(num_images, -1)
+            drawn.append(_with_mean(iou_of(sums.reshape(resamples, 3, num_classes))))
+            whole.append(_with_mean(iou_of(pixels.sum(axis=0))))
+        return (mean_over_classes(np.stack(values, axis=-1)) for values in (whole, drawn))
+
+    (whole_first, drawn_first), (whole_second, drawn_second) = map(scores, (first, second))
+    differences = drawn_second - drawn_first
     tail = (1 - confidence) / 2
     low, high = (_quantile(differences, share) for share in (tail, 1 - tail))
-    scores = _with_mean(iou_of(both.sum(axis=0)))
-    return Comparison(*scores, low, high, confidence, resamples, seed, num_images)
+    return Comparison(whole_first, whole_second, low, high, confidence, resamples, seed, num_images)
 
 
 def _pair(first, second):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kseg.errors import UserError
-from kseg.evaluation.compare import compare
+from kseg.evaluation.compare import bootstrap, compare
 from kseg.evaluation.image_counts import ImageCounts, iou_of
 
 
@@ -112,3 +112,25 @@ def test_refuses():
     for arguments in ({"confidence": 1.0}, {"resamples": 0}):
         with pytest.raises(ValueError, match="Received"):
             compare(one, one, **arguments)
+
+
+def test_several_runs_of_a_method_count_by_their_mean():
+    """The score is the mean over runs, each draw of images the same for all of them."""
+    rng = np.random.default_rng(4)
+    first, second = ([random_counts(rng, 9, 2) for _ in range(2)] for _ in range(2))
+    found = bootstrap(*([counts(p) for p in runs] for runs in (first, second)), resamples=300)
+    for scores, runs in ((found.first, first), (found.second, second)):
+        mean = np.mean([iou_of(pixels.sum(axis=0)) for pixels in runs], axis=0)
+        np.testing.assert_allclose(scores, [*mean, mean.mean()])
+    draws = np.random.default_rng(0).multinomial(9, np.full(9, 1 / 9), size=300)
+    differences = []
+    for times in draws:
+        picked = np.repeat(np.arange(9), times)
+        scores = [
+            np.mean([iou_of(pixels[picked].sum(axis=0)).mean() for pixels in runs])
+            for runs in (first, second)
+        ]
+        differences.append(scores[1] - scores[0])
+    np.testing.assert_allclose(
+        [found.low[-1], found.high[-1]], np.quantile(differences, [0.025, 0.975])
+    )
