@@ -77,6 +77,16 @@ class SwinBackbone(Backbone):
     )
 
 
+class EfficientNetLiteBackbone(Backbone):
+    """Inverted residuals with ReLU6; its last stages are dilated below `output_stride` 32."""
+
+    name: Literal["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
+    output_stride: Literal[8, 16, 32] = Field(32, description="Stride of c5.")
+    drop_path_rate: float = Field(
+        0.2, ge=0, lt=1, description="Stochastic depth of the last block; rises linearly from 0."
+    )
+
+
 class KerasCVBackbone(Backbone):
     """Any backbone of keras-cv with four pyramid levels: a class with arguments, or a preset."""
 
@@ -145,7 +155,7 @@ class Model(Section):
     """The segmentation network."""
 
     backbone: Annotated[
-        HRNetBackbone | ResNetBackbone | SwinBackbone | KerasCVBackbone,
+        EfficientNetLiteBackbone | HRNetBackbone | ResNetBackbone | SwinBackbone | KerasCVBackbone,
         Field(discriminator="name"),
     ]
     head: Annotated[DeepLabV3Head | HRNetHead | OCRHead | UPerNetHead, Field(discriminator="name")]

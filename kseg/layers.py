@@ -35,6 +35,34 @@ def _pair(value):
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
+def padding_margins(kernel_size, dilation_rate, far_padding=False):
+    """Zeros around a map under which a convolution puts out `ceil(size / stride)` places.
+
+    Args:
+        kernel_size, dilation_rate: pairs of ints; kernel sizes are odd.
+        far_padding: bool, as in `Conv2D`.
+
+    Returns:
+        `((top, bottom), (left, right))`, ints.
+    """
+    margins = []
+    for size, rate in zip(kernel_size, dilation_rate, strict=True):
+        before = (size - 2) // 2 if far_padding else (size - 1) // 2
+        before = max(before, 0) * rate
+        margins.append((before, (size - 1) * rate - before))
+    return tuple(margins)
+
+
+def output_size(sizes, margins, kernel_size, dilation_rate, strides):
+    """Size of a convolution's output; all arguments are pairs, a size may be None: not known."""
+    return [
+        None if size is None else (size + sum(margin) - rate * (kernel - 1) - 1) // stride + 1
+        for size, margin, kernel, rate, stride in zip(
+            sizes, margins, kernel_size, dilation_rate, strides, strict=True
+        )
+    ]
+
+
 @_register
 class Conv2D(keras.layers.Conv2D):
     """A convolution that pads both sides alike, as PyTorch does.
@@ -50,6 +78,9 @@ class Conv2D(keras.layers.Conv2D):
             that `padding` defaults to `"same"` and `use_bias` to False. Weights are drawn
             normally with variance 2 / fan-out (He et al., ICCV 2015) unless
             `kernel_initializer` is given.
+        far_padding: bool, of `padding="same"`. Puts `dilation * ((kernel_size - 2) // 2)` zeros at
+            the top and left, and the rest of `dilation * (kernel_size - 1)` at the bottom and
+            right: what TensorFlow's own "same" does with stride 2 where the size is even.
 
     Raises:
         ValueError: if `padding="same"` and a kernel size is even, or `data_format` is not
@@ -64,6 +95,7 @@ class Conv2D(keras.layers.Conv2D):
         padding="same",
         use_bias=False,
         kernel_initializer=None,
+        far_padding=False,
         **kwargs,
     ):
         if kernel_initializer is None:
@@ -79,6 +111,7 @@ class Conv2D(keras.layers.Conv2D):
             kernel_initializer=kernel_initializer,
             **kwargs,
         )
+        self.far_padding = far_padding
         if self.data_format != "channels_last":
             raise ValueError(
                 f"`data_format` must be 'channels_last'. Received: {self.data_format!r}"
@@ -91,21 +124,18 @@ class Conv2D(keras.layers.Conv2D):
 
     @property
     def _margins(self):
-        """Rows and columns of zeros on each side."""
+        """Rows and columns of zeros on each side, `((top, bottom), (left, right))`."""
         if self.padding != "same":
-            return 0, 0
-        return tuple(
-            rate * (size - 1) // 2
-            for size, rate in zip(self.kernel_size, self.dilation_rate, strict=True)
-        )
+            return (0, 0), (0, 0)
+        return padding_margins(self.kernel_size, self.dilation_rate, self.far_padding)
 
     def convolution_op(self, inputs, kernel):
         rows, columns = self._margins
         # With stride 1, TensorFlow pads alike by itself. Else the zeros are put there by hand: its
         # explicit padding has no oneDNN gradient, which cost 40 % of a bfloat16 HRNet step on CPU.
-        same = self.padding == "same" and self.strides == (1, 1)
-        if (rows or columns) and not same:
-            margins = ((0, 0), (rows, rows), (columns, columns), (0, 0))
+        same = self.padding == "same" and self.strides == (1, 1) and not self.far_padding
+        if (any(rows) or any(columns)) and not same:
+            margins = ((0, 0), rows, columns, (0, 0))
             inputs = ops.pad(inputs, margins) if tf is None else tf.pad(inputs, margins)
         padding = "same" if same else "valid"
         if tf is not None and self.groups == 1:
@@ -127,18 +157,13 @@ class Conv2D(keras.layers.Conv2D):
         )
 
     def compute_output_shape(self, input_shape):
-        spatial = [
-            None if size is None else (size + 2 * margin - rate * (kernel - 1) - 1) // stride + 1
-            for size, margin, kernel, rate, stride in zip(
-                input_shape[1:3],
-                self._margins,
-                self.kernel_size,
-                self.dilation_rate,
-                self.strides,
-                strict=True,
-            )
-        ]
+        spatial = output_size(
+            input_shape[1:3], self._margins, self.kernel_size, self.dilation_rate, self.strides
+        )
         return (input_shape[0], *spatial, self.filters)
+
+    def get_config(self):
+        return {**super().get_config(), "far_padding": self.far_padding}
 
 
 @_register
@@ -300,8 +325,64 @@ def _synchronized_batch_norm(inputs, gamma, beta, epsilon):
     return normalize(inputs, gamma, beta)
 
 
+class NormalizedConvolution(keras.layers.Layer):
+    """What `ConvNorm` and `kseg.depthwise.DepthwiseConvNorm` share: all but the convolution.
+
+    A subclass sets `self.convolution`, a layer named `convolution`.
+
+    Args:
+        relu: bool, whether the result goes through a ReLU.
+        max_value: None, or the float that the ReLU is cut off at: 6 for ReLU6.
+        epsilon: float > 0, of the batch norm.
+        synchronized: bool, of the batch norm.
+    """
+
+    def __init__(
+        self,
+        *,
+        relu=True,
+        max_value=None,
+        epsilon=BATCH_NORM_EPSILON,
+        synchronized=False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.relu = relu
+        self.max_value = max_value
+        self.normalization = BatchNormalization(
+            synchronized=synchronized,
+            epsilon=epsilon,
+            dtype=self.dtype_policy,
+            name="normalization",
+        )
+
+    def build(self, input_shape):
+        self.convolution.build(input_shape)
+        self.normalization.build(self.convolution.compute_output_shape(input_shape))
+
+    def call(self, inputs, residual=None, training=None):
+        # `call`, not `__call__`: the parts share this layer's dtype, mode and name scope.
+        outputs = self.normalization.call(self.convolution.call(inputs), training=training)
+        if residual is not None:
+            outputs = outputs + residual
+        return _relu(outputs, self.max_value) if self.relu else outputs
+
+    def compute_output_spec(self, inputs, residual=None, training=None):
+        shape = self.convolution.compute_output_shape(inputs.shape)
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "relu": self.relu,
+            "max_value": self.max_value,
+            "epsilon": self.normalization.epsilon,
+            "synchronized": self.normalization.synchronized,
+        }
+
+
 @_register
-class ConvNorm(keras.layers.Layer):
+class ConvNorm(NormalizedConvolution):
     """Convolution, batch norm, an optional residual sum and an optional ReLU, in one call.
 
     `relu(norm(conv(inputs)) + residual)`: one Keras layer where there would be four, since in a
@@ -315,7 +396,10 @@ class ConvNorm(keras.layers.Layer):
         dilation_rate: int or pair.
         use_bias: bool, of the convolution. Redundant before a batch norm, but some published
             checkpoints have it.
+        far_padding: bool, as in `Conv2D`.
         relu: bool, whether the result goes through a ReLU.
+        max_value: None, or the float that the ReLU is cut off at: 6 for ReLU6.
+        epsilon: float > 0, of the batch norm. Defaults to PyTorch's 1e-5.
         synchronized: bool, of the batch norm.
 
     Call arguments:
@@ -335,39 +419,20 @@ class ConvNorm(keras.layers.Layer):
         strides=1,
         dilation_rate=1,
         use_bias=False,
-        relu=True,
-        synchronized=False,
+        far_padding=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.relu = relu
         self.convolution = Conv2D(
             filters,
             kernel_size,
             strides=strides,
             dilation_rate=dilation_rate,
             use_bias=use_bias,
+            far_padding=far_padding,
             dtype=self.dtype_policy,
             name="convolution",
         )
-        self.normalization = BatchNormalization(
-            synchronized=synchronized, dtype=self.dtype_policy, name="normalization"
-        )
-
-    def build(self, input_shape):
-        self.convolution.build(input_shape)
-        self.normalization.build(self.convolution.compute_output_shape(input_shape))
-
-    def call(self, inputs, residual=None, training=None):
-        # `call`, not `__call__`: the parts share this layer's dtype, mode and name scope.
-        outputs = self.normalization.call(self.convolution.call(inputs), training=training)
-        if residual is not None:
-            outputs = outputs + residual
-        return _relu(outputs) if self.relu else outputs
-
-    def compute_output_spec(self, inputs, residual=None, training=None):
-        shape = self.convolution.compute_output_shape(inputs.shape)
-        return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def get_config(self):
         convolution = self.convolution
@@ -378,9 +443,66 @@ class ConvNorm(keras.layers.Layer):
             "strides": convolution.strides,
             "dilation_rate": convolution.dilation_rate,
             "use_bias": convolution.use_bias,
-            "relu": self.relu,
-            "synchronized": self.normalization.synchronized,
+            "far_padding": convolution.far_padding,
         }
+
+
+@_register
+class DropPath(keras.layers.Layer):
+    """Drops the residual branch of whole samples in training (Huang et al., ECCV 2016).
+
+    Args:
+        rate: float in [0, 1), how likely a sample is set to 0. What is kept is scaled up by
+            `1 / (1 - rate)`, which keeps the expected value.
+        seed: int or None.
+
+    Call arguments:
+        inputs: float tensor `(batch, ...)`.
+        training: bool.
+
+    Returns:
+        float tensor like `inputs`.
+    """
+
+    def __init__(self, rate, *, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, inputs, training=None):
+        if not training or self.rate == 0:
+            return inputs
+        scales = drop_path_scales(inputs, self.rate, self.seed_generator)
+        return inputs * ops.cast(scales[0], inputs.dtype)
+
+    def compute_output_spec(self, inputs, training=None):
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+
+
+def drop_path_scales(inputs, rate, seed_generator, branches=1):
+    """Draws by what stochastic depth multiplies the samples of residual branches.
+
+    Args:
+        inputs: tensor `(batch, height, width, channels)`, this replica's.
+        rate: float in [0, 1).
+        seed_generator: `keras.random.SeedGenerator`, in the same state on all replicas, which draw
+            for the global batch and take their part.
+        branches: int, drawn at once.
+
+    Returns:
+        float32 tensor `(branches, batch, 1, 1, 1)`: 0, or `1 / (1 - rate)`.
+    """
+    kept, batch = 1.0 - rate, ops.shape(inputs)[0]
+    shape = (branches, replicas.num_replicas() * batch, 1, 1, 1)
+    draw = keras.random.uniform(shape, seed=seed_generator)
+    if replicas.num_replicas() > 1:
+        start = (0, replicas.replica_id() * batch, 0, 0, 0)
+        draw = ops.slice(draw, start, (branches, batch, 1, 1, 1))
+    return ops.cast(draw < kept, "float32") / kept
 
 
 def ceil_divide(size, divisor):
@@ -392,7 +514,11 @@ def ceil_divide(size, divisor):
     return (size + divisor - 1) // divisor
 
 
-def _relu(x):
+def _relu(x, max_value=None):
+    if max_value is not None:
+        if max_value == 6:
+            return ops.relu6(x) if tf is None else tf.raw_ops.Relu6(features=x)
+        return ops.clip(x, 0, max_value)
     return ops.relu(x) if tf is None else tf.raw_ops.Relu(features=x)
 
 

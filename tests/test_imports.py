@@ -84,6 +84,12 @@ segmenter = build_segmenter(backbone, "ocr", 3, head_arguments=arguments, projec
 image = np.zeros((1, 33, 40, 3), "uint8")
 assert segmenter(image)["embedding_c2"].shape == (1, 9, 10, 256)
 assert inference_model(segmenter)(image).shape == (1, 33, 40, 3)
+for depthwise in ("grouped", "shifted"):
+    backbone = kseg.backbones.build_efficientnet_lite(
+        channels=(4,) * 7, repeats=(1, 2, 1, 1, 1, 1, 1), stem_channels=4, top_channels=4,
+        depthwise=depthwise,
+    )
+    assert backbone(image, training=True)["c5"].shape == (1, 2, 2, 4)
 """
 
 

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.backbones import build_hrnet, build_keras_cv, build_resnet, build_swin
+from kseg.backbones import (
+    build_efficientnet_lite,
+    build_hrnet,
+    build_keras_cv,
+    build_resnet,
+    build_swin,
+)
 from kseg.segmenters import build_segmenter, inference_model
 from tests.backbones.test_keras_cv import CLASSES
 
@@ -39,12 +45,24 @@ def tiny_swin(**arguments):
     )
 
 
+def tiny_efficientnet_lite(**arguments):
+    return build_efficientnet_lite(
+        channels=(4, 6, 8, 10, 12, 14, 16),
+        repeats=(1, 2, 1, 1, 1, 1, 1),
+        stem_channels=4,
+        top_channels=24,
+        output_stride=16,
+        **arguments,
+    )
+
+
 def tiny_keras_cv(**arguments):
     name = "EfficientNetLiteBackbone"
     return build_keras_cv(class_name=name, arguments=CLASSES[name], output_stride=16, **arguments)
 
 
 BACKBONES = {
+    "efficientnet_lite": tiny_efficientnet_lite,
     "hrnet": tiny_hrnet,
     "resnet": tiny_resnet,
     "swin": tiny_swin,
@@ -110,7 +128,13 @@ def test_stages(backbone, policy):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize(
-    "backbone, head", [("resnet", "deeplabv3"), ("swin", "upernet"), ("keras_cv", "deeplabv3")]
+    "backbone, head",
+    [
+        ("resnet", "deeplabv3"),
+        ("swin", "upernet"),
+        ("keras_cv", "deeplabv3"),
+        ("efficientnet_lite", "upernet"),
+    ],
 )
 def test_gradient_reaches_every_weight(backbone, head, policy):
     keras.config.set_dtype_policy(policy)
@@ -136,7 +160,10 @@ def test_gradient_reaches_every_weight(backbone, head, policy):
         assert np.any(gradient), weight.path
 
 
-@pytest.mark.parametrize("backbone, head", [("resnet", "deeplabv3"), ("swin", "upernet")])
+@pytest.mark.parametrize(
+    "backbone, head",
+    [("resnet", "deeplabv3"), ("swin", "upernet"), ("efficientnet_lite", "upernet")],
+)
 def test_saves_and_loads(backbone, head, tmp_path):
     segmenter = build(backbone, head)
     segmenter(images(64, 64), training=True)  # Moves the statistics away from their start.

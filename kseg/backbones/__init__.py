@@ -1,6 +1,12 @@
 """Backbones: an image to feature maps at several strides."""
 
 from kseg.backbones.backbone import Backbone
+from kseg.backbones.efficientnet_lite import (
+    build_efficientnet_lite,
+    efficientnet_lite0,
+    efficientnet_lite1,
+    efficientnet_lite2,
+)
 from kseg.backbones.hrnet import build_hrnet, hrnet_w18, hrnet_w18_small, hrnet_w32, hrnet_w48
 from kseg.backbones.keras_cv import build_keras_cv
 from kseg.backbones.resnet import build_resnet, resnet18, resnet34, resnet50, resnet101
@@ -15,6 +21,9 @@ from kseg.backbones.swin import (
 )
 
 BACKBONES = {
+    "efficientnet_lite0": efficientnet_lite0,
+    "efficientnet_lite1": efficientnet_lite1,
+    "efficientnet_lite2": efficientnet_lite2,
     "hrnet_w18": hrnet_w18,
     "hrnet_w18_small": hrnet_w18_small,
     "hrnet_w32": hrnet_w32,
@@ -56,6 +65,7 @@ __all__ = [
     "BACKBONES",
     "Backbone",
     "build_backbone",
+    "build_efficientnet_lite",
     "build_hrnet",
     "build_keras_cv",
     "build_resnet",

@@ -7,9 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from kseg import replicas
 from kseg.backbones.backbone import Backbone
-from kseg.layers import Conv2D, ceil_divide, tf
+from kseg.layers import Conv2D, ceil_divide, drop_path_scales, tf
 
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 LAYER_NORM_EPSILON = 1e-5
@@ -597,12 +596,8 @@ class SwinBlock(keras.layers.Layer):
         """Two functions that drop samples of a branch."""
         if not training or self.drop_path_rate == 0:
             return (lambda x: x,) * 2
-        kept, batch = 1.0 - self.drop_path_rate, ops.shape(inputs)[0]
-        shape = (2, replicas.num_replicas() * batch, 1, 1, 1)
-        draw = keras.random.uniform(shape, seed=self.seed_generator)
-        if replicas.num_replicas() > 1:  # All draw the same for the global batch, and take theirs.
-            draw = ops.slice(draw, (0, replicas.replica_id() * batch, 0, 0, 0), (2, batch, 1, 1, 1))
-        scales = ops.cast(ops.cast(draw < kept, "float32") / kept, self.compute_dtype)
+        scales = drop_path_scales(inputs, self.drop_path_rate, self.seed_generator, branches=2)
+        scales = ops.cast(scales, self.compute_dtype)
         return (lambda x: x * scales[0]), (lambda x: x * scales[1])
 
     def _attention(self, x, shift_mask):

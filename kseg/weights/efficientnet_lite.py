@@ -5,89 +5,112 @@ from kseg.weights.parameters import PARAMETERS
 # What an ImageNet checkpoint has beyond the backbone.
 CLASSIFIER = (r"_fc\.", r"classifier\.")
 
-# Repeats of the stages of EfficientNet-Lite0: blocks are numbered through there, by stage here.
-LITE0_REPEATS = (1, 2, 2, 3, 3, 4, 1)
-# Images are normalised so, in units of 0 to 255 (`MEAN_RGB` and `STDDEV_RGB` of the original).
-MEAN = (127.0, 127.0, 127.0)
-STD = (128.0, 128.0, 128.0)
-
-_MODULES = {
-    "_conv_stem": "stem_conv",
-    "_bn0": "stem_bn",
-    "_conv_head": "top_conv",
-    "_bn1": "top_bn",
+_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # Of Lite0.
+# Of a module of a checkpoint: which convolution it is, or is the batch norm of.
+_PACKAGE = {
+    "_conv_stem": ("stem", "convolution"),
+    "_bn0": ("stem", "normalization"),
+    "_conv_head": ("top", "convolution"),
+    "_bn1": ("top", "normalization"),
 }
-_PARTS = {
-    "_expand_conv": "expand_conv",
-    "_bn0": "expand_bn",
-    "_depthwise_conv": "dwconv",
-    "_bn1": "bn",
-    "_project_conv": "project_conv",
-    "_bn2": "project_bn",
+_PACKAGE_PARTS = {
+    "_expand_conv": ("expand", "convolution"),
+    "_bn0": ("expand", "normalization"),
+    "_depthwise_conv": ("depthwise", "convolution"),
+    "_bn1": ("depthwise", "normalization"),
+    "_project_conv": ("project", "convolution"),
+    "_bn2": ("project", "normalization"),
 }
-_BLOCK = re.compile(r"_blocks\.(?P<block>\d+)\.(?P<part>\w+)")
-
-_TIMM_MODULES = {
-    "conv_stem": "stem_conv",
-    "bn1": "stem_bn",
-    "conv_head": "top_conv",
-    "bn2": "top_bn",
+_PACKAGE_BLOCK = re.compile(r"_blocks\.(?P<block>\d+)\.(?P<part>\w+)")
+_TIMM = {
+    "conv_stem": ("stem", "convolution"),
+    "bn1": ("stem", "normalization"),
+    "conv_head": ("top", "convolution"),
+    "bn2": ("top", "normalization"),
 }
 # The first stage, whose blocks do not expand, and all others.
 _TIMM_FIRST_PARTS = {
-    "conv_dw": "dwconv",
-    "bn1": "bn",
-    "conv_pw": "project_conv",
-    "bn2": "project_bn",
+    "conv_dw": ("depthwise", "convolution"),
+    "bn1": ("depthwise", "normalization"),
+    "conv_pw": ("project", "convolution"),
+    "bn2": ("project", "normalization"),
 }
 _TIMM_PARTS = {
-    "conv_pw": "expand_conv",
-    "bn1": "expand_bn",
-    "conv_dw": "dwconv",
-    "bn2": "bn",
-    "conv_pwl": "project_conv",
-    "bn3": "project_bn",
+    "conv_pw": ("expand", "convolution"),
+    "bn1": ("expand", "normalization"),
+    "conv_dw": ("depthwise", "convolution"),
+    "bn2": ("depthwise", "normalization"),
+    "conv_pwl": ("project", "convolution"),
+    "bn3": ("project", "normalization"),
 }
 _TIMM_BLOCK = re.compile(r"blocks\.(?P<stage>\d+)\.(?P<block>\d+)\.(?P<part>\w+)")
-_LAYER = re.compile(r"block(\d+)([a-z])_dwconv/")
+
+# Layers here, and in keras-cv.
+_OURS = {
+    "stem": "conv_stem",
+    "top": "conv_head",
+    "expand": "conv_pw",
+    "depthwise": "conv_dw",
+    "project": "conv_pwl",
+}
+_KERAS_CV = {
+    ("stem", "convolution"): "stem_conv",
+    ("stem", "normalization"): "stem_bn",
+    ("top", "convolution"): "top_conv",
+    ("top", "normalization"): "top_bn",
+    ("expand", "convolution"): "expand_conv",
+    ("expand", "normalization"): "expand_bn",
+    ("depthwise", "convolution"): "dwconv",
+    ("depthwise", "normalization"): "bn",
+    ("project", "convolution"): "project_conv",
+    ("project", "normalization"): "project_bn",
+}
+_OUR_BLOCK = re.compile(r"blocks_(\d+)_\d+_conv_dw/convolution/")
+_KERAS_CV_BLOCK = re.compile(r"block(\d+)[a-z]_dwconv/")
 
 
-def name_map(name, repeats=LITE0_REPEATS):
-    """Finds the weight of keras-cv's `EfficientNetLiteBackbone` that a parameter belongs to.
+def name_map(name, *, repeats=_REPEATS, keras_cv=False):
+    """Finds the weight of an EfficientNet-Lite that a parameter of a published one belongs to.
 
     Covers the names of the package efficientnet_lite_pytorch, and those of timm, of whose networks
-    only `tf_efficientnet_lite*` pad their strided convolutions on the far side, as keras-cv does.
+    only `tf_efficientnet_lite*` pad their strided convolutions on the far side, as is done here.
 
     Args:
         name: str, such as `"_blocks.3._depthwise_conv.weight"`.
         repeats: ints, the number of blocks in each stage of the model.
+        keras_cv: bool, whether the model is keras-cv's `EfficientNetLiteBackbone`, not that of
+            `kseg.backbones.build_efficientnet_lite`.
 
     Returns:
-        str, such as `"block3a_dwconv/kernel"`, or None.
+        str, such as `"blocks_2_0_conv_dw/convolution/kernel"`, in keras-cv
+        `"block3a_dwconv/kernel"`; or None.
     """
     module, _, parameter = name.rpartition(".")
-    layer = _MODULES.get(module) or _TIMM_MODULES.get(module)
-    if match := _BLOCK.fullmatch(module):
+    place = None  # Stage and block.
+    found = _PACKAGE.get(module) or _TIMM.get(module)
+    if match := _PACKAGE_BLOCK.fullmatch(module):
         place = _place(int(match["block"]), repeats)
-        part = _PARTS.get(match["part"])
-        layer = f"block{place}_{part}" if place and part else None
+        found = place and _PACKAGE_PARTS.get(match["part"])
     elif match := _TIMM_BLOCK.fullmatch(module):
-        parts = _TIMM_PARTS if int(match["stage"]) else _TIMM_FIRST_PARTS
-        part = parts.get(match["part"])
-        letter = chr(ord("a") + int(match["block"]))
-        layer = part and f"block{int(match['stage']) + 1}{letter}_{part}"
-    if layer is None:
+        place = int(match["stage"]), int(match["block"])
+        found = (_TIMM_PARTS if place[0] else _TIMM_FIRST_PARTS).get(match["part"])
+    if not found or (parameter := PARAMETERS[found[1]].get(parameter)) is None:
         return None
-    kind = "normalization" if layer.endswith("bn") else "convolution"
-    parameter = PARAMETERS[kind].get(parameter)
-    return parameter and f"{layer}/{parameter}"
+    if keras_cv:
+        prefix = f"block{place[0] + 1}{chr(ord('a') + place[1])}_" if place else ""
+        return f"{prefix}{_KERAS_CV[found]}/{parameter}"
+    prefix, layer = "", _OURS[found[0]]
+    if place:
+        prefix = f"blocks_{place[0]}_{place[1]}_"
+        layer = "conv_pw" if place[0] == 0 and found[0] == "project" else layer
+    return f"{prefix}{layer}/{found[1]}/{parameter}"
 
 
 def _place(block, repeats):
-    """Stage and letter of a block: `"3a"` is the first of the third stage."""
-    for stage, repeat in enumerate(repeats, start=1):
+    """Stage and position in it of a block, numbered through; None: there are fewer."""
+    for stage, repeat in enumerate(repeats):
         if block < repeat:
-            return f"{stage}{chr(ord('a') + block)}"
+            return stage, block
         block -= repeat
     return None
 
@@ -101,8 +124,11 @@ def arguments_for(model):
     Returns:
         dict of arguments of `name_map`.
     """
-    stages = {}
-    for weight in model.weights:
-        if match := _LAYER.match(weight.path):
-            stages[int(match[1])] = stages.get(int(match[1]), 0) + 1
-    return {"repeats": tuple(stages[stage] for stage in sorted(stages))} if stages else {}
+    for keras_cv, pattern in ((False, _OUR_BLOCK), (True, _KERAS_CV_BLOCK)):
+        stages = [
+            int(match[1]) for weight in model.weights if (match := pattern.match(weight.path))
+        ]
+        if stages:
+            repeats = tuple(stages.count(stage) for stage in sorted(set(stages)))
+            return {"repeats": repeats, "keras_cv": keras_cv}
+    return {}
