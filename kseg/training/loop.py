@@ -66,8 +66,9 @@ def build_trainer(run, strategy):
             distortion=build_distortion(config.data),
         )
         optimizer = build_optimizer(config.optimizer, config.schedule, steps=config.train.steps)
-        optimizer.build(segmenter.trainable_variables)
         trainer.compile(optimizer=optimizer)
+        # Keras may have wrapped it, to scale losses: what is built is the trainer's.
+        trainer.optimizer.build(segmenter.trainable_variables)
     return trainer
 
 

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from kseg import replicas
+from kseg.training.distribution import make_reproducible
 from kseg.training.losses import default_losses
 from kseg.training.optimizers import FusedUpdates
 
@@ -112,17 +113,21 @@ class SegmentationTrainer(keras.Model):
             outputs = self.segmenter(images, training=True)
             terms, found = self.loss_terms(outputs, data["label"])
             loss = tf.add_n([value * weight for value, weight in terms.values()])
+            scaled_loss = self.optimizer.scale_loss(loss)  # Under mixed_float16; else the same.
         variables = self.segmenter.trainable_variables
-        gradients = tape.gradient(loss, [v.value for v in variables])
+        gradients = tape.gradient(scaled_loss, [v.value for v in variables])
         reached = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
         gradients, variables = ([pair[i] for pair in reached] for i in (0, 1))
         if (count := replicas.num_replicas()) > 1:
             # The terms are shares of the global batch's: their gradients add up.
             gradients = replicas.all_reduce_sum(gradients)
-            if not isinstance(self.optimizer, FusedUpdates):  # Keras' own add them up once more.
+            inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+            if not isinstance(inner, FusedUpdates):  # Keras' own add them up once more.
                 gradients = [gradient / count for gradient in gradients]
         if self.clip_norm:
-            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
+            # The optimizer takes the scale out again: the limit holds for the true gradients.
+            limit = self.optimizer.scale_loss(self.clip_norm)
+            gradients, _ = tf.clip_by_global_norm(gradients, limit)
         self.optimizer.apply(gradients, variables)
         for objective, entries in zip(self.objectives, found, strict=True):
             objective.remember(entries)
@@ -142,6 +147,7 @@ def build_step(trainer, strategy, *, jit_compile=False):
         function from a batch (of the strategy's distributed data set) to a dict of float32
         scalars.
     """
+    make_reproducible()
     train_step = trainer.train_step
     if jit_compile:
         train_step = tf.function(train_step, jit_compile=True, autograph=False)

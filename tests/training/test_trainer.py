@@ -39,9 +39,8 @@ def tiny_trainer(
         objectives=[(MultiScaleContrast(NUM_CLASSES, min_count=1, seed=3), 0.1)],
         **arguments,
     )
-    optimizer = SGD(learning_rate, decay_rate=1e-3)
-    optimizer.build(segmenter.trainable_variables)
-    trainer.compile(optimizer=optimizer)
+    trainer.compile(optimizer=SGD(learning_rate, decay_rate=1e-3))
+    trainer.optimizer.build(segmenter.trainable_variables)
     return trainer
 
 
@@ -186,3 +185,63 @@ def test_images_are_distorted_before_the_network_sees_them():
     np.testing.assert_allclose(logs["loss"], expected["loss"], rtol=1e-5)
     with pytest.raises(ValueError, match="needs batches with `draws`"):
         with_distortion.train_step(batch)
+
+
+def updates(trainer, batch):
+    """How far one step moves each trainable variable."""
+    before = [v.numpy() for v in trainer.segmenter.trainable_variables]
+    trainer.train_step(batch)
+    after = [v.numpy() for v in trainer.segmenter.trainable_variables]
+    return np.concatenate([(b - a).ravel() for a, b in zip(before, after, strict=True)])
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+def test_float16_takes_the_steps_of_float32(clip_norm):
+    """Losses are scaled against underflow; neither steps nor the gradients' limit feel it."""
+    (batch,) = batches(1)
+    expected = updates(tiny_trainer(clip_norm=clip_norm), batch)
+    keras.utils.clear_session(free_memory=False)
+    trainer = tiny_trainer(precision="mixed_float16", clip_norm=clip_norm)
+    assert isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer)
+    trainer.optimizer.dynamic_scale.assign(2.0**8)  # Where it would come to after a few steps.
+    found = updates(trainer, batch)
+    if clip_norm:
+        # Of SGD's first step: rate x (limited gradient + L2 of the kernels), here almost the limit.
+        assert np.linalg.norm(found) < 2 * 0.01 * clip_norm
+    np.testing.assert_allclose(np.linalg.norm(found), np.linalg.norm(expected), rtol=0.02)
+    cosine = found @ expected / np.linalg.norm(found) / np.linalg.norm(expected)
+    assert cosine > 0.995
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_float16_on_two_replicas_equals_one(mirrored, own):
+    def train(strategy):
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(0)
+        keras.config.set_dtype_policy("mixed_float16")
+        with strategy.scope():
+            image = keras.Input((None, None, 3))
+            x = keras.layers.Rescaling(1 / 255)(image)
+            x = keras.layers.Conv2D(4, 3, activation="relu")(x)
+            logits = keras.layers.Conv2D(NUM_CLASSES, 1, dtype="float32")(x)
+            trainer = SegmentationTrainer(keras.Model(image, {"logits": logits}))
+            optimizer = SGD(0.5, momentum=0.9) if own else keras.optimizers.SGD(0.5, momentum=0.9)
+            trainer.compile(optimizer=optimizer)
+            trainer.optimizer.build(trainer.segmenter.trainable_variables)
+        step = build_step(trainer, strategy)
+        for batch in strategy.experimental_distribute_dataset(batches(3)):
+            step(batch)
+        return [np.array(w) for w in trainer.segmenter.weights]
+
+    one, two = train(tf.distribute.get_strategy()), train(mirrored)
+    keras.utils.clear_session(free_memory=False)
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(b, a, rtol=5e-3, atol=1e-3)
+
+
+def test_a_float16_step_with_overflowing_gradients_is_skipped_and_the_scale_halved():
+    trainer = tiny_trainer(precision="mixed_float16")
+    trainer.optimizer.dynamic_scale.assign(2.0**40)
+    (batch,) = batches(1)
+    assert not updates(trainer, batch).any()
+    assert float(trainer.optimizer.dynamic_scale) == 2.0**39
