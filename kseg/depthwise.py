@@ -5,7 +5,7 @@
 import keras
 from keras import ops
 
-from kseg.layers import NormalizedConvolution, ceil_divide, output_size, padding_margins, tf
+from kseg.layers import NormalizedConvolution, ceil_divide, tf
 
 IMPLEMENTATIONS = ("grouped", "shifted")
 
@@ -17,12 +17,18 @@ def default_implementation():
 
 @keras.saving.register_keras_serializable(package="kseg")
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """A convolution of each channel by itself, without bias, padded as `kseg.layers.Conv2D`.
+    """A convolution of each channel by itself, without bias.
+
+    Pads as TensorFlow's "same" does: alike on both sides, but with stride 2 and an even size with a
+    zero less in front.
 
     Args:
         kernel_size: odd int, or a pair of them.
-        strides, dilation_rate: int or pair.
-        far_padding: bool, as in `kseg.layers.Conv2D`.
+        strides: int or pair, 1 or 2.
+        dilation_rate: int or pair.
+        removed_stride: bool. The convolution stands for one of stride 2 whose input had only every
+            `dilation_rate`-th row and column, and gives its outputs at every
+            `2 * dilation_rate`-th place: it pads as that one did.
         implementation: `"grouped"`: the backend's depthwise convolution. `"shifted"`: the sum over
             the kernel's places of the shifted map times one weight a channel, in float32; the same
             numbers up to rounding, from element-wise operations only, for compilers whose grouped
@@ -35,10 +41,11 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         float tensor `(batch, ceil(height / stride), ceil(width / stride), channels)`.
 
     Raises:
-        ValueError: if `implementation` is unknown, or a kernel size is even.
+        ValueError: if `implementation` is unknown, a kernel size is even, a stride is above 2, or
+            `removed_stride` is set beside a stride of 2.
     """
 
-    def __init__(self, kernel_size, *, far_padding=False, implementation=None, **kwargs):
+    def __init__(self, kernel_size, *, removed_stride=False, implementation=None, **kwargs):
         kwargs = {
             "padding": "same",
             "use_bias": False,
@@ -60,19 +67,18 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
                 "An even `kernel_size` cannot be padded alike on both sides. "
                 f"Received: kernel_size={self.kernel_size}"
             )
-        self.far_padding = far_padding
+        if not set(self.strides) <= {1, 2}:
+            raise ValueError(f"`strides` must be 1 or 2. Received: strides={self.strides}")
+        if removed_stride and self.strides != (1, 1):
+            raise ValueError(f"`removed_stride` is for stride 1. Received: strides={self.strides}")
+        self.removed_stride = removed_stride
         self.implementation = implementation
-
-    @property
-    def _margins(self):
-        return padding_margins(self.kernel_size, self.dilation_rate, self.far_padding)
 
     def call(self, inputs):
         if (self.implementation or default_implementation()) == "shifted":
             return self._shifted(inputs)
-        if self.strides == (1, 1) and not self.far_padding:
-            padding = "same"
-        else:
+        padding = "same"
+        if self.removed_stride:
             inputs, padding = self._pad(inputs), "valid"
         if tf is not None and self.dilation_rate == (1, 1):
             # The op itself, as in `kseg.layers.Conv2D`.
@@ -92,7 +98,17 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         )
 
     def _pad(self, inputs):
-        margins = ((0, 0), *self._margins, (0, 0))
+        """Adds the zeros under which the convolution without padding is this one."""
+        margins = []
+        for size, kernel, rate, stride in zip(
+            ops.shape(inputs)[1:3], self.kernel_size, self.dilation_rate, self.strides, strict=True
+        ):
+            before = kernel // 2
+            if self.removed_stride or stride == 2:
+                even = 1 - ceil_divide(size, rate) % 2
+                before = before - even if kernel > 1 else before
+            margins.append((before * rate, (kernel - 1 - before) * rate))
+        margins = ((0, 0), *margins, (0, 0))
         return ops.pad(inputs, margins) if tf is None else tf.pad(inputs, margins)
 
     def _shifted(self, inputs):
@@ -117,8 +133,9 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         return ops.cast(total, inputs.dtype)
 
     def compute_output_shape(self, input_shape):
-        spatial = output_size(
-            input_shape[1:3], self._margins, self.kernel_size, self.dilation_rate, self.strides
+        spatial = (
+            None if size is None else ceil_divide(size, step)
+            for size, step in zip(input_shape[1:3], self.strides, strict=True)
         )
         return (input_shape[0], *spatial, input_shape[3])
 
@@ -128,7 +145,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     def get_config(self):
         return {
             **super().get_config(),
-            "far_padding": self.far_padding,
+            "removed_stride": self.removed_stride,
             "implementation": self.implementation,
         }
 
@@ -138,7 +155,8 @@ class DepthwiseConvNorm(NormalizedConvolution):
     """Depthwise convolution, batch norm and ReLU in one call, see `kseg.layers.ConvNorm`.
 
     Args:
-        kernel_size, strides, dilation_rate, far_padding, implementation: as in `DepthwiseConv2D`.
+        kernel_size, strides, dilation_rate, removed_stride, implementation: as in
+            `DepthwiseConv2D`.
         relu, max_value, epsilon, synchronized: as in `kseg.layers.ConvNorm`.
 
     Call arguments:
@@ -155,7 +173,7 @@ class DepthwiseConvNorm(NormalizedConvolution):
         *,
         strides=1,
         dilation_rate=1,
-        far_padding=False,
+        removed_stride=False,
         implementation=None,
         **kwargs,
     ):
@@ -164,7 +182,7 @@ class DepthwiseConvNorm(NormalizedConvolution):
             kernel_size,
             strides=strides,
             dilation_rate=dilation_rate,
-            far_padding=far_padding,
+            removed_stride=removed_stride,
             implementation=implementation,
             dtype=self.dtype_policy,
             name="convolution",
@@ -177,6 +195,6 @@ class DepthwiseConvNorm(NormalizedConvolution):
             "kernel_size": convolution.kernel_size,
             "strides": convolution.strides,
             "dilation_rate": convolution.dilation_rate,
-            "far_padding": convolution.far_padding,
+            "removed_stride": convolution.removed_stride,
             "implementation": convolution.implementation,
         }

@@ -35,34 +35,6 @@ def _pair(value):
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def padding_margins(kernel_size, dilation_rate, far_padding=False):
-    """Zeros around a map under which a convolution puts out `ceil(size / stride)` places.
-
-    Args:
-        kernel_size, dilation_rate: pairs of ints; kernel sizes are odd.
-        far_padding: bool, as in `Conv2D`.
-
-    Returns:
-        `((top, bottom), (left, right))`, ints.
-    """
-    margins = []
-    for size, rate in zip(kernel_size, dilation_rate, strict=True):
-        before = (size - 2) // 2 if far_padding else (size - 1) // 2
-        before = max(before, 0) * rate
-        margins.append((before, (size - 1) * rate - before))
-    return tuple(margins)
-
-
-def output_size(sizes, margins, kernel_size, dilation_rate, strides):
-    """Size of a convolution's output; all arguments are pairs, a size may be None: not known."""
-    return [
-        None if size is None else (size + sum(margin) - rate * (kernel - 1) - 1) // stride + 1
-        for size, margin, kernel, rate, stride in zip(
-            sizes, margins, kernel_size, dilation_rate, strides, strict=True
-        )
-    ]
-
-
 @_register
 class Conv2D(keras.layers.Conv2D):
     """A convolution that pads both sides alike, as PyTorch does.
@@ -78,9 +50,8 @@ class Conv2D(keras.layers.Conv2D):
             that `padding` defaults to `"same"` and `use_bias` to False. Weights are drawn
             normally with variance 2 / fan-out (He et al., ICCV 2015) unless
             `kernel_initializer` is given.
-        far_padding: bool, of `padding="same"`. Puts `dilation * ((kernel_size - 2) // 2)` zeros at
-            the top and left, and the rest of `dilation * (kernel_size - 1)` at the bottom and
-            right: what TensorFlow's own "same" does with stride 2 where the size is even.
+        tensorflow_padding: bool. Pads `padding="same"` as TensorFlow and Keras do: with stride 2
+            alike on both sides of an odd size, a zero less in front of an even one.
 
     Raises:
         ValueError: if `padding="same"` and a kernel size is even, or `data_format` is not
@@ -95,7 +66,7 @@ class Conv2D(keras.layers.Conv2D):
         padding="same",
         use_bias=False,
         kernel_initializer=None,
-        far_padding=False,
+        tensorflow_padding=False,
         **kwargs,
     ):
         if kernel_initializer is None:
@@ -111,7 +82,7 @@ class Conv2D(keras.layers.Conv2D):
             kernel_initializer=kernel_initializer,
             **kwargs,
         )
-        self.far_padding = far_padding
+        self.tensorflow_padding = tensorflow_padding
         if self.data_format != "channels_last":
             raise ValueError(
                 f"`data_format` must be 'channels_last'. Received: {self.data_format!r}"
@@ -124,18 +95,21 @@ class Conv2D(keras.layers.Conv2D):
 
     @property
     def _margins(self):
-        """Rows and columns of zeros on each side, `((top, bottom), (left, right))`."""
+        """Rows and columns of zeros on each side."""
         if self.padding != "same":
-            return (0, 0), (0, 0)
-        return padding_margins(self.kernel_size, self.dilation_rate, self.far_padding)
+            return 0, 0
+        return tuple(
+            rate * (size - 1) // 2
+            for size, rate in zip(self.kernel_size, self.dilation_rate, strict=True)
+        )
 
     def convolution_op(self, inputs, kernel):
         rows, columns = self._margins
         # With stride 1, TensorFlow pads alike by itself. Else the zeros are put there by hand: its
         # explicit padding has no oneDNN gradient, which cost 40 % of a bfloat16 HRNet step on CPU.
-        same = self.padding == "same" and self.strides == (1, 1) and not self.far_padding
-        if (any(rows) or any(columns)) and not same:
-            margins = ((0, 0), rows, columns, (0, 0))
+        same = self.padding == "same" and (self.strides == (1, 1) or self.tensorflow_padding)
+        if (rows or columns) and not same:
+            margins = ((0, 0), (rows, rows), (columns, columns), (0, 0))
             inputs = ops.pad(inputs, margins) if tf is None else tf.pad(inputs, margins)
         padding = "same" if same else "valid"
         if tf is not None and self.groups == 1:
@@ -157,13 +131,21 @@ class Conv2D(keras.layers.Conv2D):
         )
 
     def compute_output_shape(self, input_shape):
-        spatial = output_size(
-            input_shape[1:3], self._margins, self.kernel_size, self.dilation_rate, self.strides
-        )
+        spatial = [
+            None if size is None else (size + 2 * margin - rate * (kernel - 1) - 1) // stride + 1
+            for size, margin, kernel, rate, stride in zip(
+                input_shape[1:3],
+                self._margins,
+                self.kernel_size,
+                self.dilation_rate,
+                self.strides,
+                strict=True,
+            )
+        ]
         return (input_shape[0], *spatial, self.filters)
 
     def get_config(self):
-        return {**super().get_config(), "far_padding": self.far_padding}
+        return {**super().get_config(), "tensorflow_padding": self.tensorflow_padding}
 
 
 @_register
@@ -396,7 +378,7 @@ class ConvNorm(NormalizedConvolution):
         dilation_rate: int or pair.
         use_bias: bool, of the convolution. Redundant before a batch norm, but some published
             checkpoints have it.
-        far_padding: bool, as in `Conv2D`.
+        tensorflow_padding: bool, as in `Conv2D`.
         relu: bool, whether the result goes through a ReLU.
         max_value: None, or the float that the ReLU is cut off at: 6 for ReLU6.
         epsilon: float > 0, of the batch norm. Defaults to PyTorch's 1e-5.
@@ -419,7 +401,7 @@ class ConvNorm(NormalizedConvolution):
         strides=1,
         dilation_rate=1,
         use_bias=False,
-        far_padding=False,
+        tensorflow_padding=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -429,7 +411,7 @@ class ConvNorm(NormalizedConvolution):
             strides=strides,
             dilation_rate=dilation_rate,
             use_bias=use_bias,
-            far_padding=far_padding,
+            tensorflow_padding=tensorflow_padding,
             dtype=self.dtype_policy,
             name="convolution",
         )
@@ -443,7 +425,7 @@ class ConvNorm(NormalizedConvolution):
             "strides": convolution.strides,
             "dilation_rate": convolution.dilation_rate,
             "use_bias": convolution.use_bias,
-            "far_padding": convolution.far_padding,
+            "tensorflow_padding": convolution.tensorflow_padding,
         }
 
 

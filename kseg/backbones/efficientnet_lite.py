@@ -35,10 +35,7 @@ def build_efficientnet_lite(
     """Builds an EfficientNet-Lite: inverted residual blocks with ReLU6, no squeeze-and-excitation.
 
     Layers are named after the parameters of timm, `.` written as `_`; a convolution and its batch
-    norm are one layer. Strided convolutions pad on the far side, as TensorFlow does where the size
-    is even. Where it is odd, TensorFlow adds a zero in front, which moves the map by a pixel
-    against the image; here the grid stays where it is, so that a map at any size is the corner of
-    the map of an image padded to a multiple of 32.
+    norm are one layer. Strided convolutions pad as TensorFlow does, whatever the size.
 
     A stage that may not stride any more multiplies the dilation of those behind it instead, as in
     `kseg.backbones.build_resnet`: at every `stride`-th position the dilated network puts out what
@@ -83,19 +80,19 @@ def build_efficientnet_lite(
     )
 
     image = keras.Input((None, None, 3), name="image")
-    x = conv_norm(stem_channels, 3, strides=2, far_padding=True, name="conv_stem")(image)
+    x = conv_norm(stem_channels, 3, strides=2, tensorflow_padding=True, name="conv_stem")(image)
     maps, strides = [], []
     stride, dilation, block, num_blocks = 2, 1, 0, sum(repeats)
     for stage in range(7):
         # The convolution whose stride is taken out still has the dilation of the blocks before.
-        step, first_dilation, far_padding = 1, dilation, False
+        step, first_dilation, removed_stride = 1, dilation, False
         if _STRIDES[stage] == 2:
             maps.append(x)
             strides.append(stride)
-            far_padding = True
             if stride < output_stride:
                 stride, step = 2 * stride, 2
             else:
+                removed_stride = True
                 dilation *= 2
         for index in range(repeats[stage]):
             x = _inverted_residual(
@@ -107,7 +104,7 @@ def build_efficientnet_lite(
                 expansion=_EXPANSIONS[stage],
                 strides=1 if index else step,
                 dilation_rate=dilation if index else first_dilation,
-                far_padding=far_padding and index == 0,
+                removed_stride=removed_stride and index == 0,
                 drop_path_rate=drop_path_rate * block / num_blocks,
                 name=f"blocks_{stage}_{index}",
             )
@@ -135,12 +132,12 @@ def _inverted_residual(
     expansion,
     strides,
     dilation_rate,
-    far_padding,
+    removed_stride,
     drop_path_rate,
     name,
 ):
     """Widens a map, filters each channel, narrows it, and adds the shortcut where it fits."""
-    shortcut = x if x.shape[-1] == channels and not far_padding else None
+    shortcut = x if x.shape[-1] == channels and strides == 1 and not removed_stride else None
     project = "conv_pw"  # As timm calls it in blocks that do not expand.
     if expansion > 1:
         x = conv_norm(expansion * x.shape[-1], 1, name=f"{name}_conv_pw")(x)
@@ -149,7 +146,7 @@ def _inverted_residual(
         kernel_size,
         strides=strides,
         dilation_rate=dilation_rate,
-        far_padding=far_padding,
+        removed_stride=removed_stride,
         name=f"{name}_conv_dw",
     )(x)
     project = conv_norm(channels, 1, relu=False, name=f"{name}_{project}")

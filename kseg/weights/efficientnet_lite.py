@@ -73,7 +73,7 @@ def name_map(name, *, repeats=_REPEATS, keras_cv=False):
     """Finds the weight of an EfficientNet-Lite that a parameter of a published one belongs to.
 
     Covers the names of the package efficientnet_lite_pytorch, and those of timm, of whose networks
-    only `tf_efficientnet_lite*` pad their strided convolutions on the far side, as is done here.
+    only `tf_efficientnet_lite*` pad their strided convolutions as TensorFlow does, and as here.
 
     Args:
         name: str, such as `"_blocks.3._depthwise_conv.weight"`.
