@@ -1,10 +1,14 @@
 """What a record holds, so that any window of an image and its labels is cheap to read.
 
-The image is a plain JPEG or PNG file. A baseline JPEG with restart markers at the right places (as
-`encode_jpeg` sets them) can be cut into bands of rows without decoding: the header, with another
-height, and the bytes between two markers are a JPEG of their own. So of the entropy coding, which
-is most of the work, only the rows of the window are decoded, where otherwise all rows above them
-would be too. The index of the bands is stored beside the image.
+The image is a plain JPEG or PNG file, as it came: where its EXIF tag turns it, the number of that
+stands beside it, and all that is decoded of it is turned upright. Sizes and windows are those of
+the upright image; `pipelines.pictures` has the rule of decoding.
+
+A baseline JPEG with restart markers at the right places (as `encode_jpeg` sets them) can be cut
+into bands of rows without decoding: the header, with another height, and the bytes between two
+markers are a JPEG of their own. So of the entropy coding, which is most of the work, only the rows
+of the window are decoded, where otherwise all rows above them would be too. The index of the bands
+is stored beside the image.
 
 The labels are tiles of `TILE` labels, row by row, each compressed with zlib on its own; what lies
 beyond the image is 255. That is smaller than one PNG, and a window takes only its tiles.
@@ -18,11 +22,12 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines.datasets.dataset import IGNORE_LABEL
-from pipelines.errors import DataError
+from pipelines.pictures import JPEG_DCT
 
 TILE = (128, 256)
 _FEATURES = {
     "image": tf.io.FixedLenFeature([], tf.string),
+    "orientation": tf.io.FixedLenFeature([], tf.int64),
     "height_at": tf.io.FixedLenFeature([], tf.int64),
     "band_rows": tf.io.FixedLenFeature([], tf.int64),
     "bands": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
@@ -36,7 +41,7 @@ _FEATURES = {
 _END_OF_IMAGE = b"\xff\xd9"
 
 
-def encode_record(image, labels, *, id, shard, index):
+def encode_record(image, labels, *, id, shard, index, orientation=1):
     """Writes a record.
 
     Args:
@@ -45,6 +50,7 @@ def encode_record(image, labels, *, id, shard, index):
         id: str, the example's name.
         shard: str, the key of the shard that the record belongs to.
         index: int, its number in the shard.
+        orientation: int, 1 to 8 as in EXIF: how the image is to be turned, to lie as the labels.
 
     Returns:
         bytes.
@@ -55,6 +61,7 @@ def encode_record(image, labels, *, id, shard, index):
         features=tf.train.Features(
             feature={
                 "image": _bytes([image]),
+                "orientation": _ints([orientation]),
                 "height_at": _ints([height_at]),
                 "band_rows": _ints([band_rows]),
                 "bands": _ints(bands),
@@ -76,8 +83,9 @@ def parse_record(record):
         record: string scalar.
 
     Returns:
-        dict: `image`, `id`, `shard` strings; `tiles` strings `(tiles,)`; `height_at`, `band_rows`,
-        `index`, `height`, `width` int32 and `bands` int32 `(bands + 1,)`, empty without index.
+        dict: `image`, `id`, `shard` strings; `tiles` strings `(tiles,)`; `orientation`,
+        `height_at`, `band_rows`, `index`, `height`, `width` int32 and `bands` int32 `(bands + 1,)`,
+        empty without index.
     """
     example = tf.io.parse_single_example(record, _FEATURES)
     return {
@@ -86,23 +94,16 @@ def parse_record(record):
     }
 
 
-def encode_jpeg(image, quality):
+def encode_jpeg(pixels, quality):
     """Writes a JPEG that `index_jpeg` can index, chroma at half the resolution.
 
     Args:
-        image: bytes of an image file that OpenCV reads.
+        pixels: uint8 RGB array `(height, width, 3)`.
         quality: int, 1 to 100.
 
     Returns:
         bytes.
-
-    Raises:
-        DataError: if the image cannot be read.
     """
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(np.frombuffer(image, "uint8"), flags)
-    if pixels is None:
-        raise DataError("the image cannot be decoded")
     # Restart markers are numbered from 0 to 7: bands begin where it is 0 again.
     blocks = -(-pixels.shape[1] // 16)
     parameters = {
@@ -112,7 +113,7 @@ def encode_jpeg(image, quality):
         cv2.IMWRITE_JPEG_RST_INTERVAL: blocks // math.gcd(8, blocks),
     }
     flat = [value for pair in parameters.items() for value in pair]
-    return cv2.imencode(".jpg", pixels, flat)[1].tobytes()
+    return cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flat)[1].tobytes()
 
 
 def index_jpeg(content):
@@ -143,8 +144,14 @@ def index_jpeg(content):
 
 
 def decode_image(example):
-    """Decodes the whole image; uint8 `(height, width, 3)`."""
-    return tf.io.decode_image(example["image"], channels=3, expand_animations=False)
+    """Decodes the whole image, upright; uint8 `(height, width, 3)`."""
+    content = example["image"]
+    pixels = tf.cond(
+        tf.io.is_jpeg(content),
+        lambda: tf.io.decode_jpeg(content, channels=3, dct_method=JPEG_DCT),
+        lambda: tf.io.decode_png(content, channels=3),
+    )
+    return _turn(pixels, example["orientation"])
 
 
 def decode_whole(example):
@@ -164,11 +171,13 @@ def decode_window(example, first, extent, ratio):
         uint8 `(*(extent / ratio), 3)`. At the edges of a window of a JPEG the chroma may differ
         a little from that of the whole, because it has no neighbours to be smoothed with.
     """
+    orientation = example["orientation"]
+    size, first, extent = _in_file(example, first, extent)
 
     def from_bands():
         rows, bands = example["band_rows"], example["bands"]
         begin, end = first[0] // rows, (first[0] + extent[0] - 1) // rows + 1
-        height = tf.minimum(end * rows, example["height"]) - begin * rows
+        height = tf.minimum(end * rows, size[0]) - begin * rows
         image, height_at = example["image"], example["height_at"]
         band = tf.strings.join(
             [
@@ -186,7 +195,9 @@ def decode_window(example, first, extent, ratio):
     def from_jpeg(content, first):
         window = tf.concat([first, extent], axis=0) // ratio
         decoders = [
-            lambda r=r: tf.io.decode_and_crop_jpeg(content, window, channels=3, ratio=r)
+            lambda r=r: tf.io.decode_and_crop_jpeg(
+                content, window, channels=3, ratio=r, dct_method=JPEG_DCT
+            )
             for r in _RATIOS
         ]
         choice = tf.reduce_sum(tf.cast(ratio >= tf.constant(_RATIOS[1:]), "int32"))
@@ -196,13 +207,14 @@ def decode_window(example, first, extent, ratio):
         image = tf.io.decode_png(example["image"], channels=3)
         return tf.slice(image, tf.pad(first, [[0, 1]]), tf.concat([extent, [3]], axis=0))
 
-    return tf.case(
+    window = tf.case(
         [
             (tf.size(example["bands"]) > 0, from_bands),
             (tf.io.is_jpeg(example["image"]), lambda: from_jpeg(example["image"], first)),
         ],
         default=from_png,
     )
+    return _turn(window, orientation)
 
 
 def window_ratio(example, extent, shape):
@@ -213,9 +225,16 @@ def window_ratio(example, extent, shape):
         extent, shape: int32 `(2,)`, rows and columns of the window, and those wanted of it.
 
     Returns:
-        int32 scalar: 1, 2, 4 or 8 for a JPEG, which can be decoded at these, else 1.
+        int32 scalar: 1, 2, 4 or 8 for a JPEG, which can be decoded at these, else 1. Where the
+        image is turned, its size is a multiple.
     """
-    enough = [tf.reduce_all(extent // ratio >= shape) for ratio in _RATIOS[1:]]
+    size = tf.stack([example["height"], example["width"]])
+    # Windows are counted from the other edge of a turned image, which has to fall on a multiple.
+    exact = example["orientation"] == 1
+    enough = [
+        tf.reduce_all(extent // ratio >= shape) & (exact | tf.reduce_all(size % ratio == 0))
+        for ratio in _RATIOS[1:]
+    ]
     halvings = tf.reduce_sum(tf.cast(tf.stack(enough), "int32"))
     halvings = tf.where(tf.io.is_jpeg(example["image"]), halvings, 0)
     return tf.bitwise.left_shift(1, halvings)
@@ -247,6 +266,32 @@ def decode_label_window(example, first, extent):
     return tf.slice(labels, first - begin * tile, extent)
 
 
+def _in_file(example, first, extent):
+    """Size of the image, place and extent of a window, before it is turned; int32 `(2,)` each."""
+    orientation = example["orientation"]
+    size = tf.stack([example["height"], example["width"]])
+    mirrored = tf.stack([_mirrors(orientation, _ROWS), _mirrors(orientation, _COLUMNS)])
+    first = tf.where(mirrored, size - first - extent, first)
+    turned = tf.where(orientation > 4, tf.constant([1, 0]), tf.constant([0, 1]))
+    return tuple(tf.gather(values, turned) for values in (size, first, extent))
+
+
+def _turn(image, orientation):
+    """As `pipelines.pictures.turn`, in a graph; uint8 `(height, width, 3)`."""
+
+    def turned():
+        axes = tf.where(orientation > 4, tf.constant([1, 0, 2]), tf.constant([0, 1, 2]))
+        mirrored = [_mirrors(orientation, numbers) for numbers in (_ROWS, _COLUMNS)]
+        return tf.raw_ops.Reverse(tensor=tf.transpose(image, axes), dims=[*mirrored, False])
+
+    return tf.cond(orientation == 1, lambda: image, turned)
+
+
+def _mirrors(orientation, numbers):
+    return tf.reduce_any(orientation == tf.constant(numbers))
+
+
+_ROWS, _COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)  # Orientations that mirror an axis, after transposing.
 _RATIOS = (1, 2, 4, 8)
 _BYTES = [bytes([value]) for value in range(256)]
 

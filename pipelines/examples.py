@@ -5,11 +5,14 @@ import typing
 
 import cv2
 import numpy as np
-import tensorflow as tf
 
+from pipelines import pictures
 from pipelines.datasets.dataset import IGNORE_LABEL, FileExample
 from pipelines.datasets.label_files import INDEX_MASK
 from pipelines.errors import DataError
+
+# How masks lie of images that an EXIF tag turns: as the upright image, or as the stored one.
+TURNED_MASKS = ("upright", "stored")
 
 
 class Checked(typing.NamedTuple):
@@ -17,31 +20,40 @@ class Checked(typing.NamedTuple):
 
     Attributes:
         image: bytes, JPEG or PNG.
+        orientation: int, 1 to 8 as in EXIF: how `image` is to be turned.
+        pixels: uint8 RGB `(height, width, 3)`, upright.
         labels: uint8 `(height, width)` of labels 0..N-1, 255 = ignored.
         digest: str, a hash of the decoded image: equal pictures have equal ones, however their
             files were compressed.
     """
 
     image: bytes
+    orientation: int
+    pixels: np.ndarray
     labels: np.ndarray
     digest: str
 
 
-def read_checked(example, taxonomy):
+def read_checked(example, taxonomy, *, value_range=None, turned_masks=None):
     """Reads an example.
+
+    The labels lie as the upright image does. Which way up a mask was drawn, whose image an EXIF tag
+    turns, its size tells, or a tag of its own; where both ways fit, it has to be said.
 
     Args:
         example: has an `id` and `read()`, which gives the bytes of the image and of the label; no
             label (None) ignores all pixels. May have `decode`, from the label's bytes to an array
             of values; without, the label is a PNG of one channel.
         taxonomy: `Taxonomy`.
+        value_range: as for `pipelines.pictures.read`.
+        turned_masks: one of `TURNED_MASKS`, or None.
 
     Returns:
         `Checked`.
 
     Raises:
-        DataError: naming the file, if it cannot be read or decoded, if the sizes differ, or if
-            there are values outside the label map.
+        DataError: naming the file, if it cannot be read or decoded, if the sizes differ, if there
+            are values outside the label map, or if `value_range` or `turned_masks` is needed.
     """
     image_name = label_name = example.id
     if isinstance(example, FileExample):
@@ -50,19 +62,69 @@ def read_checked(example, taxonomy):
         content, label = example.read()
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from None
-    image, pixels = _decode_image(content, image_name)
+    try:
+        picture = pictures.read(content, value_range)
+    except DataError as error:
+        raise DataError(f"{image_name}: {error}") from None
     if label is None:
-        return Checked(image, np.full(pixels.shape[:2], IGNORE_LABEL, "uint8"), digest(pixels))
+        return _checked(picture, np.full(picture.pixels.shape[:2], IGNORE_LABEL, "uint8"))
     try:
         values = getattr(example, "decode", INDEX_MASK)(label)
-        if pixels.shape[:2] != values.shape:
-            raise DataError(
-                f"a label must have the size of its image, {pixels.shape[:2]} (height, width), "
-                f"and has {values.shape}"
-            )
-        return Checked(image, taxonomy.map_labels(values), digest(pixels))
+        values = _turn_mask(values, pictures.orientation(label), picture, turned_masks)
+        return _checked(picture, taxonomy.map_labels(values))
     except DataError as error:
         raise DataError(f"{label_name}: {error}") from None
+
+
+def _turn_mask(values, own, picture, turned_masks):
+    """Turns a mask as its image was turned, or as its own tag says.
+
+    Args:
+        values: array `(height, width)`, as it is stored.
+        own: int, the orientation of the mask's file.
+        picture: `pipelines.pictures.Picture`.
+        turned_masks: as for `read_checked`.
+
+    Returns:
+        array of the size of `picture.pixels`.
+    """
+    upright = picture.pixels.shape[:2]
+    if own != 1:
+        values = pictures.turn(values, own)
+    elif picture.orientation != 1:
+        fitting = [
+            way
+            for way, size in zip(TURNED_MASKS, (upright, picture.stored_size), strict=True)
+            if values.shape == size
+        ]
+        if len(fitting) == 2 and turned_masks is None:
+            raise DataError(
+                f"the image is turned by its EXIF tag (orientation {picture.orientation}), and the "
+                "mask's size fits both ways. Say how masks were drawn: --turned-masks upright (as "
+                "viewers show the image) or --turned-masks stored (as its pixels are stored)"
+            )
+        if fitting and turned_masks not in (None, *fitting):
+            raise DataError(
+                f"--turned-masks {turned_masks} does not fit a mask of {values.shape} (height, "
+                f"width): its image has {picture.stored_size} as it is stored and {upright} "
+                "upright. Leave the option out, or leave out the image (--skip)"
+            )
+        if fitting == ["stored"] or (fitting and turned_masks == "stored"):
+            values = pictures.turn(values, picture.orientation)
+    if values.shape != upright:
+        raise DataError(
+            f"a label must have the size of its image, {upright} (height, width), and has "
+            f"{values.shape}"
+        )
+    return values
+
+
+def _checked(picture, labels):
+    image, orientation = picture.content, picture.orientation
+    if image is None:
+        pixels = cv2.cvtColor(picture.pixels, cv2.COLOR_RGB2BGR)
+        image, orientation = cv2.imencode(".png", pixels)[1].tobytes(), 1
+    return Checked(image, orientation, picture.pixels, labels, digest(picture.pixels))
 
 
 def digest(pixels):
@@ -73,18 +135,3 @@ def digest(pixels):
     """
     head = str(pixels.shape).encode()
     return hashlib.sha256(head + np.ascontiguousarray(pixels).data).hexdigest()[:32]
-
-
-def _decode_image(content, name):
-    """Gives `(bytes of a JPEG or PNG, pixels)`; other kinds of pictures become PNG."""
-    try:
-        if content[:3] == b"\xff\xd8\xff":
-            return content, tf.io.decode_jpeg(content, channels=3).numpy()
-        if content[:4] == b"\x89PNG":
-            return content, tf.io.decode_png(content, channels=3).numpy()
-    except tf.errors.InvalidArgumentError:
-        raise DataError(f"{name}: the image cannot be decoded") from None
-    picture = cv2.imdecode(np.frombuffer(content, "uint8"), cv2.IMREAD_COLOR) if content else None
-    if picture is None:
-        raise DataError(f"{name}: an image must be a JPEG, PNG, BMP, TIFF or WebP file")
-    return cv2.imencode(".png", picture)[1].tobytes(), np.ascontiguousarray(picture[..., ::-1])

@@ -14,6 +14,8 @@ def prepare(
     *,
     image_format="original",
     quality=95,
+    value_range=None,
+    turned_masks=None,
     num_shards=None,
     workers=None,
     overwrite=False,
@@ -29,8 +31,8 @@ def prepare(
         source: the download, as for `pipelines.sources.open_source`: a folder, an archive, or a
             list of them; or `tfds://<name>`, see `datasets.tfds_source`; None for `synthetic`.
         output: folder of the records; default: `data/<name>`.
-        image_format, quality, num_shards, workers, overwrite, progress, distribute: as for
-            `pipelines.records.write`.
+        image_format, quality, value_range, turned_masks, num_shards, workers, overwrite, progress,
+            distribute: as for `pipelines.records.write`.
         skip: list of str, ids of examples to leave out, such as those whose files are broken.
         **options: of the data set's `find`; or `data_dir`, of TensorFlow Datasets.
 
@@ -50,6 +52,9 @@ def prepare(
         options["skip"] = sorted(skip)
     if image_format != "original":
         options["image_format"] = f"{image_format}, quality {quality}"
+    for key, value in (("range", value_range), ("turned_masks", turned_masks)):
+        if value is not None:
+            options[key] = value
     return records.write(
         output or f"data/{name}",
         name,
@@ -58,6 +63,8 @@ def prepare(
         options={key: value for key, value in options.items() if key != "data_dir"},
         image_format=image_format,
         quality=quality,
+        value_range=value_range,
+        turned_masks=turned_masks,
         num_shards=num_shards,
         workers=workers,
         overwrite=overwrite,

@@ -39,8 +39,9 @@ from pipelines.encoding import (
 )
 from pipelines.errors import DataError
 from pipelines.examples import read_checked
+from pipelines.pictures import check_range
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
 _IMAGES_PER_SHARD = 128
@@ -145,6 +146,8 @@ def write(
     options=None,
     image_format="original",
     quality=95,
+    value_range=None,
+    turned_masks=None,
     num_shards=None,
     workers=None,
     overwrite=False,
@@ -161,12 +164,13 @@ def write(
         taxonomy: `Taxonomy`.
         splits: dict from split to a list of examples. Each has an `id`, a `fingerprint` (what
             its content depends on, as JSON can hold it), and `read()`, which gives the bytes of
-            the image (JPEG or PNG) and of the label PNG.
+            the image and of the label PNG.
         options: dict that JSON can hold, stored in the manifest.
         image_format: `"original"`: images are stored as they are, bit for bit. `"jpeg"`: those that
             are no JPEGs are stored as such, with what makes windows of them cheap to decode; but
             not those of `val` and `test`, whose scores are to be those of the originals.
         quality: int, 1 to 100, of the JPEGs.
+        value_range, turned_masks: as for `pipelines.examples.read_checked`.
         num_shards: int, files for each split; default: about 128 images a file.
         workers: int, threads (decoding and encoding run outside Python); default: all cores.
         overwrite: bool, replace what another run wrote.
@@ -189,8 +193,11 @@ def write(
             "`image_format` must be 'original' or 'jpeg', and `quality` 1 to 100. Received: "
             f"{image_format=}, {quality=}"
         )
+    check_range(value_range)
     folder = str(folder)
     jobs = []
+    reading = {"value_range": value_range, "turned_masks": turned_masks}
+    reading = {name: value for name, value in reading.items() if value is not None}
     for split, examples in splits.items():
         if len({example.id for example in examples}) < len(examples):
             raise DataError(f"The ids of split {split!r} must be unique")
@@ -199,7 +206,8 @@ def write(
         count = max(1, min(count, len(examples)))
         for i, part in enumerate(np.array_split(np.arange(len(examples)), count)):
             file = f"{split}-{i:05d}-of-{count:05d}.tfrecord"
-            jobs.append(_Job(split, file, [examples[j] for j in part], taxonomy, stored_quality))
+            part = [examples[j] for j in part]
+            jobs.append(_Job(split, file, part, taxonomy, stored_quality, reading))
     fingerprint = _hash([name, dataclasses.asdict(taxonomy), [job.key for job in jobs]])
 
     try:
@@ -386,16 +394,16 @@ def _find_problem(file, shard, num_classes, meter):
 class _Job:
     """A shard to be written."""
 
-    def __init__(self, split, file, examples, taxonomy, quality):
+    def __init__(self, split, file, examples, taxonomy, quality, reading):
         self.split = split
         self.file = file
         self.examples = examples
         self.taxonomy = taxonomy
         self.quality = quality
+        self.reading = reading
         contents = [[example.id, example.fingerprint] for example in examples]
-        self.key = _hash([FORMAT_VERSION, file, dataclasses.asdict(taxonomy), quality, contents])[
-            :16
-        ]
+        taxonomy = dataclasses.asdict(taxonomy)
+        self.key = _hash([FORMAT_VERSION, file, taxonomy, quality, reading, contents])[:16]
 
 
 @contextlib.contextmanager
@@ -554,11 +562,13 @@ def _read_alone(folder, job):
 
 def _encode(example, job, number):
     """Checks an example; gives `(record, labels, digest)`, labels as uint8 `(height, width)`."""
-    image, labels, digest = read_checked(example, job.taxonomy)
+    found = read_checked(example, job.taxonomy, **job.reading)
+    image, orientation = found.image, found.orientation
     if job.quality and not tf.io.is_jpeg(image):
-        image = encode_jpeg(image, job.quality)
-    record = encode_record(image, labels, id=example.id, shard=job.key, index=number)
-    return record, labels, digest
+        image, orientation = encode_jpeg(found.pixels, job.quality), 1
+    place = {"id": example.id, "shard": job.key, "index": number}
+    record = encode_record(image, found.labels, orientation=orientation, **place)
+    return record, found.labels, found.digest
 
 
 def _classes_in(labels):

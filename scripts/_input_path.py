@@ -45,7 +45,7 @@ class MadeExample:
 
         self.id = self.fingerprint = str(number)
         self.png, self.label = (cv2.imencode(".png", x)[1].tobytes() for x in (pixels, labels))
-        self.jpeg = encode_jpeg(self.png, quality)
+        self.jpeg = encode_jpeg(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), quality)
         plain = [cv2.IMWRITE_JPEG_QUALITY, quality]
         self.plain_jpeg = cv2.imencode(".jpg", pixels, plain)[1].tobytes()
         self.stored = "jpeg"

@@ -59,6 +59,20 @@ def parse_arguments(arguments):
     common.add_argument(
         "--quality", type=quality, default=95, help="of these JPEGs, 1 to 100; default: 95"
     )
+    common.add_argument(
+        "--range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values that become black and white in images of more than 8 bits a channel; needed "
+        "where that is not clear, as for 12 bits in 16",
+    )
+    common.add_argument(
+        "--turned-masks",
+        choices=("upright", "stored"),
+        help="how masks lie of images that an EXIF tag turns: as the upright image (viewers show "
+        "it so), or as its pixels are stored; needed where the sizes do not tell",
+    )
     common.add_argument("--shards", type=positive, help="files a split; default: 128 images each")
     common.add_argument("--workers", type=positive, help="threads; default: all cores")
     common.add_argument("--overwrite", action="store_true", help="replace what is there")
@@ -184,6 +198,8 @@ def main(arguments=None):
         arguments.output,
         image_format=arguments.image_format,
         quality=arguments.quality,
+        value_range=arguments.range and tuple(arguments.range),
+        turned_masks=arguments.turned_masks,
         num_shards=arguments.shards,
         workers=arguments.workers,
         overwrite=arguments.overwrite,

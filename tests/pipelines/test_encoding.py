@@ -3,16 +3,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import encoding
-from pipelines.errors import DataError
+from pipelines import encoding, pictures
 from tests.pipelines.tiny_data import encode, smooth_example
 
 
-def example_of(image, labels=None, size=None):
+def example_of(image, labels=None, size=None, orientation=1):
     """A record written and read again."""
     if labels is None:
         labels = np.zeros(size, "uint8")
-    record = encoding.encode_record(image, labels, id="a", shard="key", index=3)
+    record = encoding.encode_record(
+        image, labels, id="a", shard="key", index=3, orientation=orientation
+    )
     return encoding.parse_record(tf.constant(record))
 
 
@@ -52,13 +53,13 @@ def test_label_windows(size):
 # Widths of 16 blocks (16 rows a band), of 12 (intervals of 3: 32), of 5 (128), with a rest.
 @pytest.mark.parametrize("size, rows", [((150, 256), 16), ((150, 185), 32), ((300, 70), 128)])
 def test_windows_of_a_jpeg_in_bands_are_those_of_the_whole(size, rows):
-    content = encoding.encode_jpeg(encode(smooth_example(0, size).image), 90)
+    content = encoding.encode_jpeg(smooth_example(0, size).image, 90)
     height_at, band_rows, bands = encoding.index_jpeg(content)
     assert band_rows == rows
     assert len(bands) == -(-size[0] // rows) + 1
     assert int.from_bytes(content[height_at : height_at + 2], "big") == size[0]
     example = example_of(content, size=size)
-    whole = tf.io.decode_jpeg(content).numpy().astype(int)
+    whole = tf.io.decode_jpeg(content, dct_method="INTEGER_ACCURATE").numpy().astype(int)
     rng = np.random.default_rng(0)
     for _ in range(12):
         first = np.array([rng.integers(0, length) for length in size])
@@ -79,9 +80,11 @@ def test_windows_at_a_fraction_of_the_resolution(ratio, banded):
     size = (176, 256)
     content = encode(smooth_example(0, size).image, ".jpg")
     if banded:
-        content = encoding.encode_jpeg(encode(smooth_example(0, size).image), 95)
+        content = encoding.encode_jpeg(smooth_example(0, size).image, 95)
     example = example_of(content, size=size)
-    whole = tf.io.decode_jpeg(content, ratio=ratio).numpy().astype(int)
+    whole = (
+        tf.io.decode_jpeg(content, ratio=ratio, dct_method="INTEGER_ACCURATE").numpy().astype(int)
+    )
     first, extent = tf.constant([32, 16]), tf.constant([120, 160])
     found = encoding.decode_window(example, first, extent, tf.constant(ratio)).numpy()
     top, left, rows, columns = (int(x) // ratio for x in (*first, *extent))
@@ -102,9 +105,11 @@ def test_windows_at_a_fraction_of_the_resolution(ratio, banded):
 )
 def test_ratio_keeps_enough_pixels(extent, shape, expected):
     window = tf.constant(extent), tf.constant(shape)
-    assert int(encoding.window_ratio({"image": jpeg((16, 16))}, *window)) == expected
+    assert (
+        int(encoding.window_ratio(example_of(jpeg((16, 16)), size=(16, 16)), *window)) == expected
+    )
     png = encode(np.zeros((4, 4, 3), "uint8"))
-    assert int(encoding.window_ratio({"image": tf.constant(png)}, *window)) == 1
+    assert int(encoding.window_ratio(example_of(png, size=(4, 4)), *window)) == 1
 
 
 @pytest.mark.parametrize(
@@ -139,13 +144,45 @@ def test_originals_with_restart_markers_are_used(arguments, rows):
     example = example_of(content, size=(150, 64))
     window = tf.constant([70, 10]), tf.constant([60, 40])
     found = encoding.decode_window(example, *window, tf.constant(1)).numpy().astype(int)
-    whole = tf.io.decode_jpeg(content, channels=3).numpy()
+    whole = tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE").numpy()
     np.testing.assert_array_equal(found[2:-2, 2:-2], whole[72:128, 12:48])
 
 
 def test_quality():
-    image = encode(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype("uint8"))
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype("uint8")
     sizes = [len(encoding.encode_jpeg(image, quality)) for quality in (10, 50, 95)]
     assert sizes[0] < sizes[1] < sizes[2]
-    with pytest.raises(DataError, match="cannot be decoded"):
-        encoding.encode_jpeg(b"nothing", 90)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["bands", "jpeg", "png"])
+def test_windows_of_turned_images(kind, orientation):
+    size = (144, 192)  # In the file; a multiple of all ratios.
+    pixels = smooth_example(0, size).image
+    content = {
+        "bands": lambda: encoding.encode_jpeg(pixels, 95),
+        "jpeg": lambda: encode(pixels, ".jpg"),
+        "png": lambda: encode(pixels),
+    }[kind]()
+    upright = pictures.turn(pictures.read(content).pixels, orientation)
+    example = example_of(content, size=upright.shape[:2], orientation=orientation)
+    np.testing.assert_array_equal(encoding.decode_image(example), upright)
+    first, extent = np.array([16, 40]), np.array([96, 64])
+    window = tf.constant(first, "int32"), tf.constant(extent, "int32")
+    found = encoding.decode_window(example, *window, tf.constant(1)).numpy().astype(int)
+    whole = upright[16:112, 40:104]
+    assert found.shape == whole.shape
+    np.testing.assert_array_equal(found[2:-2, 2:-2], whole[2:-2, 2:-2])
+    ratio = int(encoding.window_ratio(example, window[1], tf.constant([20, 16])))
+    assert ratio == (1 if kind == "png" else 4)
+    if ratio == 4:
+        small = encoding.decode_window(example, *window, tf.constant(4)).numpy()
+        means = whole.reshape(24, 4, 16, 4, 3).mean(axis=(1, 3))
+        np.testing.assert_allclose(small[1:-1, 1:-1], means[1:-1, 1:-1], atol=6)
+
+
+def test_a_turned_image_is_reduced_only_where_its_size_is_a_multiple():
+    content = encode(smooth_example(0, (90, 64)).image, ".jpg")
+    example = example_of(content, size=(64, 90), orientation=6)
+    window = tf.constant([48, 48]), tf.constant([6, 6])
+    assert int(encoding.window_ratio(example, *window)) == 2  # 90 is no multiple of 4.

@@ -143,9 +143,12 @@ JPEG = encode(noise_example(0, (60, 80)).image, ".jpg")
         (bad(3, labels=np.zeros((20, 31), "uint8")), r"003: .*\(20, 30\).*\(20, 31\)"),
         (bad(3, labels=np.full((20, 30), 300, "uint16")), r"003: .*found 300 \(600 pixels\)"),
         (bad(3, labels=noise_example(3).image), "003: .*one channel, or three that are equal"),
-        (with_bytes(image=b"nonsense"), "003: an image must be a JPEG, PNG, BMP, TIFF or WebP"),
-        (with_bytes(image=b""), "003: an image must be a JPEG, PNG, BMP, TIFF or WebP"),
-        (with_bytes(image=JPEG[: len(JPEG) // 2]), "003: the image cannot be decoded"),
+        (
+            with_bytes(image=b"nonsense"),
+            "003: an image must be a JPEG, PNG, TIFF, WebP",
+        ),
+        (with_bytes(image=b""), "003: the file is empty"),
+        (with_bytes(image=JPEG[: len(JPEG) // 2]), "003: the JPEG file is truncated"),
         (with_bytes(label=b"nonsense"), "003: the label cannot be decoded"),
         (with_bytes(label=b""), "003: the label cannot be decoded"),
     ],
@@ -263,7 +266,7 @@ def test_missing_and_truncated_shards_are_named(tmp_path):
         (lambda text: "[]", "is damaged"),
         (lambda text: text.replace('"checksum"', '"chicksum"'), "is damaged"),
         (lambda text: text.replace('"wall"', '"hall"'), "was changed after it was written"),
-        (lambda text: text.replace('"format": 3', '"format": 99'), "has format 99.*reads 3"),
+        (lambda text: text.replace('"format": 4', '"format": 99'), "has format 99.*reads 4"),
     ],
 )
 def test_damaged_manifest(tmp_path, change, message):

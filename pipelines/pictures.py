@@ -1,0 +1,586 @@
+"""The bytes of a picture file as pixels: one rule for preparation, prediction and export checks.
+
+Kinds are told by their first bytes, never by the name. JPEG, PNG, BMP, TIFF, WebP and still GIF
+files become uint8 RGB, upright:
+
+* Decoder: JPEG and PNG TensorFlow's, the JPEG with the accurate DCT (`INTEGER_ACCURATE`), as in
+  training and in a SavedModel's `serving_bytes`; TIFF of more than 8 bits OpenCV; others Pillow.
+* Orientation: that of EXIF (JPEG, PNG's eXIf chunk, WebP) or of the TIFF tag. XMP, colour profiles
+  and gamma are left out.
+* Channels: one is repeated; a palette gives its colours; opacity is dropped, not blended; CMYK is
+  multiplied out. Other numbers of channels are refused.
+* Depth: less than 8 bits are stretched to 0..255. Of 16 bits the higher 8 are taken, if any value
+  reaches half of the range; else, and for floating point, the range must be given.
+* Of several pictures in a file (MPO, overviews of a TIFF) the first is read; animations and stacks
+  of pages are refused, as are other kinds and sizes of 2^29 pixels and more, all by name.
+
+What is decoded inside a graph (`pipelines.encoding`, `kseg.serving_input`) follows the same rule,
+bit for bit, for JPEG and PNG of 8 bits, and of 16 bits where no range is given.
+"""
+
+import contextlib
+import io
+import struct
+import threading
+import typing
+
+import cv2
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from pipelines.errors import DataError
+
+MAX_PIXELS = (1 << 29) - 1  # TensorFlow's decoders read no more.
+JPEG_DCT = "INTEGER_ACCURATE"
+_ORIENTATION_TAG = 0x112
+_SIGNATURES = [
+    ("JPEG", 0, b"\xff\xd8\xff"),
+    ("PNG", 0, b"\x89PNG\r\n\x1a\n"),
+    ("TIFF", 0, b"II*\0"),
+    ("TIFF", 0, b"MM\0*"),
+    ("TIFF", 0, b"II+\0"),
+    ("TIFF", 0, b"MM\0+"),
+    ("WebP", 8, b"WEBP"),
+    ("GIF", 0, b"GIF8"),
+    ("BMP", 0, b"BM"),
+]
+_KINDS = tuple(dict.fromkeys(kind for kind, *_ in _SIGNATURES))
+_OTHER_SIGNATURES = [
+    ("AVIF", 4, b"ftypavi"),
+    ("HEIC", 4, b"ftyphei"),
+    ("HEIC", 4, b"ftyphev"),
+    ("HEIC", 4, b"ftypmif1"),
+    ("HEIC", 4, b"ftypmsf1"),
+    ("video", 4, b"ftyp"),
+    ("video", 8, b"AVI "),
+    ("video", 0, b"\x1aE\xdf\xa3"),
+    ("JPEG 2000", 4, b"jP  "),
+    ("JPEG 2000", 0, b"\xff\x4f\xff\x51"),
+    ("JPEG XL", 4, b"JXL "),
+    ("JPEG XL", 0, b"\xff\x0a"),
+    ("Photoshop", 0, b"8BPS"),
+    ("OpenEXR", 0, b"v/1\x01"),
+    ("Radiance", 0, b"#?RADIANCE"),
+    ("FITS", 0, b"SIMPLE  ="),
+    ("DICOM", 128, b"DICM"),
+    ("HDF5", 0, b"\x89HDF"),
+    ("NumPy", 0, b"\x93NUMPY"),
+    ("PDF", 0, b"%PDF"),
+    ("zip", 0, b"PK\x03\x04"),
+    ("gzip", 0, b"\x1f\x8b"),
+    *(("Netpbm", 0, b"P%d\n" % digit) for digit in range(1, 8)),
+    *(("Netpbm", 0, b"P%d " % digit) for digit in range(1, 8)),
+    *(("web page or SVG", 0, text) for text in (b"<svg", b"<?xml", b"<!DOC", b"<!doc", b"<html")),
+]
+# What Pillow and OpenCV raise of damaged files, as found by damaging them.
+_DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, struct.error, EOFError, LookupError, TypeError,
+    OverflowError, AttributeError, cv2.error,
+)  # fmt: skip
+
+
+class Picture(typing.NamedTuple):
+    """A picture that was read.
+
+    Attributes:
+        pixels: uint8 RGB `(height, width, 3)`, upright.
+        orientation: int, 1 to 8, as EXIF counts: how the file says that its pixels are to be
+            turned; in `pixels` that is done.
+        content: bytes of the file where it can be stored as it is: a JPEG, or a PNG whose 8 bits,
+            or higher 8 bits, are `pixels`; else None.
+    """
+
+    pixels: np.ndarray
+    orientation: int
+    content: bytes | None
+
+    @property
+    def stored_size(self):
+        """`(height, width)` before it was turned."""
+        size = self.pixels.shape[:2]
+        return size[::-1] if self.orientation > 4 else size
+
+
+def read(content, value_range=None):
+    """Reads a picture file; see the module.
+
+    Args:
+        content: bytes of the file.
+        value_range: `(low, high)` or None, for pictures of more than 8 bits a channel: the values
+            that become 0 and 255; what is beyond them is cut off. Pictures of 8 bits are left
+            alone.
+
+    Returns:
+        `Picture`.
+
+    Raises:
+        DataError: saying what the file is, if it cannot be read.
+    """
+    kind = kind_of(content)
+    try:
+        if kind in ("JPEG", "PNG"):
+            _check_header(content, kind)
+            pixels, kept = _decode(content, kind, value_range)
+            turned = orientation(content)
+            return Picture(turn(pixels, turned), turned, content if kept else None)
+        return _read_with_pillow(content, kind, value_range)
+    except DataError:
+        raise
+    except tf.errors.InvalidArgumentError:
+        reason = ""
+    except _DECODER_ERRORS as error:
+        reason = f" ({_first_line(error)})"
+    except (Image.DecompressionBombError, MemoryError):
+        raise DataError(f"the {kind} file needs more memory than there is") from None
+    state = "truncated" if is_truncated(content) else f"damaged{reason}"
+    raise DataError(f"the {kind} file is {state}")
+
+
+def kind_of(content):
+    """Tells a kind of picture file by its first bytes.
+
+    Args:
+        content: bytes, at least the first few hundred.
+
+    Returns:
+        str: `"JPEG"`, `"PNG"`, `"BMP"`, `"TIFF"`, `"WebP"` or `"GIF"`.
+
+    Raises:
+        DataError: naming what it is instead.
+    """
+    found = _find(content, _SIGNATURES)
+    if found:
+        return found
+    kinds = f"{', '.join(_KINDS[:-1])} or {_KINDS[-1]}"
+    if not content:
+        raise DataError("the file is empty")
+    if not content.strip(b"\0"):
+        raise DataError("the file holds nothing but zeros")
+    if content.startswith(b"version https://git-lfs"):
+        raise DataError("the file is a pointer of Git LFS, not the picture. Call: git lfs pull")
+    other = _find(content, _OTHER_SIGNATURES)
+    raise DataError(f"an image must be a {kinds} file, this is {_named(other)}")
+
+
+def orientation(content):
+    """How a picture file is to be turned.
+
+    Args:
+        content: bytes of a JPEG, PNG, WebP or TIFF file.
+
+    Returns:
+        int, 1 to 8 as in EXIF; 1 where nothing, or nothing valid, is said, and for other files.
+    """
+    kind = _find(content, _SIGNATURES)
+    if kind == "TIFF":
+        return _orientation_in_tiff(content)
+    finders = {"JPEG": _exif_of_jpeg, "PNG": _exif_of_png, "WebP": _exif_of_webp}
+    exif = finders[kind](content) if kind in finders else b""
+    return _orientation_in_tiff(exif.removeprefix(b"Exif\0\0"))
+
+
+def turn(values, orientation):
+    """Turns an array upright.
+
+    Args:
+        values: array `(height, width, ...)`.
+        orientation: int, 1 to 8, as in EXIF.
+
+    Returns:
+        array `(height, width, ...)`, or `(width, height, ...)` for 5 to 8.
+    """
+    if orientation == 1:
+        return values
+    if orientation > 4:
+        values = values.swapaxes(0, 1)
+    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+    return np.ascontiguousarray(values[rows, columns])
+
+
+def is_truncated(content):
+    """Whether a picture file ends before its data does, as its own structure tells.
+
+    Args:
+        content: bytes of a file whose kind `kind_of` knows.
+    """
+    kind = _find(content, _SIGNATURES)
+    try:
+        if kind == "JPEG":
+            *_, (marker, _, at) = _jpeg_segments(content)
+            return content.rfind(b"\xff\xd9") < at if marker == 0xDA else at + 4 > len(content)
+        if kind == "PNG":
+            *_, (name, _) = _png_chunks(content)
+            return name != b"IEND"
+        if kind == "WebP":
+            return int.from_bytes(content[4:8], "little") + 8 > len(content)
+        if kind == "BMP":
+            return int.from_bytes(content[2:6], "little") > len(content)
+        if kind == "GIF":
+            return not content.rstrip(b"\0").endswith(b";")
+        if kind == "TIFF":
+            return _end_of_tiff(content) > len(content)
+    except (ValueError, IndexError, struct.error):
+        return True  # It ends within its header.
+    return False
+
+
+def size_of_file(path):
+    """`(height, width)` of a picture file as it is stored, from its header; None if unreadable."""
+    try:
+        with _without_pixel_limit(), Image.open(path) as image:
+            return image.size[::-1]
+    except Exception:  # Whatever is wrong with it is said when it is read.
+        return None
+
+
+def check_size(height, width):
+    """Raises a DataError for a picture that is larger than any decoder here reads."""
+    if height * width > MAX_PIXELS:
+        raise DataError(
+            f"a picture must have fewer than 2^29 (537 million) pixels, this has {width} x "
+            f"{height}. Cut it into tiles"
+        )
+
+
+def to_8_bits(values, value_range=None):
+    """Brings deep values to 8 bits.
+
+    Args:
+        values: array of whole or floating-point numbers.
+        value_range: `(low, high)`, see `read`; None: of 16 bits the higher 8.
+
+    Returns:
+        uint8 array. Whole numbers from 0 to 2^n - 1 lose their lower n - 8 bits; others become
+        `255 (value - low) / (high - low)`, rounded.
+
+    Raises:
+        DataError: if a range is needed and not given; if values are not finite.
+    """
+    if value_range is None:
+        value_range = _range_of(values)
+    low, high = value_range
+    whole = values.dtype.kind == "u" and low == 0 and float(high).is_integer()
+    bits = int(high).bit_length()
+    if whole and bits >= 8 and high == 2**bits - 1:
+        return (np.minimum(values, int(high)) >> (bits - 8)).astype("uint8")
+    result = np.empty(values.shape, "uint8")
+    # Row by row: floating-point copies of aerial pictures would fill the memory.
+    for row, target in zip(values, result, strict=True):
+        row = row.astype("float64")
+        if not np.isfinite(row).all():
+            raise DataError("the picture holds values that are not finite (NaN or infinite)")
+        target[...] = np.rint(np.clip((row - low) / (high - low), 0, 1) * 255)
+    return result
+
+
+def check_range(value_range):
+    """Raises a DataError unless a range is None or two finite numbers, the lower first."""
+    if value_range is not None and not (
+        len(value_range) == 2 and np.isfinite(value_range).all() and value_range[0] < value_range[1]
+    ):
+        raise DataError(
+            f"--range takes the lowest and the highest value, such as 0 4095. Received: "
+            f"{' '.join(map(str, value_range))}"
+        )
+
+
+def _range_of(values):
+    """The range of deep values that can be read in one way only."""
+    if values.dtype == np.uint16:
+        largest = int(values.max(initial=0))
+        if largest in (0, *range(1 << 15, 1 << 16)):
+            return 0, 0xFFFF
+        bits = max(largest.bit_length(), 8)
+        raise DataError(
+            f"the picture has 16 bits a channel and uses {bits} (largest value {largest}), so "
+            f"white could be {2**bits - 1} or 65535. Say which: --range 0 {2**bits - 1}, or "
+            "--range 0 65535"
+        )
+    low, high = (float(f(values)) for f in (np.nanmin, np.nanmax))
+    guess = " ".join(f"{limit:g}" for limit in ((0, 1) if low >= 0 and high <= 1 else (low, high)))
+    raise DataError(
+        f"the picture holds {values.dtype} values, {low:g} to {high:g}. Say which become black and "
+        f"white, for all pictures: --range {guess}"
+    )
+
+
+def _check_header(content, kind):
+    """Refuses a JPEG or PNG that the decoder would not read, with the reason."""
+    if kind == "PNG":
+        if len(content) < 33:
+            raise DataError("the PNG file is truncated")
+        width, height = struct.unpack(">II", content[16:24])
+    else:
+        frame = next((s for s in _jpeg_segments(content) if _is_frame(s[0])), None)
+        if frame is None or len(frame[1]) < 6:
+            state = "truncated" if is_truncated(content) else "damaged (it has no frame)"
+            raise DataError(f"the JPEG file is {state}")
+        bits, height, width, channels = struct.unpack(">BHHB", frame[1][:6])
+        if bits != 8:
+            raise DataError(f"a JPEG must have 8 bits a channel, this has {bits}. Convert it")
+        if frame[0] not in (0xC0, 0xC1, 0xC2):
+            form = "lossless" if frame[0] in (0xC3, 0xC7, 0xCB, 0xCF) else "arithmetic or nested"
+            raise DataError(f"a JPEG must be baseline or progressive, this is {form}. Convert it")
+        if channels not in (1, 3, 4):
+            raise DataError(f"a JPEG must have 1, 3 or 4 channels, this has {channels}")
+    if not height or not width:
+        raise DataError(f"the {kind} file has no pixels ({width} x {height})")
+    check_size(height, width)
+
+
+def _decode(content, kind, value_range):
+    """Decodes a JPEG or PNG; gives uint8 RGB pixels, and whether the file itself has 8 bits."""
+    if kind == "JPEG":
+        return tf.io.decode_jpeg(content, channels=3, dct_method=JPEG_DCT).numpy(), True
+    if content[24] < 16:
+        return tf.io.decode_png(content, channels=3).numpy(), True
+    values = tf.io.decode_png(content, channels=3, dtype="uint16").numpy()
+    whole = value_range in (None, (0, 0xFFFF))
+    return to_8_bits(values, value_range), whole
+
+
+def _read_with_pillow(content, kind, value_range):
+    turned = orientation(content)
+    if kind == "TIFF":
+        content = _upright_tiff(content)
+        values = _read_deep_tiff(content)
+        if values is not None:
+            pixels = to_8_bits(values, value_range)
+            return Picture(turn(pixels, turned), turned, None)
+    with _without_pixel_limit():
+        image = Image.open(io.BytesIO(content), formats=[kind.upper()])
+    with image:
+        check_size(*image.size[::-1])
+        frames = 1 if kind == "TIFF" else getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise DataError(
+                f"an image must be one picture, this {kind} is an animation of {frames} frames. "
+                "Convert it to single pictures or a video"
+            )
+        return Picture(turn(_as_rgb(image), turned), turned, None)
+
+
+def _as_rgb(image):
+    """An opened picture of at most 8 bits as uint8 `(height, width, 3)`, opacity dropped."""
+    if image.mode in ("RGBa", "La"):  # Colours that were multiplied with the opacity.
+        image = image.convert(image.mode.upper())
+    if image.mode in ("RGBA", "RGBX"):
+        return np.ascontiguousarray(np.asarray(image)[..., :3])
+    if image.mode == "LA":
+        return np.repeat(np.asarray(image)[..., :1], 3, axis=2)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+        return np.ascontiguousarray(np.asarray(image)[..., :3])
+    return np.array(image.convert("RGB"))
+
+
+def _read_deep_tiff(content):
+    """Values `(height, width, 3)` of a TIFF of more than 8 bits, None for another; checks both."""
+    tags = {tag: values for tag, _, values, _ in _tiff_entries(content, 4)}
+    width, height, bits, channels = (
+        tags.get(tag, (default,)) for tag, default in ((256, 0), (257, 0), (258, 1), (277, 1))
+    )
+    check_size(height[0], width[0])
+    if channels[0] > 4:
+        raise DataError(f"an image must have 1 to 4 channels, this has {channels[0]}")
+    pages = _count_pages(content)
+    if pages > 1:
+        raise DataError(f"an image must be one picture, this TIFF has {pages} pages. Divide it")
+    if max(bits) <= 8:
+        return None
+    kind = tags.get(262, (1,))[0]
+    if kind not in (0, 1, 2):
+        raise DataError(
+            "a TIFF of more than 8 bits must be grey or RGB, this is of another colour space. "
+            "Convert it"
+        )
+    values = cv2.imdecode(np.frombuffer(content, "uint8"), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        if is_truncated(content):
+            raise DataError("the TIFF file is truncated")
+        raise DataError("the TIFF file is of a form that is not read. Convert it to PNG")
+    if kind == 0 and values.dtype.kind == "u":  # White is 0.
+        values = np.iinfo(values.dtype).max - values
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.shape[2] in (1, 2):
+        return np.repeat(values[..., :1], 3, axis=2)
+    return np.ascontiguousarray(values[..., 2::-1])
+
+
+def _find(content, signatures):
+    """The first kind whose signature stands in the content; None if there is none."""
+    return next((kind for kind, at, s in signatures if content[at : at + len(s)] == s), None)
+
+
+def _named(kind):
+    if kind is None:
+        return "something else"
+    return f"{'an' if kind[0] in 'AFHO' else 'a'} {kind}{' file' if kind.isupper() else ''}"
+
+
+def _is_frame(marker):
+    """Whether a JPEG marker begins a frame (SOF0 to SOF15, without DHT, JPG and DAC)."""
+    return 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
+
+
+def _jpeg_segments(content):
+    """Gives `(marker, segment, position behind it)` of a JPEG up to its first scan."""
+    position = 2
+    while position + 4 <= len(content):
+        if content[position] != 0xFF:
+            return
+        marker = content[position + 1]
+        if marker == 0xFF:  # Fill bytes may stand before a marker.
+            position += 1
+            continue
+        length = int.from_bytes(content[position + 2 : position + 4], "big")
+        yield marker, content[position + 4 : position + 2 + length], position + 2 + length
+        if marker == 0xDA or length < 2:
+            return
+        position += 2 + length
+
+
+def _png_chunks(content):
+    """Gives `(name, data)` of the chunks of a PNG that are there in full."""
+    position = 8
+    while position + 12 <= len(content):
+        length = int.from_bytes(content[position : position + 4], "big")
+        if position + 12 + length > len(content):
+            return
+        name = content[position + 4 : position + 8]
+        yield name, memoryview(content)[position + 8 : position + 8 + length]
+        if name == b"IEND":
+            return
+        position += 12 + length
+
+
+def _exif_of_jpeg(content):
+    segments = (segment for marker, segment, _ in _jpeg_segments(content) if marker == 0xE1)
+    return next((segment for segment in segments if segment[:6] == b"Exif\0\0"), b"")
+
+
+def _exif_of_png(content):
+    return next((bytes(data) for name, data in _png_chunks(content) if name == b"eXIf"), b"")
+
+
+def _exif_of_webp(content):
+    position = 12
+    while position + 8 <= len(content):
+        length = int.from_bytes(content[position + 4 : position + 8], "little")
+        if content[position : position + 4] == b"EXIF":
+            return content[position + 8 : position + 8 + length]
+        position += 8 + length + length % 2
+    return b""
+
+
+def _tiff_entries(content, count):
+    """Gives `(tag, type, values, position of the values)` of a TIFF's first directory.
+
+    Args:
+        content: bytes of a TIFF, which EXIF is too.
+        count: int, no more values than that are read of an entry.
+
+    Raises:
+        struct.error: if it ends before.
+    """
+    order, big, first = _tiff_head(content)
+    return _tiff_directory(content, order, big, first, count)[0] if order else []
+
+
+def _tiff_head(content):
+    """`(order, big, first)`: byte order or None, whether it is a BigTIFF, the first directory."""
+    order = {b"II": "<", b"MM": ">"}.get(bytes(content[:2]))
+    if order is None or len(content) < 8:
+        return None, False, 0
+    version, first = struct.unpack(f"{order}HI", content[2:8])
+    if version == 43:  # 64 bits where TIFF has 32.
+        return order, True, struct.unpack(f"{order}Q", content[8:16])[0]
+    return (order, False, first) if version == 42 else (None, False, 0)
+
+
+def _tiff_directory(content, order, big, first, count):
+    """Gives the entries of a directory as `_tiff_entries`, and where the next one is, or 0."""
+    head, entry, kind = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
+    (length,) = struct.unpack_from(order + head, content, first)
+    at = first + struct.calcsize(order + head)
+    size, width = struct.calcsize(order + entry), struct.calcsize(order + kind)
+    formats = {1: "B", 3: "H", 4: "I", 16: "Q"}
+    entries = []
+    for _ in range(length):
+        tag, form, number = struct.unpack_from(order + entry, content, at)
+        place = at + size
+        at = place + width
+        if form in formats and number:
+            if number * struct.calcsize(formats[form]) > width:
+                (place,) = struct.unpack_from(order + kind, content, place)
+            number = min(number, count, len(content))
+            values = struct.unpack_from(f"{order}{number}{formats[form]}", content, place)
+            entries.append((tag, form, values, place))
+    return entries, (struct.unpack_from(order + kind, content, at) if at < len(content) else (0,))[
+        0
+    ]
+
+
+def _count_pages(content):
+    """Pages of a TIFF, without smaller versions and masks of others."""
+    order, big, at = _tiff_head(content)
+    pages, seen = 0, set()
+    with contextlib.suppress(struct.error):
+        while at and at not in seen and len(seen) < 10_000:
+            seen.add(at)
+            entries, at = _tiff_directory(content, order, big, at, 1)
+            # Bit 0: a smaller version of another page; bit 2: a mask.
+            pages += not {tag: values[0] for tag, _, values, _ in entries}.get(254, 0) & 5
+    return pages
+
+
+def _orientation_in_tiff(content):
+    with contextlib.suppress(struct.error):
+        for tag, form, values, _ in _tiff_entries(content, 1):
+            if tag == _ORIENTATION_TAG:
+                return values[0] if form in (3, 4) and 1 <= values[0] <= 8 else 1
+    return 1
+
+
+def _upright_tiff(content):
+    """A TIFF with its orientation overwritten by 1; other bytes as they are.
+
+    Some versions of Pillow turn a TIFF as they load it, others do not.
+    """
+    with contextlib.suppress(struct.error):
+        for tag, form, _, place in _tiff_entries(content, 1):
+            if tag == _ORIENTATION_TAG and form in (3, 4):
+                width = 2 if form == 3 else 4
+                one = (1).to_bytes(width, "little" if content[:1] == b"I" else "big")
+                return content[:place] + one + content[place + width :]
+    return content
+
+
+def _end_of_tiff(content):
+    """Where the data of a TIFF's first page ends."""
+    found = {tag: values for tag, _, values, _ in _tiff_entries(content, 1 << 24)}
+    ends = [0]
+    for places, lengths in ((273, 279), (324, 325)):
+        ends += [a + b for a, b in zip(found.get(places, ()), found.get(lengths, ()), strict=False)]
+    return max(ends)
+
+
+def _first_line(error):
+    return " ".join(str(error).split())[:100]
+
+
+_limit = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_pixel_limit():
+    """Opens pictures of any size with Pillow, whose limit is one for the whole process."""
+    with _limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
