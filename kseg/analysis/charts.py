@@ -56,7 +56,7 @@ def training_curves(train, evaluation):
     Returns:
         matplotlib figure.
     """
-    with _drawing() as subplots:
+    with drawing() as subplots:
         figure, axes = subplots(1, 3, width=11, height=3.5)
         losses = {tag: values for tag, values in train.items() if tag.startswith("loss/")}
         for (tag, (steps, values)), color in zip(losses.items(), itertools.cycle(LINES)):
@@ -108,7 +108,7 @@ def point_map(places, classes, palette, *, title, class_names=None):
     """
     present = np.unique(classes)
     columns = 0 if class_names is None else -(-len(present) // 26)
-    with _drawing() as subplots:
+    with drawing() as subplots:
         figure, (axis,) = subplots(1, 1, width=5.2 + 1.4 * columns, height=5)
         for n in present:
             chosen = places[classes == n]
@@ -135,7 +135,7 @@ def histogram(shares, *, title):
     Returns:
         matplotlib figure.
     """
-    with _drawing() as subplots:
+    with drawing() as subplots:
         figure, (axis,) = subplots(1, 1, width=5, height=2.9)
         axis.hist(100 * shares, bins=np.arange(0, 101, 5), color=LINES[0], rwidth=0.9)
         axis.set(title=title, ylabel="images", xlim=(0, 100))
@@ -200,7 +200,7 @@ def svg(figure, name):
 
 
 @contextlib.contextmanager
-def _drawing():
+def drawing():
     """Gives a function that makes figures, in our style, without pyplot's global state."""
     require("matplotlib")
     import matplotlib

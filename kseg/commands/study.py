@@ -1,0 +1,301 @@
+"""Runs a study: every arm with every seed, then the table.
+
+What is missing is trained, one run after the other, each in a process of its own: a study can be
+stopped at any time, and the same call resumes it.
+"""
+
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+from kseg.errors import UserError
+from kseg.studies import design, results
+
+_BACKEND = "tensorflow"
+
+
+def run_study(
+    path,
+    *,
+    output=None,
+    arms=None,
+    seeds=None,
+    part=None,
+    ray=None,
+    train=True,
+    keep_runs=False,
+    report=print,
+):
+    """Trains what a study lacks and writes its table.
+
+    Args:
+        path: the study's JSON file, see `kseg.studies.design.Study`.
+        output: folder of the results; None: `studies/<name of the study>`.
+        arms: names of arms, or None: all.
+        seeds: ints, or None: those of the study.
+        part: `(i, n)`, 1 <= i <= n: this process makes every n-th run from the i-th on, and
+            writes a results file of its own. None: all runs.
+        ray: address of a Ray cluster (`"local"` starts one on this machine) on which the runs are
+            spread, one GPU each; needs the extra `ray`. None: one run after the other, here.
+        train: bool. False: only the table of what there is.
+        keep_runs: bool. The folders of finished runs, with their checkpoints, are kept.
+        report: function that takes a line of progress.
+
+    Returns:
+        dict with `table`, the Markdown text; `files`, paths that were written; `finished` and
+        `missing`, lists of `(arm, seed)`.
+
+    Raises:
+        UserError: if the study, a config or the data is wrong, or runs failed; every other run is
+            made before.
+        Interrupted: after SIGINT or SIGTERM, with the state of the present run saved.
+    """
+    plan = design.load_plan(path)
+    chosen = plan.runs(arms, seeds)
+    if part is not None:
+        chosen = chosen[part[0] - 1 :: part[1]]
+    folder = pathlib.Path(output or f"studies/{plan.name}")
+    from kseg.commands.study_run import data_of  # It reads records, with TensorFlow.
+
+    sources = {arm: data_of(config) for arm, config in plan.experiments.items()}
+    class_names = _check_classes(plan, sources)
+    settings = {
+        arm: design.settings(plan.experiments[arm], sources[arm].fingerprint)
+        for arm in plan.experiments
+    }
+    done = _present(folder, plan, settings)
+    missing = [run for run in chosen if (*run, _BACKEND) not in done]
+    failures = []
+    if train and missing:
+        report(f"{plan.name}: {len(missing)} of {len(chosen)} runs to make, in {folder}")
+        make = _on_ray if ray else _here
+        failures = make(plan, missing, folder, settings, part, keep_runs, report, ray)
+        done = _present(folder, plan, settings)
+    found = _write_tables(folder, plan, done, class_names)
+    finished = [run for run in chosen if (*run, _BACKEND) in done]
+    if failures:
+        lines = "; ".join(f"{design.run_name(*run)}: {why}" for run, why in failures)
+        raise UserError(f"{len(failures)} of {len(missing)} runs failed: {lines}")
+    return {
+        **found,
+        "finished": finished,
+        "missing": [run for run in chosen if run not in finished],
+    }
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it.
+    """The study was asked to stop; the same call resumes it."""
+
+
+def _check_classes(plan, sources):
+    """The class names, which all arms must share."""
+    names = sources[plan.baseline].class_names
+    for arm, source in sources.items():
+        if source.class_names != names:
+            raise UserError(
+                f"All arms of a study must be scored on the same classes. Arm {arm!r} has data of "
+                f"other classes than {plan.baseline!r}"
+            )
+    return names
+
+
+def _present(folder, plan, settings):
+    """The results that belong to the present configs and data.
+
+    Returns:
+        dict from `(arm, seed, backend)` to `kseg.studies.results.Result`.
+    """
+    known = results.read_settings(folder)
+    accepted = {
+        arm: {
+            key
+            for key, before in known.items()
+            if design.same_settings(before, settings[arm], plan.experiments[arm])
+        }
+        for arm in settings
+    }
+    return {
+        (r["arm"], r["seed"], r["backend"]): r
+        for r in results.read(folder)
+        if r["fingerprint"] in accepted.get(r["arm"], ())
+    }
+
+
+def _here(plan, missing, folder, settings, part, keep_runs, report, _):
+    """Makes runs one after the other, each in a process of its own."""
+    failures = []
+    for number, (arm, seed) in enumerate(missing, 1):
+        report(f"[{number}/{len(missing)}] {arm}, seed {seed}")
+        run_folder = folder / "runs" / design.run_name(arm, seed)
+        code, error = _train(plan.experiment(arm, seed), run_folder)
+        if code == 130:
+            raise Interrupted(f"stopped in {arm}, seed {seed}; the same command resumes")
+        if code:
+            failures.append(((arm, seed), error))
+            report(f"failed: {error}")
+            continue
+        line = _collect(plan, folder, arm, seed, settings[arm], part, keep_runs)
+        report(f"{arm}, seed {seed}: mean IoU {line['last']['mean_iou']:.4f}")
+    return failures
+
+
+def _train(experiment, run_folder):
+    """Trains and scores a run in a process of its own.
+
+    SIGINT and SIGTERM are passed on; the process then saves its state and ends.
+
+    Returns:
+        `(code, error)`: its exit code and the last line that it wrote to stderr.
+    """
+    run_folder.mkdir(parents=True, exist_ok=True)
+    config = run_folder / "study_config.json"
+    results.replace_text(config, experiment.to_json())
+    log = run_folder / "stderr.txt"
+    command = [sys.executable, "-m", "kseg.commands.study_run", str(config), str(run_folder)]
+    with open(log, "w", encoding="utf-8") as errors:
+        # In a session of its own: Ctrl-C of a terminal reaches it once, through us.
+        process = subprocess.Popen(command, stderr=errors, start_new_session=True)
+        before = {}
+
+        def forward(number, frame):
+            process.send_signal(signal.SIGTERM)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, forward)
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+    error = lines[-1].removeprefix("error: ") if lines else f"it ended with exit code {code}"
+    if code < 0:
+        error = f"it was ended by {signal.Signals(-code).name}"
+    return code, error
+
+
+def _collect(plan, folder, arm, seed, settings, part, keep_runs):
+    """Adds a finished run to the results and deletes what is not needed any more."""
+    from kseg.evaluation.image_counts import ImageCounts
+
+    run_folder = folder / "runs" / design.run_name(arm, seed)
+    line = json.loads((run_folder / "result.json").read_text(encoding="utf-8"))
+    line = {"study": plan.name, "arm": arm, "seed": seed, **line}
+    counts = ImageCounts.load(run_folder / "counts.npz")
+    results.append(folder, line, counts, settings, part=part)
+    if not keep_runs:
+        shutil.rmtree(run_folder, ignore_errors=True)
+    return line
+
+
+def _on_ray(plan, missing, folder, settings, part, keep_runs, report, address):
+    """Spreads runs over a Ray cluster; a run whose worker is lost is made again."""
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--ray needs Ray. Use pip install 'kseg[ray]'") from None
+    local = address == "local"
+    try:
+        ray.init(address=None if local else address, log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as error:
+        raise UserError(f"There is no Ray cluster at {address!r}: {error}") from None
+    try:
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        task = ray.remote(num_gpus=gpus, num_cpus=1, max_retries=3)(_train_on_worker)
+        pending = {
+            task.remote(plan.experiment(arm, seed).to_json()): (arm, seed) for arm, seed in missing
+        }
+        failures = []
+        while pending:
+            (ready,), _ = ray.wait(list(pending), num_returns=1)
+            arm, seed = pending.pop(ready)
+            try:
+                code, error, files = ray.get(ready)
+            except ray.exceptions.RayError as lost:
+                code, error, files = 1, f"its worker was lost: {lost}".splitlines()[0], {}
+            if code:
+                failures.append(((arm, seed), error))
+                report(f"failed: {arm}, seed {seed}: {error}")
+                continue
+            run_folder = folder / "runs" / design.run_name(arm, seed)
+            run_folder.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                (run_folder / name).write_bytes(content)
+            line = _collect(plan, folder, arm, seed, settings[arm], part, keep_runs)
+            report(f"{arm}, seed {seed}: mean IoU {line['last']['mean_iou']:.4f}")
+        return failures
+    finally:
+        ray.shutdown()
+
+
+def _train_on_worker(config):
+    """Trains a run on a Ray worker, in a scratch folder.
+
+    Args:
+        config: str, JSON of the experiment; its data must lie at the same path there.
+
+    Returns:
+        `(code, error, files)`: as `_train`, and the content of the result's files by name.
+    """
+    import tempfile
+
+    from kseg import config as config_module
+
+    experiment = config_module.parse(json.loads(config), source="study")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        code, error = _train(experiment, folder)
+        files = {}
+        if not code:
+            files = {name: (folder / name).read_bytes() for name in ("result.json", "counts.npz")}
+    return code, error, files
+
+
+def _write_tables(folder, plan, done, class_names):
+    """Writes the tables of each backend that has results."""
+    from kseg.studies import tables
+    from kseg.studies.statistics import summarize
+
+    text, files = [], []
+    folder.mkdir(parents=True, exist_ok=True)
+    for backend in sorted({backend for _, _, backend in done}):
+        present = [r for (_, _, b), r in done.items() if b == backend]
+        arms = summarize(
+            present,
+            list(plan.experiments),
+            plan.baseline,
+            class_names,
+            plan.study.scored_classes,
+        )
+        commits = sorted({str(r.get("commit"))[:12] for r in present})
+        devices = sorted({str(r.get("device")) for r in present})
+        note = f"Backend {backend}; {', '.join(devices)}; commit {', '.join(commits)}."
+        stem = "" if backend == _BACKEND else f"-{backend}"
+        found = {
+            f"table{stem}.md": tables.markdown(arms, class_names, title=plan.name, note=note),
+            f"table{stem}.csv": tables.arms_csv(arms),
+            f"classes{stem}.csv": tables.classes_csv(arms, class_names),
+        }
+        for name, content in found.items():
+            results.replace_text(folder / name, content)
+            files.append(folder / name)
+        files.append(folder / f"scores{stem}.png")
+        _draw(files[-1], arms, plan.name)
+        text.append(found[f"table{stem}.md"])
+    return {"table": "\n".join(text), "files": files}
+
+
+def _draw(path, arms, title):
+    from kseg.analysis.charts import png
+    from kseg.studies.tables import chart
+
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_bytes(png(chart(arms, title=title)))
+    unfinished.replace(path)

@@ -1,0 +1,213 @@
+"""One run of a study, in a process of its own: `python -m kseg.commands.study_run CONFIG FOLDER`.
+
+Trains, scores the last step and the best one, measures the features and what it all cost, and
+writes `result.json` and `counts.npz` into the folder.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataDescription:
+    """What a study needs to know of an arm's data.
+
+    Attributes:
+        fingerprint: str, of everything that the records were made from.
+        class_names: list of str.
+    """
+
+    fingerprint: str
+    class_names: list
+
+
+def data_of(config):
+    """Describes the data of a config.
+
+    Args:
+        config: `kseg.config.Experiment`.
+
+    Returns:
+        `DataDescription`.
+
+    Raises:
+        pipelines.DataError: as `kseg.commands.data.ExperimentData.open`.
+    """
+    from kseg.commands.data import ExperimentData
+
+    manifest = ExperimentData.open(config).manifest
+    return DataDescription(manifest.fingerprint, manifest.class_names)
+
+
+def run(config_file, folder):
+    """Makes the run of a config.
+
+    Args:
+        config_file: JSON file of an experiment.
+        folder: the run's folder; a run that was stopped there is resumed.
+
+    Returns:
+        dict, the result's line without the names of study, arm and seed.
+
+    Raises:
+        kseg.training.loop.Interrupted: after SIGINT or SIGTERM.
+        UserError: if config or data are wrong or a loss is not finite.
+    """
+    from kseg import config as config_module
+    from kseg.commands.data import ExperimentData
+    from kseg.runs import Run
+    from kseg.studies.results import replace_text
+    from kseg.training import loop
+
+    usage = _Usage(pathlib.Path(folder))
+    config = config_module.load(config_file)
+    data = ExperimentData.open(config)
+    run = Run.create(folder, config, data.classes)
+    try:
+        trained = loop.train(run, data.training_batches, data.evaluation_batches)
+    finally:
+        usage.add()
+    last, counts = _score(run, "latest", data)
+    best, best_step = last, trained["best_step"]
+    if best_step != trained["step"]:
+        best, _ = _score(run, "best", data)
+    line = {
+        "backend": "tensorflow",
+        **_environment(),
+        "steps": config.train.steps,
+        "batch_size": config.data.batch_size,
+        "initial_weights": trained["initial_weights"],
+        "last": {"step": trained["step"], **last},
+        "best": {"step": best_step, **best},
+        "features": _features(run, data),
+        "losses": _losses(run),
+        **usage.cost(),
+    }
+    counts.save(run.path / "counts.npz")
+    replace_text(run.path / "result.json", json.dumps(line, indent=1) + "\n")
+    return line
+
+
+def _score(run, checkpoint, data):
+    """Scores a checkpoint: `(scores, ImageCounts)`."""
+    from kseg.evaluation.inference import Evaluator
+    from kseg.segmenters import inference_model
+    from kseg.studies.statistics import scores_of
+
+    evaluator = Evaluator(inference_model(run.segmenter(checkpoint)), len(run.classes))
+    counts = evaluator(data.evaluation_batches()).image_counts
+    return scores_of(counts), counts
+
+
+def _features(run, data):
+    from kseg.analysis.features import feature_statistics
+    from kseg.studies.tables import FEATURES
+
+    segmenter, batches = run.segmenter("latest"), data.evaluation_batches()
+    found = feature_statistics(segmenter, batches, len(run.classes)).to_dict(run.classes.names)
+    return {name: found[key] for name, key in FEATURES.items()}
+
+
+def _losses(run):
+    """Means of the loss terms over the last tenth of the steps that were logged."""
+    from kseg.analysis.curves import read_scalars
+
+    found = {}
+    for tag, (steps, values) in read_scalars(run.path / "tensorboard").items():
+        if tag.startswith("loss/"):
+            late = [v for s, v in zip(steps, values, strict=True) if s > 0.9 * steps[-1]]
+            found[tag.removeprefix("loss/")] = sum(late) / len(late)
+    return found
+
+
+def _environment():
+    import tensorflow as tf
+
+    from kseg.runs import environment
+
+    found = environment()
+    gpus = [tf.config.experimental.get_device_details(d) for d in _gpus(tf)]
+    cpu = f"CPU, {os.cpu_count()} cores"
+    return {
+        "device": ", ".join(gpu.get("device_name", "GPU") for gpu in gpus) or cpu,
+        "commit": found["git_commit"],
+        "modified": found["git_modified"],
+        "environment": {"python": found["python"], **found["packages"]},
+    }
+
+
+def _gpus(tf):
+    return tf.config.list_physical_devices("GPU")
+
+
+class _Usage:
+    """Time and memory of a run over all the processes that trained it.
+
+    A process that was killed leaves no account of itself: the cost is then not known.
+    """
+
+    def __init__(self, folder):
+        self._file = folder / "usage.json"
+        self._start = time.monotonic()
+        try:
+            self._before = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            self._before = {"starts": 0, "ends": 0, "seconds": 0.0, "cpu_seconds": 0.0, "peak": 0}
+        self._before["starts"] += 1
+        self._write(self._before)
+
+    def add(self):
+        """Accounts for the training of this process."""
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        unit = 1 if sys.platform == "darwin" else 1024  # Bytes there, KiB elsewhere.
+        values = self._before
+        values["ends"] += 1
+        values["seconds"] += time.monotonic() - self._start
+        values["cpu_seconds"] += used.ru_utime + used.ru_stime
+        values["peak"] = max(values["peak"], used.ru_maxrss * unit / 1e6)
+        self._write(values)
+
+    def cost(self):
+        """dict with `seconds`, `cpu_seconds` and `peak_memory_mb`, None where they are unknown."""
+        values = self._before
+        known = values["starts"] == values["ends"]
+        return {
+            "seconds": values["seconds"] if known else None,
+            "cpu_seconds": values["cpu_seconds"] if known else None,
+            "peak_memory_mb": values["peak"] if known else None,
+        }
+
+    def _write(self, values):
+        from kseg.studies.results import replace_text
+
+        replace_text(self._file, json.dumps(values) + "\n")
+
+
+def main(arguments):
+    """Makes a run; a mistake of the user's is one line on stderr and exit code 2."""
+    from kseg.errors import UserError
+    from kseg.training.loop import Interrupted
+    from pipelines.errors import DataError
+
+    try:
+        run(*arguments)
+    except Interrupted as stop:
+        print(stop, flush=True)
+        return 130
+    except (UserError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

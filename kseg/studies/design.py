@@ -1,0 +1,223 @@
+"""The design of a study: a base config, arms that change it, seeds, and what is scored."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+import pydantic
+from pydantic import Field
+
+from kseg import config as config_module
+from kseg.config import ConfigError, Section
+
+# Keys that decide neither what a run learns nor how it is scored.
+_FREE_KEYS = (
+    "name",
+    "seed",
+    "data.path",
+    "data.eval_batch_size",
+    "data.on_error",
+    "data.max_errors",
+    "data.cache",
+    "data.service",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.panels",
+)
+
+
+class Study(Section):
+    """What is compared: the content of a study's JSON file.
+
+    Attributes:
+        base: path of the config that all arms extend, relative to the study's file.
+        arms: dict from the name of an arm to what it changes: a section of config values, merged
+            over the base as a config's are over what it extends; or the path of a config of its
+            own.
+        baseline: name of the arm that the others are compared with; default: the first.
+        seeds: distinct ints; every arm is trained with each.
+        scored_classes: names of the classes of a second mean IoU, chosen before the study is run
+            (those that are frequent enough in the evaluation split, say); None: no second mean.
+    """
+
+    schema_: str | None = Field(None, alias="$schema", exclude=True)
+    description: str = ""
+    base: str | None = None
+    arms: dict[str, str | dict] = Field(min_length=1)
+    baseline: str | None = None
+    seeds: list[int] = Field(min_length=1)
+    scored_classes: list[str] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _parts_fit(self):
+        for name, arm in self.arms.items():
+            if not name or not all(c.isalnum() or c in "._-" for c in name) or name[0] in ".-":
+                raise ValueError(
+                    "the name of an arm takes letters, digits, '.', '_' and '-', and begins with "
+                    f"neither '.' nor '-'. Received: {name!r}"
+                )
+            if isinstance(arm, dict):
+                if self.base is None:
+                    raise ValueError(
+                        f"arm {name!r} changes a base config, and `base` is missing. Name a config"
+                    )
+                if changed := {"seed", "name", "extends"} & set(arm):
+                    raise ValueError(
+                        f"arm {name!r} must not set {sorted(changed)[0]!r}: the study sets the "
+                        "seed and the name, and `base` is what an arm extends"
+                    )
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise ValueError(
+                f"`baseline` must be an arm. Received: {self.baseline!r}. Arms: "
+                f"{', '.join(self.arms)}"
+            )
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"`seeds` must be distinct and not negative. Received: {self.seeds}")
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A study whose arms are complete experiments.
+
+    Attributes:
+        name: str, the stem of the study's file.
+        study: `Study`.
+        experiments: dict from arm to `kseg.config.Experiment`, with the config's own seed.
+    """
+
+    name: str
+    study: Study
+    experiments: dict
+
+    @property
+    def baseline(self):
+        """Name of the arm that the others are compared with."""
+        return self.study.baseline or next(iter(self.study.arms))
+
+    def runs(self, arms=None, seeds=None):
+        """All runs in the order in which they are trained: every arm of a seed, then the next seed.
+
+        Args:
+            arms: names of arms, or None: all.
+            seeds: ints, which need not be those of the file, or None: those of the file.
+
+        Returns:
+            list of `(arm, seed)`.
+
+        Raises:
+            ConfigError: if there is no such arm.
+        """
+        for arm in arms or ():
+            if arm not in self.experiments:
+                raise ConfigError(
+                    f"The study {self.name!r} has no arm {arm!r}. It has: "
+                    f"{', '.join(self.experiments)}"
+                )
+        chosen = [arm for arm in self.experiments if arms is None or arm in arms]
+        return [(arm, seed) for seed in seeds or self.study.seeds for arm in chosen]
+
+    def experiment(self, arm, seed):
+        """The experiment of a run: `kseg.config.Experiment` named `<arm>-<seed>`."""
+        values = self.experiments[arm].model_dump(mode="json")
+        values |= {"seed": seed, "name": run_name(arm, seed)}
+        return config_module.parse(values, source=f"{self.name}: {arm}, seed {seed}")
+
+
+def load_plan(path):
+    """Reads a study's file and the configs that it names.
+
+    Args:
+        path: JSON file, see `Study`.
+
+    Returns:
+        `Plan`.
+
+    Raises:
+        ConfigError: if a file is missing or breaks its schema.
+    """
+    path = pathlib.Path(path)
+    values = config_module.read_json(path)
+    try:
+        study = Study.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{path}: {config_module.describe(error, values, Study)}") from None
+    experiments = {}
+    for name, arm in study.arms.items():
+        file = path.parent / (arm if isinstance(arm, str) else study.base)
+        changes = {} if isinstance(arm, str) else arm
+        try:
+            experiments[name] = config_module.extend(file, changes)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: arm {name!r}: {error}") from None
+    return Plan(path.stem, study, experiments)
+
+
+def run_name(arm, seed):
+    """Name of a run and of its files: `<arm>-<seed>`."""
+    return f"{arm}-{seed}"
+
+
+def settings(experiment, data_fingerprint):
+    """Everything that decides the result of a run but its seed.
+
+    Args:
+        experiment: `kseg.config.Experiment`.
+        data_fingerprint: str, `Manifest.fingerprint` of the prepared data.
+
+    Returns:
+        dict from dotted key to a value that JSON can hold.
+    """
+    values = flatten(experiment.model_dump(mode="json"))
+    kept = {key: value for key, value in values.items() if not _is_free(key)}
+    return {**kept, "data.fingerprint": data_fingerprint}
+
+
+def fingerprint(values):
+    """SHA-256 of the canonical JSON of `settings`, hexadecimal."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def same_settings(before, now, experiment):
+    """Whether results under `before` are results of the present experiment.
+
+    A key that a later version added, and that the experiment leaves at its default, makes no
+    difference; any other difference does.
+
+    Args:
+        before: dict, `settings` as they were recorded.
+        now: dict, `settings` of the experiment.
+        experiment: `kseg.config.Experiment`.
+
+    Returns:
+        bool.
+    """
+    if any(now.get(key, _MISSING) != value for key, value in before.items()):
+        return False
+    added = now.keys() - before.keys()
+    chosen = flatten(experiment.model_dump(mode="json", exclude_defaults=True))
+    return not added & chosen.keys()
+
+
+def flatten(value, prefix=""):
+    """A nested value as a dict from dotted key to leaf; empty dicts and lists are leaves."""
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and value:
+        items = ((str(i), v) for i, v in enumerate(value))
+    else:
+        return {prefix: value}
+    flat = {}
+    for key, item in items:
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+_MISSING = object()
+
+
+def _is_free(key):
+    return any(key == free or key.startswith(free + ".") for free in _FREE_KEYS)

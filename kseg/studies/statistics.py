@@ -1,0 +1,223 @@
+"""What the runs of a study show: means over seeds, paired differences, intervals."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from kseg.errors import UserError
+from kseg.evaluation.compare import Comparison, bootstrap
+from kseg.evaluation.image_counts import iou_of, mean_over_classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval.
+
+    Attributes:
+        mean: float, NaN without values.
+        low, high: float, ends of the interval; NaN with fewer than two values.
+        count: int, number of values.
+        deviation: float, sample standard deviation; NaN with fewer than two values.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
+    deviation: float
+
+    @property
+    def clear(self):
+        """Whether the interval leaves out 0."""
+        return bool(self.low > 0 or self.high < 0)
+
+
+def estimate(values, confidence=0.95):
+    """Estimates a mean by Student's t.
+
+    The values are taken as independent draws of a normal distribution; those of a paired
+    difference by seed are.
+
+    Args:
+        values: sequence of float.
+        confidence: float in (0, 1).
+
+    Returns:
+        `Estimate`.
+    """
+    from scipy import stats
+
+    values = np.asarray(values, "float64")
+    count = len(values)
+    if count == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0, math.nan)
+    mean = float(values.mean())
+    if count == 1:
+        return Estimate(mean, math.nan, math.nan, 1, math.nan)
+    deviation = float(values.std(ddof=1))
+    half = float(stats.t.ppf(0.5 + confidence / 2, count - 1)) * deviation / math.sqrt(count)
+    return Estimate(mean, mean - half, mean + half, count, deviation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """The runs of an arm, and how they differ from the baseline's of the same seeds.
+
+    Scores are shares in [0, 1]; differences are arm minus baseline.
+
+    Attributes:
+        name: str.
+        results: dict from seed to `kseg.studies.results.Result`.
+        last, best: `Estimate` of the mean IoU of the last step, and of the best evaluation.
+        scored: `Estimate` of the mean IoU over the scored classes, or None.
+        difference, scored_difference: `Estimate` of the paired difference by seed, None for the
+            baseline.
+        images: `kseg.evaluation.compare.Comparison` of the same seeds by a paired bootstrap over
+            images, None for the baseline and without common seeds.
+        class_iou: float64 `(num_classes,)`, means over seeds.
+        class_difference: list of `Estimate`, paired by seed, or None for the baseline.
+        features: dict from the name of a statistic to `Estimate`.
+        time, memory: float, the mean CPU seconds and peak memory of a run as a ratio to the
+            baseline's of the same seeds; NaN where they are not known.
+    """
+
+    name: str
+    results: dict
+    last: Estimate
+    best: Estimate
+    scored: Estimate | None
+    difference: Estimate | None
+    scored_difference: Estimate | None
+    images: Comparison | None
+    class_iou: np.ndarray
+    class_difference: list | None
+    features: dict
+    time: float
+    memory: float
+
+
+def summarize(results, arms, baseline, class_names, scored_classes=None, *, confidence=0.95):
+    """Summarises the results of a study.
+
+    Args:
+        results: list of `kseg.studies.results.Result`, at most one for each arm and seed.
+        arms: list of str, in the order of the table.
+        baseline: str, one of the arms.
+        class_names: list of str.
+        scored_classes: names of the classes of the second mean, or None.
+        confidence: float in (0, 1), of all intervals.
+
+    Returns:
+        list of `Arm`.
+
+    Raises:
+        UserError: if a scored class is not a class of the data.
+    """
+    unknown = sorted(set(scored_classes or ()) - set(class_names))
+    if unknown:
+        raise UserError(
+            f"`scored_classes` must be classes of the data. Received: {unknown[0]!r}. Classes: "
+            f"{', '.join(class_names)}"
+        )
+    members = [class_names.index(name) for name in scored_classes] if scored_classes else None
+    runs = {arm: {} for arm in arms}
+    for result in results:
+        if result["arm"] in runs:
+            runs[result["arm"]][result["seed"]] = result
+    runs = {arm: dict(sorted(by_seed.items())) for arm, by_seed in runs.items()}
+    base = runs[baseline]
+    return [
+        _arm(arm, runs[arm], None if arm == baseline else base, members, confidence) for arm in arms
+    ]
+
+
+def _arm(name, runs, base, members, confidence):
+    common = sorted(runs.keys() & base.keys()) if base is not None else []
+
+    def paired(score):
+        if base is None:
+            return None
+        return estimate([score(runs[s]) - score(base[s]) for s in common], confidence)
+
+    def scored(run):
+        return float(mean_over_classes(_class_iou(run)[members]))
+
+    class_iou = _class_means([_class_iou(run) for run in runs.values()])
+    class_difference = None
+    if base is not None and common:
+        differences = np.stack([_class_iou(runs[s]) - _class_iou(base[s]) for s in common])
+        class_difference = [
+            estimate(column[~np.isnan(column)], confidence) for column in differences.T
+        ]
+    names = dict.fromkeys(n for run in runs.values() for n in run.get("features") or {})
+    return Arm(
+        name=name,
+        results=runs,
+        last=estimate([_score(run) for run in runs.values()], confidence),
+        best=estimate([run["best"]["mean_iou"] for run in runs.values() if run.get("best")]),
+        scored=estimate([scored(run) for run in runs.values()], confidence) if members else None,
+        difference=paired(_score),
+        scored_difference=paired(scored) if members else None,
+        images=_bootstrap(runs, base, common, confidence) if common else None,
+        class_iou=class_iou,
+        class_difference=class_difference,
+        features={
+            n: estimate(
+                [
+                    v
+                    for run in runs.values()
+                    if (v := (run.get("features") or {}).get(n)) is not None
+                ]
+            )
+            for n in names
+        },
+        time=_ratio(runs, base, common, "cpu_seconds"),
+        memory=_ratio(runs, base, common, "peak_memory_mb"),
+    )
+
+
+def _score(run):
+    return run["last"]["mean_iou"]
+
+
+def _class_iou(run):
+    return np.array([math.nan if v is None else v for v in run["last"]["class_iou"]], "float64")
+
+
+def _class_means(rows):
+    """Means of columns, NaN left out."""
+    if not rows:
+        return np.zeros(0)
+    return mean_over_classes(np.stack(rows, axis=-1))
+
+
+def _bootstrap(runs, base, common, confidence):
+    """The paired bootstrap over images of the mean over seeds."""
+    first, second = ([of[s].counts for s in common] for of in (base, runs))
+    return bootstrap(first, second, confidence=confidence)
+
+
+def _ratio(runs, base, common, key):
+    pairs = [(runs[s].get(key), base[s].get(key)) for s in common]
+    pairs = [pair for pair in pairs if None not in pair]
+    if not pairs:
+        return math.nan
+    return float(np.mean([a for a, _ in pairs]) / np.mean([b for _, b in pairs]))
+
+
+def scores_of(counts):
+    """Scores of the counts of an evaluation, in the form of a result's line.
+
+    Args:
+        counts: `ImageCounts`.
+
+    Returns:
+        dict with `mean_iou`, float, and `class_iou`, list of float or None.
+    """
+    iou = iou_of(counts.pixels.sum(axis=0))
+    mean = float(mean_over_classes(iou))
+    return {
+        "mean_iou": None if math.isnan(mean) else mean,
+        "class_iou": [None if math.isnan(value) else float(value) for value in iou],
+    }

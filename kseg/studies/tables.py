@@ -1,0 +1,192 @@
+"""The table of a study: Markdown for people, CSV for spreadsheets, a chart of the seeds."""
+
+import csv
+import io
+import math
+
+import numpy as np
+
+# Keys of a result, and the names of the same statistics in Contextrast's supplement.
+FEATURES = {"alignment": "A", "uniformity": "U", "uniformity_3": "U_3", "uniformity_5": "U_5"}
+
+
+def markdown(arms, class_names, *, title, note=""):
+    """The tables of a study in Markdown: arms, then classes; scores in per cent.
+
+    Args:
+        arms: list of `kseg.studies.statistics.Arm`, the baseline among them.
+        class_names: list of str.
+        title: str.
+        note: str, a paragraph below the tables.
+
+    Returns:
+        str.
+    """
+    header, rows = _arm_rows(arms)
+    text = [f"# {title}", "", *_grid(header, rows), "", LEGEND]
+    header, rows = _class_rows(arms, class_names)
+    text += ["", "IoU by class, mean over seeds, and the difference to the baseline:", ""]
+    text += _grid(header, rows)
+    return "\n".join([*text, *(["", note] if note else [])]) + "\n"
+
+
+LEGEND = (
+    "mIoU of the last step, mean and standard deviation over seeds, in per cent. Difference: to "
+    "the baseline, paired by seed, with the 95 % interval of Student's t. Images: the 95 % "
+    "interval of the same difference by a paired bootstrap over images. * marks intervals that "
+    "leave out 0. A, U, U_3, U_5: alignment (less is better) and uniformity (more is better) of "
+    "the features. Time and memory: CPU seconds and peak memory of a run as ratios to the "
+    "baseline's."
+)
+
+
+def arms_csv(arms):
+    """One row a run: arm, seed, scores, features, cost; str."""
+    out = io.StringIO()
+    fields = ["arm", "seed", "backend", "commit", "steps", "last_mean_iou", "best_mean_iou"]
+    fields += ["best_step", *FEATURES, "seconds", "cpu_seconds", "peak_memory_mb", "fingerprint"]
+    table = csv.DictWriter(out, fields, lineterminator="\n")
+    table.writeheader()
+    for arm in arms:
+        for seed, run in arm.results.items():
+            best = run.get("best") or {}
+            row = {name: run.get(name) for name in fields}
+            row |= {"arm": arm.name, "seed": seed, "last_mean_iou": run["last"]["mean_iou"]}
+            row |= {"best_mean_iou": best.get("mean_iou"), "best_step": best.get("step")}
+            row |= {name: (run.get("features") or {}).get(name) for name in FEATURES}
+            table.writerow(row)
+    return out.getvalue()
+
+
+def classes_csv(arms, class_names):
+    """One row an arm and class: mean IoU, difference and its interval; str."""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["arm", "class", "iou", "difference", "low", "high", "seeds"])
+    for arm in arms:
+        for i, name in enumerate(class_names if len(arm.class_iou) else []):
+            found = arm.class_difference[i] if arm.class_difference else None
+            ends = [found.mean, found.low, found.high, found.count] if found else [""] * 4
+            row = [arm.name, _text_cell(name), arm.class_iou[i], *ends]
+            table.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in row])
+    return out.getvalue()
+
+
+def chart(arms, *, title):
+    """Draws the score of each seed, the mean of each arm and its interval.
+
+    Args:
+        arms: list of `kseg.studies.statistics.Arm`.
+        title: str.
+
+    Returns:
+        matplotlib figure.
+    """
+    from kseg.analysis.charts import LINES, drawing
+
+    with drawing() as subplots:
+        figure, (left, right) = subplots(1, 2, width=9, height=0.5 * len(arms) + 1.4)
+        for row, arm in enumerate(arms):
+            color = LINES[row % len(LINES)]
+            scores = [100 * run["last"]["mean_iou"] for run in arm.results.values()]
+            left.plot(scores, [row] * len(scores), "o", color=color, alpha=0.5, markersize=4)
+            if scores:
+                left.plot(100 * arm.last.mean, row, "|", color=color, markersize=16)
+            found = arm.difference
+            if found is not None and found.count:
+                right.plot(100 * found.mean, row, "o", color=color, markersize=5)
+            if found is not None and found.count > 1:
+                right.plot([100 * found.low, 100 * found.high], [row, row], color=color)
+        for axis in (left, right):
+            axis.set(ylim=(len(arms) - 0.5, -0.5), yticks=range(len(arms)))
+            axis.grid(False, axis="y")
+        left.set(title=title, xlabel="mean IoU of the last step, %, one dot a seed")
+        left.set_yticklabels([arm.name for arm in arms])
+        right.set(title="Difference to the baseline", xlabel="points, 95 % interval over seeds")
+        right.set_yticklabels([])
+        right.axvline(0, color="0.5", linewidth=0.8)
+    return figure
+
+
+def _arm_rows(arms):
+    names = list(dict.fromkeys(name for arm in arms for name in arm.features))
+    names = [name for name in FEATURES if name in names]
+    scored = any(arm.scored is not None for arm in arms)
+    header = ["arm", "seeds", "mIoU", "difference", "images", "best"]
+    header += ["scored mIoU", "difference"] if scored else []
+    header += [*(FEATURES[name] for name in names), "time", "memory"]
+    rows = []
+    for arm in arms:
+        row = [arm.name, str(arm.last.count), _spread(arm.last), _interval(arm.difference)]
+        row += [_images(arm.images), _percent(arm.best.mean)]
+        row += [_spread(arm.scored), _interval(arm.scored_difference)] if scored else []
+        row += [_number(arm.features[n].mean) if n in arm.features else "" for n in names]
+        rows.append([*row, _number(arm.time, "x {:.2f}"), _number(arm.memory, "x {:.2f}")])
+    return header, rows
+
+
+def _class_rows(arms, class_names):
+    arms = [arm for arm in arms if len(arm.class_iou)]
+    header = ["class", *(arm.name for arm in arms)]
+    rows = []
+    for i, name in enumerate(class_names):
+        row = [name]
+        for arm in arms:
+            cell = _percent(arm.class_iou[i])
+            if arm.class_difference and arm.class_difference[i].count:
+                found = arm.class_difference[i]
+                cell += f" ({_percent(found.mean, '+')}{' *' * found.clear})"
+            row.append(cell)
+        rows.append(row)
+    return header, rows
+
+
+def _grid(header, rows):
+    """A Markdown table whose columns line up."""
+    cells = [[_escape(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+
+    def line(row):
+        return "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+
+    return [line(cells[0]), line(["-" * w for w in widths]), *map(line, cells[1:])]
+
+
+def _escape(cell):
+    return " ".join(cell.replace("|", r"\|").split())
+
+
+def _text_cell(text):
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _spread(found):
+    if found is None or not found.count:
+        return ""
+    deviation = "" if math.isnan(found.deviation) else f" ± {100 * found.deviation:.2f}"
+    return _percent(found.mean) + deviation
+
+
+def _interval(found):
+    if found is None or not found.count:
+        return ""
+    if found.count == 1:
+        return _percent(found.mean, "+")
+    ends = f"[{_percent(found.low, '+')}, {_percent(found.high, '+')}]"
+    return f"{_percent(found.mean, '+')} {ends}{' *' * found.clear}"
+
+
+def _images(found):
+    if found is None:
+        return ""
+    ends = f"[{_percent(found.low[-1], '+')}, {_percent(found.high[-1], '+')}]"
+    return ends + " *" * bool(found.clear[-1])
+
+
+def _percent(value, sign=""):
+    return "" if value is None or np.isnan(value) else f"{100 * value:{sign}.2f}"
+
+
+def _number(value, form="{:.3f}"):
+    return "" if value is None or math.isnan(value) else form.format(value)
