@@ -208,7 +208,9 @@ def _on_ray(plan, missing, folder, settings, part, keep_runs, report, address):
         raise UserError(f"There is no Ray cluster at {address!r}: {error}") from None
     try:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-        task = ray.remote(num_gpus=gpus, num_cpus=1, max_retries=3)(_train_on_worker)
+        # A process for each run: what TensorFlow holds of a GPU is given back with it.
+        options = {"num_gpus": gpus, "num_cpus": 1, "max_retries": 3, "max_calls": 1}
+        task = ray.remote(**options)(_train_on_worker)
         pending = {
             task.remote(plan.experiment(arm, seed).to_json()): (arm, seed) for arm, seed in missing
         }
@@ -217,10 +219,10 @@ def _on_ray(plan, missing, folder, settings, part, keep_runs, report, address):
             (ready,), _ = ray.wait(list(pending), num_returns=1)
             arm, seed = pending.pop(ready)
             try:
-                code, error, files = ray.get(ready)
+                error, files = ray.get(ready)
             except ray.exceptions.RayError as lost:
-                code, error, files = 1, f"its worker was lost: {lost}".splitlines()[0], {}
-            if code:
+                error, files = f"its worker was lost: {lost}".splitlines()[0], {}
+            if error is not None:
                 failures.append(((arm, seed), error))
                 report(f"failed: {arm}, seed {seed}: {error}")
                 continue
@@ -236,26 +238,26 @@ def _on_ray(plan, missing, folder, settings, part, keep_runs, report, address):
 
 
 def _train_on_worker(config):
-    """Trains a run on a Ray worker, in a scratch folder.
+    """Makes a run in the process of a Ray worker, which ends with it, in a scratch folder.
 
     Args:
         config: str, JSON of the experiment; its data must lie at the same path there.
 
     Returns:
-        `(code, error, files)`: as `_train`, and the content of the result's files by name.
+        `(error, files)`: a line, or None; and the content of the result's files by name.
     """
     import tempfile
 
-    from kseg import config as config_module
+    from kseg.commands import study_run
 
-    experiment = config_module.parse(json.loads(config), source="study")
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
-        code, error = _train(experiment, folder)
-        files = {}
-        if not code:
-            files = {name: (folder / name).read_bytes() for name in ("result.json", "counts.npz")}
-    return code, error, files
+        file = folder / "study_config.json"
+        file.write_text(config, encoding="utf-8")
+        error = study_run.attempt(file, folder)
+        if error is not None:
+            return error, {}
+        return None, {name: (folder / name).read_bytes() for name in ("result.json", "counts.npz")}
 
 
 def _write_tables(folder, plan, done, class_names):

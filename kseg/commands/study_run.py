@@ -120,7 +120,7 @@ def _losses(run):
     from kseg.analysis.curves import read_scalars
 
     found = {}
-    for tag, (steps, values) in read_scalars(run.path / "tensorboard").items():
+    for tag, (steps, values) in read_scalars(run.path / "tensorboard" / "train").items():
         if tag.startswith("loss/"):
             late = [v for s, v in zip(steps, values, strict=True) if s > 0.9 * steps[-1]]
             found[tag.removeprefix("loss/")] = sum(late) / len(late)
@@ -192,18 +192,32 @@ class _Usage:
         replace_text(self._file, json.dumps(values) + "\n")
 
 
-def main(arguments):
-    """Makes a run; a mistake of the user's is one line on stderr and exit code 2."""
+def attempt(config_file, folder):
+    """Makes a run as `run` does; gives the line about a mistake of the user's, None without one.
+
+    Raises:
+        kseg.training.loop.Interrupted: after SIGINT or SIGTERM.
+    """
     from kseg.errors import UserError
-    from kseg.training.loop import Interrupted
     from pipelines.errors import DataError
 
     try:
-        run(*arguments)
+        run(config_file, folder)
+    except (UserError, DataError) as error:
+        return str(error)
+    return None
+
+
+def main(arguments):
+    """Makes a run; a mistake of the user's is one line on stderr and exit code 2."""
+    from kseg.training.loop import Interrupted
+
+    try:
+        error = attempt(*arguments)
     except Interrupted as stop:
         print(stop, flush=True)
         return 130
-    except (UserError, DataError) as error:
+    if error is not None:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import pydantic
 from pydantic import Field
@@ -45,7 +46,7 @@ class Study(Section):
     schema_: str | None = Field(None, alias="$schema", exclude=True)
     description: str = ""
     base: str | None = None
-    arms: dict[str, str | dict] = Field(min_length=1)
+    arms: dict[str, Any] = Field(min_length=1)
     baseline: str | None = None
     seeds: list[int] = Field(min_length=1)
     scored_classes: list[str] | None = None
@@ -57,6 +58,11 @@ class Study(Section):
                 raise ValueError(
                     "the name of an arm takes letters, digits, '.', '_' and '-', and begins with "
                     f"neither '.' nor '-'. Received: {name!r}"
+                )
+            if not isinstance(arm, dict | str):
+                raise ValueError(
+                    f"arm {name!r} must be a section of config values or the path of a config. "
+                    f"Received: {arm!r}"
                 )
             if isinstance(arm, dict):
                 if self.base is None:

@@ -1,0 +1,196 @@
+"""The study command: a real run that is stopped and resumed, the others with faked training."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from kseg.commands import study
+from kseg.errors import UserError
+from kseg.evaluation.image_counts import ImageCounts
+from kseg.studies import results
+from pipelines import records
+from pipelines.datasets.dataset import Taxonomy
+from tests.scripts.tiny_run import NAMES, PALETTE, Example
+from tests.studies.fakes import counts_of, line_of
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes data, a base config and a study; gives the study's path."""
+    taxonomy = Taxonomy(NAMES, PALETTE, {**{i: i for i in range(3)}, 255: 255})
+    examples = [Example(str(i), (48, 64)) for i in range(6)]
+    splits = {"train": examples[:4], "val": examples[4:]}
+    records.write(tmp_path / "data", "tiny", taxonomy, splits, workers=1, progress=False)
+    base = {
+        "model": {"backbone": {"name": "resnet18"}, "head": {"name": "hrnet"}},
+        "data": {
+            "dataset": "tiny",
+            "path": str(tmp_path / "data"),
+            "crop_size": [32, 32],
+            "batch_size": 2,
+        },
+        "train": {"steps": 3, "log_every": 1, "evaluate_every": 2},
+    }
+
+    def write_study(**train):
+        (tmp_path / "base.json").write_text(json.dumps({**base, "train": base["train"] | train}))
+        path = tmp_path / "tiny.json"
+        arms = {"ce": {}, "mscs": {"contrast": [{"name": "multi_scale"}]}}
+        path.write_text(json.dumps({"base": "base.json", "arms": arms, "seeds": [0, 1]}))
+        return path
+
+    return write_study
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Fakes the training; gives the list of the runs that were made."""
+    made = []
+
+    def train(experiment, folder):
+        made.append(experiment.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        counts = counts_of([[10, 20, 30 + experiment.seed]])
+        line = line_of("", 0, counts)
+        line = {k: v for k, v in line.items() if k not in ("study", "arm", "seed")}
+        (folder / "result.json").write_text(json.dumps(line))
+        counts.save(folder / "counts.npz")
+        return 0, ""
+
+    monkeypatch.setattr(study, "_train", train)
+    return made
+
+
+def quiet(line):
+    pass
+
+
+def test_makes_what_is_missing(write, trained, tmp_path):
+    path, output = write(), tmp_path / "out"
+    found = study.run_study(path, output=output, seeds=[0], report=quiet)
+    assert trained == ["ce-0", "mscs-0"]
+    assert found["finished"] == [("ce", 0), ("mscs", 0)] and not found["missing"]
+    found = study.run_study(path, output=output, report=quiet)
+    assert trained == ["ce-0", "mscs-0", "ce-1", "mscs-1"]
+    assert "| mscs | 2 " in found["table"]
+    assert all(file.stat().st_size for file in found["files"])
+    assert not list((output / "runs").iterdir())
+    study.run_study(path, output=output, report=quiet)
+    assert len(trained) == 4
+
+
+def test_results_of_another_config_or_data_do_not_count(write, trained, tmp_path):
+    output = tmp_path / "out"
+    study.run_study(write(), output=output, arms=["ce"], seeds=[0], report=quiet)
+    found = study.run_study(write(steps=5), output=output, train=False, report=quiet)
+    assert len(found["missing"]) == 4 and "| ce" not in found["table"]
+    found = study.run_study(write(log_every=2), output=output, train=False, report=quiet)
+    assert found["finished"] == [("ce", 0)]  # That decides nothing.
+    (tmp_path / "data" / "manifest.json").unlink()
+    taxonomy = Taxonomy(NAMES, PALETTE, {**{i: i for i in range(3)}, 255: 255})
+    splits = {"train": [Example("7", (48, 64))], "val": [Example("8", (48, 64))]}
+    records.write(
+        tmp_path / "data", "tiny", taxonomy, splits, workers=1, progress=False, overwrite=True
+    )
+    found = study.run_study(write(), output=output, train=False, report=quiet)
+    assert not found["finished"]
+
+
+def test_parts_are_disjoint_and_complete(write, trained, tmp_path):
+    path, output = write(), tmp_path / "out"
+    study.run_study(path, output=output, part=(1, 3), report=quiet)
+    assert trained == ["ce-0", "mscs-1"]
+    study.run_study(path, output=output, part=(2, 3), report=quiet)
+    found = study.run_study(path, output=output, part=(3, 3), report=quiet)
+    assert sorted(trained) == ["ce-0", "ce-1", "mscs-0", "mscs-1"]
+    assert {file.name for file in output.glob("*.jsonl")} == {
+        f"results-{i}-of-3.jsonl" for i in (1, 2, 3)
+    }
+    assert "| ce   | 2 " in found["table"]
+
+
+def test_a_run_that_fails_stops_no_other(write, trained, tmp_path, monkeypatch):
+    train = study._train
+
+    def fail(experiment, folder):
+        return (2, "no good") if experiment.name == "ce-0" else train(experiment, folder)
+
+    monkeypatch.setattr(study, "_train", fail)
+    with pytest.raises(UserError, match="1 of 4 runs failed: ce-0: no good"):
+        study.run_study(write(), output=tmp_path / "out", report=quiet)
+    assert trained == ["mscs-0", "ce-1", "mscs-1"]
+    assert (tmp_path / "out" / "table.md").exists()
+
+
+def test_stopped_and_resumed_by_the_real_command(write, tmp_path):
+    """SIGTERM in the middle of a run: exit code 130, and the same command finishes it."""
+    path, output = write(steps=40), tmp_path / "out"
+    command = [sys.executable, "scripts/study.py", "--study", str(path), "--output", str(output)]
+    command += ["--arms", "ce", "--seeds", "3"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"cwd": ROOT, "env": environment, "text": True}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    for line in process.stdout:
+        if line.startswith("step 1/"):
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    rest, errors = process.communicate()
+    assert process.returncode == 130, rest + errors
+    assert "the same command resumes" in rest and not list(output.glob("*.jsonl"))
+
+    result = subprocess.run(command, capture_output=True, **options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (found,) = results.read(output)
+    assert (found["arm"], found["seed"], found["last"]["step"]) == ("ce", 3, 40)
+    assert found["cpu_seconds"] > 0 and found["peak_memory_mb"] > 50
+    assert found["features"]["alignment"] > 0 and found["losses"]["cross_entropy"] > 0
+    assert isinstance(found.counts, ImageCounts) and len(found.counts.ids) == 2
+    # What is scored is what the counts say.
+    hits, truth, predicted = found.counts.pixels.sum(axis=0)
+    for iou, h, t, p in zip(found["last"]["class_iou"], hits, truth, predicted, strict=True):
+        assert (iou is None) == (t + p == 0)
+        assert iou is None or abs(iou - h / (t + p - h)) < 1e-12
+
+
+def test_a_run_whose_ray_worker_was_killed_is_made_again(write, tmp_path):
+    """A cluster of one core on this machine: the worker of the first run is killed in training."""
+    pytest.importorskip("ray")
+    path, output = write(steps=30), tmp_path / "out"
+    command = [sys.executable, "scripts/study.py", "--study", str(path), "--output", str(output)]
+    command += ["--arms", "ce", "--seeds", "0", "--ray", "local"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"cwd": ROOT, "env": environment, "text": True}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    killed = None
+    deadline = time.monotonic() + 300
+    while killed is None and process.poll() is None and time.monotonic() < deadline:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "_train_on_worker" in " ".join(child.cmdline()):
+                    time.sleep(2)
+                    child.kill()
+                    killed = child.pid
+        time.sleep(0.1)
+    rest, errors = process.communicate()
+    assert killed is not None and process.returncode == 0, rest + errors
+    (found,) = results.read(output)
+    assert found["last"]["step"] == 30
+
+
+def test_mistakes_are_one_line(tmp_path):
+    command = [sys.executable, "scripts/study.py", "--study", str(tmp_path / "none.json")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: There is no config file")

@@ -1,0 +1,101 @@
+import json
+
+import pytest
+
+from kseg.config import ConfigError
+from kseg.studies import design
+
+BASE = {
+    "model": {"backbone": {"name": "resnet18"}, "head": {"name": "hrnet"}},
+    "data": {"dataset": "tiny", "path": "data", "crop_size": [32, 32], "batch_size": 2},
+    "train": {"steps": 4},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes the base config and a study; gives the study's path."""
+    (tmp_path / "base.json").write_text(json.dumps(BASE))
+
+    def write_study(**values):
+        study = {"base": "base.json", "arms": {"ce": {}, "mscs": MSCS}, "seeds": [0, 1], **values}
+        path = tmp_path / "tiny.json"
+        path.write_text(json.dumps({k: v for k, v in study.items() if v is not ...}))
+        return path
+
+    return write_study
+
+
+MSCS = {"contrast": [{"name": "multi_scale", "weight": 0.2}]}
+
+
+def test_arms_extend_the_base(write):
+    plan = design.load_plan(write())
+    assert plan.name == "tiny" and plan.baseline == "ce"
+    assert not plan.experiments["ce"].contrast
+    assert plan.experiments["mscs"].contrast[0].weight == 0.2
+    assert plan.experiments["mscs"].train.steps == 4
+
+
+def test_an_arm_may_be_a_config_of_its_own(write, tmp_path):
+    own = {**BASE, "train": {"steps": 7}}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    plan = design.load_plan(write(arms={"ce": {}, "own": "own.json"}, baseline="own"))
+    assert plan.experiments["own"].train.steps == 7 and plan.baseline == "own"
+
+
+def test_runs_pair_the_arms_of_a_seed_first(write):
+    plan = design.load_plan(write())
+    assert plan.runs() == [("ce", 0), ("mscs", 0), ("ce", 1), ("mscs", 1)]
+    assert plan.runs(["mscs"], [100]) == [("mscs", 100)]
+    experiment = plan.experiment("mscs", 1)
+    assert (experiment.seed, experiment.name) == (1, "mscs-1")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"base": ...}, "`base` is missing"),
+        ({"base": "none.json"}, "There is no config file"),
+        ({"arms": {}}, "`arms`"),
+        ({"arms": {"a/b": {}}}, "the name of an arm"),
+        ({"arms": {"ce": {"seed": 3}}}, "must not set 'seed'"),
+        ({"arms": {"ce": {"train": {"step": 3}}}}, "arm 'ce': .*unknown key `train.step`"),
+        ({"arms": {"ce": 3}}, "arm 'ce' must be a section .* Received: 3"),
+        ({"baseline": "none"}, "`baseline` must be an arm"),
+        ({"seeds": [1, 1]}, "`seeds` must be distinct"),
+        ({"seeds": []}, "`seeds`"),
+        ({"seed": [1]}, "unknown key `seed`. Did you mean `seeds`?"),
+    ],
+)
+def test_mistakes(write, change, message):
+    with pytest.raises(ConfigError, match=message):
+        design.load_plan(write(**change))
+
+
+def test_unknown_arm(write):
+    with pytest.raises(ConfigError, match=r"has no arm 'none'\. It has: ce, mscs"):
+        design.load_plan(write()).runs(["none"])
+
+
+def test_settings_leave_out_seed_name_and_paths(write):
+    plan = design.load_plan(write())
+    first, second = (design.settings(plan.experiment("mscs", seed), "data") for seed in (0, 1))
+    assert first == second
+    assert design.fingerprint(first) == design.fingerprint(second)
+    assert first["contrast.0.weight"] == 0.2 and first["data.fingerprint"] == "data"
+    assert not {"seed", "name", "data.path"} & set(first)
+
+
+def test_other_settings_are_other_results(write):
+    experiment = design.load_plan(write()).experiments["mscs"]
+    now = design.settings(experiment, "data")
+    assert design.same_settings(now, now, experiment)
+    assert not design.same_settings(design.settings(experiment, "other"), now, experiment)
+    assert not design.same_settings({**now, "contrast.0.weight": 0.1}, now, experiment)
+    # A key that a later version removed, or that an older one did not know.
+    assert not design.same_settings({**now, "gone": 1}, now, experiment)
+    older = {key: value for key, value in now.items() if key != "train.clip_norm"}
+    assert design.same_settings(older, now, experiment)  # At its default now.
+    older = {key: value for key, value in now.items() if key != "contrast.0.weight"}
+    assert not design.same_settings(older, now, experiment)

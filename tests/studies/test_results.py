@@ -1,0 +1,54 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from kseg.errors import UserError
+from kseg.studies import results
+from tests.studies.fakes import add
+
+
+def test_what_is_written_is_read(tmp_path):
+    add(tmp_path, "ce", 0, [[10, 20], [30, 40]])
+    (found,) = results.read(tmp_path)
+    assert (found["arm"], found["seed"]) == ("ce", 0)
+    np.testing.assert_array_equal(found.counts.pixels[:, 0], [[10, 20], [30, 40]])
+    assert results.read_settings(tmp_path) == {found["fingerprint"]: {"key": 1}}
+
+
+def test_an_empty_folder_has_no_results(tmp_path):
+    assert results.read(tmp_path / "none") == []
+
+
+def test_a_line_that_was_cut_off_is_made_again(tmp_path):
+    add(tmp_path, "ce", 0, [[1, 2]])
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write('{"arm": "ce", "se')
+    assert len(results.read(tmp_path)) == 1
+    add(tmp_path, "ce", 1, [[1, 2]])
+    assert [r["seed"] for r in results.read(tmp_path)] == [0, 1]
+
+
+@pytest.mark.parametrize("line", ['{"arm": "ce", "se', "[]", '"text"', '{"arm": "ce"}'])
+def test_a_damaged_line_is_named(tmp_path, line):
+    (tmp_path / "results.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"results\.jsonl:1 "):
+        results.read(tmp_path)
+
+
+def test_settings_that_were_edited_are_refused(tmp_path):
+    add(tmp_path, "ce", 0, [[1, 2]])
+    (file,) = tmp_path.glob("settings/*.json")
+    file.write_text('{"key": 2}')
+    with pytest.raises(UserError, match="was changed"):
+        results.read_settings(tmp_path)
+
+
+def test_folders_of_several_machines_merge_by_copying(tmp_path):
+    add(tmp_path / "a", "ce", 0, [[1, 2]], part=(1, 2))
+    add(tmp_path / "b", "ce", 1, [[3, 4]], part=(2, 2))
+    add(tmp_path / "b", "ce", 0, [[9, 9]], part=(2, 2))  # Made twice: the first one counts.
+    shutil.copytree(tmp_path / "b", tmp_path / "a", dirs_exist_ok=True)
+    found = results.read(tmp_path / "a")
+    assert [r["seed"] for r in found] == [0, 1]
+    assert found[0]["last"]["class_iou"][0] == 0.01

@@ -1,0 +1,69 @@
+import math
+
+import numpy as np
+import pytest
+
+from kseg.errors import UserError
+from kseg.studies import results
+from kseg.studies.statistics import estimate, summarize
+from tests.studies.fakes import NAMES, add
+
+
+def test_interval_by_hand():
+    """Three values: t of 2 degrees of freedom at 97.5 % is 4.302653 (any table)."""
+    found = estimate([1.0, 2.0, 6.0])
+    deviation = math.sqrt(((1 - 3) ** 2 + (2 - 3) ** 2 + (6 - 3) ** 2) / 2)
+    half = 4.302653 * deviation / math.sqrt(3)
+    np.testing.assert_allclose(
+        [found.mean, found.deviation, found.low, found.high],
+        [3, deviation, 3 - half, 3 + half],
+        rtol=1e-6,
+    )
+    assert not found.clear
+
+
+def test_few_values_have_no_interval():
+    assert math.isnan(estimate([]).mean)
+    assert estimate([2.0]).mean == 2 and math.isnan(estimate([2.0]).low)
+    assert not estimate([2.0]).clear
+
+
+@pytest.fixture
+def arms(tmp_path):
+    """Two classes and two images, whose unions are 100 pixels: an IoU is the mean of the hits."""
+    add(tmp_path, "ce", 0, [[10, 20], [30, 40]], cpu_seconds=10, peak_memory_mb=100)
+    add(tmp_path, "ce", 1, [[20, 20], [40, 40]], cpu_seconds=10, peak_memory_mb=100)
+    add(tmp_path, "ce", 2, [[90, 90], [90, 90]])  # No partner.
+    add(tmp_path, "new", 0, [[20, 20], [40, 40]], cpu_seconds=15, peak_memory_mb=110)
+    add(tmp_path, "new", 1, [[40, 20], [60, 40]], cpu_seconds=15, peak_memory_mb=110)
+    names = ["ce", "new", "later"]
+    return summarize(results.read(tmp_path), names, "ce", NAMES, ["sky"])
+
+
+def test_differences_are_paired_by_seed(arms):
+    base, new, later = arms
+    # mIoU of seeds 0, 1, 2: ce 25, 30, 90; new 30, 40.
+    np.testing.assert_allclose(base.last.mean, (25 + 30 + 90) / 300)
+    np.testing.assert_allclose(new.last.mean, 0.35)
+    np.testing.assert_allclose([new.difference.mean, new.difference.count], [0.075, 2])
+    half = 12.706205 * (0.10 - 0.05) / math.sqrt(2) / math.sqrt(2)  # t, 1 degree of freedom.
+    np.testing.assert_allclose(new.difference.high, 0.075 + half, rtol=1e-6)
+    # Class sky: ce 20, 30; new 30, 50: +10, +20. Class road: no difference.
+    np.testing.assert_allclose([d.mean for d in new.class_difference], [0.15, 0], atol=1e-12)
+    np.testing.assert_allclose(new.scored.mean, 0.4)
+    np.testing.assert_allclose(new.scored_difference.mean, 0.15)
+    np.testing.assert_allclose([new.time, new.memory], [1.5, 1.1])
+    assert base.difference is None and base.images is None
+    assert later.last.count == 0 and later.difference.count == 0 and later.images is None
+
+
+def test_images_are_drawn_for_the_same_seeds(arms):
+    """Every image gains alike, so every draw shows the same difference."""
+    found = arms[1].images
+    np.testing.assert_allclose([found.difference[-1]], [0.075])
+    np.testing.assert_allclose([found.low[-1], found.high[-1]], [0.075, 0.075])
+
+
+def test_scored_classes_must_exist(tmp_path):
+    with pytest.raises(UserError, match=r"'moon'\. Classes: sky, road"):
+        summarize([], ["ce"], "ce", NAMES, ["moon"])

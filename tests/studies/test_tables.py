@@ -1,0 +1,48 @@
+import csv
+import io
+
+from kseg.analysis.charts import png
+from kseg.studies import results, tables
+from kseg.studies.statistics import summarize
+from tests.studies.fakes import add
+
+
+def summary(folder, names):
+    features = {"alignment": 0.5, "uniformity": 1.25}
+    add(folder, "ce", 0, [[10, 20], [30, 40]], features=features)
+    add(folder, "ce", 1, [[20, 20], [40, 40]], features=features)
+    add(folder, "a|b", 0, [[20, 20], [40, 40]])
+    add(folder, "a|b", 1, [[40, 20], [60, 40]])
+    return summarize(results.read(folder), ["ce", "a|b", "none"], "ce", names)
+
+
+def test_markdown(tmp_path):
+    text = tables.markdown(summary(tmp_path, ["sky", "x|y"]), ["sky", "x|y"], title="tiny")
+    lines = text.splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert rows[2].startswith(r"| ce   | 2     | 27.50 ± 3.54 |")
+    # Differences +5 and +10: the half of the interval is 12.7062 * 2.5 = 31.77.
+    assert r"| a\|b | 2     | 35.00 ± 7.07 | +7.50 [-24.27, +39.27] |" in rows[3]
+    assert "+7.50, +7.50] *" in rows[3]  # By images.
+    assert rows[4].startswith("| none | 0")
+    assert any(row.startswith(r"| x\|y  | 30.00 | 30.00 (+0.00)") for row in rows)
+    assert "0.500" in rows[2] and "1.250" in rows[2]
+
+
+def test_csv_is_no_formula(tmp_path):
+    arms = summary(tmp_path, ["=1+1", "road"])
+    rows = list(csv.DictReader(io.StringIO(tables.classes_csv(arms, ["=1+1", "road"]))))
+    assert rows[0]["class"] == "'=1+1" and float(rows[0]["iou"]) == 0.25
+    runs = list(csv.DictReader(io.StringIO(tables.arms_csv(arms))))
+    assert [(r["arm"], r["seed"]) for r in runs] == [
+        ("ce", "0"),
+        ("ce", "1"),
+        ("a|b", "0"),
+        ("a|b", "1"),
+    ]
+    assert float(runs[0]["last_mean_iou"]) == 0.25
+
+
+def test_chart_draws_arms_without_results_too(tmp_path):
+    picture = png(tables.chart(summary(tmp_path, ["sky", "road"]), title="tiny"))
+    assert picture[:4] == b"\x89PNG"
