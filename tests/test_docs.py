@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kseg import config
+from kseg.studies.design import load_plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -46,7 +47,10 @@ def defaults(section):
     return json.loads(json.dumps({key: field.default for key, field in fields.items()}))
 
 
-SNIPPETS = [(page, text) for page in PAGES for text in blocks(PAGES[page], "json")]
+STUDIES = blocks(PAGES["studies.md"], "json")
+SNIPPETS = [
+    (page, text) for page in PAGES for text in blocks(PAGES[page], "json") if text not in STUDIES
+]
 PYTHON = [
     (page, text)
     for page in PAGES
@@ -78,6 +82,17 @@ def test_configs(page, text, tmp_path):
     found = config.load(path)
     for objective in snippet.get("contrast", []):
         assert objective["name"] in [o.name for o in found.contrast]
+
+
+@pytest.mark.parametrize("text", STUDIES)
+def test_studies(text, tmp_path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    shutil.copy(ROOT / "configs/quickstart.json", tmp_path / "configs/my_experiment.json")
+    (tmp_path / "configs/studies").mkdir(exist_ok=True)
+    path = tmp_path / "configs/studies/snippet.json"
+    path.write_text(text)
+    plan = load_plan(path)
+    assert [objective.name for objective in plan.experiments["mscs"].contrast] == ["multi_scale"]
 
 
 @pytest.mark.parametrize(("page", "text"), PYTHON)
