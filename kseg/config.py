@@ -471,7 +471,24 @@ class Data(Section):
         return self.path or f"data/{self.dataset}"
 
 
-class SGD(Section):
+class Optimizer(Section):
+    """What both optimizers share."""
+
+    learning_rate_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {},
+        description="What the learning rate is multiplied by in a part of the network (backbone, "
+        "head, projectors) or in layers whose names begin so; 0: such weights stay as they are.",
+    )
+    layer_decay: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Swin: multiplies the learning rate of a block once for each block behind it, "
+        "and once more; 0.65 to 0.95; null: none.",
+    )
+
+
+class SGD(Optimizer):
     """Stochastic gradient descent; weight decay is added to the gradient (L2), as in the papers."""
 
     name: Literal["sgd"]
@@ -481,7 +498,7 @@ class SGD(Section):
     weight_decay: float = Field(5e-4, ge=0, description="Not on biases and norms.")
 
 
-class AdamW(Section):
+class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
     name: Literal["adamw"]
@@ -551,6 +568,12 @@ class Experiment(Section):
             raise ValueError(
                 f"`schedule.warmup_steps` must be below `train.steps`. Received: "
                 f"{self.schedule.warmup_steps} and {self.train.steps}"
+            )
+        backbone = self.model.backbone.name
+        if self.optimizer.layer_decay is not None and not backbone.startswith("swin_"):
+            raise ValueError(
+                f"`optimizer.layer_decay` is for Swin backbones. Received: {backbone!r}. Use "
+                "`optimizer.learning_rate_factors`"
             )
         names = [objective.name for objective in self.contrast]
         if len(set(names)) < len(names):

@@ -2,6 +2,8 @@
 
 # ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
 
+import functools
+
 import keras
 from keras import ops
 
@@ -177,16 +179,15 @@ class DepthwiseConvNorm(NormalizedConvolution):
         implementation=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        self.convolution = DepthwiseConv2D(
+        make_convolution = functools.partial(
+            DepthwiseConv2D,
             kernel_size,
             strides=strides,
             dilation_rate=dilation_rate,
             removed_stride=removed_stride,
             implementation=implementation,
-            dtype=self.dtype_policy,
-            name="convolution",
         )
+        super().__init__(make_convolution, **kwargs)
 
     def get_config(self):
         convolution = self.convolution

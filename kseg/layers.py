@@ -310,9 +310,8 @@ def _synchronized_batch_norm(inputs, gamma, beta, epsilon):
 class NormalizedConvolution(keras.layers.Layer):
     """What `ConvNorm` and `kseg.depthwise.DepthwiseConvNorm` share: all but the convolution.
 
-    A subclass sets `self.convolution`, a layer named `convolution`.
-
     Args:
+        make_convolution: function `(dtype, name)` to the convolution.
         relu: bool, whether the result goes through a ReLU.
         max_value: None, or the float that the ReLU is cut off at: 6 for ReLU6.
         epsilon: float > 0, of the batch norm.
@@ -321,6 +320,7 @@ class NormalizedConvolution(keras.layers.Layer):
 
     def __init__(
         self,
+        make_convolution,
         *,
         relu=True,
         max_value=None,
@@ -331,6 +331,7 @@ class NormalizedConvolution(keras.layers.Layer):
         super().__init__(**kwargs)
         self.relu = relu
         self.max_value = max_value
+        self.convolution = make_convolution(dtype=self.dtype_policy, name="convolution")
         self.normalization = BatchNormalization(
             synchronized=synchronized,
             epsilon=epsilon,
@@ -404,17 +405,16 @@ class ConvNorm(NormalizedConvolution):
         tensorflow_padding=False,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        self.convolution = Conv2D(
+        make_convolution = functools.partial(
+            Conv2D,
             filters,
             kernel_size,
             strides=strides,
             dilation_rate=dilation_rate,
             use_bias=use_bias,
             tensorflow_padding=tensorflow_padding,
-            dtype=self.dtype_policy,
-            name="convolution",
         )
+        super().__init__(make_convolution, **kwargs)
 
     def get_config(self):
         convolution = self.convolution

@@ -182,6 +182,18 @@ def test_pyramid_stages_need_the_head_that_has_them(tmp_path):
     assert experiment.contrast[0].stages == ["fpn_c2"]
 
 
+def test_learning_rate_factors(tmp_path):
+    path = write(tmp_path)
+    factors = config.load(path, ["optimizer.learning_rate_factors.backbone=0.1"]).optimizer
+    assert factors.learning_rate_factors == {"backbone": 0.1}
+    with pytest.raises(config.ConfigError, match=r"learning_rate_factors.*Received: -1"):
+        config.load(path, ["optimizer.learning_rate_factors.head=-1"])
+    with pytest.raises(config.ConfigError, match=r"layer_decay. is for Swin.*'hrnet"):
+        config.load(path, ["optimizer.layer_decay=0.9"])
+    swin = config.load(path, ['model.backbone={"name": "swin_t"}', "optimizer.layer_decay=0.9"])
+    assert swin.optimizer.layer_decay == 0.9
+
+
 def test_losses_and_objectives_that_do_nothing_are_refused(tmp_path):
     path = write(tmp_path)
     with pytest.raises(config.ConfigError, match="needs a weight above 0"):

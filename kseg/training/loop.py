@@ -65,7 +65,9 @@ def build_trainer(run, strategy):
             clip_norm=config.train.clip_norm,
             distortion=build_distortion(config.data),
         )
-        optimizer = build_optimizer(config.optimizer, config.schedule, steps=config.train.steps)
+        optimizer = build_optimizer(
+            config.optimizer, config.schedule, steps=config.train.steps, segmenter=segmenter
+        )
         trainer.compile(optimizer=optimizer)
         # Keras may have wrapped it, to scale losses: what is built is the trainer's.
         trainer.optimizer.build(segmenter.trainable_variables)

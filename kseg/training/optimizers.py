@@ -11,10 +11,11 @@ that before it clips them.
 import keras
 import tensorflow as tf
 
+from kseg.training.learning_rate_factors import LearningRateFactors, learning_rate_factors, parts_of
 from kseg.training.schedules import build_schedule
 
 
-class FusedUpdates:
+class FusedUpdates(LearningRateFactors):
     """What both optimizers share."""
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
@@ -37,6 +38,7 @@ class SGD(FusedUpdates, keras.optimizers.SGD):
         momentum: float in [0, 1).
         nesterov: bool.
         decay_rate: float >= 0, of variables of rank 2 and more.
+        learning_rate_factors: as in `LearningRateFactors`.
     """
 
     def __init__(self, learning_rate=0.01, momentum=0.9, nesterov=False, decay_rate=0.0, **kwargs):
@@ -45,6 +47,7 @@ class SGD(FusedUpdates, keras.optimizers.SGD):
 
     def update_step(self, gradient, variable, learning_rate):
         """Updates one `tf.Variable`."""
+        learning_rate = self._scaled(learning_rate, variable)
         if self._decays(variable):
             gradient = gradient + self.decay_rate * variable
         if not self.momentum:
@@ -76,6 +79,7 @@ class AdamW(FusedUpdates, keras.optimizers.Adam):
         learning_rate: float or schedule.
         beta_1, beta_2, epsilon: floats, as in `keras.optimizers.Adam`.
         decay_rate: float >= 0, of variables of rank 2 and more.
+        learning_rate_factors: as in `LearningRateFactors`.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class AdamW(FusedUpdates, keras.optimizers.Adam):
 
     def update_step(self, gradient, variable, learning_rate):
         """Updates one `tf.Variable`."""
+        learning_rate = self._scaled(learning_rate, variable)
         if self._decays(variable):
             variable.assign_sub(learning_rate * self.decay_rate * variable)
         index = self._get_variable_index(variable)
@@ -114,21 +119,34 @@ class AdamW(FusedUpdates, keras.optimizers.Adam):
         return {**super().get_config(), "decay_rate": self.decay_rate}
 
 
-def build_optimizer(optimizer, schedule, *, steps):
+def build_optimizer(optimizer, schedule, *, steps, segmenter=None):
     """Builds the optimizer of a config.
 
     Args:
         optimizer: `kseg.config.SGD` or `kseg.config.AdamW`.
         schedule: `kseg.config.Poly` or `kseg.config.Linear`.
         steps: int, optimizer steps of the run.
+        segmenter: model from `kseg.segmenters.build_segmenter` whose weights have the learning
+            rates of the config's factors; None: no factors.
 
     Returns:
         `SGD` or `AdamW`.
+
+    Raises:
+        UserError: if the config has factors that the segmenter has no weights for.
     """
-    arguments = optimizer.model_dump(exclude={"name", "learning_rate", "weight_decay"})
+    arguments = optimizer.model_dump(
+        exclude={"name", "learning_rate", "weight_decay", "learning_rate_factors", "layer_decay"}
+    )
+    factors = {}
+    if segmenter is not None:
+        factors = learning_rate_factors(
+            parts_of(segmenter), optimizer.learning_rate_factors, optimizer.layer_decay
+        )
     return {"sgd": SGD, "adamw": AdamW}[optimizer.name](
         build_schedule(schedule, learning_rate=optimizer.learning_rate, steps=steps),
         decay_rate=optimizer.weight_decay,
+        learning_rate_factors=factors,
         name=optimizer.name,  # Part of the variables' names in a checkpoint.
         **arguments,
     )

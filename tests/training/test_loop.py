@@ -77,6 +77,29 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, capsys):
     assert not any("embedding" in weight.path for weight in segmenter.weights)
 
 
+def test_learning_rate_factors_reach_the_optimizer(tmp_path):
+    run = create_run(
+        tmp_path / "run",
+        optimizer={"learning_rate_factors": {"backbone": 0.0, "projectors": 0.0}},
+        checkpoint_every=1,
+        steps=2,
+    )
+    train(run)
+    first, last = (arrays(run.checkpoint(step)) for step in (1, 2))
+    for name in first:
+        if not name.startswith("model/") or "moving_" in name:
+            continue
+        kept = name.startswith(("model/stem", "model/stage_", "model/embedding_"))
+        assert np.array_equal(first[name], last[name]) == kept, name
+
+
+def test_an_unknown_part_stops_before_the_first_step(tmp_path):
+    run = create_run(tmp_path / "run", optimizer={"learning_rate_factors": {"neck": 2.0}})
+    with pytest.raises(UserError, match=r"Received: 'neck'\. Parts: backbone, head, projectors"):
+        train(run)
+    assert run.checkpoint_steps() == []
+
+
 def test_a_non_finite_loss_stops_the_run_and_saves_nothing(tmp_path, monkeypatch):
     run = create_run(tmp_path / "run", checkpoint_every=1)
     contrast = MultiScaleContrast.contrast

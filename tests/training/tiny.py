@@ -37,7 +37,7 @@ def tiny_network(monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, "hrnet_w18_small", build_tiny_backbone)
 
 
-def experiment(**train):
+def experiment(optimizer=None, **train):
     """A config with all losses; `train` goes into its train section."""
     scales = {"c2": 1.0, "c4": 0.5}
     return config.parse(
@@ -56,6 +56,7 @@ def experiment(**train):
                     "min_count": 1,
                 }
             ],
+            "optimizer": {"name": "sgd", **(optimizer or {})},
             "data": {"dataset": "none", "crop_size": SIZE, "batch_size": 2},
             "train": {
                 "steps": 4,
