@@ -1,13 +1,13 @@
 """SavedModels: images in, logits out, with the classes beside them."""
 
 import json
-import os
 import pathlib
-import shutil
+import tempfile
 
 import keras
 import tensorflow as tf
 
+from kseg import files
 from kseg.errors import UserError
 from kseg.evaluation.metrics import MeanIoU
 from kseg.runs import Classes
@@ -50,20 +50,15 @@ def export(segmenter, path, classes, *, overwrite=False):
             f"The segmenter must have the {len(classes)} classes it is exported with. "
             f"Received: {model.output.shape[-1]}"
         )
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}). Give another folder") from None
-    try:
-        asset = unfinished / _CLASSES
+    with files.replace_folder(path) as new:
+        # The asset's name is that of the file it is copied from.
+        asset = pathlib.Path(tempfile.mkdtemp(dir=new.parent)) / _CLASSES
         asset.write_text(json.dumps({"names": classes.names, "palette": classes.palette}) + "\n")
         module = _served_module(model, classes)
         module.classes = tf.saved_model.Asset(str(asset))
         tf.saved_model.save(
             module,
-            str(unfinished / "new"),
+            str(new),
             signatures={
                 "serving_default": module.serve.get_concrete_function(_images("uint8")),
                 "serving_float": module.serve.get_concrete_function(_images("float32")),
@@ -71,15 +66,6 @@ def export(segmenter, path, classes, *, overwrite=False):
                 "serving_bytes": module.serve_bytes.get_concrete_function(),
             },
         )
-        if path.exists():
-            os.replace(path, unfinished / "old")
-        os.replace(unfinished / "new", path)
-    except BaseException:
-        if (unfinished / "old").exists():
-            os.replace(unfinished / "old", path)
-        raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def load(path):
@@ -95,6 +81,8 @@ def load(path):
         UserError: if there is no such SavedModel, or it is damaged.
     """
     path = pathlib.Path(path)
+    if not path.exists():
+        files.clean(path.parent)
     if not path.is_dir():
         raise UserError(f"There is no SavedModel {path}. Write one with scripts/export.py")
     try:

@@ -1,5 +1,6 @@
 """Networks as one file for other runtimes: LiteRT (TFLite) and ONNX."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
+from kseg import files
 from kseg.errors import UserError
 from kseg.runs import Classes
 from kseg.segmenters import inference_model
@@ -266,17 +268,6 @@ def _export(segmenter, path, classes, size, overwrite, target, convert):
 
 def _write(contents):
     """Writes files of one folder: both, or none of them in part."""
-    unfinished = {file: file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in contents}
-    *_, file = contents
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            for file, content in contents.items():
-                unfinished[file].write_bytes(content)
-            for file in contents:
-                os.replace(unfinished[file], file)
-        finally:
-            for part in unfinished.values():
-                part.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written ({error}). Give another place") from None
+    with contextlib.ExitStack() as stack:
+        for file, content in contents.items():
+            stack.enter_context(files.replace_file(file)).write_bytes(content)

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 
 from kseg import config as config_module
+from kseg import files
 from kseg.errors import UserError
 from kseg.segmenters import build_segmenter
 from kseg.training import checkpoints
@@ -117,9 +118,9 @@ class Run:
                     "to delete it and start over, or --run for another folder"
                 )
         run.path.mkdir(parents=True, exist_ok=True)
-        _write(run.path / "classes.json", json.dumps(dataclasses.asdict(classes)) + "\n")
-        _write(run.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        _write(run.path / "config.json", config.to_json())
+        files.write_text(run.path / "classes.json", json.dumps(dataclasses.asdict(classes)) + "\n")
+        files.write_text(run.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        files.write_text(run.path / "config.json", config.to_json())
         return run
 
     @staticmethod
@@ -262,9 +263,3 @@ def _flatten(value, prefix=""):
     for key, item in items:
         flat |= _flatten(item, f"{prefix}.{key}" if prefix else key)
     return flat
-
-
-def _write(path, text):
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(text)
-    unfinished.replace(path)

@@ -3,11 +3,10 @@
 Colours are RGB, images uint8. Labels outside the palette, 255 among them, are ignored pixels.
 """
 
-import os
-import pathlib
-
 import cv2
 import numpy as np
+
+from kseg import files
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK, _PAPER, _FRAME = (35, 35, 40), (255, 255, 255), (150, 150, 150)
@@ -334,27 +333,7 @@ def write_png(path, picture):
         OSError: if the file cannot be written.
     """
     data = picture[..., ::-1] if picture.ndim == 3 else picture
-    write_bytes(path, cv2.imencode(".png", np.ascontiguousarray(data))[1].tobytes())
-
-
-def write_bytes(path, content):
-    """Writes a file; one of that name is replaced at once, never half.
-
-    Args:
-        path: file; its folder is made.
-        content: bytes.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    files.write_bytes(path, cv2.imencode(".png", np.ascontiguousarray(data))[1].tobytes())
 
 
 def _known(labels, palette):

@@ -1,2 +1,5 @@
-class DataError(ValueError):
+from kseg.errors import UserError
+
+
+class DataError(UserError):
     """Data that cannot be used. One line: the rule, what was received, the way out."""

@@ -28,7 +28,7 @@ import uuid
 import numpy as np
 import tensorflow as tf
 
-from pipelines import datasets
+from pipelines import datasets, paths
 from pipelines.datasets.dataset import IGNORE_LABEL
 from pipelines.encoding import (
     decode_image,
@@ -529,7 +529,8 @@ def _write_shard(folder, job, meter):
         "images": images.tolist(),
         "contents": contents,
     }
-    _replace_text(_join(folder, _UNFINISHED, f"{job.file}.json"), json.dumps(shard))
+    described = json.dumps(shard).encode()
+    paths.write_bytes(_join(folder, _UNFINISHED, f"{job.file}.json"), described)
     tf.io.gfile.rename(unfinished, _join(folder, job.file), overwrite=True)
     return shard
 
@@ -540,7 +541,7 @@ def _write_alone(folder, job):
     _write_shard(folder, job, meter)
     if meter.problems:
         path = _join(folder, _UNFINISHED, f"{job.file}.problems")
-        _replace_text(path, json.dumps(meter.problems))
+        paths.write_bytes(path, json.dumps(meter.problems).encode())
 
 
 def _read_alone(folder, job):
@@ -605,14 +606,6 @@ def _hash(values):
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _replace_text(path, text):
-    """Writes a file in one step."""
-    unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
-    with tf.io.gfile.GFile(unfinished, "w") as file:
-        file.write(text)
-    tf.io.gfile.rename(unfinished, path, overwrite=True)
-
-
 def _write_manifest(manifest):
     values = dataclasses.asdict(manifest)
     folder = values.pop("folder")
@@ -624,7 +617,7 @@ def _write_manifest(manifest):
         **values,
     }
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
-    _replace_text(_join(folder, MANIFEST), f"{{\n{lines}\n}}\n")
+    paths.write_bytes(_join(folder, MANIFEST), f"{{\n{lines}\n}}\n".encode())
 
 
 class _Progress:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from pipelines import datasets, loader
+from pipelines import datasets, loader, paths
 from pipelines.datasets.dataset import IGNORE_LABEL, shorten
 from pipelines.errors import DataError
 from pipelines.examples import digest
@@ -43,16 +43,17 @@ def write(manifest, contents=None, *, seed=0):
         dict, as JSON holds it.
 
     Raises:
-        DataError: if the data is damaged, or the folder cannot be written.
+        DataError: if the data is damaged.
+        OSError, tf.errors.OpError: if the folder cannot be written.
     """
     if contents is None:
         contents = {split: _read_contents(manifest, split) for split in manifest.splits}
     report = summarize(manifest, contents)
     picture = draw_samples(manifest, seed=seed)
     png = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
-    _replace(os.path.join(manifest.folder, PICTURE_FILE), png)
+    paths.write_bytes(os.path.join(manifest.folder, PICTURE_FILE), png)
     text = json.dumps(report, indent=1) + "\n"
-    _replace(os.path.join(manifest.folder, JSON_FILE), text.encode())
+    paths.write_bytes(os.path.join(manifest.folder, JSON_FILE), text.encode())
     return report
 
 
@@ -66,7 +67,7 @@ def read(manifest):
         dict, as `write` gives it.
 
     Raises:
-        DataError: as `write`.
+        DataError, OSError, tf.errors.OpError: as `write`.
     """
     try:
         with tf.io.gfile.GFile(os.path.join(manifest.folder, JSON_FILE), "rb") as file:
@@ -339,13 +340,3 @@ def _draw_legend(manifest, seen):
         name = "(ignored)" if label == IGNORE_LABEL else f"{label} {manifest.class_names[label]}"
         _put(legend, name[:30], (left + 36, top + 17), 0.42, _INK)
     return legend
-
-
-def _replace(path, content):
-    """Writes a file in one step."""
-    try:
-        with tf.io.gfile.GFile(f"{path}.tmp", "wb") as file:
-            file.write(content)
-        tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
-    except tf.errors.OpError as error:
-        raise DataError(f"{path} cannot be written: {error.message}") from None

@@ -1,12 +1,12 @@
 """Random access to the records of a split: where they are, or from memory, or from a copy."""
 
-import contextlib
 import os
 import sys
 
 import numpy as np
 import tensorflow as tf
 
+from kseg import files
 from pipelines import encoding
 from pipelines.errors import DataError
 from pipelines.records import file_sha256, read_manifest
@@ -227,22 +227,17 @@ def _copy(file, shard, cache):
     if os.path.exists(copy) and os.path.getsize(copy) == shard.bytes:
         return copy
     # Of several processes that copy at the same time, the last one wins: all copies are equal.
-    unfinished = f"{copy}.{os.getpid()}.tmp"
     try:
-        os.makedirs(cache, exist_ok=True)
-        print(f"copying {file} to {cache}", file=sys.stderr, flush=True)
-        with tf.io.gfile.GFile(file, "rb") as source, open(unfinished, "wb") as target:
-            while block := source.read(_COPY_BLOCK):
-                target.write(block)
-        if file_sha256(unfinished) != shard.sha256:
-            raise DataError(
-                f"The shard {file} is corrupt: its checksum is not that of the manifest. Prepare "
-                "the data again, with --overwrite"
-            )
-        os.replace(unfinished, copy)
+        with files.replace_file(copy) as new:
+            print(f"copying {file} to {cache}", file=sys.stderr, flush=True)
+            with tf.io.gfile.GFile(file, "rb") as source, open(new, "wb") as target:
+                while block := source.read(_COPY_BLOCK):
+                    target.write(block)
+            if file_sha256(new) != shard.sha256:
+                raise DataError(
+                    f"The shard {file} is corrupt: its checksum is not that of the manifest. "
+                    "Prepare the data again, with --overwrite"
+                )
     except OSError as error:
         raise DataError(f"data.cache must be a folder that can be written: {error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(unfinished)
     return copy

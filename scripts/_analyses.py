@@ -339,7 +339,7 @@ def panels(options):
 
 def report(options):
     """Writes the HTML report, and the files of the analyses in it."""
-    from kseg import visualize
+    from kseg import files
     from kseg.analysis import report as page
     from kseg.analysis.extras import require
     from kseg.analysis.failures import (
@@ -421,7 +421,7 @@ def report(options):
         )
     )
     file = run.path / "analysis" / "report.html"
-    visualize.write_bytes(file, text.encode())
+    files.write_bytes(file, text.encode())
     print(f"report:      {file}")
 
 
@@ -477,10 +477,10 @@ def spread_batches(images, count):
 
 
 def write_chart(file, figure):
-    from kseg import visualize
+    from kseg import files
     from kseg.analysis import charts
 
-    visualize.write_bytes(file, charts.png(figure))
+    files.write_bytes(file, charts.png(figure))
     print(f"picture:     {file}")
 
 
@@ -495,9 +495,9 @@ def write_pictures(folder, pictures):
 
 
 def write_json(file, values):
-    from kseg import visualize
+    from kseg import files
 
-    visualize.write_bytes(file, (json.dumps(values, indent=2) + "\n").encode())
+    files.write_bytes(file, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def _number(value):

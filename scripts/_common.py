@@ -1,5 +1,6 @@
 """What every script does the same way: quiet start, one clear line for the user's mistakes."""
 
+import errno
 import os
 import re
 import sys
@@ -16,19 +17,19 @@ def run(main):
         sys.exit(main())
     except UserError as error:
         _stop(error)
-    except ValueError as error:
-        # Imported only now, because it brings TensorFlow: a typo is reported at once.
-        from pipelines.errors import DataError
-
-        if not isinstance(error, DataError):
-            raise
-        _stop(error)
+    except BrokenPipeError:
+        # Whoever read the output has gone, such as `head`. Python would complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         # From deep in a graph: tf.data cannot raise an error of ours.
         fault = r"The shard \S+ is corrupt, gone or another one, at byte \d+ \(image \d+\)"
         faults = list(dict.fromkeys(re.findall(fault, str(error))))
         if not faults:
-            raise
+            problem = file_problem(error)
+            if problem is None:
+                raise
+            _stop(problem)
         limit = re.search(r"These are more than data\.max_errors, \d+", str(error))
         _stop(
             ". ".join(
@@ -42,6 +43,32 @@ def run(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def file_problem(error):
+    """Says which file an error is about, and why; None if it is another kind of error.
+
+    Args:
+        error: exception, Python's or TensorFlow's.
+
+    Returns:
+        str, `<path>: <reason>`.
+    """
+    from kseg.files import final_name
+
+    if isinstance(error, OSError):
+        reason = " ".join(str(error.strerror or error).split())
+        named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return final_name(": ".join([*named, reason]))
+    if not type(error).__module__.startswith("tensorflow"):
+        return None
+    reasons = sorted({os.strerror(number) for number in errno.errorcode}, key=len, reverse=True)
+    found = re.search(rf"([^\s:;][^;\n]*); ({'|'.join(map(re.escape, reasons))})", str(error))
+    if found is None:
+        return None
+    # Before the path may stand the operation that failed.
+    path = re.split(r"(?:: |\}\} ?)(?=[./]|\w+://)", found[1])[-1]
+    return final_name(f"{path}: {found[2]}")
 
 
 def check_classes(names, manifest):

@@ -37,6 +37,7 @@ def complexity(options):
     import tensorflow as tf
 
     from kseg import config as config_module
+    from kseg import files
     from kseg.errors import UserError
     from kseg.runs import Run
 
@@ -91,8 +92,7 @@ def complexity(options):
     )
     print(table(found, config.data.batch_size))
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({**about, **found}, indent=2) + "\n")
+        files.write_text(output, json.dumps({**about, **found}, indent=2) + "\n")
         print(f"complexity:  {output}")
 
 

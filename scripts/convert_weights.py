@@ -10,7 +10,6 @@ whole network, made with --config). Sources are described at `kseg.weights.load_
 import argparse
 import json
 import math
-import os
 import pathlib
 
 import _common
@@ -146,18 +145,10 @@ def describe(model):
 
 def save(model, output):
     """Writes the weights: a killed run leaves the old file or the new one."""
-    from kseg.errors import UserError
+    from kseg import files
 
-    unfinished = output.with_name(f".{output.name.removesuffix(SUFFIX)}.{os.getpid()}{SUFFIX}")
-    try:
-        model.save_weights(unfinished)
-        with open(unfinished, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, output)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with files.replace_file(output) as new:
+        model.save_weights(new)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import contextlib
 import json
 import math
 import pathlib
-import shutil
 import tempfile
 
 import _common
@@ -317,19 +316,22 @@ def official_results(options, writer):
 
 def compare_runs(options):
     """Prints the differences between two evaluations."""
+    from kseg import files
     from kseg.errors import UserError
     from kseg.evaluation import results
     from kseg.evaluation.compare import compare
 
-    files = [evaluation_file(name, options.split) for name in options.compare]
-    (first, first_counts), (second, second_counts) = map(results.read, files)
+    sources = [evaluation_file(name, options.split) for name in options.compare]
+    (first, first_counts), (second, second_counts) = map(results.read, sources)
     names = list(first["classes"])
     if names != list(second["classes"]):
-        raise UserError(f"{files[0]} and {files[1]} must have the same classes, in the same order")
+        raise UserError(
+            f"{sources[0]} and {sources[1]} must have the same classes, in the same order"
+        )
     chosen = {key: getattr(options, key) for key in ("resamples", "confidence", "seed")}
     chosen = {key: value for key, value in chosen.items() if value is not None}
     comparison = compare(first_counts, second_counts, **chosen)
-    for letter, file in zip("AB", files, strict=True):
+    for letter, file in zip("AB", sources, strict=True):
         print(f"{letter}: {file}")
     print(comparison.table(names))
     print(
@@ -338,9 +340,8 @@ def compare_runs(options):
     )
     if options.output:
         output = pathlib.Path(options.output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        found = {"first": str(files[0]), "second": str(files[1]), **comparison.to_dict(names)}
-        output.write_text(json.dumps(found, indent=2) + "\n")
+        found = {"first": str(sources[0]), "second": str(sources[1]), **comparison.to_dict(names)}
+        files.write_text(output, json.dumps(found, indent=2) + "\n")
         print(f"comparison: {output}")
     return 0
 
@@ -368,13 +369,14 @@ def write_events(folder, checkpoint, evaluation, classes, more):
     """Writes TensorBoard events at the checkpoint's step, in place of earlier ones."""
     import tensorflow as tf
 
+    from kseg import files
     from kseg.training.checkpoints import restore
     from kseg.training.reports import write_evaluation
 
-    shutil.rmtree(folder, ignore_errors=True)
-    writer = tf.summary.create_file_writer(str(folder))
-    write_evaluation(writer, restore(checkpoint, {})["step"], evaluation, classes, **more)
-    writer.close()
+    with files.replace_folder(folder) as new:
+        writer = tf.summary.create_file_writer(str(new))
+        write_evaluation(writer, restore(checkpoint, {})["step"], evaluation, classes, **more)
+        writer.close()
 
 
 def draw(folder, evaluation, classes):

@@ -18,6 +18,7 @@ frame rate and without sound.
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import pathlib
 import time
 
@@ -161,23 +162,24 @@ def label_video(source, target, label, palette):
     import cv2
     import numpy as np
 
-    from kseg import visualize
+    from kseg import files, visualize
     from kseg.errors import UserError
 
     capture = cv2.VideoCapture(str(source))
     there, frame = capture.read()
     if not there:
         raise UserError(f"{source} is no readable video")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}")
     height, width = frame.shape[:2]
     rate = capture.get(cv2.CAP_PROP_FPS)
     codec = cv2.VideoWriter_fourcc(*"mp4v")
-    # Where a file does not tell its frame rate: that of most.
-    writer = cv2.VideoWriter(str(unfinished), codec, rate if rate > 0 else 25.0, (width, height))
     progress = Progress(max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 1))
     count, start = 0, None
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(capture.release)
+        new = stack.enter_context(files.replace_file(target))
+        # Where a file does not tell its frame rate: that of most.
+        writer = cv2.VideoWriter(str(new), codec, rate if rate > 0 else 25.0, (width, height))
+        stack.callback(writer.release)
         if not writer.isOpened():
             raise UserError(f"{target} cannot be written as a video of {width} x {height}")
         while there:
@@ -188,12 +190,6 @@ def label_video(source, target, label, palette):
             start = start or time.perf_counter()  # The first call compiles.
             progress(count)
             there, frame = capture.read()
-        writer.release()
-        unfinished.replace(target)
-    finally:
-        writer.release()
-        capture.release()
-        unfinished.unlink(missing_ok=True)
     seconds = time.perf_counter() - start
     speed = f", {(count - 1) / seconds:.2f} a second" if count > 1 else ""
     print(f"{count} frames{speed}: {target}")

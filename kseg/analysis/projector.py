@@ -1,13 +1,12 @@
 """Points of the feature space in TensorBoard's Embedding Projector."""
 
 import math
-import shutil
 
 import numpy as np
 import tensorflow as tf
 from tensorboard.plugins import projector
 
-from kseg import visualize
+from kseg import files, visualize
 
 _FRAME = 2  # Pixels.
 
@@ -24,8 +23,11 @@ def write(folder, points, class_names, palette, *, description):
         palette: list of `[red, green, blue]`.
         description: str, shown under Text.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    with files.replace_folder(folder) as new:
+        _fill(new, points, class_names, palette, description)
+
+
+def _fill(folder, points, class_names, palette, description):
     config = projector.ProjectorConfig()
     variables = {}
     for name, found in points.items():
@@ -36,7 +38,7 @@ def write(folder, points, class_names, palette, *, description):
         embedding.sprite.image_path = f"{name}.png"
         height, width = found.thumbnails.shape[1:3]
         embedding.sprite.single_image_dim.extend([width, height])
-        (folder / f"{name}.tsv").write_text(_metadata(found, class_names))
+        (folder / f"{name}.tsv").write_text(_metadata(found, class_names), encoding="utf-8")
         visualize.write_png(folder / f"{name}.png", sprite(_framed(found, palette)))
     # With a `checkpoint` file that names it: the plugin looks for that in the folder.
     tf.train.Checkpoint(**variables).save(str(folder / "embeddings"))

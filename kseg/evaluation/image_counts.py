@@ -1,11 +1,11 @@
 """What every score of an image is made of, kept for each image on its own."""
 
 import dataclasses
-import pathlib
 import zipfile
 
 import numpy as np
 
+from kseg import files
 from kseg.errors import UserError
 
 
@@ -24,11 +24,8 @@ class ImageCounts:
 
     def save(self, path):
         """Writes an `.npz` file, a few bytes for each class that occurs in an image."""
-        path = pathlib.Path(path)
-        unfinished = path.with_name(f".{path.name}.tmp")
-        with open(unfinished, "wb") as file:
+        with files.replace_file(path) as new, open(new, "wb") as file:
             np.savez_compressed(file, ids=np.array(self.ids, str), pixels=self.pixels)
-        unfinished.replace(path)
 
     @classmethod
     def load(cls, path):

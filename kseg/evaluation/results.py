@@ -4,6 +4,7 @@ import csv
 import json
 import pathlib
 
+from kseg import files
 from kseg.errors import UserError
 from kseg.evaluation.image_counts import ImageCounts
 
@@ -22,9 +23,11 @@ def write(path, found, image_counts):
         image_counts: `kseg.evaluation.image_counts.ImageCounts`.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=2) + "\n")
-    with open(path.with_suffix(".csv"), "w", newline="") as file:
+    files.write_text(path, json.dumps(found, indent=2) + "\n")
+    with (
+        files.replace_file(path.with_suffix(".csv")) as new,
+        open(new, "w", encoding="utf-8", newline="") as file,
+    ):
         table = csv.DictWriter(file, _COLUMNS)
         table.writeheader()
         table.writerows(_rows(found))

@@ -7,6 +7,7 @@ import zipfile
 import cv2
 import numpy as np
 
+from kseg import files
 from kseg.errors import UserError
 
 _FRAME = re.compile(r"[A-Za-z-]+_\d{6}_\d{6}")
@@ -67,18 +68,14 @@ class LabelImages:
             self.files[frame] = file
 
 
-def write_zip(files, path):
+def write_zip(pictures, path):
     """Packs files without their folders; the archive is complete or not there at all.
 
     Args:
-        files: `pathlib.Path`s.
+        pictures: `pathlib.Path`s.
         path: file to write, `.zip`; its folder is made.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
     # PNGs are compressed already.
-    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
-        for file in files:
-            archive.write(file, file.name)
-    unfinished.replace(path)
+    with files.replace_file(path) as new, zipfile.ZipFile(new, "w", zipfile.ZIP_STORED) as archive:
+        for picture in pictures:
+            archive.write(picture, picture.name)

@@ -2,13 +2,12 @@
 
 import itertools
 import json
-import os
-import pathlib
 import zipfile
 
 import numpy as np
 import tensorflow as tf
 
+from kseg import files
 from kseg.errors import UserError
 
 _META = "meta.json"
@@ -34,20 +33,11 @@ def save(path, variables, meta):
         variables: dict from name to variable, or what `read` gave.
         meta: dict that JSON can hold.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     there = all(isinstance(value, np.ndarray) for value in variables.values())
     arrays = dict(variables) if there else read(variables)
     arrays[_META] = np.array(json.dumps(meta))
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(unfinished, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with files.replace_file(path) as new, open(new, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def restore(path, variables):
