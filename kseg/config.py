@@ -303,7 +303,7 @@ class Contextrast(Objective):
     )
     reference: Stage = Field("c5", description="Layer whose anchors are shared (Table 5).")
     shared_layers: list[Stage] | None = Field(
-        None, min_length=1, description="Layers that take part in the sharing; null: all (Table 6)."
+        None, description="Layers that take part in the sharing; [] none, null all (Table 6)."
     )
     own_weight: float = Field(0.5, ge=0, description="w_l, of the layer's own anchors.")
     shared_weight: float = Field(0.5, ge=0, description="w_h, of the reference's anchors.")
@@ -314,7 +314,7 @@ class Contextrast(Objective):
         0.5, gt=0, le=1, description="K: part of a class's errors, those nearest to an edge."
     )
     min_negatives: int = Field(
-        64, ge=0, description="With fewer errors, random pixels fill up to this number."
+        64, ge=0, description="Of a class at least; random pixels fill up what errors leave."
     )
     max_samples: int = Field(
         4096, gt=0, description="Positives, and as many negatives, per layer and batch."
@@ -354,7 +354,6 @@ class PixelContrast(Objective):
     max_keys: int | None = Field(
         4096,
         gt=0,
-        le=46_340,
         description="Remembered rows that a step draws as keys; null: all are keys.",
     )
     max_anchors: int = Field(1024, gt=1, description="Per batch.")
@@ -583,6 +582,12 @@ class Experiment(Section):
                 raise ValueError(
                     f"`start_step` of {objective.name!r} must be below `train.steps`. Received: "
                     f"{objective.start_step} and {self.train.steps}"
+                )
+            if getattr(objective, "scope", None) == "batch" and self.data.batch_size == 1:
+                raise ValueError(
+                    "`scope` batch of 'region_contrast' contrasts the images of a batch: in one "
+                    "image a class has one centre, and no positive. Received: `data.batch_size` 1. "
+                    'Use more images, or "scope": "dataset"'
                 )
             pyramid = [s for s in objective.stages if s.startswith("fpn_")]
             if pyramid and self.model.head.name != "upernet":

@@ -201,3 +201,15 @@ def test_losses_and_objectives_that_do_nothing_are_refused(tmp_path):
     assert config.load(path, ["losses.cross_entropy.weight=0", "losses.ohem={}"]).losses.ohem
     with pytest.raises(config.ConfigError, match=r"'multi_scale' must be below .train.steps."):
         config.load(path, ["contrast.0.start_step=10", "train.steps=10"])
+
+
+def test_the_centres_of_one_image_have_no_positives(tmp_path):
+    write(tmp_path, contrast=[{"name": "region_contrast", "scope": "batch"}])
+    with pytest.raises(config.ConfigError, match=r"contrasts the images of a batch"):
+        config.load(tmp_path / "experiment.json", ["data.batch_size=1"])
+    config.load(tmp_path / "experiment.json", ["data.batch_size=2"])
+
+
+def test_no_layer_may_share(tmp_path):
+    path = write(tmp_path, contrast=[{"name": "contextrast", "shared_layers": []}])
+    assert config.load(path).contrast[0].shared_layers == []

@@ -3,10 +3,18 @@
 import keras
 from keras import ops
 
-from kseg.contrast.grouping import end_to_end, minor_bits, random_minor, sort_by_group
+from kseg.contrast.grouping import (
+    end_to_end,
+    minor_bits,
+    random_minor,
+    sort_by_group,
+    within,
+)
 
 # Squared distance of what has no edge. Squares of distances in images can be added to it.
 FAR = 2**28
+# Rows that a draw may have: 512 times this fits into an int32.
+MAX_SAMPLES = 2**22 - 1
 
 
 def error_regions(labels, predictions, num_classes):
@@ -99,11 +107,11 @@ def boundary_aware_samples(
 ):
     """Draws for each class pixels that are of it and pixels that are easily taken for it.
 
-    A class that is present gets up to `max_samples / (number of present classes)` of each kind.
+    A class that is present gets up to `max_samples / (number of present classes)` of each kind; if
+    there are more classes than `max_samples`, chance decides which get one.
     Its positives are drawn from its pixels. Its negatives are drawn from those `hard_fraction` of
-    its error pixels (at least one) that are nearest to an edge of their error; if it has fewer than
-    `min_negatives` error pixels, pixels of other classes, drawn with replacement, fill up to that
-    number.
+    its error pixels (at least one) that are nearest to an edge of their error; where these are
+    fewer than `min_negatives`, pixels of other classes, drawn with replacement, fill up to it.
 
     Source: Sung et al., "Contextrast", CVPR 2024, boundary-aware negative sampling.
 
@@ -112,8 +120,9 @@ def boundary_aware_samples(
         regions: int32 tensor `(pixels,)` from `error_regions`.
         distance: int32 tensor `(pixels,)` from `squared_edge_distance`.
         num_classes: int.
-        max_samples: int, rows of either result.
-        min_negatives: int.
+        max_samples: int in `[1, MAX_SAMPLES]`, rows of either result.
+        min_negatives: int, which a class that is present gets at least, if any pixel is of another
+            class, and as far as its part of `max_samples` reaches.
         hard_fraction: float in (0, 1].
         negatives: `"boundary"` as above, or `"random"`: all are pixels of other classes.
         seed: int or `keras.random.SeedGenerator`.
@@ -122,13 +131,21 @@ def boundary_aware_samples(
         `((positions, owners), (positions, owners))` of positives and negatives, int32
         `(max_samples,)` each: pixels and the classes that they were drawn for, sorted by these; -1
         in both marks unused rows, which come last.
+
+    Raises:
+        ValueError: if `max_samples` is outside its range.
     """
+    if not 1 <= max_samples <= MAX_SAMPLES:
+        raise ValueError(f"`max_samples` must be in [1, {MAX_SAMPLES}]. Received: {max_samples=}")
     pixels = labels.shape[0]
     noise = random_minor((pixels,), num_classes, seed)
     by_class, class_starts = sort_by_group(labels, num_classes, noise)
     counts = class_starts[1:] - class_starts[:-1]
     present = counts > 0
-    share = max_samples // ops.maximum(ops.sum(ops.cast(present, "int32")), 1)
+    num_present = ops.maximum(ops.sum(ops.cast(present, "int32")), 1)
+    share = within(
+        ops.where(present, ops.maximum(max_samples // num_present, 1), 0), max_samples, seed
+    )
 
     owner, rank = end_to_end(ops.minimum(counts, share), max_samples)
     place = ops.take(class_starts, ops.maximum(owner, 0)) + rank
@@ -145,8 +162,8 @@ def boundary_aware_samples(
     drawn = ops.minimum(hard, share)
     others = class_starts[-1] - counts
     least = share if negatives == "random" else ops.minimum(min_negatives, share)
-    filled = ops.logical_and(present, ops.logical_and(errors < least, others > 0))
-    quotas = drawn + ops.where(filled, least - drawn, 0)
+    filled = ops.logical_and(present, others > 0)
+    quotas = ops.where(filled, ops.maximum(drawn, least), drawn)
 
     owner, rank = end_to_end(quotas, max_samples)
     safe = ops.maximum(owner, 0)
@@ -175,10 +192,36 @@ def _evenly(rank, available, drawn, lottery):
     """Takes `drawn` of `available` numbers at even steps from a random start, each once.
 
     The number of rank k is `(k * available + start) // drawn`, in parts that an int32 can hold.
+
+    Args:
+        rank: int32 tensor, in `[0, drawn)`.
+        available: int32 tensor.
+        drawn: int32 tensor, at most `available` and `MAX_SAMPLES`.
+        lottery: float32 tensor in [0, 1).
     """
     drawn = ops.maximum(drawn, 1)
     start = _below(lottery, available)
-    return rank * (available // drawn) + (rank * (available % drawn) + start) // drawn
+    quotient, remainder = _divide_product(rank, available % drawn, drawn)
+    return rank * (available // drawn) + quotient + (remainder + start) // drawn
+
+
+def _divide_product(a, b, divisor):
+    """`(a * b // divisor, a * b % divisor)` where the product may be too large for an int32.
+
+    Long multiplication by the digits of `a` in base 256, from the highest: no intermediate value
+    exceeds `2 * 256 * divisor`.
+
+    Args:
+        a, b: int32 tensors in `[0, divisor)`.
+        divisor: int32 tensor in `[1, MAX_SAMPLES]`.
+    """
+    quotient, remainder = ops.zeros_like(a), ops.zeros_like(a)
+    for shift in (16, 8, 0):
+        digit = ops.right_shift(a, shift) % 256
+        product = remainder * 256 + digit * b
+        quotient = quotient * 256 + product // divisor
+        remainder = product % divisor
+    return quotient, remainder
 
 
 def _below(lottery, limit):

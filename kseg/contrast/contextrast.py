@@ -5,11 +5,12 @@ from keras import ops
 
 from kseg import replicas
 from kseg.contrast.boundary import (
+    MAX_SAMPLES,
     boundary_aware_samples,
     error_regions,
     squared_edge_distance,
 )
-from kseg.contrast.objective import Objective
+from kseg.contrast.objective import Objective, output
 from kseg.contrast.sampling import resize_labels
 from kseg.layers import resize
 
@@ -39,23 +40,26 @@ class Contextrast(Objective):
         num_classes: int.
         layer_weights: dict from stage to lambda_i (Table 8a); its stages are the layers.
         reference: stage whose anchors are shared: the coarsest (Table 5: or the finest).
-        shared_layers: stages that take part in the sharing, or None: all (Table 6).
+        shared_layers: stages that take part in the sharing, none of them if empty, or None: all
+            (Table 6).
         own_weight: float, w_l. The source gives no value.
         shared_weight: float, w_h. The source gives no value.
         negatives: `"boundary"`, or `"random"`: pixels of other classes, predicted rightly or not.
         hard_fraction: float in (0, 1], K: the part of a class's error pixels that may be drawn,
             those nearest to an edge; 1: all of them. The source gives no value.
-        min_negatives: int, negatives that each class gets at least; pixels of other classes,
-            drawn at random, make up for what is missing. The source gives no value.
+        min_negatives: int, negatives that each class gets at least, as far as its part of
+            `max_samples` reaches; pixels of other classes, drawn at random, make up for what is
+            missing. The source gives no value.
         max_samples: int, positives of each layer and global batch, and as many negatives, divided
-            equally among the present classes. The source gives no value.
+            equally among the present classes; if these are more, chance decides which take part.
+            The source gives no value.
         temperature: float > 0. The source gives no value.
         cross_replica: bool. Under a strategy anchors, sampling and mean are those of the global
             batch; else of each replica's own, and the mean over replicas is taken.
         seed: int, of the sampling.
 
     Call arguments:
-        outputs: dict with `logits`, float `(batch, h, w, num_classes)`, and for each layer
+        outputs: dict with `logits`, float `(batch, any, any, num_classes)`, and for each layer
             `embedding_<stage>`, float `(batch, h, w, dim)`, unit L2 norm; static shapes.
         labels: int tensor `(batch, height, width)`; values outside `[0, num_classes)` are ignored.
 
@@ -63,7 +67,9 @@ class Contextrast(Objective):
         dict with the float32 scalar `pixel_anchor`.
 
     Raises:
-        ValueError: if `negatives` is unknown, or `reference` or one of `shared_layers` is no layer.
+        ValueError: if `negatives` is unknown, `reference` or one of `shared_layers` is no layer,
+            all `layer_weights` are 0, or a number is outside its range; in a call, if an output is
+            missing.
     """
 
     def __init__(
@@ -94,6 +100,20 @@ class Contextrast(Objective):
                     f"`reference` and `shared_layers` must be keys of `layer_weights`. Received: "
                     f"{stage!r} and the keys {sorted(layer_weights)}"
                 )
+        if not any(layer_weights.values()):
+            raise ValueError(
+                f"One of `layer_weights` must be above 0. Received: {layer_weights=}, which "
+                "contrasts nothing"
+            )
+        if not 1 <= max_samples <= MAX_SAMPLES:
+            raise ValueError(
+                f"`max_samples` must be in [1, {MAX_SAMPLES}]. Received: {max_samples=}"
+            )
+        if temperature <= 0 or not 0 < hard_fraction <= 1 or min_negatives < 0:
+            raise ValueError(
+                "`temperature` must be positive, `hard_fraction` in (0, 1] and `min_negatives` at "
+                f"least 0. Received: {temperature=}, {hard_fraction=}, {min_negatives=}"
+            )
         self.num_classes = num_classes
         self.layer_weights = dict(layer_weights)
         self.reference = reference
@@ -118,7 +138,7 @@ class Contextrast(Objective):
         """Computes the term; see the class."""
         pixels, layer_labels, anchors = {}, {}, {}
         for stage in self.stages:
-            embeddings = outputs[f"embedding_{stage}"]
+            embeddings = output(outputs, f"embedding_{stage}", self)
             _, height, width, dim = embeddings.shape
             pixels[stage] = ops.cast(ops.reshape(embeddings, (-1, dim)), "float32")
             layer_labels[stage] = resize_labels(labels, height, width)
@@ -127,7 +147,7 @@ class Contextrast(Objective):
         term = 0.0
         for stage, weight in self.layer_weights.items():
             if weight:
-                samples = self._samples(layer_labels[stage], outputs["logits"])
+                samples = self._samples(layer_labels[stage], output(outputs, "logits", self))
                 shared = self._shared_anchors(stage, anchors)
                 term += weight * self._layer_loss(shared, pixels[stage], samples)
         return {"pixel_anchor": term}, None
@@ -135,7 +155,8 @@ class Contextrast(Objective):
     def _shared_anchors(self, stage, anchors):
         """The anchors of a layer with the context of the reference layer; `(num_classes, dim)`."""
         own = anchors[stage]
-        if stage == self.reference or stage not in (self.shared_layers or self.layer_weights):
+        sharing = self.layer_weights if self.shared_layers is None else self.shared_layers
+        if stage == self.reference or stage not in sharing:
             return _unit_norm(own)
         return _unit_norm(self.own_weight * own + self.shared_weight * anchors[self.reference])
 

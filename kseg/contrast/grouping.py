@@ -19,12 +19,9 @@ def sort_by_group(groups, num_groups, minor=None):
         `(order, starts)`, int32 `(rows,)` and `(num_groups + 1,)`: the rows of group g are
         `order[starts[g]:starts[g + 1]]`.
     """
-    rows = groups.shape[0]
     groups = ops.where(ops.logical_and(groups >= 0, groups < num_groups), groups, num_groups)
-    if minor is None:  # One sort of distinct numbers, so that no backend needs a stable one.
-        key = groups * rows + ops.arange(rows, dtype="int32")
-    else:
-        key = groups * 2 ** minor_bits(num_groups) + minor
+    # Keras sorts in a stable way on every backend.
+    key = groups if minor is None else groups * 2 ** minor_bits(num_groups) + minor
     order = ops.argsort(key)
     starts = ops.searchsorted(ops.take(groups, order), ops.arange(num_groups + 1, dtype="int32"))
     return ops.cast(order, "int32"), ops.cast(starts, "int32")
@@ -49,6 +46,19 @@ def random_minor(shape, num_groups, seed):
     return keras.random.randint(shape, 0, 2 ** minor_bits(num_groups), dtype="int32", seed=seed)
 
 
+def lottery(shape, seed):
+    """Draws integers that decide an order; unlike floats, the same with XLA and without.
+
+    Args:
+        shape: ints.
+        seed: int or `keras.random.SeedGenerator`.
+
+    Returns:
+        int32 tensor in `[0, 2^31 - 1)`.
+    """
+    return keras.random.randint(shape, 0, 2**31 - 1, dtype="int32", seed=seed)
+
+
 def end_to_end(quotas, rows):
     """Lays the rows that each group may give one group after the other.
 
@@ -67,3 +77,21 @@ def end_to_end(quotas, rows):
     safe = ops.minimum(owner, quotas.shape[0] - 1)
     rank = row - ops.take(ends, safe) + ops.take(quotas, safe)
     return ops.where(used, owner, -1), ops.where(used, rank, 0)
+
+
+def within(quotas, rows, seed):
+    """Cuts what groups may give down to so many rows in all.
+
+    Args:
+        quotas: int32 tensor `(num_groups,)`.
+        rows: int.
+        seed: int or `keras.random.SeedGenerator`.
+
+    Returns:
+        int32 tensor `(num_groups,)`: `quotas`, if they fit; else those of the groups that come last
+        in a random order are cut.
+    """
+    order = ops.argsort(lottery(quotas.shape, seed))
+    drawn = ops.take(quotas, order)
+    drawn = ops.clip(rows - ops.cumsum(drawn) + drawn, 0, drawn)
+    return ops.take(drawn, ops.argsort(order))

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kseg.contrast.grouping import end_to_end, sort_by_group
+from kseg.contrast.grouping import end_to_end, lottery, sort_by_group
 from kseg.variables import RowReader, write_rows
 
 
@@ -80,31 +80,28 @@ class MemoryBank(keras.layers.Layer):
     def sample(self, max_keys, *, seed=None):
         """Draws some of the slots that hold something, each equally likely and at most once.
 
-        The slots, ring by ring, are divided into `max_keys` equal parts, and one is drawn of each:
-        every class, and every age within it, gives its share. If there are no more, all are given.
+        A simple random sample without replacement: all sets of `max_keys` slots are equally
+        likely. If there are no more, all are given.
 
         Args:
-            max_keys: int in [1, 46340].
+            max_keys: int > 0.
             seed: int or `keras.random.SeedGenerator`; the same int gives the same sample.
 
         Returns:
-            `(rows, labels)`: tensor `(max_keys, dim)` and int32 `(max_keys,)`, sorted by class; -1
-            marks unused rows, which come last.
+            `(rows, labels)`: tensor `(rows, dim)` and int32 `(rows,)`, sorted by class, `max_keys`
+            rows or as many as there are slots; -1 marks unused rows, which come last.
 
         Raises:
-            ValueError: if `max_keys` is outside its range.
+            ValueError: if `max_keys` is not positive.
         """
-        if not 1 <= max_keys <= 46_340:  # Its square has to fit into an int32.
-            raise ValueError(f"`max_keys` must be in [1, 46340]. Received: {max_keys=}")
-        total = ops.sum(self.count)
-        number = ops.arange(max_keys, dtype="int32")
-        # Part i begins at i * total // max_keys, which in this form stays inside an int32.
-        whole, rest = total // max_keys, total % max_keys
-        begin, end = (i * whole + i * rest // max_keys for i in (number, number + 1))
-        noise = keras.random.uniform((max_keys,), dtype="float32", seed=seed)
-        step = ops.cast(noise * ops.cast(end - begin, "float32"), "int32")
-        drawn = ops.minimum(begin + step, end - 1)
-        ring, slot = end_to_end(self.count, ops.where(total > max_keys, drawn, number))
+        if max_keys < 1:
+            raise ValueError(f"`max_keys` must be positive. Received: {max_keys=}")
+        slots = int(self._capacities.sum())
+        filled = ops.arange(slots, dtype="int32") < ops.sum(self.count)
+        # The first of a random order of those filled; the empty ones come after all of them.
+        order = ops.where(filled, lottery((slots,), seed), -1)
+        _, drawn = ops.top_k(order, min(max_keys, slots))
+        ring, slot = end_to_end(self.count, ops.sort(ops.cast(drawn, "int32")))
         place = ops.take(self._starts, ops.maximum(ring, 0)) + slot
         return RowReader(self.entries).take(place), ring
 

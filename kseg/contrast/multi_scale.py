@@ -5,7 +5,7 @@ from keras import ops
 
 from kseg import replicas
 from kseg.contrast.global_batch import mean_info_nce, take_rows
-from kseg.contrast.objective import Objective
+from kseg.contrast.objective import Objective, output
 from kseg.contrast.sampling import balanced_anchors, resize_labels
 
 SCALE_WEIGHTS = {"c2": 1.0, "c3": 0.7, "c4": 0.4, "c5": 0.1}
@@ -47,7 +47,8 @@ class MultiScaleContrast(Objective):
         replica's share, which summed over replicas gives the loss.
 
     Raises:
-        ValueError: if a stage of a pair has no scale weight.
+        ValueError: if a stage of a pair has no scale weight, a pair is one stage twice, all weights
+            are 0, or `max_anchors` is below 2; in a call, if an output is missing.
     """
 
     def __init__(
@@ -73,6 +74,22 @@ class MultiScaleContrast(Objective):
                         "Every stage of `cross_scale_pairs` needs a key in `scale_weights` (0 is "
                         f"allowed). Received: {pair} and the keys {sorted(scale_weights)}."
                     )
+            if len(set(pair)) < 2:
+                raise ValueError(
+                    f"A pair of `cross_scale_pairs` is two stages. Received: {tuple(pair)}. One "
+                    "stage is contrasted with itself by its weight in `scale_weights`"
+                )
+        if not any(scale_weights.values()) and not (cross_scale_pairs and cross_scale_weight):
+            raise ValueError(
+                "One of `scale_weights` must be above 0, or there must be `cross_scale_pairs` with "
+                f"a `cross_scale_weight`. Received: {scale_weights=}, {cross_scale_pairs=}, "
+                f"{cross_scale_weight=}, which contrast nothing"
+            )
+        if max_anchors < 2:
+            raise ValueError(
+                "`max_anchors` must be at least 2: an anchor needs another of its class. Received: "
+                f"{max_anchors=}"
+            )
         self.num_classes = num_classes
         self.scale_weights = dict(scale_weights)
         self.cross_scale_pairs = tuple(tuple(pair) for pair in cross_scale_pairs)
@@ -92,7 +109,10 @@ class MultiScaleContrast(Objective):
 
     def contrast(self, outputs, labels):
         """Computes the terms; see the class."""
-        sets = {s: self._anchor_set(outputs[f"embedding_{s}"], labels) for s in self.stages}
+        sets = {
+            s: self._anchor_set(output(outputs, f"embedding_{s}", self), labels)
+            for s in self.stages
+        }
         terms = {"same_scale": 0.0}
         for stage, weight in self.scale_weights.items():
             if weight:

@@ -5,8 +5,7 @@ from keras import ops
 
 from kseg import replicas
 from kseg.contrast.global_batch import mean_info_nce, take_rows
-from kseg.contrast.memory_bank import MemoryBank
-from kseg.contrast.objective import Objective
+from kseg.contrast.objective import Objective, output
 from kseg.contrast.regions import region_centers
 from kseg.contrast.sampling import hard_anchors, pixels_of_each_image, resize_labels
 from kseg.layers import resize
@@ -52,15 +51,16 @@ class PixelContrast(Objective):
         seed: int, of the sampling.
 
     Call arguments:
-        outputs: dict with `logits`, float `(batch, h, w, num_classes)`, and `embedding_<stage>`,
-            float `(batch, h, w, dim)`, unit L2 norm; static shapes.
+        outputs: dict with `logits`, float `(batch, any, any, num_classes)`, and
+            `embedding_<stage>`, float `(batch, h, w, dim)`, unit L2 norm; static shapes.
         labels: int tensor `(batch, height, width)`; values outside `[0, num_classes)` are ignored.
 
     Returns:
         dict with the float32 scalar `pixels`.
 
     Raises:
-        ValueError: if `memory` is unknown.
+        ValueError: if `memory` is unknown, or, in a call, `prepare` has not made the memory or an
+            output is missing.
     """
 
     def __init__(
@@ -105,7 +105,6 @@ class PixelContrast(Objective):
         capacities = {"pixel": pixel_capacity, "region": region_capacity}
         self._rings = [kind for kind in capacities if memory in (kind, "both")]
         self._capacities = [capacities[kind] for kind in self._rings] * num_classes
-        self.bank = None
 
     @property
     def stages(self):
@@ -114,18 +113,18 @@ class PixelContrast(Objective):
 
     def prepare(self, outputs):
         """Makes the bank, whose width is that of the embeddings."""
-        if self._rings and self.bank is None:
-            dim = outputs[f"embedding_{self.stage}"].shape[-1]
-            self.bank = MemoryBank(
-                len(self._capacities), self._capacities, dim, name=f"{self.name}_bank"
-            )
+        dim = output(outputs, f"embedding_{self.stage}", self).shape[-1]
+        if self._rings:
+            self._make_bank(len(self._capacities), self._capacities, dim)
 
     def contrast(self, outputs, labels):
         """Computes the term, and gives the rows to be remembered and their rings."""
-        embeddings = outputs[f"embedding_{self.stage}"]
+        bank = self._prepared_bank() if self._rings else None
+        embeddings = output(outputs, f"embedding_{self.stage}", self)
         batch, height, width, dim = embeddings.shape
         labels = resize_labels(labels, height, width)
-        logits = resize(ops.stop_gradient(outputs["logits"]), (height, width))
+        logits = ops.stop_gradient(output(outputs, "logits", self))
+        logits = resize(logits, (height, width))
         predictions = ops.cast(ops.argmax(logits, axis=-1), "int32")
         pixels = ops.cast(ops.reshape(embeddings, (batch * height * width, dim)), "float32")
         places = ops.reshape(ops.stack([labels, predictions], axis=-1), (batch, -1, 2))
@@ -142,16 +141,16 @@ class PixelContrast(Objective):
             seed=self.seed_generator,
         )
         anchors = take_rows(pixels, positions, cross_replica=self.cross_replica)
-        if self.bank is None:
+        if bank is None:
             keys, key_labels = anchors, anchor_labels
         else:
-            keys, rings = self._keys()
+            keys, rings = self._keys(bank)
             key_labels = ops.where(rings >= 0, rings // len(self._rings), -1)
         mean = mean_info_nce(
             *(anchors, anchor_labels, keys, key_labels),
             temperature=self.temperature,
-            exclude_self=self.bank is None,
-            detach_keys=self.bank is not None,
+            exclude_self=bank is None,
+            detach_keys=bank is not None,
             cross_replica=self.cross_replica,
             # A tile of few classes' anchors is negatives only against most keys.
             block_size=(256, 1024),
@@ -160,15 +159,15 @@ class PixelContrast(Objective):
         if "pixel" in self._rings:
             found.append(self._pixels(ops.stop_gradient(pixels), everywhere[..., 0]))
         if "region" in self._rings:
-            regions = ops.stop_gradient(embeddings), outputs["logits"], labels
+            regions = ops.stop_gradient(embeddings), logits, labels
             found.append(region_centers(*regions, mode="hard"))
         return {"pixels": mean * (self.temperature / self.base_temperature)}, found
 
-    def _keys(self):
+    def _keys(self, bank):
         """Remembered rows, and their rings: all of them, or a sample if they are too many."""
         if self.max_keys is None or sum(self._capacities) <= self.max_keys:
-            return self.bank.keys()
-        return self.bank.sample(self.max_keys, seed=self.seed_generator)
+            return bank.keys()
+        return bank.sample(self.max_keys, seed=self.seed_generator)
 
     def _pixels(self, pixels, labels):
         """Pixels of the global batch to be remembered, and their classes; -1 for unused rows."""
@@ -187,7 +186,7 @@ class PixelContrast(Objective):
             if kind == "region":
                 rows, classes = replicas.all_gather(rows), replicas.all_gather(classes)
             rings = ops.where(classes >= 0, classes * len(self._rings) + ring, -1)
-            self.bank.write(rows, rings)
+            self._prepared_bank().write(rows, rings)
 
     def get_config(self):
         """The constructor's arguments."""

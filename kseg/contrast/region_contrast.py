@@ -6,8 +6,7 @@ from keras import ops
 from kseg import replicas
 from kseg.contrast.grouping import sort_by_group
 from kseg.contrast.info_nce import info_nce
-from kseg.contrast.memory_bank import MemoryBank
-from kseg.contrast.objective import Objective
+from kseg.contrast.objective import Objective, output
 from kseg.contrast.regions import MODES, region_centers
 from kseg.losses.reduction import global_mean
 
@@ -44,14 +43,15 @@ class RegionContrast(Objective):
 
     Call arguments:
         outputs: dict with `features`, float `(batch, h, w, dim)`, and `logits`
-            `(batch, h, w, num_classes)`; static height and width.
+            `(batch, any, any, num_classes)`; static shapes.
         labels: int tensor `(batch, height, width)`.
 
     Returns:
         dict with the float32 scalar `centers`.
 
     Raises:
-        ValueError: if `scope`, `centers` or `reduction` is unknown.
+        ValueError: if `scope`, `centers` or `reduction` is unknown; in a call, if `prepare` has not
+            made the bank or an output is missing.
     """
 
     def __init__(
@@ -83,28 +83,21 @@ class RegionContrast(Objective):
         self.reduction = reduction
         self.storage = storage
         self.cross_replica = cross_replica
-        self.bank = None
 
     def prepare(self, outputs):
         """Makes the bank, whose width is that of the features."""
-        if self.scope == "dataset" and self.bank is None:
-            self.bank = MemoryBank(
-                self.num_classes,
-                self.capacity,
-                outputs["features"].shape[-1],
-                storage=self.storage,
-                name=f"{self.name}_bank",
-            )
+        dim = output(outputs, "features", self).shape[-1]
+        if self.scope == "dataset":
+            self._make_bank(self.num_classes, self.capacity, dim, storage=self.storage)
 
     def contrast(self, outputs, labels):
         """Computes the term, and gives the batch's centres and their labels."""
-        centers, center_labels = region_centers(
-            outputs["features"], outputs["logits"], labels, mode=self.centers
-        )
+        features, logits = (output(outputs, name, self) for name in ("features", "logits"))
+        centers, center_labels = region_centers(features, logits, labels, mode=self.centers)
         # Most rows are empty, an image holds few classes: they go last, where they cost nothing.
         order, _ = sort_by_group(center_labels, self.num_classes)
         if self.scope == "dataset":
-            keys, key_labels = self.bank.keys()
+            keys, key_labels = self._prepared_bank().keys()
             arguments = {"detach_keys": True}
         else:
             keys, key_labels = centers, center_labels
@@ -123,7 +116,7 @@ class RegionContrast(Objective):
             **arguments,
         )
         if self.reduction == "sum":
-            images = outputs["features"].shape[0] * replicas.num_replicas()
+            images = features.shape[0] * replicas.num_replicas()
             term = ops.sum(loss) / images
         else:
             # The bank is one for all replicas, and so is the mean over the anchors that it serves.
@@ -133,8 +126,8 @@ class RegionContrast(Objective):
 
     def remember(self, found):
         """Stores centres in the bank, those of all replicas in the replicas' order."""
-        if self.bank is not None:
-            self.bank.write(*(replicas.all_gather(ops.stop_gradient(x)) for x in found))
+        if self.scope == "dataset":
+            self._prepared_bank().write(*(replicas.all_gather(ops.stop_gradient(x)) for x in found))
 
     def get_config(self):
         """The constructor's arguments."""

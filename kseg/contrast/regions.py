@@ -3,6 +3,7 @@
 from keras import ops
 
 from kseg.contrast.sampling import resize_labels
+from kseg.layers import resize
 
 MODES = ("weighted", "hard", "average")
 
@@ -23,7 +24,8 @@ def region_centers(features, logits, labels, *, mode="weighted"):
 
     Args:
         features: float tensor `(batch, h, w, dim)`, static height and width.
-        logits: float tensor `(batch, h, w, num_classes)`; no gradient flows to them.
+        logits: float tensor `(batch, logit_height, logit_width, num_classes)`, brought to the size
+            of the features bilinearly; no gradient flows to them.
         labels: int tensor `(batch, height, width)`; values outside `[0, num_classes)` are ignored.
         mode: one of the above.
 
@@ -41,7 +43,10 @@ def region_centers(features, logits, labels, *, mode="weighted"):
     num_classes = logits.shape[-1]
     labels = ops.reshape(resize_labels(labels, height, width), (-1, height * width))
     known = ops.logical_and(labels >= 0, labels < num_classes)
-    logits = ops.stop_gradient(ops.reshape(logits, (-1, height * width, num_classes)))
+    logits = ops.stop_gradient(logits)
+    if tuple(logits.shape[1:3]) != (height, width):
+        logits = resize(logits, (height, width))
+    logits = ops.reshape(logits, (-1, height * width, num_classes))
     predicted = ops.cast(ops.argmax(logits, axis=-1), "int32")
     weights = ops.ones_like(labels, dtype="float32")
     if mode == "weighted":

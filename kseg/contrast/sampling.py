@@ -1,10 +1,9 @@
 """Which pixels take part: samplers with static shapes, -1 for unused rows."""
 
-import keras
 import numpy as np
 from keras import ops
 
-from kseg.contrast.grouping import end_to_end, random_minor, sort_by_group
+from kseg.contrast.grouping import end_to_end, lottery, random_minor, sort_by_group, within
 
 
 def resize_labels(labels, height, width):
@@ -30,7 +29,8 @@ def balanced_anchors(labels, num_classes, *, max_anchors=10_000, min_count=5, se
     """Draws equally many pixels of every class that is present in a batch.
 
     A class is present if it has at least `min_count` pixels. Each present class gets K pixels: as
-    many as the rarest of them has, but no more than `max_anchors` over all. Its K pixels are
+    many as the rarest of them has, but no more than `max_anchors` over all, and no fewer than two
+    (if there are so many classes, chance decides which take part). Its K pixels are
     divided equally among the images that hold it: where an image has fewer than its share, it
     gives all and the others give more; what cannot be divided goes to images drawn at random.
 
@@ -61,8 +61,9 @@ def balanced_anchors(labels, num_classes, *, max_anchors=10_000, min_count=5, se
     present = class_counts >= min_count
     num_present = ops.sum(ops.cast(present, "int32"))
     rarest = ops.min(ops.where(present, class_counts, batch * positions))
-    per_class = ops.minimum(rarest, rows // ops.maximum(num_present, 1))
-    quotas = _divide(counts, ops.where(present, per_class, 0), seed)
+    share = ops.maximum(rows // ops.maximum(num_present, 1), 2)  # One would have no positive.
+    totals = within(ops.where(present, ops.minimum(rarest, share), 0), rows, seed)
+    quotas = _divide(counts, totals, seed)
 
     return _rows_of(ops.reshape(quotas, (-1,)), order, starts, rows, batch)
 
@@ -80,7 +81,8 @@ def hard_anchors(
     """Draws pixels of every class in every image, half of them wrongly predicted.
 
     Each class that has at least `min_count` pixels in an image gives equally many views there, at
-    most `max_views` and in all at most `max_anchors`; one that has fewer gives all. Half of them
+    most `max_views` and in all at most `max_anchors`; one that has fewer gives all. If there are
+    more classes in images than `max_anchors`, chance decides which take part. Half of the views
     are wrongly predicted, half rightly; where there are too few of a kind, more of the other.
 
     Source: Wang et al., "Exploring Cross-Image Pixel Contrast for Semantic Segmentation", ICCV
@@ -114,7 +116,7 @@ def hard_anchors(
     num_present = ops.maximum(ops.sum(ops.cast(present, "int32")), 1)
     views = ops.clip(max_anchors // num_present, 1, max_views)
     total = ops.where(present, ops.minimum(total, views), 0)
-    total = ops.minimum(total, ops.maximum(rows - ops.cumsum(total) + total, 0))
+    total = within(total, rows, seed)
     wrong = ops.minimum(counts[:, 0], ops.maximum(total // 2, total - counts[:, 1]))
     quotas = ops.reshape(ops.stack([wrong, total - wrong], axis=1), (-1,))
     return _rows_of(quotas, order, starts, rows, 2 * batch)
@@ -128,7 +130,7 @@ def pixels_of_each_image(labels, num_classes, *, count, max_rows, seed=None):
             ignored.
         num_classes: int.
         count: int > 0.
-        max_rows: int; what does not fit in is left out.
+        max_rows: int; chance decides which classes of which images do not fit in.
         seed: as in `balanced_anchors`.
 
     Returns:
@@ -140,8 +142,7 @@ def pixels_of_each_image(labels, num_classes, *, count, max_rows, seed=None):
     order, starts = sort_by_group(_class_and_image(labels, num_classes), groups, noise)
     quotas = ops.minimum(starts[1:] - starts[:-1], count)
     rows = min(max_rows, batch * positions, groups * count)
-    quotas = ops.minimum(quotas, ops.maximum(rows - ops.cumsum(quotas) + quotas, 0))
-    return _rows_of(quotas, order, starts, rows, batch)
+    return _rows_of(within(quotas, rows, seed), order, starts, rows, batch)
 
 
 def _class_and_image(labels, num_classes):
@@ -188,8 +189,7 @@ def _divide(counts, totals, seed):
     quotas = ops.minimum(counts, ops.maximum(level, 0))
     # What is left goes, one each, to images that have more, in random order.
     left = totals - ops.sum(quotas, axis=1)
-    lottery = keras.random.uniform((num_classes, batch), seed=seed)
-    lottery = ops.where(counts > quotas, lottery, 2.0)
-    place = ops.argsort(ops.argsort(lottery, axis=1), axis=1)
+    chance = ops.where(counts > quotas, lottery((num_classes, batch), seed), 2**31 - 1)
+    place = ops.argsort(ops.argsort(chance, axis=1), axis=1)
     extra = ops.logical_and(place < left[:, None], counts > quotas)
     return quotas + ops.cast(extra, "int32")

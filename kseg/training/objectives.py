@@ -32,7 +32,8 @@ def build_objectives(contrast, *, num_classes, seed, training_images=None):
         list of `(objective, weight)`; a weight that changes is a function of the step.
 
     Raises:
-        UserError: if a bank is to be compact and `training_images` is None.
+        UserError: if a bank is to be compact and `training_images` is None, or a number does not
+            fit the number of classes.
     """
     objectives = []
     for entry in contrast:
@@ -44,7 +45,11 @@ def build_objectives(contrast, *, num_classes, seed, training_images=None):
         weight = entry.weight
         if entry.start_step or entry.warmup_steps:
             weight = ramped(weight, start=entry.start_step, steps=entry.warmup_steps)
-        objectives.append((_OBJECTIVES[entry.name](num_classes, **arguments), weight))
+        try:
+            objective = _OBJECTIVES[entry.name](num_classes, **arguments)
+        except ValueError as error:
+            raise UserError(f"The entry {entry.name!r} of `contrast`: {error}") from None
+        objectives.append((objective, weight))
     return objectives
 
 

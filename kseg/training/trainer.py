@@ -27,6 +27,10 @@ class SegmentationTrainer(keras.Model):
         clip_norm: float or None, the limit of the gradients' global norm.
         distortion: `kseg.photometric.PhotometricDistortion` or None: what is done to training
             images first; batches must have `draws` then.
+
+    Raises:
+        ValueError: if two objectives have one name, a loss has that of an objective, there is no
+            term at all, or an objective does not fit the segmenter.
     """
 
     def __init__(
@@ -46,7 +50,9 @@ class SegmentationTrainer(keras.Model):
         self.losses_on_logits = default_losses(segmenter) if losses is None else losses
         self.clip_norm = clip_norm
         self.distortion = distortion
+        _check_names(self.losses_on_logits, self.objectives)
         for objective in self.objectives:
+            _check_classes(objective, segmenter)
             objective.prepare(segmenter.output)
         self.built = True
 
@@ -160,3 +166,35 @@ def build_step(trainer, strategy, *, jit_compile=False):
         return {name: strategy.experimental_local_results(v)[0] for name, v in logs.items()}
 
     return step
+
+
+def _check_names(losses, objectives):
+    """Refuses terms that would overwrite one another in the sum, and a sum of none."""
+    names = [objective.name for objective in objectives]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"Each objective needs a name of its own, which its terms bear. Received: {names}. "
+                f'Give them names: {type(objectives[names.index(name)]).__name__}(..., name="...")'
+            )
+    for name in losses:
+        if name == "loss" or name.split("/")[0] in names:
+            raise ValueError(
+                "A loss must not be called 'loss', which is the sum of all terms, nor as an "
+                f"objective. Received: {name!r} beside the objectives {names}"
+            )
+    if not objectives and not any(weight for _, weight in losses.values()):
+        raise ValueError(
+            "There is nothing to minimise: no objective, and no loss with a weight above 0. "
+            f"Received: {losses=}"
+        )
+
+
+def _check_classes(objective, segmenter):
+    """Refuses an objective that would leave classes of the segmenter out."""
+    wanted, found = getattr(objective, "num_classes", None), segmenter.output["logits"].shape[-1]
+    if wanted not in (None, found):
+        raise ValueError(
+            f"{objective.name!r} must have as many classes as the segmenter, {found}. Received: "
+            f"num_classes={wanted}"
+        )

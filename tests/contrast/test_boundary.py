@@ -5,6 +5,8 @@ from scipy import ndimage
 
 from kseg.contrast.boundary import (
     FAR,
+    MAX_SAMPLES,
+    _evenly,
     boundary_aware_samples,
     error_regions,
     squared_edge_distance,
@@ -173,3 +175,71 @@ def test_numbers_that_leave_an_int32_in_a_product():
     found = positions[owners == 1]
     assert len(set(found)) == 10_000
     assert (regions[found] == 1).all()
+
+
+@pytest.mark.parametrize("hard_fraction", [0.5, 0.1, 1.0])
+def test_min_negatives_is_a_minimum(hard_fraction):
+    """However many errors there are, and never fewer negatives for more of them."""
+    pixels, least = 400, 64
+    labels = (np.arange(pixels) >= 200).astype("int32")
+    found = []
+    for errors in (0, 1, 5, 32, 63, 64, 65, 127, 128, 129, 150, 200):
+        regions = np.full(pixels, -1, "int32")
+        regions[200 : 200 + errors] = 0
+        _, (positions, owners) = draw(
+            *(labels, regions, np.arange(pixels).astype("int32")),
+            num_classes=2,
+            max_samples=400,
+            min_negatives=least,
+            hard_fraction=hard_fraction,
+        )
+        mine = positions[owners == 0]
+        assert (labels[mine] == 1).all()
+        hard = int(np.floor(errors * hard_fraction + 0.5))
+        assert len(mine) == max(hard, least)
+        # All of the hard ones are among them.
+        assert set(range(200, 200 + hard)) <= set(mine)
+        found.append(len(mine))
+    assert found == sorted(found)
+
+
+def test_no_negatives_where_there_is_no_other_class():
+    labels = np.zeros(50, "int32")
+    none = np.full(50, -1, "int32")
+    _, (_, owners) = draw(labels, none, none * 0, num_classes=2, min_negatives=10)
+    assert (owners == -1).all()
+
+
+def test_more_classes_than_samples():
+    """Chance decides which take part: none is left out for its number."""
+    labels = np.repeat(np.arange(30), 4).astype("int32")
+    none = np.full(120, -1, "int32")
+    seen = np.zeros(30, int)
+    for seed in range(200):
+        found = draw(labels, none, none * 0, num_classes=30, max_samples=10, seed=seed)
+        (positions, owners), (negatives, negative_owners) = found
+        np.testing.assert_array_equal(labels[positions], owners)
+        assert len(set(owners)) == 10
+        np.testing.assert_array_equal(negative_owners, owners)
+        assert (labels[negatives] != owners).all()
+        seen[owners] += 1
+    assert np.abs(seen - 200 / 3).max() < 4.5 * np.sqrt(200 * 2 / 9)
+
+
+@pytest.mark.parametrize("drawn", [1, 7, 46_340, 46_341, 70_000, 1_000_003, MAX_SAMPLES])
+def test_even_steps_in_an_int32(drawn):
+    """Against NumPy's int64: products of ranks leave an int32 above 46,340."""
+    rng = np.random.default_rng(drawn)
+    for available in (drawn, drawn + 1, 2 * drawn - 1, 3 * drawn + drawn // 2, 2**29):
+        rank = np.unique(np.append(rng.integers(0, drawn, 500), [0, drawn - 1])).astype("int32")
+        lottery = np.float32(rng.random())
+        start = min(int(np.float32(lottery * np.float32(available))), available - 1)
+        expected = (rank.astype("int64") * available + start) // drawn
+        found = _evenly(rank, np.int32(available), np.int32(drawn), lottery)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("max_samples", [0, MAX_SAMPLES + 1])
+def test_refuses_samples_beyond_its_arithmetic(max_samples):
+    with pytest.raises(ValueError, match=f"{max_samples=}"):
+        draw(*example(), max_samples=max_samples)

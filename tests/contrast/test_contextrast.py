@@ -283,3 +283,56 @@ def test_each_replica_for_itself(mirrored):
     ]
     logs, _ = run_steps(mirrored, trainer)
     np.testing.assert_allclose(logs[0]["contextrast/pixel_anchor"], np.mean(halves), rtol=1e-4)
+
+
+def test_no_layer_takes_part_in_the_sharing():
+    """An empty tuple is none; None is all."""
+    outputs, labels = example()
+    values = {}
+    for shared in ((), None, ("c2",)):
+        objective = Contextrast(
+            3, reference="c5", shared_layers=shared, hard_fraction=1.0, **EVERYTHING
+        )
+        values[shared] = float(term(objective, outputs, labels))
+        among = STAGES if shared is None else shared
+        expected = reference(outputs, labels, shared=among)
+        np.testing.assert_allclose(values[shared], expected, rtol=1e-4)
+    assert len(set(values.values())) == 3
+
+
+@pytest.mark.parametrize("size", [(2, 3), (4, 6), (8, 12), (16, 24)])
+def test_logits_of_any_size(size):
+    """Each layer sees them at its own size, also where they are coarser."""
+    outputs, labels = example()
+    logits = np.random.default_rng(1).normal(size=(2, *size, 3)).astype("float32")
+    outputs = {name: x for name, x in outputs.items() if name != "logits"}
+    for stage, map_size in SIZES.items():
+        arguments = dict(EVERYTHING, layer_weights={stage: 1.0}, reference=stage)
+        objective = Contextrast(3, hard_fraction=1.0, **arguments)
+        resized = tf.image.resize(logits, map_size)
+        found = term(objective, dict(outputs, logits=tf.constant(logits)), labels)
+        np.testing.assert_allclose(
+            found, term(objective, dict(outputs, logits=resized), labels), rtol=1e-6
+        )
+        assert float(found) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layer_weights": {"c2": 0.0, "c5": 0.0}}, "contrasts nothing"),
+        ({"max_samples": 0}, "max_samples=0"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"hard_fraction": 0.0}, "hard_fraction=0.0"),
+        ({"min_negatives": -1}, "min_negatives=-1"),
+    ],
+)
+def test_numbers_outside_their_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Contextrast(3, **arguments)
+
+
+def test_a_missing_layer_is_named():
+    outputs, labels = example()
+    with pytest.raises(ValueError, match="reads the output 'embedding_c4'"):
+        Contextrast(3)(outputs, labels)

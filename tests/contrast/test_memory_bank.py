@@ -123,7 +123,7 @@ def test_replicas_hold_the_same(mirrored):
 
 @pytest.mark.parametrize("graph", [False, True])
 def test_sample(graph):
-    """Each part of the filled slots gives one: every class its share, none of them twice."""
+    """Each of the filled slots is drawn equally often, and none of them twice."""
     bank = MemoryBank(3, [40, 10, 40], 1)
     # Rings with 40, 4 and 30 entries; entry e of ring n is 100 n + e.
     labels = np.repeat([0, 1, 2], [40, 4, 30]).astype("int32")
@@ -135,17 +135,19 @@ def test_sample(graph):
         return bank.sample(20, seed=seed)
 
     sample = tf.function(sample, autograph=False) if graph else sample
-    seen = np.zeros(74, int)
-    for _ in range(300):
+    seen, together = np.zeros(74, int), np.zeros(73, int)
+    for _ in range(600):
         keys, found = (x.numpy() for x in sample())
         places = np.searchsorted(rows, keys[:, 0])
         np.testing.assert_array_equal(rows[places], keys[:, 0])
         np.testing.assert_array_equal(labels[places], found)
-        # Part i is [74 i // 20, 74 (i + 1) // 20).
-        assert all(74 * i // 20 <= place < 74 * (i + 1) // 20 for i, place in enumerate(places))
+        assert (np.diff(places) > 0).all()
         seen[places] += 1
-    # Each part has 3 or 4 slots: 75 to 100 draws of each, 8 the standard deviation.
-    assert seen.min() > 40 and seen.max() < 140
+        together[places[:-1][np.diff(places) == 1]] += 1
+    # Of n draws each slot is in n 20 / 74, with the standard deviation of a binomial.
+    for counts, share in ((seen, 20 / 74), (together, 20 * 19 / (74 * 73))):
+        deviation = np.abs(counts - 600 * share) / np.sqrt(600 * share * (1 - share))
+        assert deviation.max() < 4.5
 
 
 def test_a_sample_of_few_is_all_of_them():
@@ -158,23 +160,36 @@ def test_a_sample_of_few_is_all_of_them():
     np.testing.assert_array_equal(labels, [-1] * 4)
 
 
+@pytest.mark.parametrize(("filled", "count"), [(40, 30), (7, 6), (33, 1)])
+def test_every_slot_is_drawn_equally_often(filled, count):
+    """Wherever the borders of equal parts would lie: seeds as a user counts them."""
+    bank = MemoryBank(2, [20, 50], 1)
+    labels = np.repeat([0, 1], [filled // 3, filled - filled // 3]).astype("int32")
+    bank.write(np.arange(filled, dtype="float32")[:, None], labels)
+    seen = np.zeros(filled, int)
+    for seed in range(500):
+        keys, found = (x.numpy() for x in bank.sample(count, seed=seed))
+        assert (found >= 0).all() and len(set(keys[:, 0])) == count
+        seen[keys[:, 0].astype(int)] += 1
+    share = count / filled
+    assert np.abs(seen / 500 - share).max() < 4.5 * np.sqrt(share * (1 - share) / 500)
+
+
 def test_a_sample_of_a_large_bank():
-    """Places beyond 2^24, where float32 no longer counts, and products beyond an int32."""
-    slots, count = 17_000_000, 46_340
+    """Places beyond 2^24, where float32 no longer counts, and more rows than the root of 2^31."""
+    slots, count = 17_000_000, 50_000
     bank = MemoryBank(1, slots, 1)
     bank.count.assign([slots])
     bank.entries.assign((np.arange(slots) // 512).astype("float32")[:, None])
     keys, labels = (x.numpy() for x in bank.sample(count))
     np.testing.assert_array_equal(labels, np.zeros(count))
-    begin = np.arange(count + 1) * slots // count
-    assert (keys[:, 0] >= begin[:-1] // 512).all()
-    assert (keys[:, 0] <= (begin[1:] - 1) // 512).all()
+    seen = np.bincount((keys[:, 0] * 512 // 1_000_000).astype(int), minlength=17)
+    np.testing.assert_allclose(seen, count / 17, rtol=0.1)  # 5 standard deviations.
 
 
 def test_sample_refuses():
-    for max_keys in (0, 46_341):
-        with pytest.raises(ValueError, match=f"{max_keys=}"):
-            MemoryBank(1, 1, 1).sample(max_keys)
+    with pytest.raises(ValueError, match="max_keys=0"):
+        MemoryBank(1, 1, 1).sample(0)
 
 
 def test_saves_and_loads(tmp_path):

@@ -152,3 +152,27 @@ def test_two_replicas(cross_replica, mirrored):
     for name, expected in expected_gradients.items():
         got = np.concatenate(mirrored.experimental_local_results(gradients[name]))
         np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cross_scale_pairs": [("c2", "c2")]}, "is two stages"),
+        ({"scale_weights": {}, "cross_scale_pairs": []}, "contrast nothing"),
+        ({"scale_weights": {"c2": 0.0}, "cross_scale_pairs": []}, "contrast nothing"),
+        (
+            {"scale_weights": {"c2": 0.0, "c5": 0}, "cross_scale_pairs": [("c2", "c5")]}
+            | {"cross_scale_weight": 0.0},
+            "contrast nothing",
+        ),
+        ({"max_anchors": 1}, "max_anchors=1"),
+    ],
+)
+def test_what_would_contrast_nothing_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MultiScaleContrast(3, **arguments)
+
+
+def test_a_missing_scale_is_named():
+    with pytest.raises(ValueError, match=r"'multi_scale' reads the output 'embedding_c2'"):
+        MultiScaleContrast(3)({"logits": np.zeros((1, 2, 2, 3))}, np.zeros((1, 2, 2), int))

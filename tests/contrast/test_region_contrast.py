@@ -186,3 +186,27 @@ def test_evaluation_leaves_the_bank_alone():
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         RegionContrast(3, **arguments)
+
+
+def test_a_bank_that_was_not_made_is_an_error():
+    objective = RegionContrast(3)
+    with pytest.raises(
+        ValueError, match=r"'region_contrast' contrasts with a memory bank.*prepare"
+    ):
+        objective(*example())
+    with pytest.raises(ValueError, match=r"Call prepare\(segmenter.output\) first"):
+        objective.remember((tf.ones((3, 6)), tf.constant([0, 1, 2])))
+
+
+@pytest.mark.parametrize("centers", ["weighted", "hard", "average"])
+@pytest.mark.parametrize("size", [(2, 3), (8, 12), (16, 24), (3, 7)])
+def test_logits_of_any_size(size, centers):
+    """A user's model may have them at another stride than its features."""
+    objective = prepared(centers=centers, scope="batch")
+    outputs, labels = example()
+    other = np.random.default_rng(1).normal(size=(4, *size, 3)).astype("float32")
+    resized = tf.image.resize(other, outputs["features"].shape[1:3])
+    found = objective(dict(outputs, logits=tf.constant(other)), labels)["centers"]
+    expected = objective(dict(outputs, logits=resized), labels)["centers"]
+    assert float(expected) > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kseg.contrast.grouping import sort_by_group
 from kseg.contrast.sampling import balanced_anchors, resize_labels
 
 
@@ -112,3 +113,22 @@ def test_every_pixel_of_a_class_is_drawn_equally_often():
     assert (drawn[20:] == 400).all()
     # 400 draws at probability 1/4: mean 100, standard deviation 8.7.
     assert abs(drawn[:20] - 100).max() < 5 * 8.7
+
+
+def test_more_classes_than_anchors():
+    """Two of each at least, or none would have a positive; chance decides of which."""
+    labels = np.repeat(np.arange(20), 6)[None]
+    seen = np.zeros(20, int)
+    for seed in range(200):
+        counts = checked_draw(labels, 20, max_anchors=12, seed=seed).sum(0)
+        assert sorted(set(counts)) == [0, 2] and counts.sum() == 12
+        seen += counts > 0
+    assert np.abs(seen - 60).max() < 4.5 * np.sqrt(60 * 0.7)
+
+
+def test_rows_of_many_groups_keep_their_order():
+    """Groups times rows leave an int32."""
+    groups = (np.arange(60_000) % 50_000).astype("int32")
+    order, starts = sort_by_group(groups, 50_000)
+    np.testing.assert_array_equal(order, np.argsort(groups, kind="stable"))
+    np.testing.assert_array_equal(np.diff(starts), [2] * 10_000 + [1] * 40_000)

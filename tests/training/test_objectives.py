@@ -47,3 +47,9 @@ def test_a_weight_that_rises(start, steps, expected):
         [0.5 * factor for factor in expected]
     )
     assert float(ramped(2.0, start=0, steps=0)(0)) == 2.0
+
+
+def test_a_number_that_does_not_fit_is_one_line():
+    with pytest.raises(UserError, match="entry 'multi_scale' of `contrast`: A pair of"):
+        entry = MultiScale(name="multi_scale", cross_scale_pairs=[("c2", "c2")])
+        build_objectives([entry], num_classes=3, seed=0)

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from kseg.contrast.multi_scale import MultiScaleContrast
+from kseg.layers import UnitNormalization
 from kseg.photometric import PhotometricDistortion
 from kseg.segmenters import build_segmenter
 from kseg.training import checkpoints
@@ -245,3 +246,58 @@ def test_a_float16_step_with_overflowing_gradients_is_skipped_and_the_scale_halv
     (batch,) = batches(1)
     assert not updates(trainer, batch).any()
     assert float(trainer.optimizer.dynamic_scale) == 2.0**39
+
+
+def network_with(num_classes=3):
+    image = keras.Input((16, 24, 3))
+    logits = keras.layers.Conv2D(num_classes, 4, strides=4)(image)
+    return keras.Model(image, {"logits": logits, "embedding_c2": UnitNormalization()(logits)})
+
+
+def one_scale(name="multi_scale", num_classes=3):
+    return MultiScaleContrast(
+        num_classes, scale_weights={"c2": 1.0}, cross_scale_pairs=(), min_count=1, name=name
+    )
+
+
+def test_two_objectives_of_one_name_are_refused():
+    """The terms of the second would take the place of the first's in the sum."""
+    with pytest.raises(ValueError, match=r"a name of its own.*\['multi_scale', 'multi_scale'\]"):
+        SegmentationTrainer(network_with(), objectives=[(one_scale(), 0.1), (one_scale(), 0.2)])
+    objective = one_scale()
+    with pytest.raises(ValueError, match="a name of its own"):
+        SegmentationTrainer(network_with(), objectives=[(objective, 0.1), (objective, 0.2)])
+
+
+def test_two_objectives_of_a_class_both_count():
+    objectives = [(one_scale("first"), 0.25), (one_scale("second"), 0.5)]
+    trainer = SegmentationTrainer(network_with(), objectives=objectives)
+    optimizer = SGD(0.0)
+    optimizer.build(trainer.segmenter.trainable_variables)
+    trainer.compile(optimizer=optimizer)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 9, (2, 16, 24, 3)).astype("float32")
+    labels = rng.integers(0, 3, (2, 16, 24))
+    logs = {k: float(v) for k, v in trainer.train_step({"image": images, "label": labels}).items()}
+    expected = logs["cross_entropy"] + 0.25 * logs["first/same_scale"]
+    np.testing.assert_allclose(logs["loss"], expected + 0.5 * logs["second/same_scale"], rtol=1e-6)
+    assert logs["first/same_scale"] > 0
+
+
+@pytest.mark.parametrize("name", ["loss", "multi_scale", "multi_scale/same_scale"])
+def test_a_loss_must_not_take_the_name_of_another_term(name):
+    losses = {name: (lambda labels, outputs: 0.0, 1.0)}
+    with pytest.raises(ValueError, match=f"A loss must not be called.*{name!r}"):
+        SegmentationTrainer(network_with(), losses=losses, objectives=[(one_scale(), 0.1)])
+
+
+def test_nothing_to_minimise_is_refused():
+    losses = {"cross_entropy": (lambda labels, outputs: 0.0, 0.0)}
+    with pytest.raises(ValueError, match="nothing to minimise"):
+        SegmentationTrainer(network_with(), losses=losses)
+
+
+def test_an_objective_of_fewer_classes_is_refused():
+    """It would take the pixels of the others for ignored ones."""
+    with pytest.raises(ValueError, match=r"as many classes as the segmenter, 5.*num_classes=3"):
+        SegmentationTrainer(network_with(5), objectives=[(one_scale(), 0.1)])
