@@ -137,11 +137,13 @@ def read(content, value_range=None):
     raise DataError(f"the {kind} file is {state}")
 
 
-def kind_of(content):
+def kind_of(content, what="an image", kinds=_KINDS):
     """Tells a kind of picture file by its first bytes.
 
     Args:
         content: bytes, at least the first few hundred.
+        what: str, for the message: what the file should be.
+        kinds: sequence of str, the kinds that are admitted.
 
     Returns:
         str: `"JPEG"`, `"PNG"`, `"BMP"`, `"TIFF"`, `"WebP"` or `"GIF"`.
@@ -150,17 +152,17 @@ def kind_of(content):
         DataError: naming what it is instead.
     """
     found = _find(content, _SIGNATURES)
-    if found:
+    if found in kinds:
         return found
-    kinds = f"{', '.join(_KINDS[:-1])} or {_KINDS[-1]}"
+    kinds = f"{', '.join(kinds[:-1])} or {kinds[-1]}"
     if not content:
         raise DataError("the file is empty")
     if not content.strip(b"\0"):
         raise DataError("the file holds nothing but zeros")
     if content.startswith(b"version https://git-lfs"):
         raise DataError("the file is a pointer of Git LFS, not the picture. Call: git lfs pull")
-    other = _find(content, _OTHER_SIGNATURES)
-    raise DataError(f"an image must be a {kinds} file, this is {_named(other)}")
+    other = found or _find(content, _OTHER_SIGNATURES)
+    raise DataError(f"{what} must be a {kinds} file, this is {_named(other)}")
 
 
 def orientation(content):

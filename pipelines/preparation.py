@@ -1,6 +1,8 @@
 """From a data set's files, or from nothing, to records."""
 
 import os
+import sys
+import unicodedata
 
 from pipelines import datasets, records, report
 from pipelines.datasets import tfds_source
@@ -47,6 +49,9 @@ def prepare(
     if source is None and name in datasets.FILE_DATASETS:
         raise DataError(f"{name!r} is made from files. Give its download: a folder or an archive")
     found = _find(dataset, name, source, options)
+    if progress:
+        for note in found.notes:
+            print(f"note: {note}", file=sys.stderr, flush=True)
     splits = _leave_out(found.splits, skip)
     if skip:
         options["skip"] = sorted(skip)
@@ -88,7 +93,8 @@ def _find(dataset, name, source, options):
 
 def _leave_out(splits, skip):
     """The splits without some examples."""
-    unknown = set(skip) - {example.id for examples in splits.values() for example in examples}
+    skip = {unicodedata.normalize("NFC", name) for name in skip}
+    unknown = skip - {example.id for examples in splits.values() for example in examples}
     if unknown:
         raise DataError(f"`skip` must name examples. There is no {', '.join(sorted(unknown)[:3])}")
     return {

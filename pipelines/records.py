@@ -46,7 +46,8 @@ MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
 _IMAGES_PER_SHARD = 128
 _KEPT_SPLITS = ("val", "test")
-_MAX_PROBLEMS = 5
+_PROBLEMS_FILE = "unusable_files.txt"
+_SHOWN_PROBLEMS = 5
 _AGAIN = "Prepare the data again, with --overwrite"
 # A record is framed by its length (8 bytes), the length's CRC (4) and the content's CRC (4).
 _FRAME_HEAD, _FRAME_TAIL = 12, 4
@@ -184,8 +185,9 @@ def write(
         `Manifest`.
 
     Raises:
-        DataError: if the folder holds other data, or examples are unusable; the first few are
-            named. Nothing that looks finished is left then.
+        DataError: if the folder holds other data, if examples are unusable (the first few are
+            named, all in the folder's `unusable_files.txt`), or if all pixels are ignored. Nothing
+            that looks finished is left then.
         ValueError: if `image_format` or `quality` is none of these.
     """
     if image_format not in ("original", "jpeg") or not 1 <= quality <= 100:
@@ -227,6 +229,7 @@ def write(
             return manifest
         workers = workers or len(os.sched_getaffinity(0))
         shards = _write_shards(folder, jobs, workers, overwrite, progress, distribute)
+        _check_labels(splits, shards.values())
         described = {}
         for split in splits:
             mine = [shards[job.file] for job in jobs if job.split == split]
@@ -442,12 +445,30 @@ def _write_shards(folder, jobs, workers, overwrite, progress, distribute):
             raise
     meter.close()
     if meter.problems:
-        shown = "; ".join(sorted(meter.problems)[:_MAX_PROBLEMS])
-        more = "; and more" if len(meter.problems) > _MAX_PROBLEMS else ""
+        problems = sorted(meter.problems)
+        path = _join(folder, _PROBLEMS_FILE)
+        _replace_text(path, "".join(f"{problem}\n" for problem in problems))
+        shown = "; ".join(problems[:_SHOWN_PROBLEMS])
+        more = len(problems) - _SHOWN_PROBLEMS
         raise DataError(
-            f"Unusable files: {shown}{more}. Mend them or leave them out (--skip), and run again"
+            f"Unusable files: {shown}{f'; and {more} more' if more > 0 else ''}. All "
+            f"{len(problems)} are listed in {path}. Mend them or leave them out (--skip), and run "
+            "again"
         )
     return finished
+
+
+def _check_labels(splits, shards):
+    """Refuses data of which nothing is labelled, though there are label files."""
+    examples = [example for found in splits.values() for example in found]
+    if any(sum(shard["pixels"][:-1]) for shard in shards) or not examples:
+        return
+    if all(getattr(example, "label", example) is None for example in examples):
+        return
+    raise DataError(
+        f"All pixels of all {len(examples)} labels are ignored: nothing can be learned or scored. "
+        "Look at the values of the masks and of the class table; 255 is ignored unless a row has it"
+    )
 
 
 def _clear(folder, jobs, overwrite):
@@ -460,18 +481,23 @@ def _clear(folder, jobs, overwrite):
                 for shard in split.shards:
                     _remove(_join(folder, shard.file))
         _remove(_join(folder, MANIFEST))
+    _remove(_join(folder, _PROBLEMS_FILE))
     finished = {}
-    for path in tf.io.gfile.glob(_join(unfinished, "*.json")):
-        shard, name = json.loads(_read(path)), os.path.basename(path).removesuffix(".json")
+    # Listed, not matched: a pattern would read brackets in the folder's name.
+    left = tf.io.gfile.listdir(unfinished) if tf.io.gfile.exists(unfinished) else []
+    for path in [_join(unfinished, name) for name in left if name.endswith(".json")]:
+        name = os.path.basename(path).removesuffix(".json")
+        shard = _read_description(path)
         file, job = _join(folder, name), wanted.get(name)
-        known = job is not None and job.key == shard["key"] and not overwrite
+        known = job is not None and job.key == shard.get("key") and not overwrite
         if known and tf.io.gfile.exists(file) and tf.io.gfile.stat(file).length == shard["bytes"]:
             finished[name] = shard
         else:
             _remove(file)
             _remove(path)
-    for path in tf.io.gfile.glob(_join(unfinished, "*.tmp")):
-        _remove(path)
+    for name in left:
+        if name.endswith((".tmp", ".problems")):
+            _remove(_join(unfinished, name))
     strange = [
         job.file
         for job in jobs
@@ -486,6 +512,15 @@ def _clear(folder, jobs, overwrite):
     return finished
 
 
+def _read_description(path):
+    """What is known of a finished shard; empty if the file is damaged."""
+    try:
+        shard = json.loads(_read(path))
+    except ValueError:
+        return {}
+    return shard if isinstance(shard, dict) else {}
+
+
 def _write_shard(folder, job, meter):
     """Writes one shard; gives what the manifest needs of it as a dict, None if it failed."""
     # Two processes may be at the same shard: a runner repeats what seems to hang.
@@ -497,7 +532,7 @@ def _write_shard(folder, job, meter):
     with tf.io.TFRecordWriter(unfinished) as writer:
         for number, example in enumerate(job.examples):
             if meter.stopped:
-                return None
+                break
             try:
                 record, labels, digest = _encode(example, job, number)
             except DataError as error:
@@ -515,7 +550,8 @@ def _write_shard(folder, job, meter):
             pixels += counts
             images += counts > 0
             meter.advance()
-    if failed:
+    if failed or meter.stopped:
+        _remove(unfinished)
         return None
     shard = {
         "file": job.file,
@@ -633,9 +669,8 @@ class _Progress:
         self._lock = threading.Lock()
 
     def report(self, problem):
-        """Notes a problem; at the sixth the work stops."""
+        """Notes a problem. The work goes on, so that all are found at once."""
         self.problems.append(problem)
-        self.stopped = len(self.problems) > _MAX_PROBLEMS
 
     def advance(self):
         with self._lock:

@@ -170,6 +170,12 @@ def as_text(report):
                 f"note: {name} has {split['images']} images, the published split has "
                 f"{split['published_images']}"
             )
+        if not sum(split["pixels"].values()):
+            lines.append(
+                f"WARNING: all pixels of {name} are ignored: it can be neither trained on nor "
+                "scored"
+            )
+            continue
         missing = [c for c in split["absent_classes"] if c not in report["absent_classes"]]
         if missing:
             lines.append(f"note: {_classes(missing)} in {name}")

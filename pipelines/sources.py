@@ -187,6 +187,25 @@ class Source:
                 return best[0]
         return None
 
+    def find_all(self, name):
+        """Finds all folders in which a file is, those that are equally little deep.
+
+        Args:
+            name: str, of a file; may be a path.
+
+        Returns:
+            list of `Place`; folders come before archives, then what is less deep.
+        """
+        for trees in (self._folders, (open_archive(path) for path in self._archives)):
+            found = {}
+            for tree in trees:
+                for depth, place in tree.places(name):
+                    if place.file(name) is not None:
+                        found.setdefault(depth, []).append(place)
+            if found:
+                return found[min(found)]
+        return []
+
     def tops(self):
         """The top of each folder and archive, as `Place`; folders come first."""
         return [Place(tree) for tree in [*self._folders, *map(open_archive, self._archives)]]

@@ -128,7 +128,14 @@ def add_folder_options(command):
         metavar="NAME=PART",
         help="such as train=0.8 or train=train.txt (a list of names), one for each split",
     )
-    command.add_argument("--masks", choices=("auto", "index", "colors"), default="auto")
+    command.add_argument(
+        "--masks",
+        choices=("auto", "index", "colors", "binary"),
+        default="auto",
+        help="what masks hold. index: values of the table; 255 is ignored unless it has a row. "
+        "colors: colours of the table. binary: of two classes the first is dark, the second bright "
+        "(JPEG, too). auto (default): the one of these that fits; if several do, you are asked",
+    )
     command.add_argument(
         "--unknown", choices=("error", "ignore"), default="error", help="what is not in the table"
     )

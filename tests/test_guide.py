@@ -9,9 +9,11 @@ import shlex
 import shutil
 import sys
 
+import cv2
 import numpy as np
 import pytest
 
+import pipelines
 from kseg import backbones, visualize
 from tests.scripts.tiny_run import script
 from tests.test_docs import PAGES, blocks
@@ -124,6 +126,32 @@ def test_the_guide(user, monkeypatch, capsys):
     exec(snippet, names)
     assert names["labels"].shape == (1, 30, 50) and names["labels"].max() < len(classes)
     assert capsys.readouterr().out.endswith(f"{classes}\n")
+
+
+def test_the_binary_table(user, monkeypatch):
+    """What the guide promises of two classes: 0 and 255, 0 and 1, and JPEG files."""
+    (text,) = re.findall(r"^```\n(name,color\n.*?)```$", GUIDE, flags=re.MULTILINE | re.DOTALL)
+    names = [line.split(",")[0] for line in text.splitlines()[1:]]
+    truth = np.kron(np.random.default_rng(0).integers(0, 2, (8, 8)), np.ones((6, 6), int))
+    for kind, scale, options in (("png", 255, []), ("png", 1, []), ("jpg", 255, ["binary"])):
+        for name in ("images", "masks"):
+            shutil.rmtree(user / "mine" / name)
+            (user / "mine" / name).mkdir()
+        for number in range(4):
+            path = user / f"mine/masks/{number}.{kind}"
+            path.write_bytes(
+                cv2.imencode(path.suffix, (scale * truth).astype("uint8"))[1].tobytes()
+            )
+            noise = np.random.default_rng(number).integers(0, 256, (48, 48, 3)).astype("uint8")
+            visualize.write_png(user / f"mine/images/{number}.png", noise)
+        (user / "mine/classes.csv").write_text(text)
+        command = [*COMMANDS[0], "--overwrite", *(["--masks", *options] if options else [])]
+        run(command, monkeypatch)
+        manifest = pipelines.read_manifest(user / "data/mine")
+        assert manifest.class_names == names
+        counts = np.bincount(truth.reshape(-1))
+        for split in manifest.splits.values():
+            assert split.pixels == [*(split.num_images * counts), 0]
 
 
 def test_coloured_masks_give_the_same_data(user, monkeypatch):

@@ -1,12 +1,16 @@
-"""A user's own table of classes, as JSON or CSV.
+"""A user's own table of classes, as JSON or CSV, or as annotation tools write it.
 
     [{"name": "road", "color": [128, 64, 128]},      name,color,value,ignore     name,r,g,b
      {"name": "void", "color": "#000000",            road,#804080,7,             road,128,64,128
       "ignore": true}]                               void,#000000,0,yes          void,0,0,0
 
+    {"0": "road", "1": "car"}        Pixel Value, Class             road:128,64,128::
+                                     0, road                        void:0,0,0::
+    classes.txt: one name a line     Roboflow's _classes.csv        CVAT's labelmap.txt
+
 `value` is what a mask of numbers holds; without that column, the place in the table, from 0.
 `color` is what a colour-coded mask holds, and how the class is drawn. Rows with `ignore` are not
-trained on.
+trained on. A CSV file may be divided by commas, semicolons or tabs.
 """
 
 import colorsys
@@ -14,12 +18,18 @@ import csv
 import dataclasses
 import io
 import json
+import re
+import unicodedata
 
 from pipelines.datasets.dataset import IGNORE_LABEL, Taxonomy, shorten
+from pipelines.datasets.text_files import decode_text
 from pipelines.errors import DataError
 
 _MAX_CLASSES = 254
 _COLUMNS = {"red": "r", "green": "g", "blue": "b", "colour": "color"}
+_ROBOFLOW = ["pixel value", "class"]
+_CVAT = "# label:color_rgb:parts:actions"
+_SEPARATORS = ",;\t"
 _YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no")
 
 
@@ -45,7 +55,13 @@ class ClassTable:
 
     Args:
         content: bytes of the file.
-        name: of the file, for messages; `.csv` at its end tells the format.
+        name: of the file, for messages; `.csv`, `.tsv` or `.txt` at its end tells the format.
+
+    Attributes:
+        name: str.
+        rows: list of `Row`.
+        has_values: bool, if the table gives the values; else they count from 0.
+        notes: list of str, what the user should know about how it was read.
 
     Raises:
         DataError: naming the row, if it cannot be used.
@@ -53,12 +69,17 @@ class ClassTable:
 
     def __init__(self, content, name):
         self.name = str(name)
-        text = content.decode("utf-8-sig", "replace")
-        entries = self._read_csv(text) if self.name.lower().endswith(".csv") else self._read(text)
+        text, note = decode_text(content, self.name)
+        self.notes = [note] if note else []
+        end = self.name.lower().rsplit(".", 1)[-1]
+        entries = {"csv": self._read_csv, "tsv": self._read_csv, "txt": self._read_lines}.get(
+            end, self._read
+        )(text)
         self.rows = []
         given = [entry.get("value") not in (None, "") for entry in entries]
         if any(given) and not all(given):
             self._fail("either all rows or none must have a value", given.index(False))
+        self.has_values = any(given)
         for i, entry in enumerate(entries):
             self.rows.append(self._row(i, entry, len({r.label for r in self.rows} - {255})))
         classes = [row for row in self.rows if row.label != IGNORE_LABEL]
@@ -89,30 +110,79 @@ class ClassTable:
 
     def _read(self, text):
         try:
-            entries = json.loads(text)
-        except ValueError as error:
+            entries = json.loads(text, object_pairs_hook=self._without_twins)
+        except DataError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{self.name} must be JSON or end in .csv: {error}") from None
         if isinstance(entries, dict):
-            entries = entries.get("classes")
+            for key in ("classes", "id2label"):
+                entries = entries.get(key, entries) if isinstance(entries, dict) else entries
+        if isinstance(entries, dict) and entries and all(map(str.isdecimal, entries)):
+            entries = [
+                {"value": key, **(entry if isinstance(entry, dict) else {"name": entry})}
+                for key, entry in entries.items()
+            ]
+        if isinstance(entries, list):
+            entries = [{"name": e} if isinstance(e, str) else e for e in entries]
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
             raise DataError(
                 f'{self.name} must be a list of classes such as {{"name": "road", "color": '
-                "[128, 64, 128]}"
+                '[128, 64, 128]}, or map values to names such as {"0": "road"}'
             )
         return entries
 
+    def _without_twins(self, pairs):
+        keys = [key for key, _ in pairs]
+        twins = {key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ()
+        if twins:
+            raise DataError(f"{self.name} has a key twice: {shorten(sorted(map(repr, twins)))}")
+        return dict(pairs)
+
+    def _read_lines(self, text):
+        """Names, one a line; or what CVAT writes."""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if not lines or not lines[0].startswith(_CVAT):
+            return [{"name": line} for line in lines]
+        entries = []
+        for i, line in enumerate(lines[1:]):
+            parts = line.rsplit(":", 3)
+            if len(parts) < 4:
+                self._fail(f"a line must be name:red,green,blue:parts:actions, not {line!r}", i)
+            entries.append({"name": parts[0], "color": parts[1]})
+        return entries
+
     def _read_csv(self, text):
-        table = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text))]
+        # Excel's own first line, which names the separator.
+        said = re.match(r"sep=(.)\r?\n", text, flags=re.IGNORECASE)
+        text = text[said.end() :] if said else text
+        head = next((line for line in text.splitlines() if line.strip()), "")
+        separator = said[1] if said else max(_SEPARATORS, key=head.count)
+        reader = csv.reader(
+            io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
+        )
+        try:
+            table = [[cell.strip() for cell in row] for row in reader]
+        except (csv.Error, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.name} is no sound CSV, line {reader.line_num}: {error}. A cell that begins "
+                "with a quotation mark must end with one"
+            ) from None
         table = [row for row in table if any(row)]
-        columns = [_COLUMNS.get(cell.lower(), cell.lower()) for cell in table[0]] if table else []
+        columns = [_COLUMNS.get(c.lower(), c.lower()) for c in table[0]] if table else []
+        if columns == _ROBOFLOW:
+            columns = ["value", "name"]
+        columns = _without_empty_ends(columns)
         known = {"name", "color", "r", "g", "b", "value", "ignore"}
-        if "name" not in columns or not set(columns) <= known:
+        if "name" not in columns or not set(columns) <= known or len(set(columns)) < len(columns):
             raise DataError(
                 f"{self.name} must begin with a line of columns: name, and color or r,g,b, and "
-                f"perhaps value, ignore. It begins with {', '.join(columns) or 'nothing'}"
+                "perhaps value, ignore, once each. It begins with "
+                f"{', '.join(columns)[:200] or 'nothing'}"
             )
         entries = []
         for i, row in enumerate(table[1:]):
+            row = row[: len(columns)] + _without_empty_ends(row[len(columns) :])
             if len(row) > len(columns):
                 self._fail(f"a row must have {len(columns)} cells, this has {len(row)}", i)
             entry = dict(zip(columns, row, strict=False))
@@ -130,18 +200,19 @@ class ClassTable:
         name = entry.get("name")
         if not isinstance(name, str) or not name.strip():
             self._fail(f"a class must have a name, not {name!r}", number)
+        # Spaces and line breaks in a row are one space; letters are composed, as people type them.
+        name = " ".join(unicodedata.normalize("NFC", name).split())
+        if any(c == "\ufffd" or unicodedata.category(c) in ("Cc", "Cs") for c in name):
+            self._fail(f"a name must consist of printable characters, not {name!r}", number)
         value = entry.get("value")
-        try:
-            value = number if value in (None, "") else int(str(value))
-        except ValueError:
-            value = -1
+        value = number if value in (None, "") else _whole_number(value)
         if not 0 <= value < 1 << 16:
             self._fail(f"a value must be 0 to 65535, not {entry.get('value')!r}", number)
         ignore = str(entry.get("ignore") or "").lower()
         if ignore not in (*_YES, *_NO):
             self._fail(f"ignore must be true or false, not {entry['ignore']!r}", number)
         label = IGNORE_LABEL if ignore in _YES else next_label
-        return Row(name.strip(), self._color(entry.get("color"), number), value, label)
+        return Row(name, self._color(entry.get("color"), number), value, label)
 
     def _color(self, color, number):
         if color in (None, ""):
@@ -152,7 +223,7 @@ class ClassTable:
                 parts = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
             elif isinstance(color, str):
                 parts = color.replace(",", " ").split()
-            parts = tuple(int(str(part)) for part in parts)
+            parts = tuple(_whole_number(part) for part in parts)
         except (ValueError, TypeError):
             parts = ()
         if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):
@@ -169,6 +240,19 @@ class ClassTable:
 
     def _fail(self, problem, number):
         raise DataError(f"{self.name}, class {number + 1}: {problem}")
+
+
+def _whole_number(text):
+    """The number that a cell holds, such as `2`, `2.0` or Excel's `2,0`; -1 if it is none."""
+    found = re.fullmatch(r"(\d{1,6})([.,]0*)?", str(text).strip(), flags=re.ASCII)
+    return int(found[1]) if found else -1
+
+
+def _without_empty_ends(cells):
+    """Leaves out the empty cells at the end, as spreadsheets write them."""
+    while cells and not cells[-1]:
+        cells = cells[:-1]
+    return cells
 
 
 def _invented_color(label):

@@ -6,11 +6,13 @@ import importlib.resources
 import json
 import pathlib
 import typing
+import unicodedata
 
 import cv2
 import numpy as np
 
 from pipelines.datasets.label_files import INDEX_MASK
+from pipelines.datasets.text_files import decode_text
 from pipelines.errors import DataError
 from pipelines.sources import Member, fingerprint, open_source
 
@@ -86,10 +88,12 @@ class Found(typing.NamedTuple):
     Attributes:
         taxonomy: `Taxonomy`.
         splits: dict from split to list of examples.
+        notes: list of str, lines for the user: what was assumed.
     """
 
     taxonomy: Taxonomy
     splits: dict[str, list]
+    notes: list[str] = []  # noqa: RUF012 (never changed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +229,7 @@ def list_files(place, ends):
             end = next((end for end in ends if name.lower().endswith(end)), None)
             if end is None:
                 continue
-            key = name[: -len(end)]
+            key = unicodedata.normalize("NFC", name[: -len(end)])
             if key in found:
                 raise DataError(f"Two images are called {key!r} in {place}. Remove one")
             found[key] = file
@@ -286,9 +290,13 @@ def pair_listed(names, images, labels, where, *, decode=INDEX_MASK):
 
 
 def read_list(file):
-    """The lines of a list file that are not empty, without blanks at their ends."""
-    lines = file.read_bytes().decode("utf-8-sig", "replace").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    """The lines of a list file that are not empty, without blanks at their ends.
+
+    Raises:
+        DataError: if it is no text file.
+    """
+    text, _ = decode_text(file.read_bytes(), file)  # A name that was misread names no file.
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def shorten(names, shown=3):

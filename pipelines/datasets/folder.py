@@ -4,17 +4,23 @@ Found without being told, below the source (upper and lower case are not told ap
 
     images/train/ labels/train/     or   train/images/ train/labels/   or   train/ train_labels/
     images/ labels/                 with list files train.txt, val.txt, ... or with ratios
+    train/ valid/                   with both in one folder: x.jpg and x_mask.png (Roboflow)
+    JPEGImages/ SegmentationClass/  with labelmap.txt (CVAT, Pascal VOC)
 
 Instead of `images` and `labels` there may be the other names of `IMAGE_FOLDERS`, `LABEL_FOLDERS`.
+Names are compared in Unicode's composed form (NFC): macOS writes them decomposed.
 """
 
+import collections
+import dataclasses
 import hashlib
 import pathlib
 import posixpath
+import re
+import unicodedata
 
 from pipelines.datasets.class_table import ClassTable
 from pipelines.datasets.dataset import (
-    IGNORE_LABEL,
     Found,
     pair_files,
     pair_listed,
@@ -22,25 +28,36 @@ from pipelines.datasets.dataset import (
     shorten,
     wrong_layout,
 )
-from pipelines.datasets.label_files import INDEX_MASK, ColorMask, Recoded, is_color_picture
+from pipelines.datasets.masks import MASKS, choose_reader
 from pipelines.errors import DataError
 from pipelines.sources import open_source
 
-CLASS_FILES = ("classes.json", "classes.csv", "class_dict.csv")
+CLASS_FILES = (
+    "classes.json", "classes.csv", "class_dict.csv", "_classes.csv", "labelmap.txt", "classes.txt",
+)  # fmt: skip
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
 LABEL_FOLDERS = (
     "labels", "label", "masks", "mask", "annotations", "annotation", "annots", "annot", "gt",
     "segmentationclass", "segmentationclassraw",
 )  # fmt: skip
-MASKS = ("auto", "index", "colors")
 UNKNOWN = ("error", "ignore")
 _SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
 _LIST_FOLDERS = ("", "splits", "lists", "ImageSets", "ImageSets/Segmentation")
-_IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+_IMAGE_ENDS = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _LABEL_ENDS = (".png", ".bmp", ".tif", ".tiff")
+_JPEG_ENDS = (".jpg", ".jpeg", ".jfif", ".jpe")
+# What masks of other kinds are called, to be named: none of them is read.
+_OTHER_ENDS = {
+    **dict.fromkeys(_JPEG_ENDS, "JPEG"), ".gif": "GIF", ".webp": "WebP", ".npy": "NumPy",
+    ".npz": "NumPy", ".mat": "MATLAB", ".json": "JSON", ".xml": "XML", ".txt": "text",
+    ".svg": "SVG", ".heic": "HEIC", ".avif": "AVIF", ".jp2": "JPEG 2000", ".pgm": "PGM",
+    ".ppm": "PPM", ".tga": "TGA", ".psd": "PSD", ".pdf": "PDF",
+}  # fmt: skip
+# How a mask is called that lies beside its image.
+_MASK_NAME = re.compile(r"(.+?)([ _.-](?:masks?|labels?|gt|seg|segmentation|annotation))$", re.I)
 _MAX_DEPTH = 3
 _EXPECTED = (
     "images/ and labels/ (with train/ and val/ in both, or list files), or train/images/ and "
@@ -70,8 +87,9 @@ def find(
         split: dict from split to its ratio, or to its list file: a path, or a file in the source.
             A line of it names an image, with or without folder and suffix; more columns are left
             out. Only for data that is not divided by folders. Default: list files that are found.
-        masks: str, `index`: masks hold values; `colors`: they hold colours; `auto`: what the first
-            mask looks like, where a palette counts as index.
+        masks: str, `index`: masks hold values; `colors`: they hold colours; `binary`: of two
+            classes the first is dark and the second bright; `auto`: the one reading that fits the
+            table and the masks, see `pipelines.datasets.masks`.
         unknown: str, what happens to values and colours that are not in the table: `error` or
             `ignore`.
         seed: int, chooses the images where ratios divide them. An image that is added or removed
@@ -89,52 +107,69 @@ def find(
     if (images is None) != (labels is None):
         raise DataError("Give both `images` and `labels`, or neither")
     source = open_source(source)
-    table = _read_table(source, classes)
+    table, notes = _read_table(source, classes)
     places = _divided(*_given(source, images, labels)) if images else _search(source)
-    files = {}
-    for name, (image_place, label_place) in places.items():
-        found = _list(image_place, _IMAGE_ENDS), _list(label_place, _LABEL_ENDS)
-        if found[0] and not found[1] and _list(label_place, (".jpg", ".jpeg")):
-            raise DataError(f"{label_place} must hold PNG masks. JPEG changes their values")
-        files[name] = (found[0], _without_common_end(*found), image_place)
-    reader = _reader(table, files, masks, unknown)
+    label_ends = _LABEL_ENDS + (_JPEG_ENDS if masks == "binary" else ())
+    files = {name: _list_both(*pair, label_ends) for name, pair in places.items()}
     if None not in places:
         if split:
             raise DataError(
                 f"{source.name} is divided into folders already: {', '.join(places)}. Leave out "
                 "`split`"
             )
-        splits = {
-            name: pair_files(image_files, label_files, place, decode=reader)
-            for name, (image_files, label_files, place) in files.items()
-        }
+        splits = {name: pair_files(*found) for name, found in files.items()}
     else:
-        splits = _divide(source, *files[None], split, seed, reader)
-    return Found(table.taxonomy(), splits)
+        splits = _divide(source, *files[None], split, seed)
+    # Each mask once: a list may name an image for several splits.
+    used = {str(e.label): e.label for examples in splits.values() for e in examples}
+    reader, note = choose_reader(table, [used[key] for key in sorted(used)], masks, unknown)
+    splits = {
+        name: [dataclasses.replace(example, decode=reader) for example in examples]
+        for name, examples in splits.items()
+    }
+    return Found(table.taxonomy(), splits, [*notes, *table.notes, *([note] if note else [])])
 
 
 def _read_table(source, classes):
+    """Gives `(table, notes)`."""
     if classes is not None:
         path = pathlib.Path(classes).expanduser()
         try:
-            return ClassTable(path.read_bytes(), path)
+            return ClassTable(path.read_bytes(), path), []
         except OSError as error:
             raise DataError(f"The class table {path} cannot be read: {error.strerror}") from None
-    for name in CLASS_FILES:
-        if place := source.find(name):
-            return ClassTable(place.file(name).read_bytes(), place / name)
-    raise DataError(
-        f"A class table is needed: {', '.join(CLASS_FILES)} in {source.name}, or --classes FILE"
-    )
+    found = {name: places for name in CLASS_FILES if (places := source.find_all(name))}
+    if not found:
+        raise DataError(
+            f"A class table is needed: {', '.join(CLASS_FILES)} in {source.name}, or --classes FILE"
+        )
+    name, places = next(iter(found.items()))
+    contents = [place.file(name).read_bytes() for place in places]
+    # Roboflow writes the same table into each split.
+    for place, content in zip(places, contents, strict=True):
+        if content != contents[0]:
+            raise DataError(
+                f"There must be one class table. {places[0] / name} and {place / name} differ. "
+                "Choose by --classes FILE"
+            )
+    notes = []
+    if len(found) > 1:
+        _, other = [*found.items()][1]
+        notes = [
+            f"The class table is {places[0] / name}; {other[0] / [*found][1]} is not read. Choose "
+            "by --classes FILE"
+        ]
+    return ClassTable(contents[0], places[0] / name), notes
 
 
 def _given(source, images, labels):
     places = []
     for folder in (images, labels):
-        place = source.find(folder.strip("/"))
+        path = folder.replace("\\", "/").strip("/")
+        place = source.find(path)
         if place is None:
             raise wrong_layout(source, f"{folder}/")
-        places.append(place / folder.strip("/"))
+        places.append(place / path)
     return places
 
 
@@ -179,6 +214,8 @@ def _look(root):
             beside = [name + joint + end for end in LABEL_FOLDERS for joint in ("", "_", "-")]
             beside = next((here[other] for other in beside if other in here), None)
             pair = (inside, root / beside) if beside else None
+        if not pair and _masks_beside(inside):
+            pair = (inside, inside)
         if pair:
             found[split] = pair
     return found or None
@@ -204,18 +241,87 @@ def _divided(images, labels):
     return {split: (images / below[0][split], labels / below[1][split]) for split in below[0]}
 
 
-def _list(place, ends, prefix=""):
+def _list_both(image_place, label_place, label_ends):
+    """Lists images and masks.
+
+    Returns:
+        `(images, labels, image_place)`: dicts from id to file.
+
+    Raises:
+        DataError: if masks are of a kind that is not read.
+    """
+    if image_place == label_place:
+        images = _list(image_place, _IMAGE_ENDS)
+        labels = {}
+        for key in list(images):
+            name = _MASK_NAME.match(key)
+            if name and name[1] in images and images[key].suffix.lower() in label_ends:
+                labels[name[1]] = images[key]
+        for file in labels.values():
+            images = {key: other for key, other in images.items() if other != file}
+        return images, labels, image_place
+    images = _list(image_place, _IMAGE_ENDS)
+    labels = _without_common_end(images, _list(label_place, label_ends))
+    if images.keys() - labels.keys():
+        _check_kinds(images.keys() - labels.keys(), label_place)
+    if not images:
+        _check_kinds(labels.keys(), image_place, images=True)
+    return images, labels, image_place
+
+
+def _list(place, ends):
     """dict from the path below a place, without its end, to the file; all folders below count."""
     found = {}
-    for name, file in place.files().items():
-        stem, end = posixpath.splitext(name)
+    for key, file in _walk(place):
+        stem, end = posixpath.splitext(key)
         if end.lower() in ends:
-            if prefix + stem in found:
-                raise DataError(f"Two images are called {stem!r} in {place}. Remove one")
-            found[prefix + stem] = file
-    for name in place.folders():
-        found.update(_list(place / name, ends, f"{prefix}{name}/"))
+            if stem in found:
+                raise DataError(
+                    f"Two files are called {stem!r} in {place}: {found[stem].name} and "
+                    f"{file.name}. Remove one"
+                )
+            found[stem] = file
     return found
+
+
+def _walk(place, prefix=""):
+    """Gives `(path below a place, file)` of all files; paths are in composed form (NFC)."""
+    for name, file in place.files().items():
+        yield unicodedata.normalize("NFC", prefix + name), file
+    for name in place.folders():
+        yield from _walk(place / name, f"{prefix}{name}/")
+
+
+def _check_kinds(missing, place, images=False):
+    """Explains why partners are missing: their files are of a kind that is not read."""
+    kinds = collections.Counter()
+    for key, _ in _walk(place):
+        stem, end = posixpath.splitext(key)
+        kind = _OTHER_ENDS.get(end.lower())
+        if kind and (kind in ("JPEG", "GIF", "WebP") or any(map(stem.startswith, missing))):
+            kinds[kind] += 1
+    if not kinds:
+        return
+    (kind, count), *_ = kinds.most_common(1)
+    if images:
+        raise DataError(
+            f"{place} must hold images as JPEG, PNG, BMP, TIFF or WebP. It holds {count} {kind} "
+            "files, which are not read. Convert them"
+        )
+    why = "JPEG changes their values" if kind == "JPEG" else f"{kind} is not read"
+    out = "Save them as PNG again, from where they were drawn"
+    if kind == "JPEG":
+        out += "; for two classes, black and white, there is --masks binary"
+    elif kind in ("GIF", "WebP"):
+        out = "Convert them to PNG without loss"
+    files = f"{count} such file{'s' if count > 1 else ''}"
+    raise DataError(f"{place} must hold PNG masks. {why}; there are {files}. {out}")
+
+
+def _masks_beside(place):
+    """Whether masks lie beside their images, as `x_mask.png` for `x.jpg`."""
+    stems = {posixpath.splitext(name)[0] for name in place.files()}
+    return any((name := _MASK_NAME.match(stem)) and name[1] in stems for stem in stems)
 
 
 def _without_common_end(images, labels):
@@ -230,26 +336,7 @@ def _without_common_end(images, labels):
     return labels
 
 
-def _reader(table, files, masks, unknown):
-    """How the masks are read."""
-    outside = IGNORE_LABEL if unknown == "ignore" else None
-    if masks == "auto":
-        first = next((labels[min(labels)] for _, labels, _ in files.values() if labels), None)
-        try:
-            masks = "colors" if first and is_color_picture(first.read_bytes()) else "index"
-        except DataError as error:
-            raise DataError(f"{first}: {error}") from None
-    if masks == "colors":
-        if not table.has_colors:
-            raise DataError(f"{table.name} must give every class a color: the masks hold colours")
-        colors, labels = zip(*((row.color, row.label) for row in table.rows), strict=True)
-        return ColorMask(colors, labels, outside)
-    values = {IGNORE_LABEL: IGNORE_LABEL} | {row.value: row.label for row in table.rows}
-    numbers = tuple(values.get(value, -1) for value in range(max(values) + 1))
-    return Recoded(INDEX_MASK, "the class table", numbers, outside)
-
-
-def _divide(source, images, labels, place, split, seed, reader):
+def _divide(source, images, labels, place, split, seed):
     """Divides by list files or by ratios."""
     lists = split or _find_lists(source)
     if not lists:
@@ -262,8 +349,8 @@ def _divide(source, images, labels, place, split, seed, reader):
         splits = {}
         for name, value in lists.items():
             file = _list_file(source, value)
-            names = [_match(line, images, file) for line in read_list(file)]
-            splits[name] = pair_listed(names, images, labels, file, decode=reader)
+            names = [_match(line, images, labels, file) for line in read_list(file)]
+            splits[name] = pair_listed(names, images, labels, file)
         return splits
     if len(ratios) < len(lists):
         raise DataError("`split` takes ratios for all splits, or list files for all")
@@ -271,7 +358,7 @@ def _divide(source, images, labels, place, split, seed, reader):
         raise DataError(
             f"The ratios of the splits must be positive and sum to 1. Received: {ratios}"
         )
-    examples = pair_files(images, labels, place, decode=reader)
+    examples = pair_files(images, labels, place)
     order = sorted(examples, key=lambda e: hashlib.sha256(f"{seed}/{e.id}".encode()).digest())
     splits, total, start = {}, 0, 0
     for name, ratio in ratios.items():
@@ -286,8 +373,12 @@ def _divide(source, images, labels, place, split, seed, reader):
 
 def _find_lists(source):
     for folder in _LIST_FOLDERS:
-        names = {posixpath.join(folder, f"{name}.txt"): split for name, split in _SPLITS.items()}
-        found = {split: path for path, split in names.items() if source.find(path)}
+        found = {}
+        for name, split in _SPLITS.items():
+            for form in (name, name.capitalize()):
+                path = posixpath.join(folder, f"{form}.txt")
+                if source.find(path):
+                    found.setdefault(split, path)
         if found:
             return found
     return {}
@@ -302,17 +393,48 @@ def _list_file(source, value):
     raise DataError(f"The list file {value} is neither there nor in {source.name}")
 
 
-def _match(line, images, file):
-    """The id of the image that a line names."""
-    for text in (line, line.replace(",", " ").split()[0]):
-        stem, end = posixpath.splitext(text)
-        parts = (stem if end.lower() in _IMAGE_ENDS else text).split("/")
-        for start in range(len(parts)):
-            if "/".join(parts[start:]) in images:
-                return "/".join(parts[start:])
-        ends = [key for key in images if key.endswith("/" + "/".join(parts))]
-        if len(ends) == 1:
-            return ends[0]
-        if ends:
-            raise DataError(f"{file}: {text!r} could be any of {shorten(ends)}")
-    raise DataError(f"{file} names what has no image file: {line}")
+def _match(line, images, labels, file):
+    """The id of the image that a line names, with or without more columns.
+
+    Raises:
+        DataError: if there is no such image or several, or if a second column names the mask of
+            another image.
+    """
+    key, rest = None, ""
+    # Names may hold blanks and commas: the longest beginning that names an image counts.
+    ends = [len(line), *(m.start() for m in reversed([*re.finditer(r"[\s,;]+", line)]))]
+    for end in ends:
+        key = _look_up(_clean(line[:end]), images, _IMAGE_ENDS, file)
+        if key is not None:
+            rest = line[end:]
+            break
+    if key is None:
+        raise DataError(f"{file} names what has no image file: {line}")
+    for column in re.split(r"[\s,;]+", rest):
+        text = _clean(column)
+        if posixpath.splitext(text)[1].lower() in _LABEL_ENDS:
+            other = _look_up(text, labels, _LABEL_ENDS, file)
+            if other not in (None, key):
+                raise DataError(
+                    f"{file}: an image and its mask must have the same name. A line pairs "
+                    f"{key!r} with {other!r}"
+                )
+    return key
+
+
+def _clean(text):
+    """A path of a list: without quotation marks, with `/`, in composed form."""
+    return unicodedata.normalize("NFC", text.strip().strip("\"'").replace("\\", "/"))
+
+
+def _look_up(text, files, ends, file):
+    """The id of the file that a path names, given with or without its suffix and folders."""
+    stem, end = posixpath.splitext(text)
+    parts = (stem if end.lower() in ends else text).split("/")
+    for start in range(len(parts)):
+        if "/".join(parts[start:]) in files:
+            return "/".join(parts[start:])
+    found = [key for key in files if key.endswith("/" + "/".join(parts))]
+    if len(found) > 1:
+        raise DataError(f"{file}: {text!r} could be any of {shorten(found)}")
+    return found[0] if found else None

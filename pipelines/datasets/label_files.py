@@ -9,9 +9,9 @@ import functools
 import io
 import json
 
-import cv2
 import numpy as np
 
+from pipelines.datasets.mask_files import decode_mask
 from pipelines.errors import DataError
 
 _UNKNOWN = 0xFFFF
@@ -19,63 +19,127 @@ _UNKNOWN = 0xFFFF
 
 @dataclasses.dataclass(frozen=True)
 class IndexMask:
-    """A picture whose values are the labels.
+    """A picture whose values are the labels, see `pipelines.datasets.mask_files.Mask.values`.
 
-    One channel of 8 or 16 bits; a PNG with a palette counts by its indices, not its colours. Three
-    channels, and a fourth for opacity, are as good as one where they are equal.
+    Three channels, and a fourth for opacity, are as good as one where they are equal.
     """
 
     def __call__(self, content):
         """Decodes; see the module."""
-        values = _decode(content)
-        if values.ndim == 3:
-            first = values[..., 0]
-            if not all((values[..., i] == first).all() for i in (1, 2)):
-                raise DataError(
-                    "a label must have one channel, or three that are equal, this has colours"
-                )
-            values = first
-        if values.dtype not in (np.uint8, np.uint16):
-            raise DataError(f"a label must have 8 or 16 bits a pixel, this has {values.dtype}")
-        return values
+        return _one_channel(decode_mask(content))
 
 
 INDEX_MASK = IndexMask()
 
 
 @dataclasses.dataclass(frozen=True)
+class ValueMask:
+    """A picture whose values are those of a class table.
+
+    Attributes:
+        rows: tuple of `(value, color, label)`; `color` is `(red, green, blue)` or None.
+        unknown: int, the label of any other value; None where that is a fault.
+        check_palette: bool. A palette that gives a value the colour of another label's row is a
+            fault: by its colours the mask would mean something else.
+        hint: str, what the message about unknown values ends with.
+    """
+
+    rows: tuple
+    unknown: int | None = None
+    check_palette: bool = False
+    hint: str = dataclasses.field(default="", repr=False, compare=False)
+
+    def __call__(self, content):
+        """Decodes; see the module."""
+        mask = decode_mask(content)
+        values = _one_channel(mask)
+        if self.check_palette and mask.has_palette_colors:
+            self._check_palette(values, mask.palette)
+        table = np.full(1 << 8 * values.itemsize, -1, "int32")
+        for value, _, label in self.rows:
+            if value < len(table):
+                table[value] = label
+        labels = table[values]
+        strange = labels < 0
+        if strange.any():
+            if self.unknown is None:
+                raise DataError(
+                    "values must be those of the class table; found "
+                    f"{_frequent(values[strange], '{}')}{self.hint}"
+                )
+            labels[strange] = self.unknown
+        return labels.astype("uint16")
+
+    def _check_palette(self, values, palette):
+        labels = {value: label for value, _, label in self.rows}
+        others = {color: (value, label) for value, color, label in self.rows if color}
+        for value in np.flatnonzero(np.bincount(values.reshape(-1), minlength=len(palette))):
+            color = tuple(palette[value].tolist()) if value < len(palette) else None
+            if color in others and value in labels and others[color][1] != labels[value]:
+                raise DataError(
+                    f"the value {value} has the colour #{bytes(color).hex()} in the palette, which "
+                    f"the class table gives to the value {others[color][0]}. Choose by --masks "
+                    "index (values count) or --masks colors (colours count)"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
 class ColorMask:
-    """A picture whose colours are the labels.
+    """A picture whose colours are the labels; opacity does not count.
 
     Attributes:
         colors: tuple of `(red, green, blue)`.
         values: tuple of int below 65535, the value of each colour.
         unknown: int, the value of any other colour; None where that is a fault.
+        hint: str, what the message about unknown colours ends with.
     """
 
     colors: tuple
     values: tuple
     unknown: int | None = None
+    hint: str = dataclasses.field(default="", repr=False, compare=False)
 
     def __call__(self, content):
         """Decodes; see the module."""
-        picture = _decode(content, palette=False)
-        if picture.ndim == 2:
-            picture = np.repeat(picture[..., None], 3, axis=2)
-        if picture.dtype != np.uint8:
-            raise DataError(f"a colour-coded label must have 8 bits, this has {picture.dtype}")
-        blue, green, red = (picture[..., i].astype("int32") for i in range(3))
-        codes = red << 16 | green << 8 | blue
+        codes = color_codes(decode_mask(content))
         values = _color_table(self.colors, self.values)[codes]
         strange = values == _UNKNOWN
         if strange.any():
             if self.unknown is None:
-                found, counts = np.unique(codes[strange], return_counts=True)
-                most = np.argsort(-counts, kind="stable")[:5]
-                text = ", ".join(f"#{found[i]:06x} ({counts[i]} pixels)" for i in most)
-                raise DataError(f"colours must be in the class table; found {text}")
+                share = 100 * np.mean(strange)
+                raise DataError(
+                    "colours must be in the class table; found "
+                    f"{_frequent(codes[strange], '#{:06x}')}, {share:.2g} % of the mask{self.hint}"
+                )
             values[strange] = self.unknown
         return values
+
+
+@dataclasses.dataclass(frozen=True)
+class BinaryMask:
+    """A grey picture, dark for one label and bright for another; blur and JPEG do no harm.
+
+    Attributes:
+        dark, bright: int, the labels of what is below and from half of the brightest possible
+            value on.
+    """
+
+    dark: int
+    bright: int
+
+    def __call__(self, content):
+        """Decodes; see the module."""
+        mask = decode_mask(content, lossy=True)
+        if mask.has_palette_colors:
+            raise DataError("a binary mask must be grey, this has a palette of colours")
+        values = _one_channel(mask)
+        most = int(values.max(initial=0))
+        if 0 < most <= 1 < mask.white:
+            raise DataError(
+                f"a binary mask must be dark and bright, this holds 0 and 1 of {mask.white}. Use "
+                "--masks index"
+            )
+        return np.where(values >= (mask.white + 1) // 2, self.bright, self.dark).astype("uint16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +148,10 @@ class RedChannel:
 
     def __call__(self, content):
         """Decodes; see the module."""
-        picture = _decode(content)
-        if picture.ndim != 3 or picture.dtype != np.uint8:
+        values = decode_mask(content).values
+        if values.ndim != 3 or values.dtype != np.uint8:
             raise DataError("a label must have three channels of 8 bits, this has another form")
-        return picture[..., 2]
+        return values[..., 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,39 +240,55 @@ class Recoded:
         return found.astype("uint16")
 
 
-def is_color_picture(content):
-    """Says if a picture has colours other than grey in its file; a palette is none.
+def color_codes(mask):
+    """The colours of a mask as numbers.
 
     Args:
-        content: bytes.
+        mask: `pipelines.datasets.mask_files.Mask`.
+
+    Returns:
+        int32 `(height, width)`: red * 65536 + green * 256 + blue.
 
     Raises:
-        DataError: if it cannot be decoded.
+        DataError: if there are more than 8 bits a channel.
     """
-    return _decode(content).ndim == 3
+    values = mask.values
+    if mask.palette is not None:
+        red, green, blue = mask.palette.astype("int32").T
+        codes = np.zeros(1 << 8, "int32")
+        codes[: len(red)] = red << 16 | green << 8 | blue
+        return codes[values]
+    if values.dtype != np.uint8:
+        # 8 bits that were widened: every value is the same byte twice.
+        if (values % 257).any():
+            raise DataError(f"a colour-coded label must have 8 bits, this has {values.dtype}")
+        values = (values // 257).astype("uint8")
+    if values.ndim == 2:
+        scale = 255 // mask.white if mask.white < 255 else 1
+        return values.astype("int32") * scale * 0x010101
+    codes = values[..., 0].astype("int32")
+    for channel in (1, 2):
+        codes <<= 8
+        codes |= values[..., channel]
+    return codes
 
 
-def _decode(content, *, palette=True):
-    """Decodes a picture: `(height, width)`, or `(height, width, 3 or 4)` in OpenCV's order.
+def _one_channel(mask):
+    """The values of a mask without colours."""
+    if mask.is_colored:
+        raise DataError(
+            "a label must have one channel, or three that are equal, this has colours. Colours "
+            "are read by --masks colors"
+        )
+    return mask.values if mask.values.ndim == 2 else mask.values[..., 0]
 
-    Args:
-        content: bytes.
-        palette: bool: give a palette PNG's indices. OpenCV would give its colours.
-    """
-    if palette and content[:4] == b"\x89PNG" and content[25:26] == b"\x03":
-        from PIL import Image
 
-        try:
-            return np.asarray(Image.open(io.BytesIO(content)))
-        except (OSError, SyntaxError, ValueError):
-            raise DataError("the label cannot be decoded") from None
-    # OpenCV raises on no bytes at all, and gives None for others that it cannot read.
-    values = (
-        cv2.imdecode(np.frombuffer(content, "uint8"), cv2.IMREAD_UNCHANGED) if content else None
-    )
-    if values is None:
-        raise DataError("the label cannot be decoded")
-    return values
+def _frequent(found, form):
+    """Writes the most frequent values and their numbers."""
+    values, counts = np.unique(found, return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:5]
+    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+    return ", ".join(f"{form.format(values[i])} ({counts[i]} pixels)" for i in most) + more
 
 
 def _expand_runs(counts):

@@ -180,12 +180,43 @@ def test_several_problems_are_reported_at_once_and_mended_ones_cost_little(tmp_p
     ).read_bytes()
 
 
-def test_many_problems_stop_the_work(tmp_path):
+def test_all_problems_are_found_at_once(tmp_path):
+    folder = tmp_path / "set [v2]*"  # No pattern.
     examples = [bad(i, labels=np.full((20, 30), 99, "uint8")) for i in range(50)]
-    with pytest.raises(DataError, match=r"004: .*; and more") as error:
-        write(tmp_path, examples, workers=1)
+    examples += [noise_example(i) for i in range(50, 60)]
+    with pytest.raises(DataError, match=r"004: .*; and 45 more\. All 50 are listed in ") as error:
+        write(folder, examples, num_shards=6)
     assert str(error.value).count("99 (600 pixels)") == 5
-    assert sum(example.reads for example in examples) == 6
+    listed = (folder / "unusable_files.txt").read_text().splitlines()
+    assert [line[:4] for line in listed] == [f"{i:03d}:" for i in range(50)]
+    assert not list(folder.glob(".unfinished/*.tmp"))
+    # What was sound is kept, and the list of what was not goes.
+    sound = [noise_example(i) for i in range(50)] + examples[50:]
+    manifest = write(folder, sound, num_shards=6)
+    assert [example.reads for example in sound] == 50 * [1] + 10 * [1]
+    assert records.verify(folder, progress=False) == manifest
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", *6 * [".tfrecord"]]
+
+
+def test_nothing_but_ignored_pixels(tmp_path):
+    examples = [noise_example(0), noise_example(1)]
+    for example in examples:
+        example.labels[:] = 7
+    with pytest.raises(DataError, match="All pixels of all 2 labels are ignored"):
+        write(tmp_path, examples)
+    assert not records.exists(tmp_path)
+    examples[1].labels[0, 0] = 1
+    assert write(tmp_path, examples).split("train").pixels == [0, 1, 0, 1199]
+
+
+def test_a_damaged_description_of_a_finished_shard(tmp_path):
+    examples = [noise_example(0), bad(1, labels=np.full((20, 30), 99, "uint8"))]
+    with pytest.raises(DataError, match="99"):
+        write(tmp_path, examples, num_shards=2)
+    (description,) = (tmp_path / ".unfinished").glob("*.json")
+    description.write_text(description.read_text()[:20])
+    manifest = write(tmp_path, [noise_example(0), noise_example(1)], num_shards=2)
+    assert records.verify(tmp_path, progress=False) == manifest
 
 
 def test_ids_must_be_unique(tmp_path):

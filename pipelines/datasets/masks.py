@@ -1,0 +1,371 @@
+"""What the values of a user's masks mean. Where two readings fit, the user is asked.
+
+A mask of numbers can be read by its values, or by the colours that its palette or its shades of
+grey have in the class table; 255 can be the ignored value, or the second of two classes. The masks
+themselves are looked at, and each reading is checked against the class table.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import os
+import sys
+
+import numpy as np
+
+from pipelines.datasets.dataset import IGNORE_LABEL
+from pipelines.datasets.label_files import BinaryMask, ColorMask, ValueMask, color_codes
+from pipelines.datasets.mask_files import decode_mask
+from pipelines.errors import DataError
+
+MASKS = ("auto", "index", "colors", "binary")
+_SAMPLE = 16
+_MANY = 500
+_WHITES = (1, 255, 65535)
+_CHOOSE = "Choose by --masks index or --masks colors"
+_SHOWN = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What one mask holds.
+
+    Attributes:
+        pixels: dict from `(value, color code, whether a palette gives the colour)` to the number
+            of pixels; None for a picture with colours.
+        white: int, see `pipelines.datasets.mask_files.Mask`.
+    """
+
+    pixels: dict | None
+    white: int
+
+
+class Masks:
+    """What a set of masks holds.
+
+    Args:
+        files: list of files, not empty.
+        taken: list of int, which of them to look at.
+
+    Raises:
+        DataError: if none of them can be read.
+
+    Attributes:
+        colored: the first file that is a picture with colours, else None.
+        grey: the first file that is none, else None.
+        pixels: `collections.Counter`, as `Look.pixels`.
+        values: set of int.
+        patterns: set of frozensets, the values of each mask that has at most 3 of them.
+        white: int, the largest of any.
+    """
+
+    def __init__(self, files, taken):
+        self.colored = self.grey = None
+        self.pixels = collections.Counter()
+        self.patterns = set()
+        self.white = 1
+        with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            looks = pool.map(lambda i: _look(files[i]), taken)
+            faults = []
+            for i, look in zip(taken, looks, strict=True):
+                if isinstance(look, str):  # Reported when it is prepared, unless all are faulty.
+                    faults.append(f"{files[i]}: {look}")
+                    continue
+                if look.pixels is None:
+                    self.colored = self.colored or files[i]
+                    continue
+                self.grey = self.grey or files[i]
+                self.pixels.update(look.pixels)
+                self.white = max(self.white, look.white)
+                values = frozenset(value for value, _, _ in look.pixels)
+                if len(values) <= 3:
+                    self.patterns.add(values)
+        if len(faults) == len(taken):
+            more = (
+                f" (none of the first {len(faults)} masks can be read)" if len(faults) > 1 else ""
+            )
+            raise DataError(faults[0] + more)
+        self.values = {value for value, _, _ in self.pixels}
+
+
+def choose_reader(table, files, masks="auto", unknown="error", *, progress=True):
+    """Chooses how masks are read.
+
+    Args:
+        table: `pipelines.datasets.class_table.ClassTable`.
+        files: list of mask files. Where the first few leave it open, all of them are looked at.
+        masks: str, one of `MASKS`.
+        unknown: str, what values and colours outside the table are: `error` or `ignore`.
+        progress: bool, say so where many masks are looked at.
+
+    Returns:
+        `(reader, note)`: one of `pipelines.datasets.label_files`, and a line for the user where the
+        reading is not the usual one, else None.
+
+    Raises:
+        DataError: if none or several readings fit.
+    """
+    outside = IGNORE_LABEL if unknown == "ignore" else None
+    choice = _Choice(table, outside)
+    if masks == "index" or not files:
+        return choice.by_values(), None
+    if masks == "colors":
+        return choice.by_colors(), None
+    if masks == "binary":
+        if len(table.rows) != 2:
+            raise DataError(
+                f"--masks binary needs a class table of two rows, the first dark and the second "
+                f"bright. {table.name} has {len(table.rows)}"
+            )
+        return BinaryMask(*(row.label for row in table.rows)), None
+    step = max(1, len(files) // _SAMPLE)
+    found = Masks(files, list(range(0, len(files), step))[:_SAMPLE])
+    if not choice.is_settled(found):
+        if len(files) > _MANY and progress:
+            print(f"looking at the values of {len(files)} masks", file=sys.stderr, flush=True)
+        found = Masks(files, range(len(files)))
+    return choice.choose(found)
+
+
+class _Choice:
+    """The readings that a class table allows, and which of them fit."""
+
+    def __init__(self, table, outside):
+        self._table, self._outside = table, outside
+        self._rows = {row.value: row for row in table.rows}
+        self._by_color = {row.color: row for row in table.rows if row.color}
+
+    def by_values(self, *, check_palette=False, hint=""):
+        rows = [(row.value, row.color, row.label) for row in self._table.rows]
+        if IGNORE_LABEL not in self._rows:
+            rows.append((IGNORE_LABEL, None, IGNORE_LABEL))
+        return ValueMask(tuple(rows), self._outside, check_palette, hint)
+
+    def by_colors(self, hint=""):
+        if not self._table.has_colors:
+            raise DataError(
+                f"{self._table.name} must give every class a color: the masks hold colours"
+            )
+        rows = self._table.rows
+        colors, labels = zip(*((row.color, row.label) for row in rows), strict=True)
+        return ColorMask(colors, labels, self._outside, hint)
+
+    def is_settled(self, found):
+        """Whether the other masks cannot change the choice."""
+        if found.colored:
+            return True
+        ordinary = found.values & self._rows.keys() - {0, *_WHITES}
+        return bool(
+            ordinary
+            and self._fits_values(found)
+            and not self._fits_colors(found)
+            and not self._contradiction(found)
+        )
+
+    def choose(self, found):
+        if found.colored:
+            if found.grey and self._fits_values(found) and not self._fits_colors(found):
+                raise DataError(
+                    f"{found.colored}: masks must be of one kind, but this has colours, and "
+                    f"{found.grey} has numbers ({_listed(found.values)}). Save them in one way"
+                )
+            return self.by_colors(_SMOOTH), None
+        if contradiction := self._contradiction(found):
+            raise DataError(f"{contradiction}. {_CHOOSE}")
+        self._check_two_kinds_of_binary(found)
+        readings = []
+        if self._fits_values(found) and not self._ignores_all_but_one(found):
+            labels = {key: self._label(key[0]) for key in found.pixels}
+            readings.append(("value", labels, self.by_values(check_palette=True), None))
+        if self._is_binary(found):
+            readings.append(self._binary(found))
+        if self._fits_colors(found):
+            labels = {key: self._by_color[_rgb(key[1])].label for key in found.pixels}
+            note = (
+                f"The masks are read by their colours: {self._meaning(labels)}. Read by values: "
+                "--masks index"
+            )
+            readings.append(("colour", labels, self.by_colors(), note))
+        if not readings:
+            return self._nothing_fits(found)
+        (first, labels, reader, note), *others = readings
+        for second, other, *_ in others:
+            if other != labels:
+                raise DataError(
+                    f"Two readings of the masks fit {self._table.name}: by {first}, "
+                    f"{self._meaning(labels)}; by {second}, {self._meaning(other)}. {_CHOOSE}, or "
+                    "give the table a column `value`"
+                )
+        return reader, None if others else note  # Two readings that agree need no word.
+
+    def _label(self, value):
+        return self._rows[value].label if value in self._rows else IGNORE_LABEL
+
+    def _fits_values(self, found):
+        return found.values <= self._rows.keys() | {IGNORE_LABEL}
+
+    def _fits_colors(self, found):
+        return self._table.has_colors and all(
+            _rgb(code) in self._by_color for _, code, _ in found.pixels
+        )
+
+    def _contradiction(self, found):
+        """Says which value has the colour of another row in a palette; None if there is none."""
+        for value, code, in_palette in sorted(found.pixels):
+            other = self._by_color.get(_rgb(code))
+            if not in_palette or other is None or value not in self._rows:
+                continue
+            row = self._rows[value]
+            if row.label != other.label:
+                return (
+                    f"Two readings of the masks fit {self._table.name}: the value {value} is "
+                    f"{row.name!r}, but its colour in the palette, #{code:06x}, is that of "
+                    f"{other.name!r}"
+                )
+        return None
+
+    def _ignores_all_but_one(self, found):
+        """Whether 255 would be ignored and at most one value be left."""
+        return (
+            IGNORE_LABEL in found.values
+            and IGNORE_LABEL not in self._rows
+            and len(found.values) <= 2
+        )
+
+    def _is_binary(self, found):
+        """Whether there are two rows, of 0 and 1 (or 255), and masks of black and white."""
+        bright = max(found.values, default=0)
+        return (
+            len(self._table.rows) == 2
+            and 0 in self._rows
+            and max(self._rows) in (1, IGNORE_LABEL)
+            and found.values == {0, bright}
+            and bright in _WHITES
+            and bright not in self._rows
+        )
+
+    def _binary(self, found):
+        bright, row = max(found.values), self._rows[max(self._rows)]
+        rows = ((0, None, self._rows[0].label), (bright, None, row.label))
+        labels = {key: self._rows[0].label if key[0] == 0 else row.label for key in found.pixels}
+        note = (
+            f"The masks hold 0 and {bright}: {bright} is read as {row.name!r}, whose value in "
+            f"{self._table.name} is {row.value}"
+        )
+        if bright == IGNORE_LABEL:
+            note += ". Ignore 255 instead: --masks index"
+        return "black and white", labels, ValueMask(rows, self._outside), note
+
+    def _check_two_kinds_of_binary(self, found):
+        """Refuses masks of 0 and 1 together with masks of 0 and 255."""
+        if len(self._table.rows) != 2 or not {1, IGNORE_LABEL} <= found.values <= {0, 1, 255}:
+            return
+        if IGNORE_LABEL in self._rows or any({1, 255} <= pattern for pattern in found.patterns):
+            return
+        raise DataError(
+            "Two readings of the masks fit: some hold 0 and 1, others 0 and 255, none both 1 and "
+            f"255. Is 255 the class {self._rows[max(self._rows)].name!r}, or is it ignored? If it "
+            "is a class, save all masks with 0 and 1. If it is ignored, give --masks index"
+        )
+
+    def _nothing_fits(self, found):
+        """Explains masks that have no reading, or reads what can be read."""
+        name, counts = self._table.name, collections.Counter()
+        for (value, _, _), count in found.pixels.items():
+            counts[value] += count
+        if self._ignores_all_but_one(found):
+            only = f"The masks hold {_listed(found.values)} only, and no row of {name} has the "
+            raise DataError(
+                f"{only}value 255. Two readings fit: 255 is a class, then give its row the value "
+                "255 (a column `value`); or it is ignored, then give --masks index"
+            )
+        ignorable = self._outside is not None and IGNORE_LABEL in self._rows
+        if len(self._table.rows) == 2 and self._is_blurred(counts, found.white) and not ignorable:
+            a, b = (repr(row.name) for row in sorted(self._table.rows, key=lambda row: row.value))
+            raise DataError(
+                f"The masks are black and white, but blurred: {_listed(found.values)}. So do JPEG "
+                f"and resizing. If black is {a} and white is {b}, give --masks binary, which "
+                "divides at half brightness; --masks index takes the values as they are"
+            )
+        readings = [self.by_values(check_palette=True, hint=self._hint(found))]
+        if self._outside is not None and self._table.has_colors:
+            known = {value for value in found.values if value in self._rows}
+            shades = {code for _, code, _ in found.pixels if _rgb(code) in self._by_color}
+            if len(shades) > len(known):
+                return self.by_colors(), "The masks are read by their colours"
+        return readings[0], None
+
+    def _is_blurred(self, counts, white):
+        """Whether nearly all values lie near black or white, and there are some between."""
+        total, margin = sum(counts.values()), white // 8
+        dark = sum(n for value, n in counts.items() if value <= margin)
+        bright = sum(n for value, n in counts.items() if value >= white - margin)
+        several = len(counts) > 4 or not self._rows.keys() <= counts.keys()
+        return several and white >= 255 and dark and bright and dark + bright >= 0.9 * total
+
+    def _hint(self, found):
+        values, rows = found.values - {IGNORE_LABEL}, sorted(self._rows)
+        seen = f". All masks together hold {_listed(found.values)}"
+        if not values:
+            return seen
+        if not self._table.has_values and min(values) == 1 and max(values) == len(rows):
+            return (
+                f"{seen}: they seem to count from 1, the rows of the table from 0. Give the table "
+                f"a column `value` (1 to {len(rows)})"
+            )
+        if not self._table.has_values and len(values) == len(rows):
+            return f"{seen}. Give the table a column `value` that says which of them is which class"
+        if values - set(rows) == {0}:
+            return f"{seen}. If 0 is what nobody labelled, give the table a row for it, with ignore"
+        if set(rows) < values and max(values - set(rows)) in (254, 65535):
+            return f"{seen}. A value to be ignored needs a row with ignore"
+        return f"{seen}. Give each a row (with ignore if need be), or --unknown ignore"
+
+    def _meaning(self, labels):
+        names = {row.label: row.name for row in self._table.rows if row.label != IGNORE_LABEL}
+        parts = {
+            value: names.get(label, "ignored") for (value, _, _), label in sorted(labels.items())
+        }
+        shown = [f"{value} is {name!r}" for value, name in list(parts.items())[:3]]
+        return ", ".join(shown)
+
+
+_SMOOTH = (
+    ". Colours between those of the table come from smoothed edges or JPEG: save the masks "
+    "without, or --unknown ignore"
+)
+
+
+def _look(file):
+    """Looks at a mask; a str that says why, if it cannot be read."""
+    try:
+        mask = decode_mask(file.read_bytes())
+    except DataError as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+    if mask.is_colored:
+        return Look(None, mask.white)
+    if mask.values.ndim == 3:
+        mask = dataclasses.replace(mask, values=np.ascontiguousarray(mask.values[..., 0]))
+    counts = np.bincount(mask.values.reshape(-1))
+    values = np.flatnonzero(counts)
+    one_each = dataclasses.replace(mask, values=values.astype(mask.values.dtype)[None])
+    try:
+        codes = color_codes(one_each)[0].tolist()
+    except DataError:
+        codes = [-1] * len(values)  # 16 bits are no colours.
+    in_palette = mask.has_palette_colors
+    keys = ((int(v), code, in_palette) for v, code in zip(values, codes, strict=True))
+    return Look(dict(zip(keys, counts[values].tolist(), strict=True)), mask.white)
+
+
+def _rgb(code):
+    return (code >> 16, code >> 8 & 255, code & 255) if code >= 0 else None
+
+
+def _listed(values):
+    """Writes the first values, and how many there are."""
+    shown = ", ".join(map(str, sorted(values)[:_SHOWN]))
+    rest = len(values) - _SHOWN
+    return f"{shown} and {rest} more up to {max(values)}" if rest > 0 else shown
