@@ -12,6 +12,7 @@ from kseg.errors import UserError
 from kseg.evaluation.metrics import MeanIoU
 from kseg.runs import Classes
 from kseg.segmenters import inference_model
+from kseg.serving_input import check_images, decode
 
 _CLASSES = "classes.json"
 
@@ -24,11 +25,12 @@ def export(segmenter, path, classes, *, overwrite=False):
     height, width, num_classes)` at the size of the images. `serving_image` takes one `image`, uint8
     `(height, width, 3)`, and `serving_bytes` the bytes of one JPEG or PNG file, `encoded`, a string
     without axes; both give `classes`, uint8 `(height, width)`, and `confidence`, float32 alike, the
-    probability of that class. EXIF tags do not turn the image. On the loaded object, `serve` takes
-    either dtype, `class_names()` gives the names, string `(num_classes,)`, and `palette()` the
-    colours, uint8 `(num_classes, 3)`; both also stand in `assets/classes.json`. Only
-    the weights that these logits need are in it: no projector, no auxiliary head (but the coarse
-    logits of OCR, which its context is made of), no memory bank.
+    probability of that class; a file is decoded as `kseg.serving_input.decode` says, upright.
+    Images of another shape, and float images that are not in 0 to 255, end in an error that says
+    so. On the loaded object, `serve` takes either dtype, `class_names()` gives the names, string
+    `(num_classes,)`, and `palette()` the colours, uint8 `(num_classes, 3)`; both also stand in
+    `assets/classes.json`. Only the weights that these logits need are in it: no projector, no
+    auxiliary head (but the coarse logits of OCR, which its context is made of), no memory bank.
 
     Args:
         segmenter: model from `kseg.segmenters.build_segmenter`.
@@ -135,8 +137,19 @@ class ServedModel(keras.Model):
         return [self.mean_iou]
 
     def call(self, images, training=None):
-        """Float32 logits `(batch, height, width, num_classes)`; training changes nothing."""
+        """Float32 logits `(batch, height, width, num_classes)`; training changes nothing.
+
+        Raises:
+            ValueError: if the shape of the images is another.
+            tf.errors.InvalidArgumentError: if it is found only in the graph, or float images are
+                not in 0 to 255, see `kseg.serving_input.check_images`.
+        """
         images = tf.convert_to_tensor(images)
+        shape = images.shape
+        if shape.rank is not None and (shape.rank != 4 or shape[-1] not in (None, 3)):
+            raise ValueError(
+                f"Images must be RGB, (batch, height, width, 3). Received shape: {tuple(shape)}"
+            )
         if images.dtype != "uint8":
             images = tf.cast(images, "float32")
         return self._loaded.serve(images)["logits"]
@@ -188,7 +201,7 @@ def _served_module(model, classes):
 
     @tf.function(autograph=False)
     def serve(images):
-        return {"logits": network(tf.cast(images, "float32"))}
+        return {"logits": network(tf.cast(check_images(images), "float32"))}
 
     def label(image):
         probabilities = tf.nn.softmax(network(tf.cast(image[None], "float32"))[0])
@@ -201,12 +214,11 @@ def _served_module(model, classes):
         input_signature=[tf.TensorSpec((None, None, 3), "uint8", name="image")], autograph=False
     )
     def serve_image(image):
-        return label(image)
+        return label(check_images(image))
 
     @tf.function(input_signature=[tf.TensorSpec((), "string", name="encoded")], autograph=False)
     def serve_bytes(encoded):
-        # Despite its name the op also reads JPEG; grey is repeated, transparency dropped.
-        return label(tf.image.decode_png(encoded, channels=3))
+        return label(decode(encoded))
 
     @tf.function(input_signature=[], autograph=False)
     def class_names():

@@ -540,10 +540,25 @@ def _count_pages(content):
 
 
 def _orientation_in_tiff(content):
-    with contextlib.suppress(struct.error):
-        for tag, form, values, _ in _tiff_entries(content, 1):
-            if tag == _ORIENTATION_TAG:
-                return values[0] if form in (3, 4) and 1 <= values[0] <= 8 else 1
+    """The orientation in the first directory of EXIF data or of a TIFF; 1 if there is none."""
+    order, big, first = _tiff_head(content)
+    if big:
+        with contextlib.suppress(struct.error):
+            found = {tag: values[0] for tag, _, values, _ in _tiff_entries(content, 1)}
+            value = found.get(_ORIENTATION_TAG)
+            return value if value in range(1, 9) else 1
+        return 1
+    if order is None or first + 2 > len(content):
+        return 1
+    (count,) = struct.unpack_from(f"{order}H", content, first)
+    for i in range(min(count, (len(content) - first - 2) // 12)):
+        entry = struct.unpack_from(f"{order}HHIHH", content, first + 2 + 12 * i)
+        if entry[0] == _ORIENTATION_TAG:
+            # A short number, or a long one that fits into 16 bits: its lower half.
+            half = 4 if order == ">" and entry[1] == 4 else 3
+            fits = entry[1] == 3 or (entry[1] == 4 and entry[7 - half] == 0)
+            valid = fits and entry[2] == 1 and 1 <= entry[half] <= 8
+            return entry[half] if valid else 1
     return 1
 
 

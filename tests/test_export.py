@@ -18,6 +18,7 @@ from kseg.errors import UserError
 from kseg.evaluation.inference import Evaluator
 from kseg.runs import Classes
 from kseg.segmenters import build_segmenter, inference_model
+from pipelines import pictures
 from tests.scripts.tiny_run import scramble
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -152,9 +153,35 @@ def test_one_image_and_encoded_bytes_get_classes(exported):
         assert found["classes"].dtype == "uint8"
         np.testing.assert_array_equal(found["classes"], logits.argmax(axis=-1))
         np.testing.assert_allclose(found["confidence"], confidence, atol=1e-3)
-    decoded = signatures["serving_image"](image=tf.io.decode_jpeg(jpeg))
+    decoded = signatures["serving_image"](image=pictures.read(jpeg.numpy()).pixels)
     found = signatures["serving_bytes"](encoded=jpeg)
     np.testing.assert_array_equal(found["classes"], decoded["classes"])
+
+
+@pytest.mark.parametrize("shape", [(8, 9, 3), (1, 8, 9, 1), (1, 8, 9, 4), (1, 1, 8, 9, 3)])
+def test_images_of_other_shapes_are_an_error(exported, shape):
+    # Without a check in the graph the first ends the process, and grey images get labels.
+    signatures = tf.saved_model.load(str(exported[1])).signatures
+    for name, dtype in (("serving_default", "uint8"), ("serving_float", "float32")):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"Shape of .*expected shape"):
+            signatures[name](images=tf.zeros(shape, dtype))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"Shape of .*expected shape"):
+        signatures["serving_image"](image=tf.zeros(shape[1:], "uint8"))
+    model = export.load(exported[1])
+    with pytest.raises(ValueError, match=r"must be RGB, \(batch, height, width, 3\)"):
+        model(np.zeros(shape, "uint8"))
+    model.predict(batch(count=1)["image"], verbose=0)
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=r"hape"):
+        model.predict(np.zeros(shape, "uint8"), verbose=0)
+
+
+def test_float_images_in_0_to_1_are_an_error(exported):
+    model = export.load(exported[1])
+    images = batch(count=1)["image"]
+    model(images.astype("float32"))
+    for wrong in (images / 255, images / 127.5 - 1):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="values from 0 to 255"):
+            model(wrong)
 
 
 def batches():
