@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -309,8 +310,9 @@ class Reference:
     """
 
     def __init__(self, kind, what, sizes, inputs):
-        shm = pathlib.Path("/dev/shm")
-        self._folder = tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None)
+        memory = pathlib.Path("/dev/shm")
+        roomy = memory.is_dir() and shutil.disk_usage(memory).free > 8 * GIGABYTE
+        self._folder = tempfile.TemporaryDirectory(dir=memory if roomy else None)
         folder = pathlib.Path(self._folder.name)
         np.savez(folder / "inputs.npz", **{key: np.asarray(x) for key, x in inputs.items()})
         script = pathlib.Path(__file__).with_name("_gpu_torch.py")
@@ -609,17 +611,24 @@ def numpy_initializers():
 
     Keras has JAX compile a program for each shape, which takes a minute for HRNet-W48.
     """
-    kind = keras.initializers.VarianceScaling
     rng = np.random.default_rng(0)
 
     def draw(self, shape, dtype=None):
+        return jnp.asarray(rng.standard_normal(shape, dtype="float32") * self.stddev, dtype)
+
+    def draw_by_fan(self, shape, dtype=None):
         receptive = int(np.prod(shape[:-2])) if len(shape) > 2 else 1
         fan_in, fan_out = (n * receptive for n in (*shape, *shape)[-2:])
         fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
         scale = (self.scale / max(fan, 1.0)) ** 0.5
         return jnp.asarray(rng.standard_normal(shape, dtype="float32") * scale, dtype)
 
-    with replaced(kind, "__call__", draw):
+    kinds = keras.initializers
+    with (
+        replaced(kinds.VarianceScaling, "__call__", draw_by_fan),
+        replaced(kinds.RandomNormal, "__call__", draw),
+        replaced(kinds.TruncatedNormal, "__call__", draw),
+    ):
         yield
 
 

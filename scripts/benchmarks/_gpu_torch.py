@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from _gpu_shared import emit, median_seconds, turn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IGNORE = 255
@@ -134,7 +135,16 @@ def balanced_positions(labels, num_classes, max_anchors, min_count=5):
     return torch.cat(chosen)
 
 
-def multi_scale(maps, others, sizes, samples=None):
+def multi_scale(
+    maps,
+    others,
+    sizes,
+    samples=None,
+    *,
+    weights=SCALE_WEIGHTS,
+    pairs=CROSS_SCALE_PAIRS,
+    kernel=info_nce,
+):
     """MS/CS: within each scale and across pairs (Eq. 3 and 4).
 
     Args:
@@ -142,12 +152,15 @@ def multi_scale(maps, others, sizes, samples=None):
         others: dict with `labels`.
         sizes: `Sizes`.
         samples: None, or for each stage its positions and labels; -1 for unused rows.
+        weights: dict of float by stage.
+        pairs: pairs of stages.
+        kernel: `info_nce`, or a way to call it.
 
     Returns:
         scalar.
     """
     sets = {}
-    for number, stage in enumerate(SCALE_WEIGHTS):
+    for number, stage in enumerate(weights):
         x = maps[f"embedding_{stage}"]
         labels = nearest(others["labels"], x.shape[1:3])
         if samples is None:
@@ -158,10 +171,10 @@ def multi_scale(maps, others, sizes, samples=None):
         sets[stage] = x.reshape(-1, x.shape[-1])[positions], labels.reshape(-1)[positions]
 
     def mean(first, second, **options):
-        return mean_of_valid(*info_nce(*first, *second, temperature=0.1, **options))
+        return mean_of_valid(*kernel(*first, *second, temperature=0.1, **options))
 
-    within = sum(w * mean(sets[s], sets[s], exclude_self=True) for s, w in SCALE_WEIGHTS.items())
-    return within + sum(mean(sets[s], sets[t]) for s, t in CROSS_SCALE_PAIRS)
+    within = sum(w * mean(sets[s], sets[s], exclude_self=True) for s, w in weights.items())
+    return within + sum(mean(sets[s], sets[t]) for s, t in pairs)
 
 
 def region_means(features, logits, labels, num_classes):
@@ -399,7 +412,11 @@ def reference_of_objective(method, folder, sizes):
         if (x := inputs.pop(key, None)) is not None
     }
     maps = {key: x.double().requires_grad_() for key, x in inputs.items()}
-    loss = METHODS[method](maps, others, sizes, samples)
+    method = METHODS[method]
+    if method is multi_scale:  # One matrix at a time: other cases need memory, too.
+        kernel = functools.partial(checkpoint, info_nce, use_reentrant=False)
+        method = functools.partial(multi_scale, kernel=kernel)
+    loss = method(maps, others, sizes, samples)
     loss.backward()
     gradients = {f"gradient_{key}": x.grad for key, x in maps.items()}
     write_expected(folder, loss=loss, **gradients)
@@ -474,11 +491,18 @@ class Step:
         import _gpu_torch_networks
 
         self.method, self.sizes = method, sizes
+        self._objective = METHODS.get(method)
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        weights = SCALE_WEIGHTS
+        if method == "multi_scale" and name == "deeplabv3_r101":  # c4 is of the size of c3.
+            weights = {"c2": 1.0, "c3": 0.7, "c5": 0.7}
+            self._objective = functools.partial(
+                multi_scale, weights=weights, pairs=(("c2", "c5"), ("c2", "c3"))
+            )
         stages = {
             "ce": [],
-            "multi_scale": list(SCALE_WEIGHTS),
+            "multi_scale": list(weights),
             "contextrast": list(LAYER_WEIGHTS),
             "region_contrast": [],
         }.get(method, ["features"])
@@ -525,7 +549,7 @@ class Step:
                 "logits": logits.movedim(1, -1),
                 "bank": self._bank,
             }
-            loss = loss + 0.1 * METHODS[self.method](maps, others, self.sizes)
+            loss = loss + 0.1 * self._objective(maps, others, self.sizes)
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()

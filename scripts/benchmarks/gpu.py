@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -127,7 +128,10 @@ def parse_arguments():
     parser.add_argument("--toy", action="store_true", help="tiny sizes, for a CPU")
     parser.add_argument("--time-limit", type=float, default=540.0, metavar="SECONDS")
     parser.add_argument(
-        "--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="cases at once"
+        "--jobs",
+        type=int,
+        default=max(1, min(10, (os.cpu_count() or 2) - 2)),
+        help="cases at once",
     )
     parser.add_argument(
         "--cache", help="folder of the compilation cache, kept (default: a new one, dropped)"
@@ -262,7 +266,7 @@ class Process:
     def errors(self):
         """The end of what it wrote to stderr."""
         self.log.seek(0)
-        return self.log.read().decode(errors="replace")[-1500:]
+        return self.log.read().decode(errors="replace")[-3000:]
 
 
 class Driver:
@@ -279,12 +283,14 @@ class Driver:
         self._lines = queue.Queue()
         self._running, self._waiting, self._holder = [], [], None
         self._granted = 0.0
+        self._again = []  # Cases that lacked memory: once more, alone, at the end.
+        self._retried = set()
         self.failed = 0
 
     def run(self):
         """Works off all cases, or as many as fit."""
         try:
-            while self._cases or self._running:
+            while self._cases or self._running or self._again:
                 self._start_cases()
                 self._enforce_limits()
                 self._give_turn()
@@ -314,6 +320,8 @@ class Driver:
         return self._arguments.time_limit - self._elapsed()
 
     def _start_cases(self):
+        if self._again and not self._cases and not self._running:
+            self._cases.append(self._again.pop(0))
         # A case that would not end in time is passed over; a shorter one may still fit.
         for case in list(self._cases):
             if len(self._running) >= self._arguments.jobs:
@@ -339,9 +347,9 @@ class Driver:
                 ended = {"case": process.case.name, "ended": f"time limit {reason}"}
                 self.write({**ended, "stderr": process.errors()[-400:]})
         if self._left() <= 0:
-            for case in self._cases:
+            for case in [*self._cases, *self._again]:
                 self.write({"case": case.name, "skipped": "no time left"})
-            self._cases = []
+            self._cases, self._again = [], []
 
     def _give_turn(self):
         if self._holder is None and self._waiting:
@@ -367,8 +375,14 @@ class Driver:
             self._forget(process)
             found = {"case": process.case.name, "process_seconds": seconds}
             if line["returncode"]:
-                self.failed += 1
                 found["failed"] = process.errors()
+                out_of_memory = re.search("out of memory|RESOURCE_EXHAUSTED", found["failed"], re.I)
+                if out_of_memory and process.case.name not in self._retried:
+                    self._retried.add(process.case.name)
+                    self._again.append(process.case)
+                    found["again"] = True
+                else:
+                    self.failed += 1
             self.write(found)
         else:
             self.write({"case": process.case.name, **line})
