@@ -179,8 +179,14 @@ class Loss(Section):
 class CrossEntropy(Loss):
     """Mean cross-entropy of the pixels; weight 0 leaves it out."""
 
-    class_weights: list[Annotated[float, Field(ge=0)]] | None = Field(
-        None, description="One for each class, in order, here and in `auxiliary`; null: all 1."
+    class_weights: (
+        Literal["median_frequency", "sqrt_median_frequency", "log"]
+        | list[Annotated[float, Field(ge=0)]]
+        | None
+    ) = Field(
+        None,
+        description="One for each class, in order, or by name from the pixels of each class in the "
+        "training split; here and in `auxiliary`; null: all 1.",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Here and in `auxiliary`.")
 
@@ -704,7 +710,8 @@ def describe(error, values, section=None) -> str:
         values: the dictionary.
         section: `Section` that it was checked against; None: `Experiment`.
     """
-    return "; ".join(_describe(item, values, section or Experiment) for item in error.errors())
+    groups = _by_key(error.errors(), values)
+    return "; ".join(_describe(items, values, section or Experiment) for items in groups)
 
 
 def json_schema() -> str:
@@ -751,18 +758,37 @@ def _apply_override(values, override):
         raise ConfigError(f"`--set {override}`: there is no place {key!r} in the config") from None
 
 
-def _describe(item: dict[str, Any], values, section) -> str:
-    place = [str(part) for part in item["loc"]]
-    # pydantic puts the chosen member of a union into the path: it is no key of the file.
+def _by_key(errors, values) -> list[list[dict[str, Any]]]:
+    """Puts together what the members of a union say of one key; inside of it, where they go in."""
+    groups = {}
+    for item in errors:
+        groups.setdefault(_visible(item, values), []).append(item)
+    return [
+        items
+        for key, items in groups.items()
+        if not any(len(other) > len(key) and other[: len(key)] == key for other in groups)
+    ]
+
+
+def _visible(item, values) -> tuple[str, ...]:
+    """The key of an error; pydantic's path also has the members of unions, which are no keys."""
     visible, node = [], values
-    for part in place:
+    for part in map(str, item["loc"]):
         if isinstance(node, dict) and part in node:
             node = node[part]
         elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
-        elif part != place[-1]:
+        else:
             continue
         visible.append(part)
+    if item["type"] == "missing":
+        visible.append(str(item["loc"][-1]))
+    return tuple(visible)
+
+
+def _describe(items: list[dict[str, Any]], values, section) -> str:
+    item, place = items[0], [str(part) for part in items[0]["loc"]]
+    visible = _visible(item, values)
     key = ".".join(visible)
     if item["type"] == "extra_forbidden":
         known = _known_keys(place[:-1], section)
@@ -780,7 +806,7 @@ def _describe(item: dict[str, Any], values, section) -> str:
         return (
             f"`{key}.name` is unknown.{hint} Choose from {known}. Received: {item['ctx']['tag']!r}"
         )
-    message = item["msg"].removeprefix("Value error, ")
+    message = ", or: ".join(item["msg"].removeprefix("Value error, ") for item in items)
     received = "" if item["type"] == "value_error" else f". Received: {item['input']!r}"
     return f"`{key}`: {message}{received}" if key else f"{message}{received}"
 

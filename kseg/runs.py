@@ -54,6 +54,8 @@ class Classes:
             if they were one class.
         groups: dict from the name of a group to the numbers of its classes; it is scored by the
             mean over them.
+        training_pixels: list of int, training pixels of each class, or None where that is not
+            known.
     """
 
     names: list[str]
@@ -61,6 +63,7 @@ class Classes:
     training_images: list[int] | None = None
     categories: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     groups: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    training_pixels: list[int] | None = None
 
     def __len__(self):
         return len(self.names)
@@ -110,7 +113,10 @@ class Run:
         if (run.path / "config.json").exists():
             before = cls.open(path)
             changed = _differences(before.config, config)
-            if before.classes != classes:
+            known = before.classes
+            if known.training_pixels is None:  # Earlier runs did not count them.
+                known = dataclasses.replace(known, training_pixels=classes.training_pixels)
+            if known != classes:
                 changed.append("the classes of the data")
             if changed:
                 raise UserError(

@@ -194,6 +194,34 @@ def test_learning_rate_factors(tmp_path):
     assert swin.optimizer.layer_decay == 0.9
 
 
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        (
+            "losses.cross_entropy.class_weights=median",
+            "`losses.cross_entropy.class_weights`: Input should be 'median_frequency', "
+            "'sqrt_median_frequency' or 'log', or: Input should be a valid list. "
+            "Received: 'median'",
+        ),
+        (
+            "losses.cross_entropy.class_weights=[1, -2]",
+            "`losses.cross_entropy.class_weights.1`: Input should be greater than or equal to 0. "
+            "Received: -2",
+        ),
+        (
+            "train.jit_compile=maybe",
+            "`train.jit_compile`: Input should be a valid boolean, unable to interpret input, "
+            "or: Input should be 'auto'. Received: 'maybe'",
+        ),
+    ],
+)
+def test_a_key_of_several_types_is_one_line(tmp_path, override, message):
+    path = write(tmp_path)
+    with pytest.raises(config.ConfigError) as error:
+        config.load(path, [override])
+    assert str(error.value) == f"{path}: {message}"
+
+
 def test_losses_and_objectives_that_do_nothing_are_refused(tmp_path):
     path = write(tmp_path)
     with pytest.raises(config.ConfigError, match="needs a weight above 0"):

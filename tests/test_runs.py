@@ -28,6 +28,16 @@ def test_another_config_is_refused_and_named(tmp_path):
     create_run(tmp_path / "run", log_every=7, checkpoint_every=9)
 
 
+def test_counts_of_pixels_belong_to_the_classes(tmp_path):
+    create_run(tmp_path / "run")  # As earlier versions did: without them.
+    counted = dataclasses.replace(CLASSES, training_pixels=[5, 6, 7])
+    Run.create(tmp_path / "run", experiment(), counted)
+    assert Run.open(tmp_path / "run").classes.training_pixels == [5, 6, 7]
+    others = dataclasses.replace(CLASSES, training_pixels=[5, 6, 8])
+    with pytest.raises(UserError, match="the classes of the data"):
+        Run.create(tmp_path / "run", experiment(), others)
+
+
 def test_no_run(tmp_path):
     with pytest.raises(UserError, match="is not a run"):
         Run.open(tmp_path)

@@ -19,7 +19,7 @@ class ExperimentData:
     Attributes:
         config: `kseg.config.Experiment`.
         manifest: `pipelines.records.Manifest` of `data.folder`.
-        classes: `kseg.runs.Classes`, with the training images that hold each class.
+        classes: `kseg.runs.Classes`, with the training images and pixels of each class.
     """
 
     config: Any
@@ -54,6 +54,7 @@ class ExperimentData:
             manifest.split(data.train_split).images[:-1],
             manifest.categories,
             manifest.groups,
+            manifest.split(data.train_split).pixels[:-1],
         )
         return cls(config, manifest, classes)
 

@@ -60,7 +60,12 @@ def build_trainer(run, strategy):
         )
         trainer = SegmentationTrainer(
             segmenter,
-            losses=build_losses(config.losses, segmenter, num_classes=len(run.classes)),
+            losses=build_losses(
+                config.losses,
+                segmenter,
+                num_classes=len(run.classes),
+                training_pixels=run.classes.training_pixels,
+            ),
             objectives=objectives,
             clip_norm=config.train.clip_norm,
             distortion=build_distortion(config.data),

@@ -1,6 +1,7 @@
 """From a config's `losses` to functions of labels and outputs."""
 
 from kseg.errors import UserError
+from kseg.losses.class_weights import class_weights
 from kseg.losses.cross_entropy import cross_entropy
 from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
@@ -22,28 +23,27 @@ def default_losses(segmenter):
     return losses
 
 
-def build_losses(losses, segmenter, *, num_classes):
+def build_losses(losses, segmenter, *, num_classes, training_pixels=None):
     """Builds the losses on logits of a config.
 
     Args:
         losses: `kseg.config.Losses`.
         segmenter: keras model to a dict with `logits`, and `aux_logits` if its head has them.
         num_classes: int.
+        training_pixels: ints or None, labelled training pixels of each class, for class weights
+            that the config names.
 
     Returns:
         dict as `kseg.training.trainer.SegmentationTrainer` takes it. The class weights and
         the label smoothing of the cross-entropy hold for the auxiliary one too, not for OHEM.
 
     Raises:
-        UserError: if there are more or fewer class weights than classes.
+        UserError: as in `resolve_class_weights`.
     """
     settings = losses.cross_entropy.model_dump(exclude={"weight"})
-    weights = losses.cross_entropy.class_weights
-    if weights is not None and len(weights) != num_classes:
-        raise UserError(
-            "`losses.cross_entropy.class_weights` must have a number for each of the "
-            f"{num_classes} classes. Received: {len(weights)}"
-        )
+    settings["class_weights"] = resolve_class_weights(
+        losses.cross_entropy.class_weights, num_classes, training_pixels
+    )
     built = {
         "cross_entropy": (_mean_cross_entropy("logits", **settings), losses.cross_entropy.weight)
     }
@@ -55,6 +55,38 @@ def build_losses(losses, segmenter, *, num_classes):
         loss = _mean_cross_entropy("aux_logits", **settings)
         built["auxiliary"] = (loss, losses.auxiliary.weight)
     return built
+
+
+def resolve_class_weights(weights, num_classes, training_pixels=None):
+    """Makes numbers of the class weights of a config.
+
+    Args:
+        weights: a name that `kseg.losses.class_weights.class_weights` knows, a list, or None.
+        num_classes: int.
+        training_pixels: as in `build_losses`.
+
+    Returns:
+        list of `num_classes` floats, or None: all 1.
+
+    Raises:
+        UserError: if a list has more or fewer weights than there are classes, or for a name the
+            pixels are not known or none is labelled.
+    """
+    key = "`losses.cross_entropy.class_weights`"
+    if isinstance(weights, str):
+        if training_pixels is None or not any(training_pixels):
+            raise UserError(
+                f"{key} by name needs the labelled training pixels of each class, which the "
+                f"prepared data tell. Received: {weights!r} and no such pixels. Give a list of "
+                f"{num_classes} numbers, or null"
+            )
+        return class_weights(weights, training_pixels)
+    if weights is not None and len(weights) != num_classes:
+        raise UserError(
+            f"{key} must have a number for each of the {num_classes} classes. "
+            f"Received: {len(weights)}"
+        )
+    return weights
 
 
 def _mean_cross_entropy(key, **settings):

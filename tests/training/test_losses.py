@@ -78,3 +78,22 @@ def test_class_weights_must_fit_the_classes():
     settings = config.Losses(cross_entropy={"class_weights": [1, 2]})
     with pytest.raises(UserError, match=r"each of the 3 classes\. Received: 2"):
         build_losses(settings, segmenter(), num_classes=3)
+
+
+def test_class_weights_by_name_come_from_the_training_pixels():
+    settings = config.Losses(
+        cross_entropy={"class_weights": "median_frequency"}, auxiliary={"weight": 0.3}
+    )
+    losses = build_losses(settings, segmenter(), num_classes=3, training_pixels=[60, 30, 10])
+    labels, outputs = example()
+    for name, key in (("cross_entropy", "logits"), ("auxiliary", "aux_logits")):
+        expected = cross_entropy(labels, outputs[key], class_weights=[0.5, 1.0, 3.0])
+        value = losses[name][0](labels, outputs)
+        np.testing.assert_allclose(value, global_ratio(*expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("pixels", [None, [0, 0, 0]])
+def test_class_weights_by_name_need_pixels(pixels):
+    settings = config.Losses(cross_entropy={"class_weights": "log"})
+    with pytest.raises(UserError, match=r"Received: 'log' and no such pixels\. Give a list of 3"):
+        build_losses(settings, segmenter(), num_classes=3, training_pixels=pixels)
