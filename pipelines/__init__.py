@@ -1,7 +1,25 @@
 """The data: files to TFRecord shards to batches. There is no Keras in here."""
 
+import importlib
+
 from pipelines.errors import DataError
-from pipelines.preparation import prepare, prepare_once
-from pipelines.records import read_manifest, verify
+
+# Loaded when they are first used: reading files needs no TensorFlow, records do.
+_HOMES = {
+    "prepare": "pipelines.preparation",
+    "prepare_once": "pipelines.preparation",
+    "read_manifest": "pipelines.records",
+    "verify": "pipelines.records",
+}
 
 __all__ = ["DataError", "prepare", "prepare_once", "read_manifest", "verify"]
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

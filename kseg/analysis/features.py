@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 
-from kseg.analysis.observation import observe
 from kseg.analysis.selection import ClassSample
 
 _BLOCK = 1024
@@ -140,6 +139,9 @@ def feature_statistics(
     Raises:
         ValueError: if there are no batches.
     """
+    # Here and not above: the collector serves JAX too, and this pass is TensorFlow's.
+    from kseg.analysis.observation import observe
+
     collector = None
     for seen in observe(segmenter, batches, unit_norm=unit_norm, progress=progress):
         dim = seen.features.shape[-1]

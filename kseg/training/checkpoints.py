@@ -4,11 +4,16 @@ import itertools
 import json
 import zipfile
 
+import keras
 import numpy as np
-import tensorflow as tf
 
 from kseg import files
 from kseg.errors import UserError
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+else:
+    tf = None
 
 _META = "meta.json"
 
@@ -22,7 +27,10 @@ def read(variables):
     Returns:
         dict from name to array.
     """
-    return {name: np.asarray(tf.convert_to_tensor(v.value)) for name, v in variables.items()}
+    tensors = {name: variable.value for name, variable in variables.items()}
+    if tf is not None:  # A variable of a strategy is no array, but becomes a tensor.
+        tensors = {name: tf.convert_to_tensor(value) for name, value in tensors.items()}
+    return {name: np.asarray(value) for name, value in tensors.items()}
 
 
 def save(path, variables, meta):

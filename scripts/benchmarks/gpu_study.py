@@ -1,0 +1,411 @@
+"""A study on one GPU with JAX: every arm and seed trained, evaluated and written down in minutes.
+
+    python scripts/benchmarks/gpu_study.py --config configs/camvid_lite2_upernet.json \
+        --source DATA/camvid --output results
+
+The data set is decoded once and lies in the GPU's memory as bytes; crops, mirroring and colours are
+drawn inside the compiled step, and `lax.scan` runs many steps a call. One process for each arm, one
+compilation each: seed, learning rate, number of steps and the weight, start and warm-up of an
+objective are inputs of the compiled program.
+
+Writes `results.jsonl`, a line for each arm and seed as soon as it is done; `study.zip`, the same
+with settings and pixel counts, to be unpacked into a folder of `scripts/study.py`'s results;
+`weights-<arm>-<seed>.npz` of the arms of `--save-weights`; and `log.txt`.
+
+`--plan FILE` takes arms and seeds from a study's file (docs/studies.md) instead of those in here.
+`--tune FILE` runs other settings than the arms' own: a JSON list of
+`{"name": ..., "arm": ..., "overrides": ["contrast.0.weight=0.2", ...], "seeds": [...]}`; `arm` is
+`"cross_entropy"` and `seeds` are those of `--seeds` where they are missing.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+ARMS = {
+    "cross_entropy": ["contrast=[]"],
+    "region_contrast": ['contrast=[{"name": "region_contrast"}]'],
+    "multi_scale": ['contrast=[{"name": "multi_scale"}]'],
+    "contextrast": ['contrast=[{"name": "contextrast"}]'],
+    "pixel_contrast": ['contrast=[{"name": "pixel_contrast", "memory": "both"}]'],
+}
+# A schedule of seconds on a CPU; the worker makes the backbone tiny.
+TOY = [
+    'model={"backbone": {"name": "efficientnet_lite0"}, "head": {"name": "upernet", "channels": 4, '
+    '"pool_sizes": [1, 2], "aux_channels": 4}, "embedding_dim": 8, "projector_layers": 1}',
+    "data.crop_size=[32, 48]",
+    "data.batch_size=2",
+    "train.steps=2",
+    "schedule.warmup_steps=1",
+    "losses.cross_entropy.class_weights=null",
+]
+_EVALUATION_BATCH = 8
+_GRACE = 8.0  # Seconds that a worker gets to end by itself.
+
+
+def main():
+    arguments = _parse()
+    if arguments.worker:
+        return _work(json.loads(pathlib.Path(arguments.worker).read_text()))
+    return _direct(arguments)
+
+
+def _parse():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", help="what all arms share, a config file")
+    parser.add_argument("--source", help="folder of the data set's files")
+    parser.add_argument("--output", default="gpu_study", help="folder of the results")
+    parser.add_argument("--plan", help="a study's file, instead of --config")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: of the plan, or 0 to 4")
+    parser.add_argument("--data-fingerprint", help="of the prepared data; default: of the pixels")
+    parser.add_argument("--tune", help="file of named settings, run instead of the arms")
+    parser.add_argument("--protocol", help="file: tuning on seeds of its own, then the study")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--chunk", type=int, default=100, help="steps in a compiled call")
+    parser.add_argument("--evaluations", type=int, default=3, help="evaluations of a run")
+    parser.add_argument("--depthwise", choices=["auto", "grouped", "shifted"], default="auto")
+    parser.add_argument("--no-features", action="store_true", help="no alignment and uniformity")
+    parser.add_argument("--save-weights", nargs="*", default=[], metavar="ARM")
+    parser.add_argument("--weights", help="stands for model.backbone.weights of the config")
+    parser.add_argument("--commit", help="of the source tree, where there is no git")
+    parser.add_argument("--cache", default=str(pathlib.Path(tempfile.gettempdir()) / "kseg_xla"))
+    parser.add_argument("--time-limit", type=float, default=540.0, metavar="SECONDS")
+    parser.add_argument("--toy", action="store_true", help="made-up images, a tiny network, CPU")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker or arguments.toy:
+        return arguments
+    if not arguments.source or not (arguments.config or arguments.plan):
+        parser.error("--source and --config or --plan are needed")
+    return arguments
+
+
+# The director: decodes the data, starts a process for each arm, gathers what they write.
+
+
+def _direct(arguments):
+    start = time.time()
+    output = pathlib.Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix="gpu_study_"))
+    if arguments.toy:
+        _make_toy(arguments, scratch)
+
+    def say(text):
+        line = f"[{time.time() - start:6.1f}] {text}"
+        print(line, flush=True)
+        with open(output / "log.txt", "a") as log:
+            print(line, file=log)
+
+    name, jobs = _protocol(arguments) if arguments.protocol else _jobs(arguments)
+    data = _store_data(arguments, jobs[0]["config"]["data"]["dataset"], scratch)
+    say(f"data: {data['summary']}")
+    archive = _Archive(output, scratch / "study", arguments.data_fingerprint or data["fingerprint"])
+    spec = {
+        "data": data,
+        "study": name,
+        "chunk": arguments.chunk,
+        "evaluations": arguments.evaluations,
+        "features": not (arguments.no_features or arguments.tune),
+        "weights": arguments.weights,
+        "save_weights": arguments.save_weights,
+        "commit": arguments.commit or _commit(),
+        "scratch": str(scratch),
+        "depthwise": arguments.depthwise,
+        "deadline": start + arguments.time_limit,
+        "output": str(output),
+        "toy": arguments.toy,
+    }
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": "jax",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "JAX_COMPILATION_CACHE_DIR": arguments.cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if arguments.toy:
+        environment |= {"JAX_PLATFORMS": "cpu"}
+        environment.pop("JAX_COMPILATION_CACHE_DIR")
+    groups = {}
+    for job in jobs:
+        groups.setdefault(job["arm"], []).append(job)
+    if spec["depthwise"] == "auto" and groups:
+        probe = _start({**spec, "probe": True, "jobs": jobs[:1]}, scratch, "probe", environment)
+        spec["depthwise"] = _choose_depthwise(probe, say, spec["deadline"])
+    workers = {
+        arm: _start({**spec, "jobs": of_arm}, scratch, arm, environment)
+        for arm, of_arm in groups.items()
+    }
+    readers = [
+        threading.Thread(target=_listen, args=(arm, process, say, archive))
+        for arm, process in workers.items()
+    ]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(max(0.0, spec["deadline"] + _GRACE - time.time()))
+    for process in workers.values():
+        if process.poll() is None:
+            process.kill()
+    for reader in readers:
+        reader.join()
+    failed = [arm for arm, process in workers.items() if process.returncode]
+    wanted = {(job["name"], seed) for job in jobs for seed in job["seeds"]}
+    missing = sorted(wanted - archive.finished)
+    say(f"finished {len(wanted) - len(missing)} of {len(wanted)} runs")
+    if failed:
+        say(f"failed: {failed}")
+    _table(archive.lines, say)
+    return 1 if missing else 0
+
+
+def _jobs(arguments):
+    """What is run: the study's name, and dicts of `name`, `arm`, `config` (JSON), `seeds`."""
+    from kseg import config as config_module
+    from kseg.studies import design
+
+    shared = [*(TOY if arguments.toy else []), *arguments.overrides]
+    if arguments.plan:
+        plan = design.load_plan(arguments.plan)
+        name, seeds, arms = plan.name, plan.study.seeds, plan.experiments
+    else:
+        name, seeds = pathlib.Path(arguments.config).stem, [0, 1, 2, 3, 4]
+        arms = {arm: config_module.load(arguments.config, ARMS[arm]) for arm in ARMS}
+    seeds = arguments.seeds or seeds
+    chosen = arguments.arms or list(arms)
+    if strange := sorted({*chosen} - {*arms}):
+        raise SystemExit(f"There is no arm {strange[0]!r}. Choose from {list(arms)}")
+    entries = [{"name": arm, "arm": arm} for arm in chosen]
+    if arguments.tune:
+        entries = json.loads(pathlib.Path(arguments.tune).read_text())
+        entries = [e for e in entries if e.get("arm", "cross_entropy") in chosen]
+    jobs = []
+    for entry in entries:
+        arm = entry.get("arm", "cross_entropy")
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            file.write(arms[arm].to_json())
+            file.flush()
+            overrides = [*shared, *entry.get("overrides", [])]
+            experiment = config_module.load(file.name, overrides)
+        _check(experiment)
+        jobs.append(
+            {
+                "name": entry["name"],
+                "arm": arm,
+                "config": experiment.model_dump(mode="json"),
+                "seeds": entry.get("seeds", seeds),
+            }
+        )
+    return name, jobs
+
+
+def _protocol(arguments):
+    """The study's name, and a job for each arm: candidates, tuning seeds, seeds."""
+    from kseg import config as config_module
+
+    protocol = json.loads(pathlib.Path(arguments.protocol).read_text())
+    jobs = []
+    for arm, candidates in protocol["arms"].items():
+        if arguments.arms and arm not in arguments.arms:
+            continue
+        configs = {}
+        for name, overrides in candidates.items():
+            shared = [*(TOY if arguments.toy else []), *arguments.overrides]
+            experiment = config_module.load(arguments.config, [*shared, *ARMS[arm], *overrides])
+            _check(experiment)
+            configs[name] = experiment.model_dump(mode="json")
+        first = next(iter(configs.values()))
+        seeds = {key: protocol[key] for key in ("tuning_seeds", "seeds", "more_seeds")}
+        jobs.append({"name": arm, "arm": arm, "config": first, "candidates": configs, **seeds})
+    return pathlib.Path(arguments.config).stem, jobs
+
+
+def _check(experiment):
+    data = experiment.data
+    for key, rest in (("rotation", 0.0), ("max_class_share", 1.0), ("repeat_threshold", None)):
+        if getattr(data, key) != rest:
+            raise SystemExit(f"`data.{key}` is not offered on the device: must be {rest}")
+
+
+def _make_toy(arguments, scratch):
+    """Writes a folder in CamVid's layout with made-up images."""
+    import cv2
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 5), ("val", 3)):
+        for part in (split, f"{split}annot"):
+            (scratch / "camvid" / part).mkdir(parents=True)
+        for i in range(count):
+            label = np.kron(rng.integers(0, 12, (3, 4)), np.ones((20, 20), int)).astype("uint8")
+            image = rng.integers(0, 50, (*label.shape, 3)) + 15 * label[..., None]
+            cv2.imwrite(str(scratch / "camvid" / split / f"{i}.png"), image.astype("uint8"))
+            cv2.imwrite(str(scratch / "camvid" / f"{split}annot" / f"{i}.png"), label)
+    arguments.source = str(scratch / "camvid")
+    arguments.config = arguments.config or str(ROOT / "configs" / "base" / "camvid_small.json")
+    arguments.seeds = arguments.seeds or [0, 1]
+    arguments.chunk, arguments.evaluations = 1, 2
+
+
+def _store_data(arguments, name, scratch):
+    """Decodes the data set, and leaves it where the workers find it."""
+    import _device_data
+    import numpy as np
+
+    class_names, splits, fingerprint = _device_data.read_data_set(name, arguments.source)
+    for split, values in splits.items():
+        for key in ("images", "labels", "sizes"):
+            np.save(scratch / f"{split}-{key}.npy", getattr(values, key))
+        (scratch / f"{split}-ids.json").write_text(json.dumps(values.ids))
+    counts = {split: len(values.ids) for split, values in splits.items()}
+    return {
+        "name": name,
+        "folder": str(scratch),
+        "class_names": class_names,
+        "fingerprint": fingerprint,
+        "summary": f"{name}, {counts}, {len(class_names)} classes",
+    }
+
+
+def _start(spec, scratch, name, environment):
+    file = scratch / f"{name}.json"
+    file.write_text(json.dumps(spec))
+    return subprocess.Popen(
+        [sys.executable, __file__, "--worker", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+def _choose_depthwise(probe, say, deadline):
+    chosen = "grouped"
+    timer = threading.Timer(min(90.0, max(1.0, deadline - time.time())), probe.kill)
+    timer.start()
+    for line in probe.stdout:
+        if line.startswith("@depthwise "):
+            times = json.loads(line.removeprefix("@depthwise "))
+            chosen = min(times, key=times.get)
+            say(f"depthwise, seconds a step: {times}: {chosen}")
+        else:
+            say(f"probe: {line.rstrip()}")
+    probe.wait()
+    timer.cancel()
+    return chosen
+
+
+class _Archive:
+    """The results, on disk as soon as they are there.
+
+    Args:
+        output: folder of the few files that are kept.
+        folder: folder of results as `kseg.studies.results` writes it, kept as one archive.
+        data_fingerprint: str.
+    """
+
+    def __init__(self, output, folder, data_fingerprint):
+        self._output, self._folder = output, folder
+        self._data_fingerprint = data_fingerprint
+        self._lock = threading.Lock()
+        self.lines = []
+
+    @property
+    def finished(self):
+        """Set of `(arm, seed)`."""
+        return {(line["arm"], line["seed"]) for line in self.lines}
+
+    def add(self, line, config, counts):
+        """Adds a run: a dict, the JSON values of its config, the file of its pixel counts."""
+        from kseg import config as config_module
+        from kseg.evaluation.image_counts import ImageCounts
+        from kseg.studies import design, results
+
+        experiment = config_module.parse(config, source=line["arm"])
+        settings = design.settings(experiment, self._data_fingerprint)
+        with self._lock:
+            results.append(self._folder, line, ImageCounts.load(counts), settings)
+            self.lines.append(line)
+            shutil.copy(self._folder / "results.jsonl", self._output)
+            unfinished = self._output / "study.zip.tmp"
+            with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as file:
+                for path in sorted(self._folder.rglob("*.*")):
+                    file.write(path, path.relative_to(self._folder))
+            unfinished.replace(self._output / "study.zip")
+
+
+def _listen(arm, process, say, archive):
+    """Gathers what a worker says."""
+    for text in process.stdout:
+        if not text.startswith("@result "):
+            say(f"{arm}: {text.rstrip()}")
+            continue
+        message = json.loads(text.removeprefix("@result "))
+        archive.add(**message)
+        line = message["line"]
+        say(
+            f"{line['arm']} seed {line['seed']}: mean IoU "
+            f"{100 * line['last']['mean_iou']:.2f} (best {100 * line['best']['mean_iou']:.2f} "
+            f"at {line['best']['step']}), {line['seconds']:.1f} s"
+        )
+    process.wait()
+
+
+def _table(lines, say):
+    """Means, and paired differences to cross-entropy, in points."""
+    import numpy as np
+
+    scores = {}
+    for line in lines:
+        scores.setdefault(line["arm"], {})[line["seed"]] = 100 * line["last"]["mean_iou"]
+    baseline = scores.get("cross_entropy", {})
+    for arm, of_arm in scores.items():
+        values = np.array(list(of_arm.values()))
+        gains = np.array([value - baseline[s] for s, value in of_arm.items() if s in baseline])
+        text = f"{arm:28s} n {len(values)}  {values.mean():.2f}"
+        if len(values) > 1:
+            text += f" +- {values.std(ddof=1):.2f}"
+        if arm != "cross_entropy" and len(gains) > 1:
+            text += f"  paired {gains.mean():+.2f} +- {gains.std(ddof=1):.2f}"
+        say(text)
+
+
+def _commit():
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+# A worker: one process, one arm.
+
+
+def _work(spec):
+    from _gpu_study_worker import Worker
+
+    worker = Worker(spec)
+    if spec.get("probe"):
+        worker.probe()
+        return 0
+    return worker.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
