@@ -297,6 +297,25 @@ def read_manifest(folder):
     return manifest
 
 
+def find_lost_shard(folder):
+    """Says which shard of a folder cannot be read any more, as a line; None if all are there.
+
+    Nothing is opened, which might block: only sizes are looked at.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except DataError as error:
+        return str(error)
+    except tf.errors.OpError as error:
+        return " ".join(error.message.split())
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            file = _join(folder, shard.file)
+            if paths.is_local(file) and not os.path.isfile(file):
+                return f"The shard {file} is no file any more. {_AGAIN}"
+    return None
+
+
 def _parse_manifest(folder):
     """Reads a manifest without a look at its shards."""
     path = _join(folder, MANIFEST)

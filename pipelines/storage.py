@@ -1,15 +1,16 @@
 """Random access to the records of a split: where they are, or from memory, or from a copy."""
 
+import functools
 import os
 import sys
 
 import numpy as np
 import tensorflow as tf
 
-from kseg import files
+from kseg import files, waiting
 from pipelines import encoding
 from pipelines.errors import DataError
-from pipelines.records import file_sha256, read_manifest
+from pipelines.records import file_sha256, find_lost_shard, read_manifest
 
 _READ_BUFFER = 1 << 16  # Bytes; one record needs no more look-ahead.
 _COPY_BLOCK = 1 << 22
@@ -36,6 +37,7 @@ class Records:
 
     def __init__(self, folder, split, *, cache=None):
         manifest = read_manifest(folder)
+        waiting.set_diagnosis(functools.partial(find_lost_shard, folder))
         self.split = manifest.split(split)
         self.count = self.split.num_images
         self.num_classes = manifest.num_classes
@@ -121,15 +123,23 @@ class Records:
         return tf.strings.join([*parts, " (image ", tf.strings.as_string(index), ")"])
 
     def _open(self, index):
-        """A data set of the one record."""
-        variant = tf.raw_ops.TFRecordDatasetV2(
-            filenames=self._files[self._shards[index]][None],
-            compression_type="",
-            buffer_size=_READ_BUFFER,
-            byte_offsets=self._offsets[index][None],
-        )
-        spec = tf.TensorSpec((), tf.string)
-        return tf.data.experimental.from_variant(variant, spec).take(1)
+        """A data set of the one record; `ignore_errors` makes it an empty one if there is none."""
+
+        def open_shard(file, offset):
+            variant = tf.raw_ops.TFRecordDatasetV2(
+                filenames=file[None],
+                compression_type="",
+                buffer_size=_READ_BUFFER,
+                byte_offsets=offset[None],
+            )
+            spec = tf.TensorSpec((), tf.string)
+            return tf.data.experimental.from_variant(variant, spec).take(1).get_single_element()
+
+        # Not the shard's data set itself: where a file cannot be opened, that tries again for each
+        # element that is asked of it, so that `ignore_errors` would never come to an end. Here an
+        # error uses up the only element.
+        file = self._files[self._shards[index]]
+        return tf.data.Dataset.from_tensors((file, self._offsets[index])).map(open_shard)
 
     def _is(self, example, index):
         """Whether an example is the one of that number."""

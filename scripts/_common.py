@@ -1,5 +1,6 @@
 """What every script does the same way: quiet start, one clear line for the user's mistakes."""
 
+import contextlib
 import errno
 import os
 import re
@@ -11,8 +12,10 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 def run(main):
     """Calls `main()`; a mistake of the user's is one line on stderr and exit code 2."""
+    from kseg import waiting
     from kseg.errors import UserError
 
+    waiting.watch_signals()
     try:
         sys.exit(main())
     except UserError as error:
@@ -23,7 +26,7 @@ def run(main):
         sys.exit(1)
     except Exception as error:
         # From deep in a graph: tf.data cannot raise an error of ours.
-        fault = r"The shard \S+ is corrupt, gone or another one, at byte \d+ \(image \d+\)"
+        fault = r"The shard .+? is corrupt, gone or another one, at byte \d+ \(image \d+\)"
         faults = list(dict.fromkeys(re.findall(fault, str(error))))
         if not faults:
             problem = file_problem(error)
@@ -41,8 +44,7 @@ def run(main):
             )
         )
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted", 130)
 
 
 def file_problem(error):
@@ -90,5 +92,12 @@ def check_classes(names, manifest):
 
 
 def _stop(error):
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    _end(f"error: {error}", 2)
+
+
+def _end(line, code):
+    """Ends the process; not by `sys.exit`, which would wait for reads that nobody answers."""
+    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(code)

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from kseg import waiting
 from kseg.evaluation.image_counts import ImageCounts
 from kseg.evaluation.metrics import Scores, confusion_matrices
 
@@ -187,7 +188,7 @@ def _ids(batch, first):
 def _groups(dataset, size):
     """Gives lists of `size` consecutive batches; the last may be shorter."""
     group = []
-    for batch in dataset:
+    for batch in waiting.each_batch(dataset):
         group.append(batch)
         if len(group) == size:
             yield group

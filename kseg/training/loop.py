@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 
+from kseg import waiting
 from kseg.errors import UserError
 from kseg.evaluation.inference import Evaluator
 from kseg.photometric import build_distortion
@@ -152,7 +153,7 @@ def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=N
     watch = _FiniteWatch(run)
     with _StopSignals() as stop_signals:
         while step < settings.steps:
-            logs = train_step(next(batches))
+            logs = train_step(waiting.next_batch(batches))
             step += 1
             progress.step_done()
             watch.check(step, logs)
@@ -297,6 +298,7 @@ class _StopSignals:
         self._before = {}
 
     def __enter__(self):
+        waiting.watch_signals()
         for number in (signal.SIGINT, signal.SIGTERM):
             # Outside the main thread (ValueError), whoever runs us handles signals.
             with contextlib.suppress(ValueError):

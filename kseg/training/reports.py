@@ -112,6 +112,7 @@ class TensorBoard:
             for name, value in values.items():
                 tag = name if name in ("learning_rate", "images_per_second") else f"loss/{name}"
                 tf.summary.scalar(tag, value, step=step)
+        self._train.flush()  # A failed run is looked at, too.
 
     def evaluation(self, step, evaluation):
         """Writes scores, the confusion matrix and image panels.

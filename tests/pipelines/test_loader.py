@@ -1,3 +1,4 @@
+import os
 import pathlib
 
 import cv2
@@ -172,6 +173,36 @@ def test_a_damaged_length_is_noticed(tmp_path):
     path.write_bytes(content)
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"The shard {path} is corrupt"):
         take(loader.evaluation_dataset(tmp_path, "train"), 2)
+
+
+LOSSES = {
+    "deleted": lambda shard: shard.unlink(),
+    "cut off": lambda shard: os.truncate(shard, 10),
+    "empty": lambda shard: os.truncate(shard, 0),
+    "a folder": lambda shard: (shard.unlink(), shard.mkdir()),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_shard_that_is_lost_after_the_start_is_named(tmp_path, loss):
+    write(tmp_path, solid_examples(4), num_shards=2)
+    arguments = {"batch_size": 1, "crop_size": (4, 4)}
+    iterators = [
+        iter(training(tmp_path, **arguments)),
+        iter(loader.evaluation_dataset(tmp_path, "train", batch_size=1)),
+        iter(training(tmp_path, on_error="skip", max_errors=2, **arguments)),
+        iter(training(tmp_path, on_error="skip", max_errors=1, **arguments)),
+    ]
+    lost = sorted(tmp_path.glob("*.tfrecord"))[1]
+    LOSSES[loss](lost)
+    failing, evaluated, skipping, counting = iterators
+    for iterator in (failing, evaluated, counting):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"The shard {lost} is corrupt"):
+            for _ in range(40):
+                next(iterator)
+    # The two images of the other shard take the places of those that are lost.
+    seen = {int(next(skipping)["image"][0, 0, 0, 0]) for _ in range(20)}
+    assert len(seen) <= 3  # One may have been read ahead.
 
 
 def draws(count, seed, sizes):
