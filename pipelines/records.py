@@ -466,7 +466,7 @@ def _write_shards(folder, jobs, workers, overwrite, progress, distribute):
     if meter.problems:
         problems = sorted(meter.problems)
         path = _join(folder, _PROBLEMS_FILE)
-        _replace_text(path, "".join(f"{problem}\n" for problem in problems))
+        paths.write_bytes(path, "".join(f"{problem}\n" for problem in problems).encode())
         shown = "; ".join(problems[:_SHOWN_PROBLEMS])
         more = len(problems) - _SHOWN_PROBLEMS
         raise DataError(

@@ -401,8 +401,13 @@ def _match(line, images, labels, file):
             another image.
     """
     key, rest = None, ""
-    # Names may hold blanks and commas: the longest beginning that names an image counts.
-    ends = [len(line), *(m.start() for m in reversed([*re.finditer(r"[\s,;]+", line)]))]
+    # Names may hold blanks and commas: the whole line counts, else its shortest beginning that
+    # names an image.
+    whole = _clean(line)
+    stem, end = posixpath.splitext(whole)
+    if (stem if end.lower() in _IMAGE_ENDS else whole) in images:
+        return stem if end.lower() in _IMAGE_ENDS else whole
+    ends = [*(m.start() for m in re.finditer(r"[\s,;]+", line)), len(line)]
     for end in ends:
         key = _look_up(_clean(line[:end]), images, _IMAGE_ENDS, file)
         if key is not None:

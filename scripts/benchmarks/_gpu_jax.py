@@ -427,28 +427,25 @@ def similarities(sizes):
                 )
 
 
-def objectives(sizes):
-    """Times each objective, forward and gradient, in tiles of several sizes."""
-    chosen = {
-        "multi_scale": [None, *sizes.tiles],
-        "region_contrast": [None, (256, 8192), (256, 65_536)],
-        "contextrast": [None],
-        "pixel_contrast": [None, *sizes.tiles[:1]],
-        "pixel_contrast_memory": [None, (1024, 4096)],
-    }
-    losses = {method: ObjectiveLoss(method, sizes) for method in chosen}
+def objectives(sizes, method):
+    """Times an objective, forward and gradient, in tiles of several sizes."""
+    block_sizes = {
+        "multi_scale": sizes.tiles,
+        "region_contrast": [(256, 8192), (256, 65_536)],
+        "contextrast": [],
+        "pixel_contrast": sizes.tiles[:1],
+        "pixel_contrast_memory": [(1024, 4096)],
+    }[method]
+    # In its own tiles by all precisions, in others as JAX has it by default.
+    variants = {(None, name): p for name, p in precisions().items()}
+    name = "default" if "default" in precisions() else "float32"
+    variants |= {(block_size, name): precisions()[name] for block_size in block_sizes}
+    loss = ObjectiveLoss(method, sizes)
     executables = compile_all(
-        {
-            (method, block_size, name): losses[method].lowered(precision, block_size)
-            for method, block_sizes in chosen.items()
-            for block_size in block_sizes
-            for name, precision in precisions().items()
-            if name in ("float32", "default")
-        }
+        {key: loss.lowered(precision, key[0]) for key, precision in variants.items()}
     )
     with turn():
-        for (method, block_size, precision), executable in executables.items():
-            loss = losses[method]
+        for (block_size, precision), executable in executables.items():
             call = functools.partial(executable, loss.maps, loss.others, loss.state)
             seconds, spread = median_seconds(call, jax.block_until_ready, sizes)
             emit(

@@ -44,6 +44,83 @@ def test_formats(name, content):
     assert rows(content, name) == EXPECTED
 
 
+EXCEL = "name;color;value;ignore\r\nroad;#804080;0;\r\nvoid;#000000;1;yes\r\ncar;#00008e;2;\r\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        EXCEL,
+        EXCEL.replace(";", "\t"),
+        EXCEL.replace(";", ","),
+        "sep=;\r\n" + EXCEL,
+        EXCEL.replace(";0;", ";0,0;").replace(";2;", ";2.00;"),
+        EXCEL.replace("\r\n", ";;\r\n") + ";;;;;\r\n",
+        EXCEL.replace("#804080", "128,64,128"),
+        EXCEL.replace("#804080", '"128,64,128"'),
+        EXCEL.replace(";", '";"').replace("\r\n", '"\r\n"').rstrip('"').replace("name", '"name', 1),
+        EXCEL.replace("\r\n", "\r"),
+        EXCEL.replace("car", '" car"'),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_as_excel_saves(content, encoding):
+    table = ClassTable(content.encode(encoding), "a.csv")
+    assert [(r.name, r.color, r.value, r.label) for r in table.rows] == EXPECTED
+    assert table.notes == [] and table.has_values
+
+
+def test_ansi():
+    table = ClassTable("name\nStraße\ncafé\n".encode("cp1252"), "a.csv")
+    assert [row.name for row in table.rows] == ["Straße", "café"]
+    assert "Windows-1252" in table.notes[0]
+
+
+@pytest.mark.parametrize(
+    "name, content, expected",
+    [
+        ("_classes.csv", "Pixel Value, Class\n0, road\n1, car\n", [("road", 0), ("car", 1)]),
+        ("a.json", '{"7": "road", "2": "car"}', [("road", 7), ("car", 2)]),
+        ("a.json", '{"id2label": {"0": "road", "1": "car"}}', [("road", 0), ("car", 1)]),
+        ("a.json", '["road", "car"]', [("road", 0), ("car", 1)]),
+        ("classes.txt", "road\r\n\r\ncar\r\n", [("road", 0), ("car", 1)]),
+        ("a.tsv", "name\tvalue\nroad\t7\ncar\t2\n", [("road", 7), ("car", 2)]),
+    ],
+)
+def test_tables_of_other_tools(name, content, expected):
+    assert [(n, value) for n, _, value, _ in rows(content, name)] == expected
+
+
+def test_cvat():
+    content = "# label:color_rgb:parts:actions\nroad:128,64,128::\na:b:0,0,142:x,y:walk\n"
+    assert rows(content, "labelmap.txt") == [
+        ("road", (128, 64, 128), 0, 0),
+        ("a:b", (0, 0, 142), 1, 1),
+    ]
+    with pytest.raises(DataError, match="class 1: a line must be name:red,green,blue:parts:act"):
+        rows("# label:color_rgb:parts:actions\nroad\n", "labelmap.txt")
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("$x_1^2$", "$x_1^2$"),
+        ('"two\nlines  and\ttab"', "two lines and tab"),
+        (
+            "\N{TRACTOR}\N{ZERO WIDTH JOINER}\N{RAINBOW}",
+            "\N{TRACTOR}\N{ZERO WIDTH JOINER}\N{RAINBOW}",
+        ),
+        ('"road, paved"', "road, paved"),
+        ('"a ""b"" c"', 'a "b" c'),
+        ("x" * 400, "x" * 400),
+        ("cafe\u0301", "caf\u00e9"),
+        ("=1+1", "=1+1"),
+    ],
+)
+def test_names(name, expected):
+    assert rows(f"name,value\n{name},0\nb,1\n", "a.csv")[0][0] == expected
+
+
 def test_values_and_missing_colours():
     content = "name,value\nroad,7\ncar,300\n"
     assert rows(content, "a.csv") == [("road", None, 7, 0), ("car", None, 300, 1)]
@@ -98,6 +175,28 @@ def test_invented_colours_differ():
         ("a.csv", "name,r,g,b\na,1,2\n", "must be .red, green, blue."),
         ("a.csv", "label,r,g,b\n", "must begin with a line of columns: name, .* begins with label"),
         ("a.csv", "", "It begins with nothing"),
+        ("a.csv", "name,value,value\na,1,2\n", "once each"),
+        ("a.csv", 'name,value\n"a,1\nb,2\n', "is no sound CSV, line 3: unexpected end of data"),
+        ("a.csv", 'name,value\n"a"b,1\n', "is no sound CSV, line 2"),
+        ("a.csv", "name\n" + "x" * 200000, "is no sound CSV, .*field limit"),
+        ("a.csv", "name\na\ufffdb\n", "must consist of printable characters"),
+        ("a.csv", "name,value\na,1e3\n", "a value must be 0 to 65535, not '1e3'"),
+        ("a.csv", "name,value\na,0.5\n", "a value must be 0 to 65535, not '0.5'"),
+        ("a.csv", "name,value\na,٣\n", "a value must be 0 to 65535"),
+        ("a.csv", "name\na\u200d\nA\u0301\n\u00c1\n", "Used twice: 'Á'"),
+        ("a.json", '[{"name": "a\\ud800"}]', "must consist of printable characters"),
+        ("a.json", '[{"name": "a\\u0007"}]', "must consist of printable characters"),
+        ("a.json", '[{"name": "a", "name": "b"}]', "a.json has a key twice: 'name'"),
+        ("a.json", '{"0": "a", "0": "b"}', "a.json has a key twice: '0'"),
+        ("a.json", "[" * 100000, "a.json must be JSON"),
+        ("a.json", '[{"name": "a", "value": true}]', "not True"),
+        (
+            "a.json",
+            '[{"name": "a", "value": %s}]' % ("9" * 5000),
+            "must be JSON|must be 0 to 65535",
+        ),
+        ("classes.txt", "", "must have 1 to 254 classes .* It has 0"),
+        ("classes.txt", "a\na\n", "Used twice: 'a'"),
         ("a.csv", "name,value\na,1,2\n", "class 1: a row must have 2 cells, this has 3"),
     ],
 )

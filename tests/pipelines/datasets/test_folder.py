@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -227,3 +228,166 @@ def test_more_mistakes(tmp_path):
     write_source(tmp_path / "e", flat(1), b"nonsense")
     with pytest.raises(DataError, match=r"00.png: the label cannot be decoded"):
         folder.find(tmp_path / "e", split={"train": 1})
+
+
+def nfd(text):
+    return unicodedata.normalize("NFD", text)
+
+
+def test_names_of_macos(tmp_path):
+    """Decomposed in one place, composed in the other."""
+    names = [(f"images/{nfd('café')}_{i}.jpg", f"labels/café_{i}.png") for i in range(4)]
+    source = write_source(tmp_path, names)
+    wanted = {"train": ["café_0", "café_2"], "val": ["café_1"]}
+    lists = {"train": "train.txt", "val": "val.txt"}
+    for form in ("NFC", "NFD"):
+        for split, found in wanted.items():
+            text = "".join(unicodedata.normalize(form, f"{name}.jpg\n") for name in found)
+            (source / f"{split}.txt").write_text(text)
+        check(folder.find(source, split=lists), wanted)
+    (source / f"images/{nfd('café')}_9.jpg").write_bytes(b"")
+    (source / "images/café_9.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"Two files are called 'café_9' in .*images"):
+        folder.find(source, split=lists)
+
+
+def test_skip_in_either_form(tmp_path):
+    names = [(f"images/é{i}.jpg", f"labels/é{i}.png") for i in range(3)]
+    write_source(tmp_path / "set", names)
+    manifest = prepare(
+        "folder",
+        tmp_path / "set",
+        tmp_path / "out",
+        split={"train": 1},
+        skip=[nfd("é1")],
+        progress=False,
+    )
+    assert manifest.split("train").num_images == 2
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "images\\{}.jpg labels\\{}.png",
+        "C:\\data\\images\\{}.jpg;C:\\data\\labels\\{}.png",
+        '"images/{}.jpg","labels/{}.png"',
+        "images/{}.jpg\tlabels/{}.png",
+        "./images/{}.jpg , ./labels/{}.png, 0.5",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_of_windows(tmp_path, form, encoding):
+    names = ["00", "01", "with a blank", "a, comma", "été"]
+    source = write_source(tmp_path, [(f"images/{n}.jpg", f"labels/{n}.png") for n in names])
+    for split, found in (("train", names[:2]), ("Validation", names[2:])):
+        lines = "".join(form.replace("{}", name) + "\r\n" for name in found)
+        (source / f"{split}.txt").write_bytes(lines.encode(encoding))
+    check(folder.find(source), {"train": names[:2], "val": sorted(names[2:])})
+
+
+def test_a_list_that_pairs_differently(tmp_path):
+    source = write_source(tmp_path, flat(2))
+    (source / "train.txt").write_text("images/00.jpg labels/01.png\n")
+    with pytest.raises(DataError, match=r"train.txt: .* A line pairs '00' with '01'"):
+        folder.find(source)
+
+
+def test_a_list_that_is_no_text(tmp_path):
+    source = write_source(tmp_path, flat(2))
+    (source / "train.txt").write_bytes(b"\x00\x01\x02")
+    with pytest.raises(DataError, match=r"train.txt must be a text file"):
+        folder.find(source)
+
+
+def test_roboflow(tmp_path):
+    """Masks beside images, a table in each split."""
+    truth = np.uint8([[0, 1, 2, 255]])
+    pairs = {
+        (f"{s}/{n}_jpg.rf.0a1.jpg", f"{s}/{n}_jpg.rf.0a1_mask.png"): truth
+        for s, n in (("train", "a"), ("train", "b"), ("valid", "c"))
+    }
+    write_pairs(tmp_path, pairs)
+    for split in ("train", "valid"):
+        (tmp_path / split / "_classes.csv").write_text("Pixel Value, Class\n0, a\n1, b\n2, c\n")
+    found = folder.find(tmp_path)
+    assert ids(found) == {"train": ["a_jpg.rf.0a1", "b_jpg.rf.0a1"], "val": ["c_jpg.rf.0a1"]}
+    assert found.taxonomy.class_names == ["a", "b", "c"]
+    for labels in all_labels(found)["train"].values():
+        np.testing.assert_array_equal(labels, truth)
+    given = folder.find(tmp_path, images="train", labels="train", split={"x": 0.5, "y": 0.5})
+    assert sum(map(len, ids(given).values())) == 2
+    (tmp_path / "train/lonely_mask.png").write_bytes(encode(truth))
+    assert "lonely_mask" in str(folder_error(tmp_path))
+    (tmp_path / "train/lonely_mask.png").unlink()
+    (tmp_path / "valid/_classes.csv").write_text("Pixel Value, Class\n0, a\n1, c\n2, b\n")
+    assert "There must be one class table." in str(folder_error(tmp_path))
+
+
+def folder_error(*arguments, **options):
+    with pytest.raises(DataError) as error:
+        folder.find(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return error.value
+
+
+def test_cvat(tmp_path):
+    pairs = [(f"JPEGImages/{i}.jpg", f"SegmentationClass/{i}.png") for i in range(2)]
+    write_source(tmp_path, pairs, COLORS, None)
+    write_source(tmp_path, [("x/y.jpg", "SegmentationObject/0.png")], COLORS, None)
+    lines = ["grass:10,200,30::", "sky:80,140,220::", "void:0,0,0::"]
+    (tmp_path / "labelmap.txt").write_text(
+        "\n".join(["# label:color_rgb:parts:actions", *lines, ""])
+    )
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "default.txt").write_text("0\n1\n")
+    assert "is not divided into splits" in str(folder_error(tmp_path))
+    found = folder.find(tmp_path, split={"train": "ImageSets/Segmentation/default.txt"})
+    assert ids(found) == {"train": ["0", "1"]}
+    assert found.taxonomy.class_names == ["grass", "sky", "void"]
+    np.testing.assert_array_equal(all_labels(found)["train"]["0"], [[0, 1, 2, 2]])
+
+
+@pytest.mark.parametrize(
+    "end, message",
+    [
+        (".gif", r"must hold PNG masks\. GIF is not read; there are 2 such files\. Convert"),
+        (".webp", r"must hold PNG masks\. WebP is not read"),
+        (".npy", r"must hold PNG masks\. NumPy is not read"),
+        (".json", r"must hold PNG masks\. JSON is not read"),
+        (".JPG", r"must hold PNG masks\. JPEG changes their values; .*--masks binary"),
+    ],
+)
+@pytest.mark.parametrize("some", [False, True])
+def test_other_kinds_of_masks(tmp_path, end, message, some):
+    """Also where there are PNG masks beside them."""
+    source = write_source(tmp_path, flat(2 + some))
+    for number in range(2):
+        (source / f"labels/{number:02d}.png").rename(source / f"labels/{number:02d}{end}")
+    with pytest.raises(DataError, match=message):
+        folder.find(source, split={"train": 1})
+
+
+def test_other_kinds_of_images(tmp_path):
+    source = write_source(tmp_path, flat(2))
+    for number in range(2):
+        (source / f"images/{number:02d}.jpg").rename(source / f"images/{number:02d}.heic")
+    with pytest.raises(DataError, match=r"images must hold images as JPEG, .* 2 HEIC files"):
+        folder.find(source, split={"train": 1})
+
+
+def test_litter(tmp_path):
+    source = write_source(tmp_path, flat(2))
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._00.png", ".ipynb_checkpoints/0.png"):
+        for place in ("images", "labels"):
+            (source / place / name).parent.mkdir(exist_ok=True)
+            (source / place / name).write_bytes(b"litter")
+    check(folder.find(source, split={"train": 1}), {"train": ["00", "01"]})
+
+
+def test_two_tables(tmp_path):
+    source = write_source(tmp_path, flat(2))
+    (source / "classes.csv").write_text("name\nother\n")
+    found = folder.find(source, split={"train": 1})
+    check(found, {"train": ["00", "01"]})
+    assert "classes.json; " in found.notes[0] and "classes.csv is not read" in found.notes[0]
