@@ -26,7 +26,6 @@ import typing
 
 import cv2
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from pipelines.errors import DataError
@@ -117,6 +116,8 @@ def read(content, value_range=None):
     Raises:
         DataError: saying what the file is, if it cannot be read.
     """
+    import tensorflow as tf  # Here: kinds and sizes of files are read without it, on JAX too.
+
     kind = kind_of(content)
     try:
         if kind in ("JPEG", "PNG"):
@@ -334,6 +335,8 @@ def _check_header(content, kind):
 
 def _decode(content, kind, value_range):
     """Decodes a JPEG or PNG; gives uint8 RGB pixels, and whether the file itself has 8 bits."""
+    import tensorflow as tf
+
     if kind == "JPEG":
         return tf.io.decode_jpeg(content, channels=3, dct_method=JPEG_DCT).numpy(), True
     if content[24] < 16:
