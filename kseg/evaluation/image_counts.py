@@ -1,12 +1,13 @@
 """What every score of an image is made of, kept for each image on its own."""
 
 import dataclasses
-import zipfile
+import os
 
 import numpy as np
 
 from kseg import files
 from kseg.errors import UserError
+from kseg.weights.archive import refuse_damage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +35,16 @@ class ImageCounts:
         Raises:
             UserError: if there is no such file, or it is damaged.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(file["ids"].tolist(), file["pixels"])
-        except FileNotFoundError:
+        if not os.path.exists(path):
             raise UserError(
                 f"There is no {path}. Evaluate with scripts/evaluate.py, which writes it"
-            ) from None
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{path} is damaged ({error}). Write it again with scripts/evaluate.py"
-            ) from None
+            )
+        advice = "Write it again with scripts/evaluate.py"
+        with (
+            refuse_damage(path, "counts of an evaluation", advice),
+            np.load(path, allow_pickle=False) as file,
+        ):
+            return cls(file["ids"].tolist(), file["pixels"])
 
 
 def iou_of(pixels):

@@ -2,13 +2,15 @@
 
 import itertools
 import json
-import zipfile
+import pathlib
 
 import keras
 import numpy as np
 
 from kseg import files
 from kseg.errors import UserError
+from kseg.weights.archive import refuse_damage
+from kseg.weights.npz_file import open_npz
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -62,22 +64,23 @@ def restore(path, variables):
         UserError: if the file is missing or damaged, lacks a variable, or holds it in another
             shape. Nothing is set then.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            meta = json.loads(str(file[_META]))
-            missing = sorted(set(variables) - set(file.files))
-            if missing:
-                raise UserError(
-                    f"The checkpoint {path} does not fit this model: it lacks {missing[0]!r} and "
-                    f"{len(missing) - 1} more variables"
-                )
-            arrays = {name: file[name] for name in variables}
-    except FileNotFoundError:
-        raise UserError(f"There is no checkpoint {path}") from None
-    except (OSError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(
-            f"The checkpoint {path} is damaged ({error}). Delete it to go on from an older one"
-        ) from None
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise UserError(f"There is no checkpoint {path}")
+    advice = "Delete it to go on from an older one"
+    named = f"The checkpoint {path}"
+    with refuse_damage(named, "checkpoint of a run", advice), open_npz(path) as file:
+        meta = json.loads(str(file.read(_META)))
+        missing = sorted(set(variables) - set(file.names))
+        if missing:
+            raise UserError(
+                f"The checkpoint {path} does not fit this model: it lacks {missing[0]!r} and "
+                f"{len(missing) - 1} more variables"
+            )
+        arrays = {name: file.read(name) for name in variables}
+        for name, array in arrays.items():
+            if array.dtype.kind not in "fiub":
+                raise ValueError(f"{name!r} is no array of numbers but of {array.dtype}")
     for name, array in arrays.items():
         if array.shape != tuple(variables[name].shape):
             raise UserError(

@@ -46,7 +46,9 @@ def refuse_damage(path, kind, advice="Fetch it again"):
         raise
     except Exception as error:
         text = str(error).strip().splitlines()
-        reason = text[0][:200] if text else type(error).__name__
+        reason = text[0][:200] if text else ""
+        if not reason or not isinstance(error, (ValueError, OSError, zipfile.BadZipFile)):
+            reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
         raise UserError(f"{path} is damaged, or no {kind} ({reason}). {advice}") from None
 
 

@@ -17,6 +17,9 @@ PREFIXES = (
     "backbone.",
     "encoder.",
     "swin.",
+    "ema.",
+    "model_ema.",
+    "ema_model.",
 )
 _IMAGENET = "classifier of the pretraining"
 

@@ -1,39 +1,13 @@
+import json
 import pathlib
-import zipfile
-
-import numpy as np
 
 from kseg.errors import UserError
+from kseg.weights.archive import refuse_damage
+from kseg.weights.checkpoint import Checkpoint
 from kseg.weights.keras_file import read_keras_file
+from kseg.weights.npz_file import read_npz_file
 from kseg.weights.safetensors_file import read_safetensors_file
-from kseg.weights.torch_file import Checkpoint, read_torch_file
-
-
-def read_npz_file(path):
-    """Reads an `.npz` file; pickled objects in it are refused.
-
-    Args:
-        path: `pathlib.Path` of the file.
-
-    Returns:
-        `Checkpoint`.
-
-    Raises:
-        UserError: if the file is damaged or holds pickled objects.
-    """
-    arrays, beside = {}, {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for name in file.files:
-                array = file[name]
-                if array.dtype.kind in "fiub":
-                    arrays[name] = array
-                else:
-                    beside[name] = f"is no array of numbers but of {array.dtype}"
-    except (zipfile.BadZipFile, AttributeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged, or no npz archive ({error}). Fetch it again") from None
-    return Checkpoint(arrays, beside)
-
+from kseg.weights.torch_file import read_torch_file
 
 READERS = {
     ".weights.h5": read_keras_file,
@@ -44,32 +18,88 @@ READERS = {
     ".pth.tar": read_torch_file,
     ".pt": read_torch_file,
     ".bin": read_torch_file,
+    ".ckpt": read_torch_file,
 }
 KERAS_SUFFIXES = (".weights.h5", ".keras")
+# How the Hugging Face hub divides what is large: several files, and a list of what is in which.
+INDEX_SUFFIX = ".index.json"
+INDEXES = (f"model.safetensors{INDEX_SUFFIX}", f"pytorch_model.bin{INDEX_SUFFIX}")
 
 
 def read_file(path):
-    """Reads all arrays of a weights file, by its suffix.
+    """Reads all arrays of a weights file, by its suffix, or those of several files by their index.
 
     Args:
-        path: str or path, of a suffix in `READERS`.
+        path: str or path, of a suffix in `READERS`; `*.index.json` of the Hugging Face hub, or a
+            folder with one.
 
     Returns:
         `Checkpoint`.
 
     Raises:
-        UserError: if the file is missing, its suffix unknown, or its content damaged.
+        UserError: if the file is missing, its suffix unknown, or its content damaged; if it is an
+            index, and a file that it names is missing or lacks an array.
     """
     path = pathlib.Path(path)
-    suffix = next((suffix for suffix in READERS if path.name.endswith(suffix)), None)
     if path.is_dir():
-        raise UserError(f"{path} is a folder. Name the weights file in it")
+        found = [path / name for name in INDEXES if (path / name).exists()]
+        if not found:
+            raise UserError(f"{path} is a folder. Name the weights file in it")
+        path = found[0]
+    known = [*READERS, INDEX_SUFFIX]
+    suffix = next((suffix for suffix in known if path.name.endswith(suffix)), None)
     if suffix is None:
-        raise UserError(f"A weights file must end in one of {', '.join(READERS)}. Received: {path}")
+        raise UserError(f"A weights file must end in one of {', '.join(known)}. Received: {path}")
     if not path.exists():
         raise UserError(f"There is no weights file {path}")
-    checkpoint = READERS[suffix](path)
+    checkpoint = _read_shards(path) if suffix == INDEX_SUFFIX else READERS[suffix](path)
     for name in (*checkpoint.arrays, *checkpoint.beside):
         if not name.isprintable():  # It would break the lines of reports, or steer a terminal.
             raise UserError(f"{path} is damaged: it has an array {name!a}. Fetch it again")
     return checkpoint
+
+
+def read_index(path):
+    """Reads which array is in which file.
+
+    Args:
+        path: `pathlib.Path` of a `*.index.json`.
+
+    Returns:
+        dict from the name of an array to that of a file in the same folder.
+
+    Raises:
+        UserError: if it is damaged, or names files elsewhere.
+    """
+    with refuse_damage(path, "index of weights files"):
+        files = json.loads(path.read_text("utf-8"))["weight_map"]
+        suffixes = (".safetensors", ".bin")
+        for name in files.values():
+            if pathlib.PurePath(name).name != name or not name.endswith(suffixes):
+                raise ValueError(f"{name!a} is no weights file beside it")
+    return files
+
+
+def _read_shards(path):
+    files = read_index(path)
+    arrays, beside = {}, {}
+    for name in dict.fromkeys(files.values()):
+        shard = path.parent / name
+        if not shard.exists():
+            raise UserError(
+                f"{path} names {len(set(files.values()))} files, of which {shard.name} is missing. "
+                "Fetch it into the same folder"
+            )
+        part = read_file(shard)
+        twice = next((array for array in part.arrays if array in arrays), None)
+        if twice is not None:
+            raise UserError(f"{shard} holds {twice!r}, as another file of {path}. Fetch them again")
+        arrays.update(part.arrays)
+        beside.update(part.beside)
+    missing = [name for name in files if name not in arrays]
+    if missing:
+        raise UserError(
+            f"{path} names {missing[0]!a} and {len(missing) - 1} more arrays that "
+            f"{files[missing[0]]} does not hold. Fetch the files again"
+        )
+    return Checkpoint(arrays, beside)

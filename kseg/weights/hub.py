@@ -1,9 +1,11 @@
 """Weights that are named by where they are published: `hf://` and `keras_cv://`."""
 
+import pathlib
 import re
 
 from kseg.errors import UnavailableError, UserError
-from kseg.weights.torch_file import Checkpoint
+from kseg.weights.checkpoint import Checkpoint
+from kseg.weights.files import INDEX_SUFFIX, INDEXES, read_index
 
 _HUGGING_FACE = re.compile(
     r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(/(?P<file>[^@]+))?"
@@ -17,10 +19,10 @@ def fetch_from_hugging_face(source):
 
     Args:
         source: str, `hf://owner/name`, `hf://owner/name/file` or `hf://owner/name@revision/file`.
-            Without a file: the first of `FILES` that the repository has.
+            Without a file: the first of `FILES` and `INDEXES` that the repository has.
 
     Returns:
-        str, path of the local file.
+        str, path of the local file; if it is an index, the files that it names lie beside it.
 
     Raises:
         UserError: if `source` is malformed.
@@ -33,9 +35,10 @@ def fetch_from_hugging_face(source):
             f"Received: {source}"
         )
     repository, revision = match["repository"], match["revision"]
-    wanted = [match["file"]] if match["file"] else list(FILES)
+    wanted = [match["file"]] if match["file"] else [*FILES, *INDEXES]
+    named = match["file"] or " or ".join(FILES)
     by_hand = (
-        f"Download {' or '.join(wanted)} of {repository} where there is network, and give its path "
+        f"Download {named} of {repository} where there is network, and give its path "
         f"in place of {source}"
     )
     try:
@@ -46,20 +49,34 @@ def fetch_from_hugging_face(source):
         raise UnavailableError(
             f"{source} needs the package huggingface_hub: pip install 'kseg[hub]'. Or: {by_hand}"
         ) from None
-    for name in wanted:
-        cached = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
-        if isinstance(cached, str):  # Without asking the network, which may not be there.
-            return cached
+
+    def cached(name):
+        """The local path of a file without asking the network, which may not be there; or None."""
+        path = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
+        return path if isinstance(path, str) else None
+
+    def fetch(name):
+        path = cached(name)
+        return path or huggingface_hub.hf_hub_download(repository, name, revision=revision)
+
+    wanted.sort(key=lambda name: cached(name) is None)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # It reports every retry; the error below says it once.
     try:
         for name in wanted:
             try:
-                return huggingface_hub.hf_hub_download(repository, name, revision=revision)
+                path = fetch(name)
+                if name.endswith(INDEX_SUFFIX):
+                    folder = name.rpartition("/")[0]
+                    for shard in dict.fromkeys(read_index(pathlib.Path(path)).values()):
+                        fetch(f"{folder}/{shard}" if folder else shard)
+                return path
             except errors.LocalEntryNotFoundError:  # No network, and it is a kind of the next.
                 raise
             except errors.EntryNotFoundError:
                 continue
+    except UserError:
+        raise
     except Exception as error:  # Of the hub, of HTTP, of the file system.
         raise UnavailableError(
             f"{source} cannot be had: {_first_sentence(error)}. {by_hand}"
@@ -67,8 +84,7 @@ def fetch_from_hugging_face(source):
     finally:
         logging.set_verbosity(verbosity)
     raise UnavailableError(
-        f"{repository} on Hugging Face has no file {' or '.join(wanted)}. Name the file: "
-        f"hf://{repository}/FILE"
+        f"{repository} on Hugging Face has no file {named}. Name the file: hf://{repository}/FILE"
     )
 
 

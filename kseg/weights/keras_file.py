@@ -1,16 +1,18 @@
 """Reads the weights that Keras 3 saves: `.weights.h5`, and `.keras` which holds one."""
 
 import io
-import zipfile
+import math
 
 import h5py
 import keras
 import numpy as np
 
 from kseg.errors import UserError
-from kseg.weights.torch_file import Checkpoint, bfloat16_to_float32
+from kseg.weights.archive import most_bytes, open_archive, read_member, refuse_damage
+from kseg.weights.checkpoint import Checkpoint, bfloat16_to_float32
 
 _WEIGHTS = "model.weights.h5"  # Inside a `.keras` archive.
+_MOST_ATTRIBUTE = 4096  # Bytes of a layer's name.
 
 
 def read_keras_file(path):
@@ -30,10 +32,11 @@ def read_keras_file(path):
     Raises:
         UserError: if the file is damaged, or so old that the layers' names are not in it.
     """
-    try:
+    size = path.stat().st_size
+    with refuse_damage(path, "weights of Keras", "Fetch or save it again"):
         if path.suffix == ".keras":
-            with zipfile.ZipFile(path) as archive:
-                file = io.BytesIO(archive.read(_WEIGHTS))
+            with open_archive(path, size) as archive:
+                file = io.BytesIO(read_member(archive, _WEIGHTS))
         else:
             file = path
         with h5py.File(file, "r") as group:
@@ -46,60 +49,101 @@ def read_keras_file(path):
             beside = {
                 name: "stands beside the layers" for name in group if name not in ("layers", "vars")
             }
-            _collect(path, group, "", arrays, beside)
-    except UserError:
-        raise
-    except (zipfile.BadZipFile, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path} is damaged, or no weights of Keras ({message}). Fetch or save it again"
-        ) from None
+            _Walk(path, most_bytes(size), arrays, beside).collect(group, "")
     return Checkpoint(arrays, beside)
 
 
-def _collect(path, group, prefix, arrays, beside):
-    """Walks one layer's group: its weights are in `vars`, its parts in the other groups."""
-    members = _members(group)
-    for index, dataset in _members(members.get("vars", {})).items():
-        arrays[f"{prefix}{index}"] = _array(dataset)
-    is_model = "layers" in members
-    for key in ["layers"] if is_model else [key for key in members if key != "vars"]:
-        parts = _members(members[key])
-        # Layers of a model, or in a list, have one more level.
-        for part in [members[key]] if "vars" in parts and not is_model else parts.values():
-            inside = _members(part)
-            if "vars" not in inside:
-                continue
-            name = inside["vars"].attrs.get("name")
-            if name is None:
-                raise UserError(
-                    f"{path} does not have the names of the layers: it is from an older Keras. "
-                    "Load it there, and save it again with Keras 3.12 or newer"
-                )
-            if part.name.rpartition("/")[2].startswith("seed_generator"):
-                beside[f"{prefix}{name}"] = "is the state of a random generator"
-            elif "layers" in inside:  # A model inside the model.
-                _collect(path, part, prefix, arrays, beside)
-            else:
-                _collect(path, part, f"{prefix}{name}/", arrays, beside)
+class _Walk:
+    """Collects the arrays of a file.
+
+    Args:
+        path: of the file, for messages.
+        most: int, the bytes that all arrays may have together.
+        arrays, beside: dicts that are filled, see `Checkpoint`.
+    """
+
+    def __init__(self, path, most, arrays, beside):
+        self.path, self.left, self.arrays, self.beside = path, most, arrays, beside
+        self._seen = set()
+
+    def collect(self, group, prefix):
+        """Walks one layer's group: its weights are in `vars`, its parts in the other groups."""
+        members = self._members(group)
+        for index, dataset in self._members(members.get("vars", {})).items():
+            self.arrays[f"{prefix}{index}"] = self._array(dataset)
+        is_model = "layers" in members
+        for key in ["layers"] if is_model else [key for key in members if key != "vars"]:
+            parts = self._members(members[key])
+            # Layers of a model, or in a list, have one more level.
+            for part in [members[key]] if "vars" in parts and not is_model else parts.values():
+                self._collect_part(part, prefix)
+
+    def _collect_part(self, part, prefix):
+        inside = self._members(part)
+        if "vars" not in inside:
+            return
+        name = _name(inside["vars"])
+        if name is None:
+            raise UserError(
+                f"{self.path} does not have the names of the layers: it is from an older Keras. "
+                "Load it there, and save it again with Keras 3.12 or newer"
+            )
+        if part.name.rpartition("/")[2].startswith("seed_generator"):
+            self.beside[f"{prefix}{name}"] = "is the state of a random generator"
+        elif "layers" in inside:  # A model inside the model.
+            self._descend(part, prefix)
+        else:
+            self._descend(part, f"{prefix}{name}/")
+
+    def _descend(self, group, prefix):
+        """Collects a group that was not met before: one in itself would have no end."""
+        address = h5py.h5o.get_info(group.id).addr
+        if address in self._seen:
+            raise ValueError(f"{group.name} stands in two places")
+        self._seen.add(address)
+        self.collect(group, prefix)
+
+    @staticmethod
+    def _members(group):
+        """What a group holds itself; links would let a file read what the user did not name."""
+        if not isinstance(group, h5py.Group):
+            return {}
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{group.name}/{name} points to another file")
+        return dict(group.items())
+
+    def _array(self, dataset):
+        if not isinstance(dataset, h5py.Dataset):
+            raise ValueError("a group stands where an array should")
+        if dataset.external or dataset.is_virtual:
+            raise ValueError(f"{dataset.name} points to another file")
+        if dataset.dtype.hasobject:
+            raise ValueError(f"{dataset.name} is no array of numbers")
+        if dataset.id.get_create_plist().get_nfilters():  # They inflate without a limit.
+            raise ValueError(f"{dataset.name} is compressed, which Keras does not do")
+        # HDF5 would fill what a file claims and does not hold.
+        size = math.prod(dataset.shape or ()) * dataset.dtype.itemsize
+        stored = dataset.id.get_storage_size()
+        if size > self.left or (dataset.chunks is None and 0 < stored != size):
+            raise ValueError(f"{dataset.name} claims {size} bytes and has {stored}")
+        self.left -= size
+        if dataset.attrs.get("dtype") == "bfloat16":
+            return bfloat16_to_float32(np.asarray(dataset).view("uint16"))
+        return np.asarray(dataset)
 
 
-def _members(group):
-    """What a group holds itself; links would let a file read what the user did not name."""
-    if not isinstance(group, h5py.Group):
-        return {}
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"{group.name}/{name} points to another file")
-    return dict(group.items())
-
-
-def _array(dataset):
-    if dataset.external or dataset.is_virtual:
-        raise ValueError(f"{dataset.name} points to another file")
-    if dataset.attrs.get("dtype") == "bfloat16":
-        return bfloat16_to_float32(np.asarray(dataset).view("uint16"))
-    return np.asarray(dataset)
+def _name(group):
+    """The layer's name that Keras notes at its group, or None."""
+    if "name" not in group.attrs:
+        return None
+    attribute = group.attrs.get_id("name")
+    if attribute.get_storage_size() > _MOST_ATTRIBUTE or attribute.shape != ():
+        raise ValueError(f"the name of {group.name} is no text")
+    name = group.attrs["name"]
+    if not isinstance(name, str):
+        raise ValueError(f"the name of {group.name} is no text")
+    return name
 
 
 def keras_names(model):

@@ -52,9 +52,10 @@ def load_weights(
     Args:
         model: built `Backbone`, or a segmenter from `kseg.segmenters.build_segmenter`.
         source: str. A file: `.weights.h5`, `.keras`, `.safetensors`, `.npz` (also a checkpoint of
-            a run), or PyTorch's `.pth`, `.pt`, `.bin`, of which nothing is run. Or
-            `hf://owner/name`, `hf://owner/name/file`, `hf://owner/name@revision/file` on the
-            Hugging Face hub. Or `keras_cv://preset`, for a keras_cv backbone.
+            a run), or PyTorch's `.pth`, `.pth.tar`, `.pt`, `.bin`, `.ckpt`, of which nothing is
+            run; several files by their `*.index.json`, or the folder of it. Or `hf://owner/name`,
+            `hf://owner/name/file`, `hf://owner/name@revision/file` on the Hugging Face hub. Or
+            `keras_cv://preset`, for a keras_cv backbone.
         name_map: None, or a function as in `load_torch_state` for names that are not known here.
         prefixes: tuple of str that are cut off the names of arrays where needed.
         backbone_only: bool. Of a segmenter, loads the backbone only, and leaves the head of a
@@ -241,6 +242,8 @@ def _match_torch(target, weights, arrays, source, name_map, prefixes):
         convention, paths[name] = found[0] if found else (None, None)
         if name.endswith("num_batches_tracked"):
             unused[name] = COUNTER
+        elif name == "n_averaged":
+            unused[name] = "counter of the average of weights"
         elif paths[name] not in weights:
             is_head = (convention is not None and convention.head) or any(
                 first_match(_HEADS, variant) for variant in variants

@@ -11,8 +11,8 @@ import struct
 
 import numpy as np
 
-from kseg.errors import UserError
-from kseg.weights.torch_file import Checkpoint, bfloat16_to_float32
+from kseg.weights.archive import refuse_damage
+from kseg.weights.checkpoint import Checkpoint, bfloat16_to_float32
 
 _DTYPES = {
     "F64": "<f8",
@@ -30,6 +30,7 @@ _DTYPES = {
     "BOOL": "?",
 }
 _MAX_HEADER = 100_000_000  # Bytes, as in the reference implementation.
+_MAX_AXES = 32
 
 
 def read_safetensors_file(path):
@@ -48,7 +49,7 @@ def read_safetensors_file(path):
     Raises:
         UserError: if the file is damaged, cut off, or has a dtype that NumPy lacks (8-bit floats).
     """
-    try:
+    with refuse_damage(path, "safetensors file"):
         data = path.read_bytes()
         header, buffer = _split(data)
         arrays, place = {}, 0
@@ -61,7 +62,9 @@ def read_safetensors_file(path):
                 raise ValueError(f"{name!r} has the unknown dtype {entry['dtype']!r}")
             dtype = np.dtype(_DTYPES[entry["dtype"]])
             shape = entry["shape"]
-            if any(type(extent) is not int or extent < 0 for extent in shape):
+            if len(shape) > _MAX_AXES or any(
+                type(extent) is not int or not 0 <= extent < 2**63 for extent in shape
+            ):
                 raise ValueError(f"{name!r} has the impossible shape {shape}")
             if end - begin != math.prod(shape) * dtype.itemsize or end > len(buffer):
                 raise ValueError(f"{name!r} has {end - begin} bytes for the shape {shape}")
@@ -70,11 +73,6 @@ def read_safetensors_file(path):
             place = end
         if place != len(buffer):
             raise ValueError(f"{len(buffer)} bytes follow the header, of which {place} are used")
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged, or no safetensors file ({str(error) or type(error).__name__}). "
-            "Fetch it again"
-        ) from None
     return Checkpoint({name: arrays[name] for name in header}, {})
 
 

@@ -1,25 +1,41 @@
 """Reads what `torch.save` wrote, without PyTorch and without running anything that is in it.
 
 A PyTorch checkpoint is a pickle, and a pickle is a program. The reader here knows the handful of
-names that a dictionary of tensors needs, and refuses every other one. None of the names it knows
-can do more than describe a tensor; the memory that a description points to is checked before it is
-touched.
+names that a dictionary of tensors needs; whatever else a file names becomes an object that does
+nothing, and is told of. None of the names it knows can do more than describe a tensor; the memory
+that a description points to is checked before it is touched.
 """
 
-import dataclasses
 import io
+import math
 import pickle
 import struct
 import sys
 import typing
-import zipfile
 
 import numpy as np
 
 from kseg.errors import UserError
+from kseg.weights.archive import most_bytes, open_archive, read_member, refuse_damage
+from kseg.weights.checkpoint import Checkpoint, bfloat16_to_float32
 
-# Entries of a training checkpoint that hold the network, the first one present counts.
-WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "net", "network", "params")
+# Entries of a training checkpoint that hold the network, the first one present counts: those of
+# averaged weights only where there are no others.
+WRAPPERS = (
+    "state_dict",
+    "model",
+    "model_state",
+    "model_state_dict",
+    "net",
+    "network",
+    "params",
+    "model_ema",
+    "ema_model",
+    "state_dict_ema",
+    "ema_state_dict",
+    "params_ema",
+    "ema",
+)
 
 _STORAGES = {
     "FloatStorage": "f4",
@@ -35,42 +51,21 @@ _STORAGES = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_CORRUPT = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,  # An encrypted or strangely compressed archive.
-    TypeError,
-    ValueError,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """The arrays of a file, and what else stood in it.
-
-    Attributes:
-        arrays: dict from name to array. Arrays may be read-only, and views of one another.
-        beside: dict from the name of anything else to what it is.
-    """
-
-    arrays: dict
-    beside: dict
+# More classes than any training code hangs on its checkpoints.
+_MOST_CLASSES = 1000
+_MOST_ARGUMENTS = 100
+_MOST_AXES = 32
+_PLAIN = (str, bytes, int, float, bool, type(None))
 
 
 def read_torch_file(path):
-    """Reads the tensors of a `.pth`, `.pt` or `.bin` file.
+    """Reads the tensors of a `.pth`, `.pt`, `.bin` or `.ckpt` file.
 
     Both formats of `torch.save` are read: the zip archive (since PyTorch 1.6) and the stream of
-    pickles before it. Only what a dictionary of tensors consists of is accepted: storages of
-    float64, float32, float16, bfloat16, integers and booleans, tensors and parameters on them with
-    any strides, `OrderedDict`, and Python's plain values.
+    pickles before it. Read is what a dictionary of tensors consists of: storages of float64,
+    float32, float16, bfloat16, integers and booleans, tensors and parameters on them with any
+    strides, `OrderedDict`, and Python's plain values. Objects of other classes (a NumPy number, the
+    arguments of the training script) may stand beside; they are not made.
 
     Source: `torch/serialization.py` of PyTorch, for the layout.
 
@@ -80,28 +75,19 @@ def read_torch_file(path):
     Returns:
         `Checkpoint`. Tensors are those of the file's dictionary, or of the one that it holds under
         a key of `WRAPPERS`. bfloat16 comes as float32, the others as the dtype of the same name.
+        `beside` names also the classes of other objects.
 
     Raises:
-        UserError: if the file is damaged, holds no tensors, or names a function or class that is
-            not among the above. Nothing of it was run then.
+        UserError: if the file is damaged, or holds no tensors (perhaps as objects of other classes,
+            which are named). Nothing of it was run then.
     """
-    try:
+    with refuse_damage(path, "PyTorch checkpoint"):
         file = _Bytes(path.read_bytes())
+        size = len(file.getbuffer())
         if file.read(4) == b"PK\x03\x04":
-            with zipfile.ZipFile(file) as archive:
-                return _select(path, *_read_archive(path, archive))
-        return _select(path, *_read_legacy(path, file))
-    except UserError:
-        raise
-    except _CORRUPT as error:
-        raise UserError(
-            f"{path} is damaged, or no PyTorch checkpoint ({_first_line(error)}). Fetch it again"
-        ) from None
-
-
-def _first_line(error):
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+            with open_archive(file, size) as archive:
+                return _select(path, *_read_archive(archive, size), most_bytes(size))
+        return _select(path, *_read_legacy(file, size), most_bytes(size))
 
 
 class _StorageType(typing.NamedTuple):
@@ -154,9 +140,43 @@ def _parameter(tensor, *unused):
     return tensor
 
 
+def _size(extents=()):
+    if len(extents) > _MOST_AXES:  # Copies of a long one would fill the memory.
+        raise ValueError("a tensor has too many axes")
+    return tuple(extents)
+
+
+class _Inert:
+    """Stands for an object of a class that is not known here: takes all, keeps and does nothing."""
+
+    __slots__ = ()
+
+    def __new__(cls, *arguments, **named):
+        return object.__new__(cls)
+
+    def __init__(self, *arguments, **named):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __call__(self, *arguments):
+        return self
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, item):
+        pass
+
+    def extend(self, items):
+        pass
+
+    add = append
+
+
 _GLOBALS = {
-    ("collections", "OrderedDict"): _StateDict,
-    ("torch", "Size"): tuple,
+    ("torch", "Size"): _Rebuild(_size),
     ("torch._utils", "_rebuild_tensor"): _Rebuild(_tensor),
     ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(_tensor),
     ("torch._utils", "_rebuild_parameter"): _Rebuild(_parameter),
@@ -176,25 +196,106 @@ class _Bytes(io.BytesIO):
 
 # The unpickler written in Python: the one in C reserves memory for any number that a file names.
 class _Unpickler(pickle._Unpickler):
-    def __init__(self, file, path):
+    """Unpickles a tree of plain values, tensors and inert objects.
+
+    Args:
+        file: `_Bytes`.
+        classes: dict from the name of a class that is not known to what stands for it; filled.
+
+    Attributes:
+        storages: dict from key to `_Storage`, all that the tree refers to.
+    """
+
+    # What hashes objects, or reserves what a file claims, is replaced.
+    dispatch: typing.ClassVar = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, file, classes):
         super().__init__(file, encoding="utf-8")
-        self.path = path
         self.storages = {}
+        self._classes = classes
+        self._pairs_left = len(file.getbuffer())
 
     def find_class(self, module, name):
+        if (module, name) == ("collections", "OrderedDict"):
+            return _Rebuild(self._state_dict)
         known = _GLOBALS.get((module, name))
-        if known is None:
-            raise UserError(
-                f"{self.path} holds {f'{module}.{name}'!r}, which is no part of a dictionary of "
-                "tensors and is not run here. If you trust the file, load it with PyTorch and save "
-                "its state_dict() alone"
-            )
-        return known
+        if known is not None:
+            return known
+        full = f"{module}.{name}"
+        if full not in self._classes:
+            if len(self._classes) == _MOST_CLASSES:
+                raise pickle.UnpicklingError(f"more than {_MOST_CLASSES} classes")
+            self._classes[full] = type("_Inert", (_Inert,), {"__slots__": ()})
+        return self._classes[full]
+
+    def _state_dict(self, pairs=()):
+        """An `OrderedDict`, as Python 2 pickled it: with its items as an argument."""
+        self._pairs_left -= len(pairs)
+        if self._pairs_left < 0:  # The same items over and over.
+            raise pickle.UnpicklingError("a dictionary is larger than the file")
+        items = _StateDict()
+        for key, value in pairs:
+            items[_hashable(key)] = value
+        return items
+
+    def load_setitem(self):
+        _hashable(self.stack[-2])
+        super().load_setitem()
+
+    def load_setitems(self):
+        for key in self.stack[::2]:
+            _hashable(key)
+        super().load_setitems()
+
+    def load_dict(self):
+        for key in self.stack[::2]:
+            _hashable(key)
+        super().load_dict()
+
+    def load_additems(self):
+        for item in self.stack:
+            _hashable(item)
+        super().load_additems()
+
+    def load_frozenset(self):
+        for item in self.stack:
+            _hashable(item)
+        super().load_frozenset()
+
+    def load_reduce(self):
+        _few(self.stack[-1])
+        super().load_reduce()
+
+    def load_newobj(self):
+        _few(self.stack[-1])
+        super().load_newobj()
+
+    def load_newobj_ex(self):
+        _few(self.stack[-1])
+        _few(self.stack[-2])
+        super().load_newobj_ex()
+
+    def load_bytearray8(self):
+        raise pickle.UnpicklingError("a byte array")
+
+    dispatch.update(
+        {
+            pickle.SETITEM[0]: load_setitem,
+            pickle.SETITEMS[0]: load_setitems,
+            pickle.DICT[0]: load_dict,
+            pickle.ADDITEMS[0]: load_additems,
+            pickle.FROZENSET[0]: load_frozenset,
+            pickle.REDUCE[0]: load_reduce,
+            pickle.NEWOBJ[0]: load_newobj,
+            pickle.NEWOBJ_EX[0]: load_newobj_ex,
+            pickle.BYTEARRAY8[0]: load_bytearray8,
+        }
+    )
 
     def persistent_load(self, pid):
         kind, storage_type, key, _, numel, *view = pid
         if kind != "storage" or type(storage_type) is not _StorageType or type(key) is not str:
-            raise pickle.UnpicklingError(f"unknown reference {kind!r}")
+            raise pickle.UnpicklingError("an unknown reference")
         view = view[0] if view else None
         storage = _Storage(
             storage_type.dtype, key, _count(numel), view and (_count(view[1]), _count(view[2]))
@@ -203,23 +304,51 @@ class _Unpickler(pickle._Unpickler):
         return storage
 
 
+def _hashable(key):
+    """Refuses keys whose hash may have no end: tuples in tuples, which Python follows in C.
+
+    Also integers beyond 2^60, of which any number can be made that share a hash.
+    """
+    for part in key if type(key) is tuple else (key,):
+        plain = type(part) in _PLAIN and not (type(part) is int and abs(part) >= 2**60)
+        if not plain and not _is_inert(part):
+            raise pickle.UnpicklingError("a dictionary has a key that is no plain value")
+    return key
+
+
+def _few(arguments):
+    """Refuses calls with many arguments: they are copied at each, and may be the same ones."""
+    if len(arguments) > _MOST_ARGUMENTS:
+        raise pickle.UnpicklingError("a call has too many arguments")
+
+
+def _is_inert(value):
+    return isinstance(value, _Inert) or (isinstance(value, type) and issubclass(value, _Inert))
+
+
 def _count(value):
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no size")
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError("a size is no number, or negative")
     return value
 
 
-def _read_archive(path, archive):
-    """Gives `(tree, read)`: the unpickled tree, and a function from a storage to its values."""
+def _read_archive(archive, size):
+    """Gives `(tree, read, classes)` of a zip archive.
+
+    Returns:
+        the unpickled tree; a function from a storage to its values and their byte order; the names
+        of the classes that are not known.
+    """
     pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise ValueError("the archive has no data.pkl")
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist():
-        byteorder = archive.read(f"{root}byteorder").decode()
+        byteorder = read_member(archive, f"{root}byteorder").decode()
     else:
         byteorder = "little"
-    tree = _Unpickler(_Bytes(archive.read(pickles[0])), path).load()
+    classes = {}
+    tree = _Unpickler(_Bytes(read_member(archive, pickles[0])), classes).load()
 
     def read(storage):
         info = archive.getinfo(f"{root}data/{storage.key}")
@@ -228,26 +357,26 @@ def _read_archive(path, archive):
             raise ValueError(
                 f"storage {storage.key} has {info.file_size} bytes instead of {expected}"
             )
-        return archive.read(info), byteorder
+        return read_member(archive, info.filename), byteorder
 
-    return tree, read
+    return tree, read, classes
 
 
-def _read_legacy(path, file):
+def _read_legacy(file, end):
     """As `_read_archive`, for the stream of pickles that PyTorch wrote before 1.6."""
     file.seek(0)
-    if _Unpickler(file, path).load() != _LEGACY_MAGIC:
+    classes = {}
+    if _Unpickler(file, classes).load() != _LEGACY_MAGIC:
         raise ValueError("it begins with another number than PyTorch's")
-    protocol = _Unpickler(file, path).load()
-    if protocol != _LEGACY_PROTOCOL:
-        raise ValueError(f"protocol {protocol!r} is unknown")
-    byteorder = "little" if _Unpickler(file, path).load()["little_endian"] else "big"
-    unpickler = _Unpickler(file, path)
+    if _Unpickler(file, classes).load() != _LEGACY_PROTOCOL:
+        raise ValueError("its protocol is unknown")
+    byteorder = "little" if _Unpickler(file, classes).load()["little_endian"] else "big"
+    unpickler = _Unpickler(file, classes)
     tree = unpickler.load()
-    keys = _Unpickler(file, path).load()
-    places, end = {}, len(file.getbuffer())
+    keys = _Unpickler(file, classes).load()
+    places = {}
     for key in keys:
-        storage = unpickler.storages[key]
+        storage = unpickler.storages[_hashable(key)]
         (numel,) = struct.unpack("<q" if byteorder == "little" else ">q", file.read(8))
         length = storage.numel * _itemsize(storage.dtype)
         places[key] = file.tell()
@@ -259,15 +388,21 @@ def _read_legacy(path, file):
         place = places[storage.key]
         return file.getbuffer()[place : place + storage.numel * _itemsize(storage.dtype)], byteorder
 
-    return tree, read
+    return tree, read, classes
 
 
 def _itemsize(dtype):
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
-def _select(path, tree, read):
-    """Finds the network's dictionary in an unpickled tree and reads its tensors."""
+def _select(path, tree, read, classes, most):
+    """Finds the network's dictionary in an unpickled tree and reads its tensors.
+
+    Args:
+        path: of the file.
+        tree, read, classes: see `_read_archive`.
+        most: int, the bytes that all arrays may have together: a stride of 0 makes any of one.
+    """
     beside = {}
     for _ in range(3):  # Wrapped at most thrice.
         if not isinstance(tree, dict) or any(type(value) is _Tensor for value in tree.values()):
@@ -283,14 +418,25 @@ def _select(path, tree, read):
             tensors[key] = value
         else:
             beside[str(key)] = "is no tensor"
+    if not tensors and classes:
+        raise UserError(
+            f"{path} holds {next(iter(classes))!r}, which is no part of a dictionary of tensors "
+            "and is not run here. If you trust the file, load it with PyTorch and save its "
+            "state_dict() alone"
+        )
     if not tensors:
         found = f" Its keys: {', '.join(map(ascii, list(beside)[:8]))}" if beside else ""
         raise UserError(
             f"{path} holds no dictionary of tensors, neither at its top nor under one of "
             f"{', '.join(WRAPPERS)}.{found}"
         )
-    values = {}
-    arrays = {name: _view(tensor, values, read) for name, tensor in tensors.items()}
+    values, arrays = {}, {}
+    for name, tensor in tensors.items():
+        arrays[name] = _view(tensor, values, read)
+        most -= arrays[name].nbytes
+        if most < 0:
+            raise ValueError("its tensors are far larger than what is stored")
+    beside.update(dict.fromkeys(classes, "objects of a class that is not run here"))
     return Checkpoint(arrays, beside)
 
 
@@ -312,10 +458,12 @@ def _view(tensor, values, read):
     offset = _count(tensor.offset)
     size = tuple(_count(extent) for extent in tensor.size)
     stride = tuple(_count(step) for step in tensor.stride)
-    if len(size) != len(stride):
-        raise ValueError("a tensor has more sizes than strides, or fewer")
+    if len(size) != len(stride) or len(size) > _MOST_AXES:
+        raise ValueError("a tensor has more sizes than strides, or fewer, or too many")
     if 0 in size:
         return np.zeros(size, flat.dtype)
+    if math.prod(size) >= 2**48:
+        raise ValueError("a tensor is larger than any memory")
     # What the strides reach must be inside: NumPy would read any memory.
     last = offset + sum((extent - 1) * step for extent, step in zip(size, stride, strict=True))
     if last >= flat.size:
@@ -332,15 +480,3 @@ def _decode(data, dtype, byteorder):
         return bfloat16_to_float32(np.frombuffer(data, f"{order}u2"))
     array = np.frombuffer(data, np.dtype(dtype).newbyteorder(order))
     return array if byteorder == sys.byteorder else array.astype(dtype)
-
-
-def bfloat16_to_float32(bits):
-    """Widens bfloat16 numbers, given by their bits.
-
-    Args:
-        bits: uint16 array.
-
-    Returns:
-        float32 array of the same shape: a bfloat16 is the upper half of a float32.
-    """
-    return (bits.astype("uint32") << 16).view("float32")

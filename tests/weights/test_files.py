@@ -1,8 +1,12 @@
+import json
+import struct
+
 import numpy as np
 import pytest
 
 from kseg.errors import UserError
 from kseg.weights.files import READERS, read_file
+from tests.weights.torch_writer import tensor, write_zip
 
 
 def test_npz(tmp_path):
@@ -43,3 +47,68 @@ def test_names(tmp_path):
         read_file(tmp_path / "x.onnx")
     with pytest.raises(UserError, match="is a folder"):
         read_file(tmp_path)
+
+
+def write_shards(folder, arrays, files=("model-1-of-2.safetensors", "model-2-of-2.safetensors")):
+    """As the Hugging Face hub divides large networks."""
+    names = list(arrays)
+    where = {name: files[int(2 * i >= len(names))] for i, name in enumerate(names)}
+    for file in files:
+        header, data = {}, b""
+        for name in names:
+            if where[name] == file:
+                end = len(data) + arrays[name].nbytes
+                shape = list(arrays[name].shape)
+                header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), end]}
+                data += arrays[name].tobytes()
+        text = json.dumps(header).encode()
+        (folder / file).write_bytes(struct.pack("<Q", len(text)) + text + data)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    return index
+
+
+ARRAYS = {name: np.full(n + 1, n, "float32") for n, name in enumerate(["a", "b", "c"])}
+
+
+def test_several_files_and_their_index(tmp_path):
+    index = write_shards(tmp_path, ARRAYS)
+    for source in (index, tmp_path):
+        checkpoint = read_file(source)
+        assert list(checkpoint.arrays) == ["a", "b", "c"]
+        for name, array in ARRAYS.items():
+            np.testing.assert_array_equal(checkpoint.arrays[name], array)
+
+
+def test_an_index_that_does_not_fit_its_files(tmp_path):
+    index = write_shards(tmp_path, ARRAYS)
+    shard = tmp_path / "model-2-of-2.safetensors"
+    content = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(UserError, match=r"names 2 files, of which model-2-of-2.* is missing"):
+        read_file(index)
+    shard.write_bytes((tmp_path / "model-1-of-2.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"holds 'a', as another file"):
+        read_file(index)
+    shard.write_bytes(content)
+    values = json.loads(index.read_text())
+    values["weight_map"]["d"] = shard.name
+    index.write_text(json.dumps(values))
+    with pytest.raises(
+        UserError, match=r"names 'd' and 0 more arrays that model-2.* does not hold"
+    ):
+        read_file(index)
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "a/b.bin", "x.txt", 3])
+def test_an_index_must_not_name_files_elsewhere(name, tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match="is damaged, or no index of weights files"):
+        read_file(index)
+
+
+def test_lightning_and_tar_suffixes(tmp_path):
+    for suffix in (".ckpt", ".pth.tar"):
+        path = write_zip(tmp_path / f"x{suffix}", {"state_dict": {"w": tensor(np.ones(2, "f4"))}})
+        assert list(read_file(path).arrays) == ["w"]

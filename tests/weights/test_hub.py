@@ -1,3 +1,4 @@
+import json
 import sys
 
 import huggingface_hub
@@ -134,3 +135,16 @@ def test_keras_cv_preset_that_cannot_be_had(monkeypatch, keras_cv):
     monkeypatch.setitem(sys.modules, "keras_cv", None)
     with pytest.raises(UnavailableError, match="needs the package keras-cv"):
         read_keras_cv_preset("keras_cv://efficientnetv2_b0_imagenet")
+
+
+def test_several_files_by_their_index(hub, tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
+    hub["timm/net", index.name] = str(index)
+    hub["timm/net", "1.safetensors"] = "1"
+    hub["cache", "timm/net", "2.safetensors"] = "2"
+    assert fetch_from_hugging_face("hf://timm/net@v1") == str(index)
+    assert ("timm/net", "1.safetensors", "v1") in hub["asked"]
+    index.write_text("{")
+    with pytest.raises(UserError, match="no index of weights files"):
+        fetch_from_hugging_face("hf://timm/net")

@@ -1,4 +1,6 @@
+import argparse
 import collections
+import datetime
 import os
 import pathlib
 import pickle
@@ -124,7 +126,7 @@ class Evil:
     "make, name",
     [
         (lambda folder: Evil(folder), f"{os.mkdir.__module__}.mkdir"),
-        (lambda folder: {"lr": np.float64(0.1)}, "numpy"),
+        (lambda folder: {"lr": np.float64(0.1)}, "numpy"),  # And no tensor at all.
         (lambda folder: {"w": eval}, "builtins.eval|__builtin__.eval"),
         (lambda folder: pathlib.PurePosixPath("a"), "pathlib"),
     ],
@@ -235,3 +237,61 @@ def test_another_archive(tmp_path):
         archive.writestr("readme.txt", "no checkpoint")
     with pytest.raises(UserError, match=r"the archive has no data\.pkl"):
         read_torch_file(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("best", [np.float64(0.71), np.arange(3), np.float32(1), np.dtype("f4")])
+def test_what_training_code_of_hrnet_keeps(write, best, tmp_path):
+    """`checkpoint.pth.tar` has the best IoU so far as a NumPy number beside the weights."""
+    value = {"epoch": 1, "best_mIoU": best, "state_dict": {"w": tensor(np.ones(2, "float32"))}}
+    checkpoint = read_torch_file(write(tmp_path / "checkpoint.pth.tar", value))
+    np.testing.assert_array_equal(checkpoint.arrays["w"], [1, 1])
+    assert checkpoint.beside["best_mIoU"] == "stands beside 'state_dict'"
+    named = [name for name in checkpoint.beside if name.startswith("numpy.")]
+    assert named
+    assert all("is not run here" in checkpoint.beside[name] for name in named)
+
+
+class Hyperparameters(dict):
+    """As Lightning's `AttributeDict`."""
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        argparse.Namespace(lr=0.1, data="/x", nested=argparse.Namespace(a=1)),
+        pathlib.PurePosixPath("/x/y"),
+        Hyperparameters(lr=0.1),
+        collections.Counter("abca"),
+        datetime.datetime(2020, 1, 2),
+        {1, 2, 3},
+        complex(1, 2),
+        [argparse.Namespace(a=[1, 2])] * 2,
+    ],
+)
+def test_other_objects_beside_the_weights_do_nothing(write, thing, tmp_path):
+    state = {"w": tensor(np.ones(2, "float32"))}
+    for value in ({"model": state, "args": thing}, {**state, "args": thing}):
+        checkpoint = read_torch_file(write(tmp_path / "x.ckpt", value))
+        assert list(checkpoint.arrays) == ["w"]
+        assert "args" in checkpoint.beside
+
+
+def test_a_function_beside_the_weights_is_named_and_not_run(write, tmp_path):
+    folder = tmp_path / "made"
+    state = {"w": tensor(np.ones(2, "float32"))}
+    checkpoint = read_torch_file(write(tmp_path / "x.pth", {"model": state, "a": Evil(folder)}))
+    assert list(checkpoint.arrays) == ["w"]
+    assert f"{os.mkdir.__module__}.mkdir" in checkpoint.beside
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("key", ["model_ema", "state_dict_ema", "ema_state_dict", "ema"])
+def test_averaged_weights_where_there_are_no_others(write, key, tmp_path):
+    averaged, own = (
+        {"n_averaged": tensor(np.array(3)), "w": tensor(np.full(2, x, "float32"))} for x in (1, 2)
+    )
+    only = read_torch_file(write(tmp_path / "x.pth", {key: averaged, "epoch": 1}))
+    np.testing.assert_array_equal(only.arrays["w"], [1, 1])
+    both = read_torch_file(write(tmp_path / "y.pth", {key: averaged, "model": own}))
+    np.testing.assert_array_equal(both.arrays["w"], [2, 2])
+    assert both.beside == {key: "stands beside 'model'"}
