@@ -489,6 +489,8 @@ def network(sizes, name, method, *options):
     built = [build_objective(method, sizes, **settings_of_method)] if method != "ce" else []
     stages = sorted({stage for objective in built for stage in objective.stages})
     from kseg.segmenters import build_segmenter
+    from kseg.training.jax_trainer import JaxTrainer
+    from kseg.training.updates import SGD
 
     with numpy_initializers():
         segmenter = build_segmenter(
@@ -500,18 +502,23 @@ def network(sizes, name, method, *options):
             projector_layers=2 if method == "multi_scale" else 1,
             **settings,
         )
+    trainer = JaxTrainer(
+        segmenter,
+        updates=SGD(momentum=0.9, decay_rate=5e-4),
+        schedule=lambda step: 0.01,
+        objectives=[(objective, 0.1) for objective in built],
+    )
     for objective in built:
-        objective.prepare(segmenter.output)
         fill_bank(objective)
-    step, state = make_step(segmenter, built)
+    state = trainer.initial_state()
     labels = shared.street_labels(sizes)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*labels.shape, 3), dtype="uint8")
     seconds = {"build_s": time.perf_counter() - started}
 
     started = time.perf_counter()
-    image, label = jnp.asarray(image), jnp.asarray(labels)
-    lowered = jax.jit(step, donate_argnums=0).lower(state, image, label)
+    batch = {"image": jnp.asarray(image), "label": jnp.asarray(labels)}
+    lowered = jax.jit(trainer.step, donate_argnums=0).lower(state, batch)
     seconds["trace_s"] = time.perf_counter() - started
     started = time.perf_counter()
     compiled = lowered.compile()
@@ -521,7 +528,7 @@ def network(sizes, name, method, *options):
 
     def call():
         nonlocal state
-        state, found = compiled(state, image, label)
+        state, found = compiled(state, batch)
         logs.append(found)
         return found
 
@@ -543,63 +550,6 @@ def network(sizes, name, method, *options):
         first_losses={key: float(x) for key, x in logs[0].items()},
         last_losses={key: float(x) for key, x in logs[-1].items()},
     )
-
-
-def make_step(segmenter, built, *, rate=0.01, momentum=0.9, decay=5e-4):
-    """A training step as a pure function of its state.
-
-    Returns:
-        `(step, state)`: `step(state, image, label)` gives the next state and a dict of losses; the
-        state is trained weights, momenta, and all other variables: statistics, banks, seeds.
-    """
-    from kseg.losses.cross_entropy import cross_entropy
-    from kseg.losses.reduction import global_ratio
-
-    trained = segmenter.trainable_variables
-    others = state_variables(segmenter, *built)
-
-    def losses(weights, others_now, image, label):
-        mapping = [*zip(trained, weights, strict=True), *zip(others, others_now, strict=True)]
-        with keras.StatelessScope(state_mapping=mapping) as scope:
-            outputs = segmenter(image, training=True)
-            terms = {"cross_entropy": global_ratio(*cross_entropy(label, outputs["logits"]))}
-            if "aux_logits" in outputs:
-                auxiliary = global_ratio(*cross_entropy(label, outputs["aux_logits"]))
-                terms["auxiliary"] = 0.4 * auxiliary
-            found = []
-            for objective in built:
-                values, to_remember = objective.contrast(outputs, label)
-                terms |= {f"{objective.name}/{key}": 0.1 * x for key, x in values.items()}
-                found.append(to_remember)
-            others_now = current(scope, others, others_now)
-        return sum(terms.values()), (terms, found, others_now)
-
-    def step(state, image, label):
-        weights, momenta, others_now = state
-        (total, (terms, found, others_now)), gradients = jax.value_and_grad(losses, has_aux=True)(
-            weights, others_now, image, label
-        )
-        momenta = [
-            momentum * m + g + decay * w
-            for m, g, w in zip(momenta, gradients, weights, strict=True)
-        ]
-        weights = [w - rate * m for w, m in zip(weights, momenta, strict=True)]
-        mapping = list(zip(others, others_now, strict=True))
-        with keras.StatelessScope(state_mapping=mapping) as scope:
-            for objective, to_remember in zip(built, found, strict=True):
-                objective.remember(to_remember)
-            others_now = current(scope, others, others_now)
-        return (weights, momenta, others_now), {"loss": total, **terms}
-
-    # Copies, because the step takes its state's memory over.
-    state = [jnp.array(v.value) for v in trained], [jnp.zeros_like(v.value) for v in trained]
-    return step, (*state, [jnp.array(v.value) for v in others])
-
-
-def current(scope, variables, values):
-    """The values of variables at the end of a scope."""
-    found = [scope.get_current_value(v) for v in variables]
-    return [old if new is None else new for new, old in zip(found, values, strict=True)]
 
 
 @contextlib.contextmanager
