@@ -30,6 +30,7 @@ from kseg.runs import Classes, Run
 from kseg.training import checkpoints
 from kseg.training.initialization import load_pretrained
 from kseg.training.jax_trainer import JaxTrainer
+from kseg.training.learning_rate_factors import learning_rate_factors, parts_of
 from kseg.training.losses import build_losses
 from kseg.training.objectives import build_objectives
 from kseg.training.schedules import build_schedule
@@ -65,11 +66,8 @@ class Worker:
         self.classes = Classes(
             names=data["class_names"],
             palette=[[0, 0, 0]] * len(data["class_names"]),
-            training_images=_images_of_classes(splits["train"]["labels"], len(data["class_names"])),
+            **_occurrence(splits["train"]["labels"], len(data["class_names"])),
         )
-        self.training_pixels = np.bincount(splits["train"]["labels"].reshape(-1), minlength=256)[
-            : len(self.classes)
-        ].tolist()
         self.val = _device_data.Split(ids=ids, **splits["val"])
         self.val_parts = [
             (numbers, *map(self._on_device, _batches(images, labels)))
@@ -104,7 +102,7 @@ class Worker:
         experiment = config_module.parse(copy.deepcopy(config), source=name)
         key = _static_key(experiment)
         if time.time() > self.spec["deadline"]:
-            print(f"{name} seed {seed}: no time left", flush=True)
+            _say(f"{name} seed {seed}: no time left")
             return None
         start = time.time()
         if key not in self.programs:
@@ -115,12 +113,12 @@ class Worker:
             future, score = program.run(name, experiment, seed, config=config, first=first)
         except _StopRunError as error:
             self.failed |= error.is_fault
-            print(f"{name} seed {seed}: {error}", flush=True)
+            _say(f"{name} seed {seed}: {error}")
             return None
         self.pending.append(future)
         self.seconds = max(self.seconds, time.time() - middle - program.compiling)
         program.compiling = 0.0
-        print(f"{name} seed {seed}: {time.time() - start:.1f} s in all", flush=True)
+        _say(f"{name} seed {seed}: {time.time() - start:.1f} s in all")
         return score
 
     def _follow_protocol(self, job):
@@ -130,7 +128,7 @@ class Worker:
         for seed in job["tuning_seeds"]:
             runs = len(candidates) + len(job["seeds"])
             if time.time() + runs * self.seconds > self.spec["deadline"]:
-                print(f"{job['arm']}: no time to tune on seed {seed}", flush=True)
+                _say(f"{job['arm']}: no time to tune on seed {seed}")
                 break
             of_seed = {}
             for name, config in candidates.items():
@@ -140,7 +138,7 @@ class Worker:
                     scores[name].append(score)
         means = {name: float(np.mean(values)) for name, values in scores.items() if values}
         chosen = max(means, key=means.get) if means else next(iter(candidates))
-        print(f"{job['arm']}: {means} -> {chosen}", flush=True)
+        _say(f"{job['arm']}: {means} -> {chosen}")
         for seed in [*job["seeds"], *job["more_seeds"]]:
             if seed in job["more_seeds"] and time.time() + self.seconds > self.spec["deadline"]:
                 break
@@ -234,15 +232,10 @@ class Program:
             segmenter = Run(".", experiment, classes).build_segmenter(
                 projections=sorted({stage for o, _ in objectives for stage in o.stages})
             )
-            factors = None
-            if getattr(experiment.optimizer, "learning_rate_factors", None):
-                from kseg.training.learning_rate_factors import learning_rate_factors, parts_of
-
-                factors = learning_rate_factors(
-                    parts_of(segmenter),
-                    experiment.optimizer.learning_rate_factors,
-                    experiment.optimizer.layer_decay,
-                )
+            optimizer = experiment.optimizer
+            factors = learning_rate_factors(
+                parts_of(segmenter), optimizer.learning_rate_factors, optimizer.layer_decay
+            )
             trainer = JaxTrainer(
                 segmenter,
                 learning_rate_factors=factors,
@@ -256,7 +249,7 @@ class Program:
                     experiment.losses,
                     segmenter,
                     num_classes=len(classes),
-                    training_pixels=self.worker.training_pixels,
+                    training_pixels=classes.training_pixels,
                 ),
                 objectives=objectives,
                 clip_norm=experiment.train.clip_norm,
@@ -375,7 +368,7 @@ class Program:
             meta = {"step": result["steps"], "mean_iou": result["last"]["mean_iou"]}
             checkpoints.save(pathlib.Path(spec["output"]) / f"weights-{name}.npz", arrays, meta)
         message = {"line": result, "config": config, "counts": str(path)}
-        print(f"@result {json.dumps(message)}")
+        _say(f"@result {json.dumps(message)}")
 
     def _features(self, seen):
         collector = None
@@ -459,9 +452,14 @@ def _batches(images, labels):
     return (x.reshape(-1, _BATCH, *x.shape[1:]) for x in (images, labels))
 
 
-def _images_of_classes(labels, num_classes):
-    present = [np.bincount(image.reshape(-1), minlength=256)[:num_classes] > 0 for image in labels]
-    return np.sum(present, axis=0).tolist()
+def _occurrence(labels, num_classes):
+    """Training images and pixels of each class, as `Classes` has them."""
+    counts = [np.bincount(image.reshape(-1), minlength=256)[:num_classes] for image in labels]
+    counts = np.stack(counts)
+    return {
+        "training_images": (counts > 0).sum(axis=0).tolist(),
+        "training_pixels": counts.sum(axis=0).tolist(),
+    }
 
 
 def _ramped(step, weight, start, warmup):
