@@ -468,11 +468,13 @@ def _write_shards(folder, jobs, workers, overwrite, progress, distribute):
         path = _join(folder, _PROBLEMS_FILE)
         paths.write_bytes(path, "".join(f"{problem}\n" for problem in problems).encode())
         shown = "; ".join(problems[:_SHOWN_PROBLEMS])
-        more = len(problems) - _SHOWN_PROBLEMS
+        if len(problems) > _SHOWN_PROBLEMS:
+            shown += (
+                f"; and {len(problems) - _SHOWN_PROBLEMS} more. All {len(problems)} are listed in "
+                f"{path}"
+            )
         raise DataError(
-            f"Unusable files: {shown}{f'; and {more} more' if more > 0 else ''}. All "
-            f"{len(problems)} are listed in {path}. Mend them or leave them out (--skip), and run "
-            "again"
+            f"Unusable files: {shown}. Mend them or leave them out (--skip), and run again"
         )
     return finished
 

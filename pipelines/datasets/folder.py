@@ -377,7 +377,7 @@ def _find_lists(source):
         for name, split in _SPLITS.items():
             for form in (name, name.capitalize()):
                 path = posixpath.join(folder, f"{form}.txt")
-                if source.find(path):
+                if (place := source.find(path)) and place.file(path):
                     found.setdefault(split, path)
         if found:
             return found
@@ -388,8 +388,8 @@ def _list_file(source, value):
     path = pathlib.Path(value).expanduser()
     if path.is_file():
         return path
-    if place := source.find(str(value)):
-        return place.file(str(value))
+    if (place := source.find(str(value))) and (file := place.file(str(value))):
+        return file
     raise DataError(f"The list file {value} is neither there nor in {source.name}")
 
 
