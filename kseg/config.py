@@ -3,8 +3,10 @@
 `python -m kseg.config` prints the JSON schema that `configs/schema.json` holds for editors.
 """
 
+import copy
 import difflib
 import json
+import os
 import pathlib
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,11 @@ Stage = Literal["c2", "c3", "c4", "c5", "fpn_c2", "fpn_c3", "fpn_c4", "fpn_c5", 
 Strength = Annotated[float, Field(ge=0, lt=1)]
 PositiveSize = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+_MAX_DEPTH = 32  # Of values in each other, and of files that extend each other.
+_MAX_BYTES = 1 << 20
+_LIMIT = 1 << 31
 
 
 class ConfigError(UserError):
@@ -557,7 +564,9 @@ class Experiment(Section):
         description="Config file(s) whose values hold where this one is silent; paths are relative "
         "to this file, later ones win.",
     )
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200, description="Name of the run."
+    )
     seed: int = Field(0, ge=0, lt=2**31)
     model: Model
     losses: Losses = Losses()
@@ -624,7 +633,7 @@ def load(path, overrides=()) -> Experiment:
         ConfigError: if a file is missing, not JSON, extends itself, or they break the schema.
     """
     path = pathlib.Path(path)
-    values = _read(path, ())
+    values = copy.deepcopy(_read(path, (), {}))
     for override in overrides:
         _apply_override(values, override)
     values.setdefault("name", path.stem)
@@ -642,44 +651,130 @@ def extend(path, values) -> Experiment:
         ConfigError: as `load` does.
     """
     path = pathlib.Path(path)
-    merged = _merge(_read(path, ()), values)
+    merged = _merge(_read(path, (), {}), values)
     merged.setdefault("name", path.stem)
     return parse(merged, source=str(path))
 
 
-def _read(path, readers):
-    """The values of a file, merged over those of the files that it extends."""
-    if path.resolve() in readers:
+def _read(path, readers, known):
+    """The values of a file, merged over those of the files that it extends.
+
+    Args:
+        path: `pathlib.Path`.
+        readers: paths of the files that extend it.
+        known: dict from path to what this gave before; one file may be the base of several.
+    """
+    try:
+        resolved = pathlib.Path(os.path.realpath(path))
+    except ValueError:  # A byte 0, or half a character.
+        raise ConfigError(f"There is no config file {_shown(str(path))}") from None
+    if resolved in readers:
         raise ConfigError(f"{path} extends itself: {' -> '.join(p.name for p in readers)}")
-    values = read_json(path)
-    values.pop("$schema", None)
-    bases = values.pop("extends", None) or []
-    merged = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        inherited = _read(path.parent / str(base), (*readers, path.resolve()))
-        inherited.pop("name", None)
-        merged = _merge(merged, inherited)
-    return _merge(merged, values)
+    if len(readers) > _MAX_DEPTH:
+        raise ConfigError(f"{path}: `extends` must not go deeper than {_MAX_DEPTH} files")
+    if resolved not in known:
+        values = read_json(path)
+        values.pop("$schema", None)
+        bases = values.pop("extends", None)
+        bases = [bases] if isinstance(bases, str) else bases or []
+        if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+            raise ConfigError(
+                f"{path}: `extends` must be the name of a config file, or a list of names. "
+                f"Received: {_shown(bases)}"
+            )
+        merged = {}
+        for base in bases:
+            inherited = dict(_read(path.parent / base, (*readers, resolved), known))
+            inherited.pop("name", None)
+            merged = _merge(merged, inherited)
+        known[resolved] = _merge(merged, values)
+    return known[resolved]
 
 
 def read_json(path) -> dict:
     """Reads a JSON file that holds an object.
 
     Raises:
-        ConfigError: if it is missing, not JSON, or holds something else.
+        ConfigError: if it is missing, not JSON, holds something else, or a key twice.
     """
     try:
-        values = json.loads(path.read_text())
+        size = path.stat().st_size
+        if not path.is_file():
+            raise ConfigError(f"{path} must be a file: it is a folder, a pipe or a device")
+        if size > _MAX_BYTES:
+            raise ConfigError(f"{path} has {size} bytes, which is no config: {_MAX_BYTES} at most")
+        # With or without a byte order mark, which editors on Windows write.
+        values = _parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         known = sorted(p.name for p in path.parent.glob("*.json") if p.name != "schema.json")
         near = difflib.get_close_matches(path.name, known, n=1)
         hint = f" Did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"There is no config file {path}.{hint}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not a readable JSON file: {error}") from None
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{str(path)!r} is not a readable JSON file: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a JSON object. Received: {type(values).__name__}")
     return values
+
+
+def _parse_json(text):
+    """JSON without what it allows and nobody means: a key twice, NaN, values hundreds deep.
+
+    Raises:
+        ValueError: if it is none.
+    """
+
+    def unique(pairs):
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the key {twice!r} is there twice")
+        return values
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is no number of JSON")
+
+    try:
+        values = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        _check_plain(values)
+    except RecursionError:
+        raise ValueError("its values are nested too deep") from None
+    return values
+
+
+def _check_plain(values, depth=0):
+    """Refuses what no key takes, and what would break messages, file names or tensors."""
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"its values are nested deeper than {_MAX_DEPTH} levels")
+    if isinstance(values, dict):
+        values = [*values.keys(), *values.values()]
+    if isinstance(values, list):
+        for value in values:
+            _check_plain(value, depth + 1)
+    elif isinstance(values, str):
+        if "\0" in values or (not values.isascii() and _has_surrogates(values)):
+            raise ValueError(f"{_shown(values)} holds characters that no text has")
+    elif isinstance(values, int | float) and abs(values) >= _LIMIT:
+        raise ValueError(f"numbers must be below 2^31. Received: {_shown(values)}")
+
+
+def _has_surrogates(text):
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _shown(value):
+    """A value as a message shows it: on one line, and not for pages."""
+    text = "a number of thousands of digits" if _is_huge(value) else ascii(value)
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
+
+
+def _is_huge(value):
+    return isinstance(value, int) and value.bit_length() > 10_000
 
 
 def _merge(below, above):
@@ -736,10 +831,20 @@ def _apply_override(values, override):
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"`--set` takes key=value. Received: {override!r}. Use train.steps=100")
+    if key in ("extends", "$schema"):
+        raise ConfigError(
+            f"`{key}` is a key of config files, not of --set. Write a file, or --config"
+        )
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
+    try:
+        if not isinstance(value, str):
+            value = _parse_json(text)
+        _check_plain([key, value])
+    except ValueError as error:
+        raise ConfigError(f"`--set {_shown(key)}`: {error}") from None
     *parents, last = key.split(".")
     node = values
     try:
@@ -807,7 +912,7 @@ def _describe(items: list[dict[str, Any]], values, section) -> str:
             f"`{key}.name` is unknown.{hint} Choose from {known}. Received: {item['ctx']['tag']!r}"
         )
     message = ", or: ".join(item["msg"].removeprefix("Value error, ") for item in items)
-    received = "" if item["type"] == "value_error" else f". Received: {item['input']!r}"
+    received = "" if item["type"] == "value_error" else f". Received: {_shown(item['input'])}"
     return f"`{key}`: {message}{received}" if key else f"{message}{received}"
 
 

@@ -20,7 +20,7 @@ import subprocess
 
 from kseg import config as config_module
 from kseg import files
-from kseg.errors import UserError
+from kseg.errors import UserError, as_user_error
 from kseg.segmenters import build_segmenter
 from kseg.training import checkpoints
 
@@ -168,6 +168,7 @@ class Run:
             f"{self.path} has no checkpoint {which!r}. It has: {', '.join(have) or 'none yet'}"
         )
 
+    @as_user_error("The network of the config")
     def build_segmenter(self, *, projections=(), maps=(), synchronized_batch_norm=False):
         """Builds the network of the config, freshly initialised.
 

@@ -80,7 +80,7 @@ def test_overrides(tmp_path, override, key, expected):
         ("contrast.1.weight=1", "there is no place 'contrast.1.weight'"),
         ("schedule.warmup_steps=160000", "must be below `train.steps`"),
         ("train.steps", "takes key=value. Received: 'train.steps'"),
-        ("optimizer.learning_rate=NaN", "finite number"),
+        ("optimizer.learning_rate=NaN", "NaN is no number"),
         ("name=../elsewhere", "`name`"),
     ],
 )

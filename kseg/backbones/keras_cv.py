@@ -117,8 +117,9 @@ def _from_class(class_name, arguments):
         )
     try:
         return classes[class_name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"keras_cv.models.{class_name} cannot be built: {error}") from None
+    except Exception as error:  # Whatever its layers say to arguments that they cannot use.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"keras_cv.models.{class_name} cannot be built: {reason}") from error
 
 
 def _from_preset(preset, load_weights, arguments):
@@ -129,7 +130,7 @@ def _from_preset(preset, load_weights, arguments):
     try:
         return owners[preset].from_preset(preset, load_weights=load_weights, **arguments)
     except Exception as error:  # keras-cv raises a bare Exception when a download fails.
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
             f"keras_cv cannot give the preset {preset!r}: {reason}. Presets are downloaded; use "
             "`class_name` and `arguments` on a machine without network"

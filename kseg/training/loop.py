@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from kseg import waiting
-from kseg.errors import UserError
+from kseg.errors import UserError, as_user_error
 from kseg.evaluation.inference import Evaluator
 from kseg.photometric import build_distortion
 from kseg.runs import step_file
@@ -33,6 +33,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for i
     """The run was asked to stop, and has saved its state."""
 
 
+@as_user_error("The experiment")
 def build_trainer(run, strategy):
     """Builds the model, losses, objectives and optimizer of a run under a strategy.
 
