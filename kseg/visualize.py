@@ -6,7 +6,7 @@ Colours are RGB, images uint8. Labels outside the palette, 255 among them, are i
 import cv2
 import numpy as np
 
-from kseg import files
+from kseg import display, files
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK, _PAPER, _FRAME = (35, 35, 40), (255, 255, 255), (150, 150, 150)
@@ -15,6 +15,7 @@ _HATCH = (225, 225, 225), (190, 190, 190)  # Ignored pixels: no class of any pal
 _FULL = (8, 48, 107)  # The colour of 100 % in a confusion matrix.
 _GAP = 8
 _MAX_LEGEND = 32
+_MAX_NAME = 260  # Pixels of a class name beside a confusion matrix.
 
 # What the colours of `difference_map` mean.
 DIFFERENCES = [
@@ -275,6 +276,7 @@ def confusion_picture(matrix, class_names):
     grid = _hatch(grid, empty.repeat(cell, axis=0).repeat(cell, axis=1))
     grid[::cell, :] = grid[:, ::cell] = _HATCH[0]
 
+    class_names = [_cut(name, _MAX_NAME, font) for name in class_names]
     names = 14 + max(_text_width(name, font) for name in class_names)
     axis = 24  # The strips that say "truth" and "prediction".
     corner = axis + names
@@ -428,6 +430,7 @@ def _legend(entries, left_out, width):
     """Names beside squares of their colours, in as many lines as it takes."""
     lines, x = [[]], _GAP
     for name, color in entries:
+        name = _cut(name, width - 2 * _GAP - 36, 0.45)
         extent = 36 + _text_width(name, 0.45)
         if x + extent > width and lines[-1]:
             lines.append([])
@@ -460,8 +463,8 @@ def _blank(height, width):
 
 
 def _text_width(text, size):
-    return cv2.getTextSize(text, _FONT, size, 1)[0][0]
+    return cv2.getTextSize(display.drawable(text), _FONT, size, 1)[0][0]
 
 
 def _write(picture, text, place, size, ink=_INK):
-    cv2.putText(picture, text, place, _FONT, size, ink, 1, cv2.LINE_AA)
+    cv2.putText(picture, display.drawable(text), place, _FONT, size, ink, 1, cv2.LINE_AA)

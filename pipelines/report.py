@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
+from kseg import display
 from pipelines import datasets, loader, paths
 from pipelines.datasets.dataset import IGNORE_LABEL, shorten
 from pipelines.errors import DataError
@@ -27,6 +28,7 @@ _INK, _PAPER, _STRIPES = (35, 35, 40), (255, 255, 255), ((225, 225, 225), (165, 
 _TILE = (240, 320)
 _GAP = 8
 _LEGEND_COLUMNS = 5
+_NAME_COLUMNS = 30
 _NAMED_SHARE = 0.015  # Regions below this share of the image get no name written on them.
 
 
@@ -153,7 +155,7 @@ def as_text(report):
             f"{name:<12}{split['images']:>8}{split['shards']:>8}{split['bytes'] / 1e6:>9.1f}  "
             f"{_sizes_text(split['sizes'])}"
         )
-    width = max(map(len, [*names, "% of pixels (images)"])) + 1
+    width = display.name_columns([*names, "% of pixels (images)"]) + 1
     lines += ["", f"{'% of pixels (images)':<{width}}" + "".join(f"{n:>18}" for n in splits)]
     for name in names:
         cells = ""
@@ -161,7 +163,7 @@ def as_text(report):
             total = max(1, sum(split["pixels"].values()) + split["ignored_pixels"])
             cells += f"{100 * split['pixels'][name] / total:>9.2f} "
             cells += f"{'(' + str(split['class_images'][name]) + ')':>8}"
-        lines.append(f"{name:<{width}}{cells}")
+        lines.append(f"{display.fit(name, width)}{cells}")
     shares = "".join(f"{100 * split['ignored_share']:>9.2f}{'':>9}" for split in splits.values())
     lines += [f"{'(ignored)':<{width}}{shares.rstrip()}", ""]
     for name, split in splits.items():
@@ -279,7 +281,7 @@ def _heading(text):
 
 
 def _put(picture, text, place, scale, color):
-    cv2.putText(picture, text, place, _FONT, scale, color, 1, cv2.LINE_AA)
+    cv2.putText(picture, display.drawable(text), place, _FONT, scale, color, 1, cv2.LINE_AA)
 
 
 def _draw_pair(image, labels, name, manifest):
@@ -314,7 +316,8 @@ def _overlay(image, labels, manifest):
             continue
         distance = cv2.distanceTransform((parts == largest).astype("uint8"), cv2.DIST_L2, 3)
         row, column = np.unravel_index(np.argmax(distance), distance.shape)
-        text = manifest.class_names[label]
+        text = display.fit(manifest.class_names[label], _NAME_COLUMNS).rstrip()
+        text = display.drawable(text)
         width = cv2.getTextSize(text, _FONT, 0.36, 1)[0][0]
         left = int(np.clip(column - width // 2, 3, max(3, labels.shape[1] - width - 3)))
         base = int(np.clip(row + 4, 12, max(12, labels.shape[0] - 4)))
@@ -344,5 +347,5 @@ def _draw_legend(manifest, seen):
             box[:] = manifest.palette[label]
         cv2.rectangle(legend, (left, top + 4), (left + 28, top + 20), (120, 120, 120), 1)
         name = "(ignored)" if label == IGNORE_LABEL else f"{label} {manifest.class_names[label]}"
-        _put(legend, name[:30], (left + 36, top + 17), 0.42, _INK)
+        _put(legend, display.fit(name, _NAME_COLUMNS), (left + 36, top + 17), 0.42, _INK)
     return legend

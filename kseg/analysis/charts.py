@@ -7,9 +7,11 @@ import contextlib
 import io
 import itertools
 import re
+import warnings
 
 import numpy as np
 
+from kseg import display
 from kseg.analysis.extras import require
 
 # Readable on white and on near-black, and apart for the colour-blind (after Okabe and Ito).
@@ -17,6 +19,7 @@ LINES = ("#2f7fc1", "#e0762f", "#2f9e6e", "#b65fb0", "#c99a1e", "#d6483f", "#6f7
 _INK = "#12161c"
 _STYLE = {
     "font.size": 9,
+    "text.parse_math": False,  # Names may hold $.
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -116,7 +119,9 @@ def point_map(places, classes, palette, *, title, class_names=None):
             axis.scatter(*chosen.T, s=16, color=color, edgecolor=(_INK, 0.35), linewidth=0.4)
             if columns:
                 axis.scatter([], [], s=36, color=color, edgecolor=_INK, linewidth=0.4)
-                axis.collections[-1].set_label(class_names[n])
+                # A label that begins with _ would be left out.
+                name = f" {class_names[n]}" if class_names[n][:1] == "_" else class_names[n]
+                axis.collections[-1].set_label(display.fit(name, 28).rstrip())
         axis.set(xticks=[], yticks=[], title=title)
         axis.spines[:].set_visible(False)
         axis.grid(False)
@@ -166,7 +171,9 @@ def smooth(values, weight=0.8):
 def png(figure):
     """The bytes of a PNG file, on white."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    with _without_remarks():
+        metadata = {"Software": None}
+        figure.savefig(content, format="png", dpi=150, facecolor="white", metadata=metadata)
     return content.getvalue()
 
 
@@ -183,7 +190,8 @@ def svg(figure, name):
     import matplotlib
 
     content = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+    rc = {"svg.hashsalt": name, "svg.fonttype": "path"}
+    with matplotlib.rc_context(rc), _without_remarks():
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(content, format="svg", transparent=True, metadata=metadata)
     text = content.getvalue()
@@ -197,6 +205,14 @@ def svg(figure, name):
     head, rest = text.split(">", 1)
     head = re.sub(r' (width|height|version|xmlns(:xlink)?)="[^"]*"', "", head)
     return f"{head}>{rest}".replace("xlink:href", "href")
+
+
+@contextlib.contextmanager
+def _without_remarks():
+    """Says nothing of signs that the font lacks: boxes stand for them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"(Glyph|Matplotlib currently does not support) ")
+        yield
 
 
 @contextlib.contextmanager

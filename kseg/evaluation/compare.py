@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from kseg import display
 from kseg.errors import UserError
 from kseg.evaluation.image_counts import iou_of, mean_over_classes
 
@@ -61,7 +62,7 @@ class Comparison:
 
     def table(self, class_names):
         """A table for people, in per cent; a star where the interval leaves out 0."""
-        width = max(map(len, [*class_names, "mean IoU"]))
+        width = display.name_columns([*class_names, "mean IoU"])
         header = f"{'class':{width}}       A       B   B - A   {100 * self.confidence:g} % interval"
         lines = [header]
         columns = (self.first, self.second, self.difference, self.low, self.high, self.clear)
@@ -69,7 +70,9 @@ class Comparison:
         for name, first, second, difference, low, high, clear in rows:
             scores = "".join(f"{_percent(value):>8}" for value in (first, second))
             ends = f"[{_percent(low, '+')}, {_percent(high, '+')}]" + " *" * bool(clear)
-            lines.append(f"{name:{width}}{scores}{_percent(difference, '+'):>8}   {ends}")
+            lines.append(
+                f"{display.fit(name, width)}{scores}{_percent(difference, '+'):>8}   {ends}"
+            )
         return "\n".join([*lines[:-1], "-" * len(header), lines[-1]])
 
 

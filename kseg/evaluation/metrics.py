@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kseg import display
+
 
 def confusion_matrix(labels, predictions, num_classes):
     """Counts pixels by true and predicted class.
@@ -208,7 +210,7 @@ class Scores:
             scores = self.group_iou(groups)
             blocks["group (mean)"] = {name: (iou, *nothing) for name, iou in scores.items()}
 
-        width = max(len(name) for title, rows in blocks.items() for name in (title, *rows))
+        width = display.name_columns(n for title, rows in blocks.items() for n in (title, *rows))
         header = "  ".join(["class".ljust(width), *(head.rjust(_wide(head)) for head in heads)])
         lines = []
         for title, rows in blocks.items():
@@ -217,7 +219,7 @@ class Scores:
             for name, values in rows.items():
                 cells = zip(heads, values, strict=False)
                 cells = [f"{_percent(value):>{_wide(head)}}" for head, value in cells]
-                lines.append("  ".join([name.ljust(width), *cells]).rstrip())
+                lines.append("  ".join([display.fit(name, width), *cells]).rstrip())
             lines.append("-" * len(header))
         return "\n".join(lines[:-1])
 

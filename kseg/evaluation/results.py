@@ -4,7 +4,7 @@ import csv
 import json
 import pathlib
 
-from kseg import files
+from kseg import display, files
 from kseg.errors import UserError
 from kseg.evaluation.image_counts import ImageCounts
 
@@ -65,7 +65,7 @@ def _rows(found):
     def row(kind, name, **scores):
         key = {"class": "classes", "category": "categories"}.get(kind)
         instances = official.get(key, {}).get(name, {}).get("iiou")
-        return {"kind": kind, "name": name, "iiou": instances, **scores}
+        return {"kind": kind, "name": display.spreadsheet_cell(name), "iiou": instances, **scores}
 
     for name, scores in found["classes"].items():
         yield row("class", name, **scores)

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from kseg import display
+
 # Keys of a result, and the names of the same statistics in Contextrast's supplement.
 FEATURES = {"alignment": "A", "uniformity": "U", "uniformity_3": "U_3", "uniformity_5": "U_5"}
 
@@ -67,7 +69,7 @@ def classes_csv(arms, class_names):
         for i, name in enumerate(class_names if len(arm.class_iou) else []):
             found = arm.class_difference[i] if arm.class_difference else None
             ends = [found.mean, found.low, found.high, found.count] if found else [""] * 4
-            row = [arm.name, _text_cell(name), arm.class_iou[i], *ends]
+            row = [arm.name, display.spreadsheet_cell(name), arm.class_iou[i], *ends]
             table.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in row])
     return out.getvalue()
 
@@ -154,11 +156,6 @@ def _grid(header, rows):
 
 def _escape(cell):
     return " ".join(cell.replace("|", r"\|").split())
-
-
-def _text_cell(text):
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
 def _spread(found):
