@@ -2,25 +2,32 @@
 
 runs/<name>/config.json         the resolved config
             classes.json        names and colours of the classes
+            data.json           what tells the prepared data from others
+            train.lock          the process that trains, see `kseg.run_lock`
             environment.json    versions of packages, git commit, devices
             checkpoints/        step-00001000.npz (all state), best.npz (weights)
             tensorboard/        events
             evaluation/         scores as JSON and CSV, counts of each image as NPZ
             analysis/           pictures, the report
+            saved_model/        the best weights, for serving
 """
 
 import dataclasses
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import re
 import shutil
 import subprocess
 
+import pydantic
+
 from kseg import config as config_module
 from kseg import files
 from kseg.errors import UserError, as_user_error
+from kseg.precision import building
 from kseg.segmenters import build_segmenter
 from kseg.training import checkpoints
 
@@ -39,6 +46,8 @@ _FREE_KEYS = (
     "train.keep_checkpoints",
     "train.panels",
 )
+_FOLDERS = ("checkpoints", "tensorboard", "evaluation", "analysis", "saved_model")
+_FILES = ("config.json", "classes.json", "data.json", "environment.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,55 +85,70 @@ class Run:
         path: `pathlib.Path`.
         config: `kseg.config.Experiment`.
         classes: `Classes`.
+        data: dict that tells the data from others, see
+            `kseg.commands.data.ExperimentData.identity`; None where that is not known.
     """
 
-    def __init__(self, path, config, classes):
+    def __init__(self, path, config, classes, data=None):
         self.path = pathlib.Path(path)
         self.config = config
         self.classes = classes
+        self.data = data
 
     @classmethod
     def open(cls, path):
         """Opens an existing run.
 
         Raises:
-            UserError: if there is none.
+            UserError: if there is none, or a file of it is damaged.
         """
         path = pathlib.Path(path)
-        try:
-            config = json.loads((path / "config.json").read_text())
-            classes = Classes(**json.loads((path / "classes.json").read_text()))
-        except FileNotFoundError:
+        if not (path / "config.json").exists() or not (path / "classes.json").exists():
             raise UserError(
                 f"{path} is not a run: it has no config.json and classes.json. "
                 "Give the folder that scripts/train.py wrote, such as runs/quickstart"
+            )
+        classes = _read_json(path / "classes.json")
+        try:
+            classes = _CLASSES.validate_python(classes)
+            if len(classes.names) != len(classes.palette) or not classes.names:
+                raise ValueError(f"{len(classes.names)} names, {len(classes.palette)} colours")
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{path / 'classes.json'} must hold names and colours of the classes, as "
+                f"scripts/train.py wrote them: {reason}. Train again, with --restart"
             ) from None
-        config = config_module.parse(config, source=str(path / "config.json"))
-        return cls(path, config, classes)
+        values = _read_json(path / "config.json")
+        config = config_module.parse(values, source=str(path / "config.json"))
+        data = _read_json(path / "data.json") if (path / "data.json").exists() else None
+        return cls(path, config, classes, data)
 
     @classmethod
-    def create(cls, path, config, classes):
+    def create(cls, path, config, classes, data=None):
         """Makes a run's folder, or finds that of the same experiment again.
 
+        A folder without checkpoints and results, as a start leaves it that failed, is free for any
+        experiment.
+
+        Args:
+            path: folder.
+            config: `kseg.config.Experiment`.
+            classes: `Classes`.
+            data: as the attribute.
+
         Raises:
-            UserError: if the folder holds a run of another config.
+            UserError: if the folder holds a run of another config, or on other data.
         """
-        run = cls(path, config, classes)
-        if (run.path / "config.json").exists():
-            before = cls.open(path)
-            changed = _differences(before.config, config)
-            known = before.classes
-            if known.training_pixels is None:  # Earlier runs did not count them.
-                known = dataclasses.replace(known, training_pixels=classes.training_pixels)
-            if known != classes:
-                changed.append("the classes of the data")
-            if changed:
-                raise UserError(
-                    f"{path} holds a run of another config: {'; '.join(changed)}. Use --restart "
-                    "to delete it and start over, or --run for another folder"
-                )
+        run = cls(path, config, classes, data)
+        if not run._holds_work():
+            cls.delete(path)
+        elif (run.path / "config.json").exists():
+            run._check_same(cls.open(path))
         run.path.mkdir(parents=True, exist_ok=True)
         files.write_text(run.path / "classes.json", json.dumps(dataclasses.asdict(classes)) + "\n")
+        if data is not None:
+            files.write_text(run.path / "data.json", json.dumps(data) + "\n")
         files.write_text(run.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         files.write_text(run.path / "config.json", config.to_json())
         return run
@@ -133,15 +157,100 @@ class Run:
     def delete(path):
         """Deletes what a run left in its folder, and nothing else; the folder may be missing."""
         path = pathlib.Path(path)
-        for name in ("checkpoints", "tensorboard", "evaluation", "analysis"):
+        for name in _FOLDERS:
             shutil.rmtree(path / name, ignore_errors=True)
-        for name in ("config.json", "classes.json", "environment.json"):
+        for name in _FILES:
             (path / name).unlink(missing_ok=True)
+        Run.clean(path)
+
+    @staticmethod
+    def clean(path):
+        """Deletes the unfinished files of processes that were killed.
+
+        Args:
+            path: folder of a run that no process writes to, see `kseg.run_lock`; may be missing.
+        """
+        path = pathlib.Path(path)
+        for folder in (path, path / "checkpoints"):
+            files.clean(folder)
+            # The names that earlier versions gave them.
+            for name in os.listdir(folder) if folder.is_dir() else []:
+                if re.fullmatch(r"\.(?!kseg-).+\.tmp", name):
+                    old = folder / name
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+    def identity(self):
+        """What a checkpoint keeps of its run: a dict that JSON can hold."""
+        return {"config": self.config.model_dump(mode="json"), "data": self.data}
+
+    def check_checkpoint(self, path, meta):
+        """Refuses a checkpoint of another experiment, such as one that two runs wrote to.
+
+        Args:
+            path: of the checkpoint, for the message.
+            meta: dict, its meta data.
+
+        Raises:
+            UserError: if it was written under another config or on other data, or is no
+                checkpoint of a run.
+        """
+        if type(meta.get("step")) is not int:
+            raise UserError(f"{path} is not a checkpoint of a run: it does not tell its step")
+        if "config" not in meta:  # Of an earlier version.
+            return
+        before = config_module.parse(meta["config"], source=str(path))
+        changed = _differences(before, self.config) + _data_differences(meta["data"], self.data)
+        if changed:
+            raise UserError(
+                f"A run's checkpoints must be of its own config and data. {path} is of others: "
+                f"{'; '.join(changed)}. Delete it, or use --restart to start over"
+            )
+
+    def _check_same(self, before):
+        """Refuses to go on with a run of another config, classes or data."""
+        changed = _differences(before.config, self.config)
+        of_data = _data_differences(before.data, self.data)
+        of_data = of_data or _class_differences(before.classes, self.classes)
+        if len(changed) == 1 and changed[0].startswith("train.steps ") and not of_data:
+            raise UserError(
+                f"The number of steps is part of a run, as its schedule is: {changed[0]} in "
+                f"{self.path}. To train on from its weights, start a new run: --run "
+                f"{self.path}_more --set model.weights={self._best_weights()}. Or use "
+                "--restart to delete it and start over"
+            )
+        if changed:
+            raise UserError(
+                f"{self.path} holds a run of another config: {'; '.join(changed + of_data)}. Use "
+                "--restart to delete it and start over, or --run for another folder"
+            )
+        if of_data:
+            raise UserError(
+                f"{self.path} was trained on other data: {'; '.join(of_data)}. Use --restart to "
+                "delete it and start over, or --run for another folder (with --set model.weights="
+                f"{self._best_weights()} it starts from these weights)"
+            )
+
+    def _holds_work(self):
+        """Whether there is anything that took time to compute."""
+        if self.checkpoint_steps() or (self.path / "checkpoints/best.npz").exists():
+            return True
+        folders = [self.path / name for name in ("evaluation", "analysis", "saved_model")]
+        return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
+
+    def _best_weights(self):
+        """The file of the best weights, for a message."""
+        best = self.path / "checkpoints/best.npz"
+        steps = self.checkpoint_steps()
+        return best if best.exists() or not steps else best.with_name(step_file(steps[-1]))
 
     def checkpoint_steps(self):
         """Steps of the complete checkpoints, ascending."""
-        found = (self.path / "checkpoints").glob("step-*.npz")
-        return sorted(int(re.fullmatch(r"step-(\d+)", file.stem)[1]) for file in found)
+        folder = self.path / "checkpoints"
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        matches = [re.fullmatch(r"step-(\d+)\.npz", name) for name in names]
+        steps = {int(match[1]) for match in matches if match}
+        # A file that somebody put there by another name is none of them.
+        return sorted(step for step in steps if step_file(step) in names)
 
     def checkpoint(self, which):
         """The file of a checkpoint.
@@ -169,47 +278,61 @@ class Run:
         )
 
     @as_user_error("The network of the config")
-    def build_segmenter(self, *, projections=(), maps=(), synchronized_batch_norm=False):
+    def build_segmenter(
+        self, *, projections=(), maps=(), synchronized_batch_norm=False, precision=None
+    ):
         """Builds the network of the config, freshly initialised.
 
         Args:
             projections: stages that get a projector; only training needs them.
             maps: further maps to give, see `kseg.segmenters.build_segmenter`.
             synchronized_batch_norm: bool.
+            precision: str, the network's dtype policy, whatever Keras' global one is; None: that
+                of its training, `train.precision`.
 
         Returns:
             keras model, see `kseg.segmenters.build_segmenter`.
         """
         model = self.config.model
-        return build_segmenter(
-            model.backbone.name,
-            model.head.name,
-            len(self.classes),
-            backbone_arguments=model.backbone.model_dump(
-                exclude={"name", "weights", "weights_if_missing"}
-            ),
-            head_arguments=model.head.model_dump(exclude={"name"}),
-            projections=projections,
-            maps=maps,
-            embedding_dim=model.embedding_dim,
-            projector_layers=model.projector_layers,
-            synchronized_batch_norm=synchronized_batch_norm,
-        )
+        with building(precision or self.config.train.precision):
+            return build_segmenter(
+                model.backbone.name,
+                model.head.name,
+                len(self.classes),
+                backbone_arguments=_backbone_arguments(model.backbone),
+                head_arguments=model.head.model_dump(exclude={"name"}),
+                projections=projections,
+                maps=maps,
+                embedding_dim=model.embedding_dim,
+                projector_layers=model.projector_layers,
+                synchronized_batch_norm=synchronized_batch_norm,
+            )
 
-    def segmenter(self, checkpoint="best", *, maps=()):
+    def segmenter(self, checkpoint="best", *, maps=(), precision=None):
         """Builds the network with trained weights, without projectors.
 
         Args:
             checkpoint: as in `checkpoint()`.
-            maps: as in `build_segmenter()`.
+            maps, precision: as in `build_segmenter()`.
 
         Returns:
             keras model.
+
+        Raises:
+            UserError: if there is no such checkpoint, it is damaged, of another experiment, or
+                holds weights that are NaN or infinite.
         """
         file = self.checkpoint(checkpoint)
-        segmenter = self.build_segmenter(maps=maps)
-        checkpoints.restore(file, checkpoints.model_variables(segmenter))
+        segmenter = self.build_segmenter(maps=maps, precision=precision)
+        checkpoints.restore(
+            file,
+            checkpoints.model_variables(segmenter),
+            check=lambda meta: self.check_checkpoint(file, meta),
+        )
         return segmenter
+
+
+_CLASSES = pydantic.TypeAdapter(Classes)
 
 
 def step_file(step):
@@ -247,6 +370,71 @@ def _git(*arguments):
     except OSError:
         return None
     return result.stdout.strip() if result.returncode == 0 else None
+
+
+def _backbone_arguments(backbone):
+    """The builder's arguments; weights come from `model.backbone.weights` alone."""
+    arguments = backbone.model_dump(exclude={"name", "weights", "weights_if_missing"})
+    if backbone.name == "keras_cv":
+        arguments["load_weights"] = False
+    return arguments
+
+
+def _read_json(path):
+    """A JSON object of a run."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no object")
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({' '.join(str(error).split())}). Train again, with --restart"
+        ) from None
+    return values
+
+
+def _class_differences(before, after):
+    """What differs between two tables of classes; their colours may."""
+    if before.names != after.names:
+        return [f"the classes were {_few(before.names)}, are {_few(after.names)}"]
+    # Earlier runs did not count everything.
+    counts = [(before.training_images, after.training_images)]
+    counts += [(before.training_pixels, after.training_pixels)]
+    if any(None not in pair and pair[0] != pair[1] for pair in counts):
+        return ["the training images have other labels"]
+    return []
+
+
+def _data_differences(before, after):
+    """What differs between two identities of data, list of str; none where one is not known."""
+    if not before or not after:
+        return []
+    if before.get("dataset") != after["dataset"]:
+        return [f"the data set was {before.get('dataset')!r}, is {after['dataset']!r}"]
+    if before.get("classes") != after["classes"]:
+        return [f"the classes were {_few(before.get('classes'))}, are {_few(after['classes'])}"]
+    found = []
+    for name, split in after["splits"].items():
+        old = before.get("splits", {}).get(name, {})
+        if old.get("images") != split["images"]:
+            found.append(f"split {name!r} had {old.get('images')} images, has {split['images']}")
+        elif old.get("pixels") != split["pixels"]:
+            counts = zip(
+                [*after["classes"], "ignored"], old["pixels"], split["pixels"], strict=True
+            )
+            changed = next(
+                f"{was} pixels of {label!r}, has {now}" for label, was, now in counts if was != now
+            )
+            found.append(f"split {name!r} had {changed}")
+        elif old.get("content") != split["content"]:
+            found.append(f"split {name!r} has other images or masks than before, though as many")
+    return found
+
+
+def _few(names, limit=12):
+    """A list for a message."""
+    names = list(names or [])
+    return f"{names[:limit]}"[:-1] + (", ...]" if len(names) > limit else "]")
 
 
 def _differences(before, after):

@@ -84,6 +84,9 @@ class Split:
         pixels: list of int, pixels of each class, then of the ignored ones.
         images: list of int, images in which each class occurs, then those with ignored pixels.
         shards: list of `Shard`.
+        content: str, a hash of all images and labels as they are stored, in order, whatever files
+            they were made from and how many shards they fill; None in manifests of earlier
+            versions.
     """
 
     num_images: int
@@ -91,6 +94,7 @@ class Split:
     pixels: list[int]
     images: list[int]
     shards: list[Shard]
+    content: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +247,7 @@ def write(
                     Shard(**{f.name: shard[f.name] for f in dataclasses.fields(Shard)})
                     for shard in mine
                 ],
+                content=_hash([record for shard in mine for record in shard["stored"]]),
             )
         manifest = Manifest(
             dataset=name,
@@ -547,7 +552,7 @@ def _write_shard(folder, job, meter):
     # Two processes may be at the same shard: a runner repeats what seems to hang.
     unfinished = _join(folder, _UNFINISHED, f"{job.file}.{uuid.uuid4().hex}.tmp")
     offsets, position, sizes, classes, failed = [], 0, set(), [], False
-    contents = []
+    contents, stored = [], []
     pixels = np.zeros(len(job.taxonomy.class_names) + 1, "int64")
     images = np.zeros_like(pixels)
     with tf.io.TFRecordWriter(unfinished) as writer:
@@ -555,7 +560,7 @@ def _write_shard(folder, job, meter):
             if meter.stopped:
                 break
             try:
-                record, labels, digest = _encode(example, job, number)
+                record, labels, digest, code = _encode(example, job, number)
             except DataError as error:
                 meter.report(str(error))
                 failed = True
@@ -568,6 +573,7 @@ def _write_shard(folder, job, meter):
             sizes.add(labels.shape)
             classes.append(_classes_in(labels))
             contents.append([example.id, *labels.shape, digest])
+            stored.append(code)
             pixels += counts
             images += counts > 0
             meter.advance()
@@ -585,6 +591,7 @@ def _write_shard(folder, job, meter):
         "pixels": pixels.tolist(),
         "images": images.tolist(),
         "contents": contents,
+        "stored": stored,
     }
     described = json.dumps(shard).encode()
     paths.write_bytes(_join(folder, _UNFINISHED, f"{job.file}.json"), described)
@@ -619,14 +626,22 @@ def _read_alone(folder, job):
 
 
 def _encode(example, job, number):
-    """Checks an example; gives `(record, labels, digest)`, labels as uint8 `(height, width)`."""
+    """Checks an example.
+
+    Returns:
+        `(record, labels, digest, stored)`: labels uint8 `(height, width)`; `digest` is of the
+        picture, `stored` of image and labels as the record holds them.
+    """
     found = read_checked(example, job.taxonomy, **job.reading)
     image, orientation = found.image, found.orientation
     if job.quality and not tf.io.is_jpeg(image):
         image, orientation = encode_jpeg(found.pixels, job.quality), 1
     place = {"id": example.id, "shard": job.key, "index": number}
     record = encode_record(image, found.labels, orientation=orientation, **place)
-    return record, found.labels, found.digest
+    stored = hashlib.sha256(image)
+    stored.update(json.dumps([example.id, orientation, found.labels.shape]).encode())
+    stored.update(np.ascontiguousarray(found.labels).data)
+    return record, found.labels, found.digest, stored.hexdigest()
 
 
 def _classes_in(labels):

@@ -460,9 +460,7 @@ def open_images(options, run):
 
 def load_segmenter(options, run, maps=()):
     """Builds the run's network with the weights that `--checkpoint` names."""
-    import keras
 
-    keras.config.set_dtype_policy(run.config.train.precision)
     return run.segmenter(options.checkpoint, maps=maps)
 
 

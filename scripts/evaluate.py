@@ -168,7 +168,6 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     if options.compare:
         return compare_runs(options)
-    import keras
 
     import pipelines
     from kseg.evaluation import results
@@ -201,9 +200,8 @@ def main(arguments=None):
     with contextlib.ExitStack() as stack:
         writer = label_images(options, manifest, batches, stack)
         if run:
-            keras.config.set_dtype_policy(options.precision or run.config.train.precision)
             with strategy.scope():
-                model = inference_model(run.segmenter(checkpoint))
+                model = inference_model(run.segmenter(checkpoint, precision=options.precision))
         crop_size = run.config.data.crop_size if run else None
         model, mode, settings = wrap(model, len(classes), options, crop_size, batch_size)
         evaluation = Evaluator(model, len(classes), strategy=strategy)(

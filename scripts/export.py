@@ -52,7 +52,6 @@ def parse_arguments(arguments=None):
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    import keras
 
     from kseg.errors import UserError
     from kseg.export import export, load
@@ -65,8 +64,7 @@ def main(arguments=None):
     if options.size:
         raise UserError("`--size` is for --format tflite and onnx. Leave it out")
     images = check_images(options.check) if options.check else []
-    keras.config.set_dtype_policy(options.precision or run.config.train.precision)
-    segmenter = run.segmenter(options.checkpoint)
+    segmenter = run.segmenter(options.checkpoint, precision=options.precision)
     export(segmenter, options.output, run.classes, overwrite=options.overwrite)
     print(f"SavedModel: {options.output} ({len(run.classes)} classes)")
     if images:
@@ -76,7 +74,6 @@ def main(arguments=None):
 
 def export_portable(options, run):
     """Writes one file for LiteRT or ONNX, in float32, and compares it on real images."""
-    import keras
 
     from kseg import portable
     from kseg.errors import UserError
@@ -89,8 +86,7 @@ def export_portable(options, run):
     if options.size and min(options.size) < 1:
         raise UserError(f"`--size` must be positive. Received: {options.size}")
     images = check_images(options.check) if options.check else []
-    keras.config.set_dtype_policy("float32")
-    segmenter = run.segmenter(options.checkpoint)
+    segmenter = run.segmenter(options.checkpoint, precision="float32")
     size = options.size
     if options.format == "tflite":
         size = size or run.config.data.crop_size

@@ -7,6 +7,7 @@ that was stopped, and shows again what a finished one came to.
 import argparse
 import math
 import pathlib
+import sys
 
 import _common
 
@@ -40,7 +41,7 @@ def main():
     config = config_module.load(arguments.config, arguments.overrides)
     folder = pathlib.Path(arguments.run or f"runs/{config.name}")
 
-    from kseg.training.distribution import anywhere, build_strategy, read_cluster
+    from kseg.training.distribution import build_strategy, read_cluster
 
     cluster = None if arguments.dry_run else read_cluster()
     if cluster and arguments.restart:
@@ -50,21 +51,33 @@ def main():
         )
     strategy = build_strategy(config.train.devices, cluster)
 
+    from kseg import run_lock
     from kseg.commands.data import ExperimentData
     from kseg.runs import Run
 
     data = ExperimentData.open(config)
+    is_chief = cluster is None or cluster.is_chief
+    for warning in data.check_labels() if is_chief else ():
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
     if arguments.dry_run:
         return dry_run(Run(folder, config, data.classes), strategy)
+    if not is_chief:
+        return train(Run(folder, config, data.classes, data.identity()), data, strategy, cluster)
+    with run_lock.hold(folder):
+        Run.clean(folder)
+        if arguments.restart:
+            Run.delete(folder)
+        run = Run.create(folder, config, data.classes, data.identity())
+        return train(run, data, strategy, cluster)
 
-    if arguments.restart:
-        Run.delete(folder)
-    is_chief = cluster is None or cluster.is_chief
-    make = Run.create if is_chief else Run
-    run = make(folder, config, data.classes)
 
+def train(run, data, strategy, cluster):
+    """Trains and finishes a run; gives the exit code."""
+    from kseg.errors import UserError
     from kseg.training import loop
+    from kseg.training.distribution import anywhere
 
+    is_chief = cluster is None or cluster.is_chief
     try:
         if cluster:  # The chief has found nothing wrong.
             anywhere(strategy, False)
@@ -136,7 +149,8 @@ def finish(run, result, evaluation_batches):
     visualize.write_png(folder / "panel.png", panel)
     saved_model = run.path / "saved_model"
     export.export(segmenter, saved_model, classes, overwrite=True)
-    print(f"best:         mean IoU {result['best_mean_iou']:.4f} at step {result['best_step']}")
+    if result["best_step"] is not None:
+        print(f"best:         mean IoU {result['best_mean_iou']:.4f} at step {result['best_step']}")
     print(f"scores:       {scores}")
     print(f"pictures:     {folder / 'panel.png'}")
     print(f"SavedModel:   {saved_model}")

@@ -58,6 +58,67 @@ class ExperimentData:
         )
         return cls(config, manifest, classes)
 
+    def identity(self):
+        """What tells these data from others prepared in the same place: a dict for JSON.
+
+        Returns:
+            dict with `dataset`, `classes` (names), and `splits`: for that of training and that of
+            evaluation `images` (their number), `pixels` (of each class, then of the ignored ones)
+            and `content` (a hash of all images and masks).
+        """
+        splits = {}
+        for name in (self.config.data.train_split, self.config.data.eval_split):
+            split = self.manifest.split(name)
+            splits[name] = {
+                "images": split.num_images,
+                "pixels": split.pixels,
+                # Manifests of earlier versions know only what the records were made from.
+                "content": split.content or self.manifest.fingerprint,
+            }
+        return {
+            "dataset": self.manifest.dataset,
+            "classes": self.manifest.class_names,
+            "splits": splits,
+        }
+
+    def check_labels(self):
+        """Looks at the numbers of labelled pixels, before anything is trained.
+
+        Returns:
+            list of str, warnings: a split that holds one class only, classes that are evaluated
+            but not trained.
+
+        Raises:
+            pipelines.DataError: if a split has no labelled pixel: no loss, or no score, can be
+                computed from it.
+        """
+        names, warnings, present = self.manifest.class_names, [], {}
+        for key in ("train_split", "eval_split"):
+            split = getattr(self.config.data, key)
+            pixels = self.manifest.split(split).pixels[:-1]
+            found = present[key] = [name for name, n in zip(names, pixels, strict=True) if n]
+            if not found:
+                raise pipelines.DataError(
+                    f"data.{key} must have labelled pixels. In split {split!r} of "
+                    f"{self.manifest.folder} all pixels are ignored. Prepare the data again with "
+                    "the masks of these images, or use another split"
+                )
+            if len(found) == 1:
+                what = "learn" if key == "train_split" else "score"
+                warnings.append(
+                    f"split {split!r} of {self.manifest.folder} holds pixels of one class only, "
+                    f"{found[0]!r}: there is nothing to {what}, whatever the numbers say. Look at "
+                    "its report.png"
+                )
+        unseen = [name for name in present["eval_split"] if name not in present["train_split"]]
+        if unseen:
+            shown = ", ".join(map(repr, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
+            warnings.append(
+                f"{len(unseen)} of the classes in split {self.config.data.eval_split!r} are in no "
+                f"training image ({shown}): their IoU will be 0"
+            )
+        return warnings
+
     def training_batches(self, start_step, **part):
         """The endless batches from a step on.
 

@@ -5,10 +5,12 @@ import json
 import pathlib
 
 import keras
+import ml_dtypes
 import numpy as np
 
 from kseg import files
 from kseg.errors import UserError
+from kseg.finite import describe_non_finite
 from kseg.weights.archive import refuse_damage
 from kseg.weights.npz_file import open_npz
 
@@ -18,6 +20,10 @@ else:
     tf = None
 
 _META = "meta.json"
+
+
+class NonFiniteCheckpointError(UserError):
+    """A checkpoint with weights that are NaN or infinite, as only earlier versions wrote them."""
 
 
 def read(variables):
@@ -50,46 +56,70 @@ def save(path, variables, meta):
         np.savez(file, **arrays)
 
 
-def restore(path, variables):
+def restore(path, variables, *, check=None):
     """Sets variables to what a file holds.
 
     Args:
         path: file that `save` wrote.
         variables: dict from name to variable; the file may hold more.
+        check: function of the meta data that raises if the file is not to be used, or None.
 
     Returns:
         dict, the meta data.
 
     Raises:
         UserError: if the file is missing or damaged, lacks a variable, or holds it in another
-            shape. Nothing is set then.
+            shape or kind of number. Nothing is set then.
+        NonFiniteCheckpointError: if a variable is NaN or infinite there. Nothing is set then.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise UserError(f"There is no checkpoint {path}")
-    advice = "Delete it to go on from an older one"
-    named = f"The checkpoint {path}"
-    with refuse_damage(named, "checkpoint of a run", advice), open_npz(path) as file:
-        meta = json.loads(str(file.read(_META)))
-        missing = sorted(set(variables) - set(file.names))
-        if missing:
-            raise UserError(
-                f"The checkpoint {path} does not fit this model: it lacks {missing[0]!r} and "
-                f"{len(missing) - 1} more variables"
-            )
-        arrays = {name: file.read(name) for name in variables}
-        for name, array in arrays.items():
-            if array.dtype.kind not in "fiub":
-                raise ValueError(f"{name!r} is no array of numbers but of {array.dtype}")
+    meta, arrays = _load(pathlib.Path(path), variables)
+    if check is not None:
+        check(meta)
     for name, array in arrays.items():
-        if array.shape != tuple(variables[name].shape):
+        variable = variables[name]
+        if array.shape != tuple(variable.shape):
             raise UserError(
                 f"The checkpoint {path} does not fit this model: {name!r} is {array.shape} there "
-                f"and {tuple(variables[name].shape)} here"
+                f"and {tuple(variable.shape)} here"
             )
+        if array.dtype != variable.dtype:
+            raise UserError(
+                f"The checkpoint {path} does not fit this model: {name!r} is {array.dtype} there "
+                f"and {variable.dtype} here"
+            )
+    if broken := describe_non_finite(arrays):
+        raise NonFiniteCheckpointError(
+            f"The weights of a checkpoint must be finite. In {path} {broken} are not. Use another "
+            "checkpoint of the run, or train again with a lower optimizer.learning_rate"
+        )
     for name, array in arrays.items():
         variables[name].assign(array)
     return meta
+
+
+def _load(path, variables):
+    """Reads meta data and the arrays of some variables; whatever is wrong is a `UserError`."""
+    if not path.exists():
+        raise UserError(f"There is no checkpoint {path}")
+    named, advice = f"The checkpoint {path}", "Delete it to go on from an older one"
+    with refuse_damage(named, "checkpoint of a run", advice), open_npz(path) as file:
+        meta = json.loads(str(file.read(_META)))
+        if not isinstance(meta, dict):
+            raise ValueError("its meta data are no JSON object")
+        missing = sorted(set(variables) - set(file.names))
+        if missing:
+            more = f" and {len(missing) - 1} more variables" if len(missing) > 1 else ""
+            raise UserError(
+                f"The checkpoint {path} does not fit this model: it lacks {missing[0]!r}{more}"
+            )
+        arrays = {name: file.read(name) for name in variables}
+        for name, array in arrays.items():
+            # NumPy's format knows no bfloat16: a bank's rows come back as two raw bytes each.
+            if array.dtype == "V2" and variables[name].dtype == "bfloat16":
+                arrays[name] = array.view(ml_dtypes.bfloat16)
+            elif array.dtype.kind not in "fiub":
+                raise ValueError(f"{name!r} is no array of numbers but of {array.dtype}")
+    return meta, arrays
 
 
 def model_variables(segmenter):

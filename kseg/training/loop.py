@@ -1,6 +1,7 @@
 """The loop around the training step: resuming, watching, evaluating, keeping."""
 
 import contextlib
+import functools
 import signal
 import sys
 
@@ -10,7 +11,10 @@ import numpy as np
 from kseg import waiting
 from kseg.errors import UserError, as_user_error
 from kseg.evaluation.inference import Evaluator
+from kseg.finite import describe_non_finite
 from kseg.photometric import build_distortion
+from kseg.precision import building
+from kseg.run_lock import hold
 from kseg.runs import step_file
 from kseg.segmenters import inference_model
 from kseg.training import checkpoints
@@ -27,6 +31,10 @@ _AGREE_EVERY = 10  # Steps between questions to all workers whether one was aske
 
 class NonFiniteLossError(UserError):
     """A loss term is NaN or infinite."""
+
+
+class NonFiniteWeightsError(UserError):
+    """A weight, or other state of the training, is NaN or infinite."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it.
@@ -46,8 +54,7 @@ def build_trainer(run, strategy):
     """
     config = run.config
     keras.utils.set_random_seed(config.seed)
-    keras.config.set_dtype_policy(config.train.precision)
-    with strategy.scope():
+    with building(config.train.precision), strategy.scope():
         objectives = build_objectives(
             config.contrast,
             num_classes=len(run.classes),
@@ -102,9 +109,20 @@ def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=N
 
     Raises:
         NonFiniteLossError: if a loss term is NaN or infinite; no checkpoint is written then.
+        NonFiniteWeightsError: if a weight, a moving statistic or other state is, before it is
+            evaluated or written.
         Interrupted: after SIGINT or SIGTERM, with the state saved.
-        UserError: if config and devices do not fit, or a checkpoint is damaged.
+        UserError: if config and devices do not fit, a checkpoint is damaged or of another
+            experiment, or another process trains in the run's folder.
     """
+    if cluster is not None and not cluster.is_chief:
+        return _train(run, training_batches, evaluation_batches, strategy, cluster, None)
+    with hold(run.path) as lock:
+        return _train(run, training_batches, evaluation_batches, strategy, cluster, lock)
+
+
+def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
+    """As `train`, with the lock of the run's folder, which workers but the chief do not have."""
     config = run.config
     settings = config.train
     strategy = strategy or build_strategy(settings.devices)
@@ -117,31 +135,29 @@ def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=N
         )
     jit_compile = use_xla(settings.jit_compile, strategy)
     trainer = build_trainer(run, strategy)
-    best = {"mean_iou": None, "step": None}
-    step, saved_step = 0, None
-    if run.checkpoint_steps():
-        meta = checkpoints.restore(
-            run.checkpoint("latest"), checkpoints.training_variables(trainer)
-        )
-        step = saved_step = meta["step"]
-        best, initial_weights = meta["best"], meta["initial_weights"]
-        if is_chief:
-            print(f"going on from step {step} of {settings.steps}", flush=True)
-    else:
+    state = checkpoints.training_variables(trainer)
+    watch = _FiniteWatch(run, state)
+    meta = _resume(run, state, is_chief=is_chief)
+    if meta is None:
+        best, step = {"mean_iou": None, "step": None}, 0
         initial_weights = load_pretrained(trainer.segmenter, config.model)
+        watch.check_weights(0)
+    else:
+        best, step, initial_weights = meta["best"], meta["step"], meta["initial_weights"]
+        watch.intact_step = step
 
     def save():
-        nonlocal saved_step
-        if saved_step == step:
+        if watch.intact_step == step:
             return
-        saved_step = step
-        arrays = checkpoints.read(checkpoints.training_variables(trainer))
+        watch.intact_step = step
+        arrays = checkpoints.read(state)
         if not is_chief:
             return
+        lock.check()
         checkpoints.save(
             run.path / "checkpoints" / step_file(step),
             arrays,
-            {"step": step, "best": best, "initial_weights": initial_weights},
+            {"step": step, "best": best, "initial_weights": initial_weights, **run.identity()},
         )
         for old in run.checkpoint_steps()[: -settings.keep_checkpoints]:
             (run.path / "checkpoints" / step_file(old)).unlink()
@@ -151,7 +167,6 @@ def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=N
     progress = Progress(step, settings.steps, config.data.batch_size, quiet=not is_chief)
     train_step = build_step(trainer, strategy, jit_compile=jit_compile)
     batches = iter(_distributed(training_batches, step, strategy, cluster))
-    watch = _FiniteWatch(run)
     with _StopSignals() as stop_signals:
         while step < settings.steps:
             logs = train_step(waiting.next_batch(batches))
@@ -171,6 +186,7 @@ def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=N
                 stopping = step % _AGREE_EVERY == 0 and anywhere(strategy, stopping)
             if evaluating or saving or stopping:
                 watch.flush()
+                watch.check_weights(step)
             if evaluating:
                 evaluator.update()
             if evaluating and is_chief:
@@ -178,16 +194,21 @@ def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=N
                     evaluation = evaluator(evaluation_batches(), num_examples=settings.panels)
                     board.evaluation(step, evaluation)
                     mean_iou = evaluation.scores.mean_iou
-                    if best["mean_iou"] is None or mean_iou >= best["mean_iou"]:
+                    if _is_better(mean_iou, best["mean_iou"]):
                         best = {"mean_iou": mean_iou, "step": step}
+                        lock.check()
                         checkpoints.save(
                             run.path / "checkpoints" / "best.npz",
                             evaluator.weights,
-                            {"step": step, "mean_iou": mean_iou},
+                            {**best, **run.identity()},
                         )
                     progress.line(
                         f"step {step}  mean IoU {mean_iou:.4f}  "
-                        f"(best {best['mean_iou']:.4f} at step {best['step']})"
+                        + (
+                            f"(best {best['mean_iou']:.4f} at step {best['step']})"
+                            if best["step"]
+                            else "(no pixel that counts: none is the best)"
+                        )
                     )
             if saving or stopping:
                 save()
@@ -203,6 +224,48 @@ def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=N
         "best_step": best["step"],
         "initial_weights": initial_weights,
     }
+
+
+def _resume(run, state, *, is_chief):
+    """Sets all state to that of the newest checkpoint.
+
+    Args:
+        run: `kseg.runs.Run`.
+        state: dict from name to variable.
+        is_chief: bool; only the chief prints and deletes.
+
+    Returns:
+        dict, the checkpoint's meta data; None if there is no checkpoint. One whose weights are not
+        finite, as earlier versions wrote them, is deleted, and the one before it taken.
+
+    Raises:
+        UserError: if the checkpoint is damaged, or of another experiment.
+    """
+    for step in reversed(run.checkpoint_steps()):
+        file = run.path / "checkpoints" / step_file(step)
+        try:
+            meta = checkpoints.restore(
+                file, state, check=functools.partial(run.check_checkpoint, file)
+            )
+        except checkpoints.NonFiniteCheckpointError as error:
+            if is_chief:
+                print(f"warning: {error}. It is deleted", file=sys.stderr, flush=True)
+                file.unlink()
+            continue
+        best = meta.get("best") or {}
+        if not _is_better(best.get("mean_iou"), None):  # NaN, of an earlier version.
+            best = {"mean_iou": None, "step": None}
+        if is_chief:
+            print(f"going on from step {meta['step']} of {run.config.train.steps}", flush=True)
+        return {"initial_weights": "unknown", **meta, "best": best}
+    return None
+
+
+def _is_better(mean_iou, best):
+    """Whether a score is the best one so far; NaN never is, and equal ones are, being newer."""
+    if mean_iou is None or np.isnan(mean_iou):
+        return False
+    return best is None or mean_iou >= best
 
 
 class _Evaluator:
@@ -258,10 +321,23 @@ def _distributed(training_batches, step, strategy, cluster):
 
 
 class _FiniteWatch:
-    """Looks at each step's terms while the next one runs, so that the device never waits."""
+    """Looks at each step's terms while the next one runs, so that the device never waits.
 
-    def __init__(self, run):
+    A step's loss is computed before its update, so it says nothing about the weights that the
+    update made: those are looked at before they are evaluated or written.
+
+    Args:
+        run: `kseg.runs.Run`.
+        state: dict from name to variable, all that a checkpoint holds.
+
+    Attributes:
+        intact_step: int or None, the step of the newest checkpoint, which is known to be finite.
+    """
+
+    def __init__(self, run, state):
+        self.intact_step = None
         self._run = run
+        self._state = state
         self._pending = None
         self._values = {}
 
@@ -275,6 +351,16 @@ class _FiniteWatch:
         self._look(before)
         return dict(self._values)
 
+    def check_weights(self, step):
+        """Looks at all weights, moving statistics, momenta and banks; all workers must call it."""
+        if broken := describe_non_finite(self._state):
+            raise NonFiniteWeightsError(
+                f"The weights must stay finite. After step {step} {broken} are not{self._way_out()}"
+                if step
+                else f"The initial weights must be finite. {broken} are not. Look at model.weights "
+                "and model.backbone.weights"
+            )
+
     def _look(self, pending):
         if pending is None:
             return
@@ -283,12 +369,23 @@ class _FiniteWatch:
         broken = [name for name, value in self._values.items() if not np.isfinite(value)]
         if broken:
             term = next((name for name in broken if name != "loss"), "loss")
-            steps = self._run.checkpoint_steps()
-            kept = f"the checkpoint of step {steps[-1]} is intact" if steps else "no checkpoint yet"
+            state = describe_non_finite(self._state)
+            weights = f", and so are {state}" if state else ""
             raise NonFiniteLossError(
-                f"The loss must stay finite. At step {step} {term} is {self._values[term]} "
-                f"({kept}). Lower optimizer.learning_rate or set train.clip_norm"
+                f"The loss must stay finite. At step {step} {term} is {self._values[term]}"
+                f"{weights}{self._way_out()}"
             )
+
+    def _way_out(self):
+        lower = "Lower optimizer.learning_rate or set train.clip_norm"
+        if self.intact_step is None:
+            return f" (no checkpoint yet). {lower}"
+        file = self._run.path / "checkpoints" / step_file(self.intact_step)
+        return (
+            f" (the checkpoint of step {self.intact_step} is intact). {lower}, with --restart, or "
+            f"in a new run from these weights: --run {self._run.path}_lower --set "
+            f"model.weights={file}"
+        )
 
 
 class _StopSignals:

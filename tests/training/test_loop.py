@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kseg import config
 from kseg.contrast.multi_scale import MultiScaleContrast
 from kseg.errors import UserError
 from kseg.runs import Run
 from kseg.training import loop
 from tests.training.tiny import (
+    CLASSES,
     batch,
     create_run,
     evaluation_batches,
@@ -187,3 +189,127 @@ def test_two_devices_train_and_evaluate(tmp_path, monkeypatch, mirrored):
     # The weights that one device reads back are those that two trained.
     best, latest = (arrays(run.checkpoint(which)) for which in ("best", "latest"))
     assert all(np.array_equal(best[name], latest[name]) for name in best)
+
+
+def break_after(monkeypatch, step, path):
+    """Makes a step's update put NaN into a weight, while its loss is finite."""
+    build_step = loop.build_step
+
+    def build(trainer, *arguments, **options):
+        train_step = build_step(trainer, *arguments, **options)
+        variable = next(v for v in trainer.segmenter.weights if v.path == path)
+
+        def broken(data):
+            logs = train_step(data)
+            if int(trainer.optimizer.iterations) == step:
+                variable.assign(variable + np.nan)
+            return logs
+
+        return broken
+
+    monkeypatch.setattr(loop, "build_step", build)
+
+
+@pytest.mark.parametrize(
+    "weight", ["stem/convolution/kernel", "stem/normalization/moving_variance"]
+)
+@pytest.mark.parametrize("at_the_end", [True, False])
+def test_weights_that_are_not_finite_are_never_written(tmp_path, monkeypatch, weight, at_the_end):
+    last = 3 if at_the_end else 5
+    run = create_run(tmp_path / "run", steps=last, checkpoint_every=1, evaluate_every=2)
+    with monkeypatch.context() as patch:
+        break_after(patch, 3, weight)
+        with pytest.raises(loop.NonFiniteWeightsError) as error:
+            train(run)
+    message = str(error.value)
+    assert f"After step 3 'model/{weight}' of " in message and "\n" not in message
+    assert "the checkpoint of step 2 is intact" in message
+    assert f"--set model.weights={run.path}/checkpoints/step-00000002.npz" in message
+    assert run.checkpoint_steps() == [1, 2]
+    for file in (run.path / "checkpoints").iterdir():
+        assert all(np.isfinite(value).all() for value in arrays(file).values())
+    # Without the fault the same run goes on from there.
+    assert train(run)["step"] == last
+
+
+def test_a_checkpoint_of_nans_is_left_for_the_one_before(tmp_path, capsys):
+    """Earlier versions wrote them."""
+    run = create_run(tmp_path / "run", checkpoint_every=1)
+    result = train(run)
+    path = run.checkpoint(4)
+    with np.load(path) as file:
+        content = {name: file[name] for name in file.files}
+    content["model/stem/convolution/kernel"] += np.nan
+    np.savez(path, **content)
+    with pytest.raises(UserError, match=r"'model/stem/convolution/kernel' of \d+ arrays are not"):
+        run.segmenter("latest")
+    capsys.readouterr()
+    assert train(run) == result
+    out, err = capsys.readouterr()
+    assert "going on from step 3 of 4" in out and "step-00000004.npz" in err
+    assert np.isfinite(arrays(path)["model/stem/convolution/kernel"]).all()
+
+
+def test_a_score_that_is_nan_is_never_the_best(tmp_path, capsys):
+    """The first evaluations see no label; of the others, the newest of the best is kept."""
+    run = create_run(tmp_path / "run", steps=3, evaluate_every=1)
+    seen = []
+
+    def evaluation():
+        seen.append(None)
+        dataset = evaluation_batches()
+        if len(seen) > 1:
+            return dataset
+        return dataset.map(lambda b: {**b, "label": tf.fill(tf.shape(b["label"]), np.uint8(255))})
+
+    result = loop.train(run, training_batches, evaluation)
+    assert result["best_step"] in (2, 3) and result["best_mean_iou"] > 0
+    assert "none is the best" in capsys.readouterr().out
+    for best, expected in [
+        ((np.nan, None), False),
+        ((None, 0.5), False),
+        ((np.nan, 0.5), False),
+        ((0.5, 0.5), True),
+        ((0.4, 0.5), False),
+        ((0.0, None), True),
+    ]:
+        assert loop._is_better(*best) is expected
+
+
+def test_the_checkpoints_of_another_config_are_refused(tmp_path):
+    """As when an old process carried on in a folder that was restarted."""
+    other = create_run(tmp_path / "other", clip_norm=1)
+    train(other)
+    run = create_run(tmp_path / "run")
+    (run.path / "checkpoints").mkdir()
+    shutil.copy(other.checkpoint(2), run.path / "checkpoints")
+    with pytest.raises(UserError, match=r"step-00000002.npz is of others: train.clip_norm was 1"):
+        train(run)
+    shutil.copy(other.checkpoint("best"), run.path / "checkpoints")
+    with pytest.raises(UserError, match=r"best.npz is of others"):
+        run.segmenter("best")
+
+
+def test_a_run_that_lost_its_folder_writes_no_more(tmp_path, monkeypatch):
+    run = create_run(tmp_path / "run", checkpoint_every=1, evaluate_every=100)
+
+    def batches(start_step):
+        lock = run.path / "train.lock"
+        lock.write_text(json.dumps({"host": "other", "process": 7, "token": "another"}))
+        return training_batches(start_step)
+
+    with pytest.raises(UserError, match="process 7 on other took it over"):
+        train(run, batches)
+    assert run.checkpoint_steps() == []
+
+
+def test_what_a_bank_in_bfloat16_remembers_is_resumed(tmp_path):
+    values = create_run(tmp_path / "unused").config.model_dump()
+    bank = {"name": "region_contrast", "capacity": 4, "storage": "bfloat16"}
+    settings = config.parse({**values, "contrast": [bank]}, source="test")
+    run = Run.create(tmp_path / "run", settings, CLASSES)
+    result = train(run)
+    expected = run.checkpoint(4).read_bytes()
+    run.checkpoint(4).unlink()
+    assert train(run) == result
+    assert run.checkpoint(4).read_bytes() == expected

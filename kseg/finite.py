@@ -1,0 +1,33 @@
+"""Weights that are NaN or infinite: found, counted and named."""
+
+import numpy as np
+from keras import ops
+
+
+def describe_non_finite(variables):
+    """Says which variables hold a value that is not finite.
+
+    Args:
+        variables: dict from name to variable, tensor or array, in the order of the layers; those
+            that are no floats pass.
+
+    Returns:
+        str, such as `"'model/stem/kernel' and 42 more of 77 arrays"`, or None if all are finite.
+    """
+    names = list(variables)
+    finite = [_is_finite(value) for value in variables.values()]
+    broken = [name for name, good in zip(names, finite, strict=True) if not bool(good)]
+    if not broken:
+        return None
+    more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+    return f"{broken[0]!r}{more} of {len(names)} arrays"
+
+
+def _is_finite(value):
+    """A bool, or a bool tensor where the value is on a device: nothing is copied from there."""
+    if isinstance(value, np.ndarray):
+        # ml_dtypes' bfloat16 is of kind V: NumPy knows `isfinite` of it all the same.
+        return value.dtype.kind in "biuUS" or bool(np.isfinite(value).all())
+    if "int" in str(value.dtype) or "bool" in str(value.dtype):
+        return True
+    return ops.all(ops.isfinite(ops.convert_to_tensor(value)))

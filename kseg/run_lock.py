@@ -1,0 +1,232 @@
+"""One training process at a time in the folder of a run.
+
+The process that trains holds the file `train.lock` there. It tells who that is (host, process),
+and its time of change is the heartbeat, set every few seconds. A lock whose process is dead is
+taken over: at once if it was on this machine, else when its heart has not beaten for a minute.
+Nothing here needs more of a file system than files that are created exclusively and renamed, so
+that it holds on network drives too, and no clock is compared with another machine's.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import sys
+import threading
+import time
+import uuid
+
+from kseg.errors import UserError
+
+FILE = "train.lock"
+_BEAT = 5.0  # Seconds between heartbeats.
+_STALE = 60.0  # Seconds without one, after which a process that cannot be asked counts as dead.
+_POLL = 1.0
+
+_held = {}
+
+
+class RunLock:
+    """A lock that this process holds; made by `hold`.
+
+    Args:
+        folder: `pathlib.Path` of the run.
+        token: str, what tells this lock from every other one.
+    """
+
+    def __init__(self, folder, token):
+        self._folder = folder
+        self._token = token
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
+        self._thread.start()
+
+    def check(self):
+        """Makes sure that the lock is still this process's, before something is written.
+
+        Raises:
+            UserError: if another process took it over, as it does from one that was suspended or
+                cut off from the drive for minutes; or if somebody removed it.
+        """
+        owner, _ = _read(self._folder / FILE)
+        if owner.get("token") != self._token:
+            other = f": {_name(owner)} took it over" if owner else ""
+            raise UserError(
+                f"A run needs its folder for itself. This process lost {self._folder}{other}. It "
+                "has stopped without writing; start it again when no other process trains there"
+            )
+
+    def release(self):
+        """Gives the lock back."""
+        self._stopped.set()
+        self._thread.join()
+        with contextlib.suppress(OSError, UserError):
+            self.check()
+            (self._folder / FILE).unlink()
+
+    def _beat(self):
+        while not self._stopped.wait(_BEAT):
+            with contextlib.suppress(OSError):  # The drive may come back; `check` knows.
+                if _read(self._folder / FILE)[0].get("token") == self._token:
+                    os.utime(self._folder / FILE)
+
+
+@contextlib.contextmanager
+def hold(folder):
+    """Holds the lock of a run's folder during the block; within a process it may be nested.
+
+    Args:
+        folder: path, made if missing; then removed again if nothing else came into it.
+
+    Yields:
+        `RunLock`.
+
+    Raises:
+        UserError: if another process trains there.
+    """
+    folder = pathlib.Path(folder)
+    key = os.path.realpath(folder)
+    if key in _held:
+        yield _held[key]
+        return
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _held[key] = RunLock(folder, _acquire(folder))
+    try:
+        yield lock
+    finally:
+        del _held[key]
+        lock.release()
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # Refused by the system if anything is in it.
+
+
+def _acquire(folder):
+    """Makes the lock's file, and gives its token."""
+    path = folder / FILE
+    me = _this_process()
+    seen, since = None, None  # The last heartbeat of a process that cannot be asked.
+    while True:
+        with contextlib.suppress(FileExistsError), open(path, "x") as file:
+            json.dump(me, file)
+            return me["token"]
+        owner, beat = _read(path)
+        if beat is None:  # Gone in the meantime.
+            continue
+        alive = _lives(owner, me)
+        if alive is None and seen is None:
+            alive = False if _age(folder, beat) > _STALE else None
+            if alive is None:
+                print(
+                    f"{_name(owner)} held {folder} a moment ago: waiting up to {_STALE:.0f} s for "
+                    "its next heartbeat",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            seen, since = (owner, beat), time.monotonic()
+        elif alive is None:
+            if (owner, beat) != seen:
+                alive = True
+            elif time.monotonic() - since > _STALE:
+                alive = False
+        if alive:
+            raise UserError(
+                f"A run's folder is for one training process at a time. {folder} is in use by "
+                f"{_name(owner)}. Wait for it or stop it, or give --run another folder"
+            )
+        if alive is None:
+            time.sleep(_POLL)
+        else:
+            _take_away(path, owner)
+
+
+def _take_away(path, owner):
+    """Removes a dead process's lock, but not one that another process put in its place."""
+    away = path.with_name(f".{FILE}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.rename(away)
+    except FileNotFoundError:
+        return
+    if _read(away)[0] != owner:
+        with contextlib.suppress(OSError):
+            os.link(away, path)  # Unlike a renaming it replaces nothing.
+    away.unlink(missing_ok=True)
+
+
+def _this_process():
+    return {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "process": os.getpid(),
+        "started": _started(os.getpid()),
+        "token": uuid.uuid4().hex,
+    }
+
+
+def _machine():
+    """Tells apart where process numbers mean different processes: boots, and containers."""
+    found = []
+    with contextlib.suppress(OSError):
+        found.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        found.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(found)
+
+
+def _started(process):
+    """When a process began, in the system's ticks; None where that is not known."""
+    try:
+        text = pathlib.Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()[19]
+
+
+def _lives(owner, me):
+    """Whether a lock's process lives; None if only its heartbeat can tell."""
+    here = (owner.get("host"), owner.get("machine")) == (me["host"], me["machine"])
+    process = owner.get("process")
+    if not here or not isinstance(process, int) or process <= 0:
+        return None
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # Somebody else's.
+    started = _started(process)
+    if started is None or owner.get("started") is None:
+        return None  # The number may have been given to another process.
+    return started == owner["started"]
+
+
+def _read(path):
+    """What a lock says, a dict, empty if that is damaged or being written; and its heartbeat."""
+    try:
+        with open(path) as file:  # To open it makes a network drive look anew.
+            beat = os.fstat(file.fileno()).st_mtime_ns
+            text = file.read()
+    except FileNotFoundError:
+        return {}, None
+    try:
+        owner = json.loads(text)
+    except ValueError:
+        owner = {}
+    return owner if isinstance(owner, dict) else {}, beat
+
+
+def _age(folder, beat):
+    """Seconds since a heartbeat, by the clock of the file system."""
+    probe = folder / f".{FILE}.{uuid.uuid4().hex}.tmp"
+    try:
+        probe.touch()
+        return (probe.stat().st_mtime_ns - beat) / 1e9
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _name(owner):
+    if "process" not in owner:
+        return "another process"
+    return f"process {owner['process']} on {owner.get('host', 'an unknown machine')}"
