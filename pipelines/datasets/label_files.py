@@ -4,6 +4,7 @@ A reader is called with the bytes and gives a uint8 or uint16 array `(height, wi
 `DataError` for what it cannot read. Its `repr` says all that its result depends on besides.
 """
 
+import collections
 import dataclasses
 import functools
 import io
@@ -15,6 +16,7 @@ from pipelines.datasets.mask_files import decode_mask
 from pipelines.errors import DataError
 
 _UNKNOWN = 0xFFFF
+_BLOCK = 1 << 22  # Pixels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,8 @@ class ValueMask:
     """A picture whose values are those of a class table.
 
     Attributes:
-        rows: tuple of `(value, color, label)`; `color` is `(red, green, blue)` or None.
+        rows: tuple of `(value, color, label)`; `color` is `(red, green, blue)` or None, `label` 0
+            to 255.
         unknown: int, the label of any other value; None where that is a fault.
         check_palette: bool. A palette that gives a value the colour of another label's row is a
             fault: by its colours the mask would mean something else.
@@ -55,25 +58,26 @@ class ValueMask:
         values = _one_channel(mask)
         if self.check_palette and mask.has_palette_colors:
             self._check_palette(values, mask.palette)
-        table = np.full(1 << 8 * values.itemsize, -1, "int32")
+        # Tables of bytes: aerial masks have hundreds of millions of pixels.
+        table = np.zeros(1 << 8 * values.itemsize, "uint8")
+        unknown = np.ones(len(table), bool)
         for value, _, label in self.rows:
             if value < len(table):
-                table[value] = label
-        labels = table[values]
-        strange = labels < 0
+                table[value], unknown[value] = label, False
+        labels, strange = table[values], unknown[values]
         if strange.any():
             if self.unknown is None:
                 raise DataError(
                     "values must be those of the class table; found "
-                    f"{_frequent(values[strange], '{}')}{self.hint}"
+                    f"{_frequent(_as_counter(values, unknown), '{}')}{self.hint}"
                 )
             labels[strange] = self.unknown
-        return labels.astype("uint16")
+        return labels
 
     def _check_palette(self, values, palette):
         labels = {value: label for value, _, label in self.rows}
         others = {color: (value, label) for value, color, label in self.rows if color}
-        for value in np.flatnonzero(np.bincount(values.reshape(-1), minlength=len(palette))):
+        for value in np.flatnonzero(count_values(values)):
             color = tuple(palette[value].tolist()) if value < len(palette) else None
             if color in others and value in labels and others[color][1] != labels[value]:
                 raise DataError(
@@ -101,17 +105,23 @@ class ColorMask:
 
     def __call__(self, content):
         """Decodes; see the module."""
-        codes = color_codes(decode_mask(content))
-        values = _color_table(self.colors, self.values)[codes]
-        strange = values == _UNKNOWN
-        if strange.any():
-            if self.unknown is None:
-                share = 100 * np.mean(strange)
-                raise DataError(
-                    "colours must be in the class table; found "
-                    f"{_frequent(codes[strange], '#{:06x}')}, {share:.2g} % of the mask{self.hint}"
-                )
-            values[strange] = self.unknown
+        mask = decode_mask(content)
+        table, found = _color_table(self.colors, self.values), collections.Counter()
+        values = np.empty(mask.values.shape[:2], "uint16")
+        # Row by row: numbers of 32 bits for a whole aerial mask would fill the memory.
+        for row, target in zip(mask.values[:, None], values[:, None], strict=True):
+            codes = color_codes(dataclasses.replace(mask, values=row))
+            target[...] = table[codes]
+            strange = target == _UNKNOWN
+            if strange.any():
+                found.update(codes[strange].tolist() if self.unknown is None else ())
+                target[strange] = self.unknown or 0
+        if found:
+            share = 100 * found.total() / values.size
+            raise DataError(
+                "colours must be in the class table; found "
+                f"{_frequent(found, '#{:06x}')}, {share:.2g} % of the mask{self.hint}"
+            )
         return values
 
 
@@ -283,12 +293,33 @@ def _one_channel(mask):
     return mask.values if mask.values.ndim == 2 else mask.values[..., 0]
 
 
+def count_values(values):
+    """How often each value occurs.
+
+    Args:
+        values: uint8 or uint16 array.
+
+    Returns:
+        int64 `(256,)` or `(65536,)`.
+    """
+    counts = np.zeros(1 << 8 * values.itemsize, "int64")
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):  # NumPy counts in 64 bits a pixel.
+        counts += np.bincount(flat[start : start + _BLOCK], minlength=len(counts))
+    return counts
+
+
+def _as_counter(values, unknown):
+    counts = count_values(values)
+    strange = np.flatnonzero((counts > 0) & unknown)
+    return collections.Counter(dict(zip(strange.tolist(), counts[strange].tolist(), strict=True)))
+
+
 def _frequent(found, form):
-    """Writes the most frequent values and their numbers."""
-    values, counts = np.unique(found, return_counts=True)
-    most = np.argsort(-counts, kind="stable")[:5]
-    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
-    return ", ".join(f"{form.format(values[i])} ({counts[i]} pixels)" for i in most) + more
+    """Writes the most frequent values and their numbers; `found` is a Counter."""
+    most = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:5]
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return ", ".join(f"{form.format(value)} ({count} pixels)" for value, count in most) + more
 
 
 def _expand_runs(counts):

@@ -14,7 +14,13 @@ import sys
 import numpy as np
 
 from pipelines.datasets.dataset import IGNORE_LABEL
-from pipelines.datasets.label_files import BinaryMask, ColorMask, ValueMask, color_codes
+from pipelines.datasets.label_files import (
+    BinaryMask,
+    ColorMask,
+    ValueMask,
+    color_codes,
+    count_values,
+)
 from pipelines.datasets.mask_files import decode_mask
 from pipelines.errors import DataError
 
@@ -348,7 +354,7 @@ def _look(file):
         return Look(None, mask.white)
     if mask.values.ndim == 3:
         mask = dataclasses.replace(mask, values=np.ascontiguousarray(mask.values[..., 0]))
-    counts = np.bincount(mask.values.reshape(-1))
+    counts = count_values(mask.values)
     values = np.flatnonzero(counts)
     one_each = dataclasses.replace(mask, values=values.astype(mask.values.dtype)[None])
     try:
