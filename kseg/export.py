@@ -122,12 +122,14 @@ class ServedModel(keras.Model):
 
     Attributes:
         classes: `kseg.runs.Classes`.
+        signature: the function of `serving_default`.
     """
 
     def __init__(self, loaded, classes):
         super().__init__(name="served", dtype="float32")
         self._loaded = loaded
         self.classes = classes
+        self.signature = loaded.signatures["serving_default"]
         self.mean_iou = MeanIoU(len(classes))
         self.built = True
 

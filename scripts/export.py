@@ -9,6 +9,7 @@ size. Names and colours of the classes are in it. Its signatures are described a
 """
 
 import argparse
+import sys
 
 import _common
 
@@ -105,22 +106,29 @@ def export_portable(options, run):
 
 
 def check_images(path):
-    """Reads the first 8 images of a file or folder: uint8 RGB arrays."""
+    """Reads the first 8 images of a file or folder: uint8 RGB arrays. Names what it cannot read."""
     import pathlib
 
-    import cv2
-
     from kseg.errors import UserError
+    from pipelines import pictures
+    from pipelines.errors import DataError
 
     path = pathlib.Path(path)
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    images = []
+    images, reasons = [], []
     for file in files:
-        image = cv2.imread(str(file), cv2.IMREAD_COLOR) if file.is_file() else None
-        if image is not None and len(images) < 8:
-            images.append(image[..., ::-1])
+        if len(images) == 8 or not (file.is_file() or file == path):
+            continue
+        try:
+            images.append(pictures.read(file.read_bytes()).pixels)
+        except (OSError, DataError) as error:
+            reasons.append(f"{file}: {error}")
+    shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if reasons[3:] else "")
     if not images:
-        raise UserError(f"There is no readable image in {path}. Give --check another place")
+        reason = f" ({shown})" if reasons else ""
+        raise UserError(f"There is no readable image in {path}{reason}. Give --check another place")
+    if reasons:
+        print(f"--check leaves out what it cannot read: {shown}", file=sys.stderr)
     return images
 
 

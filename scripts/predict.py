@@ -7,26 +7,35 @@ What works on images of one size only resizes them to it, and the labels back to
 
 For each image STEM.jpg it writes STEM.png, one channel of class numbers from 0, and
 STEM_overlay.png, the classes' colours over the image. A folder is searched with its subfolders,
-and the output has the same subfolders; names that begin with a dot are left out. Images of any
-kind are read as 8-bit RGB: grey is repeated, transparency dropped, and photos are turned upright
-as their EXIF tag says.
+and the output has the same subfolders; names that begin with a dot are left out. Images are read
+as `pipelines.pictures` says, as in the preparation of data: 8-bit RGB, upright as their EXIF tag
+says, grey repeated, transparency dropped. Images that cannot be read, or need more memory than
+there is, are named, with the reason; the others are labelled.
 
-Of a video STEM.mp4 it writes STEM_overlay.mp4, the colours over each frame, of the same size and
-frame rate and without sound.
+Of a video STEM.mp4 (or an animated GIF) it writes STEM_overlay.mp4, the colours over each frame,
+upright, without sound, of the same frame rate (at most 1 % of a frame off) and size; where that is
+odd, the last row or column is repeated, because the codec has even sizes only.
 """
 
 import argparse
 import collections
 import concurrent.futures
 import contextlib
+import functools
+import itertools
+import math
 import pathlib
+import sys
 import time
 
 import _common
 from _progress import Progress
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+_READ_AHEAD = 3  # Images that wait in memory.
+_SPARE = 1.5  # Of the estimated memory: what operations need besides their results.
+_MOST_LOST = 1000  # Frames in a row that cannot be read, before the video counts as ended.
 
 
 def parse_arguments(arguments=None):
@@ -47,61 +56,143 @@ def parse_arguments(arguments=None):
         f"({' '.join(_VIDEO_SUFFIXES)})",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values that become black and white in images of more than 8 bits a channel, as for "
+        "prepare_data.py",
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments=None):
     options = parse_arguments(arguments)
     source, output = pathlib.Path(options.input), pathlib.Path(options.output)
-    video = source.is_file() and source.suffix.lower() in _VIDEO_SUFFIXES
+    video = source.is_file() and (source.suffix.lower() in _VIDEO_SUFFIXES or _is_animation(source))
     target = plan_video(source, output) if video else None
     jobs = [] if video else plan(source, output)
 
+    from kseg.errors import UserError
+    from pipelines import pictures
+
+    value_range = options.range and tuple(options.range)
+    pictures.check_range(value_range)
+    label, palette, needs = load(pathlib.Path(options.saved_model))
+    if video:
+        return label_video(source, target, label, palette, needs)
+    unlabelled = find_too_large(jobs, needs)
+    left = [job for job in jobs if job[0] not in unlabelled]
+    label_images(left, len(jobs), label, palette, value_range, unlabelled, output)
+    if unlabelled:
+        shown = [f"{path} ({reason})" for path, reason in unlabelled.items()]
+        more = f"; and {len(shown) - 5} more" if len(shown) > 5 else ""
+        others = ". The others are labelled" if len(shown) < len(jobs) else ""
+        raise UserError(
+            f"{len(shown)} of {len(jobs)} images could not be labelled: "
+            f"{'; '.join(shown[:5])}{more}{others}"
+        )
+    return 0
+
+
+def label_images(jobs, total, label, palette, value_range, unlabelled, output):
+    """Labels images; reading and writing go on while the model is at work.
+
+    Args:
+        jobs: list of `(image, label_file, overlay_file)`.
+        total: int, how many images there are with those that are left out.
+        label: function from uint8 `(height, width, 3)` to class numbers `(height, width)`.
+        palette: list of `[red, green, blue]`.
+        value_range: as for `pipelines.pictures.read`.
+        unlabelled: dict from image to the reason, to which those are added that fail.
+        output: folder, for the last line.
+    """
     import tensorflow as tf
 
     from kseg import visualize
-    from kseg.errors import UserError
-
-    label, palette = load(pathlib.Path(options.saved_model))
-    if video:
-        return label_video(source, target, label, palette)
 
     def write(image, labels, label_file, overlay_file):
         visualize.write_png(label_file, labels)
         visualize.write_png(overlay_file, visualize.overlay(image, labels, palette))
 
-    # Reading and writing go on while the model is at work.
-    images = tf.data.Dataset.from_tensor_slices([str(image) for image, *_ in jobs]).map(
-        lambda path: tf.numpy_function(read, [path], "uint8"), num_parallel_calls=2
-    )
-    unreadable, timed, start, writing = [], 0, None, collections.deque()
-    progress = Progress(len(jobs))
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        for number, (job, image) in enumerate(zip(jobs, images.prefetch(2), strict=True)):
-            path, *files = job
-            image = image.numpy()
-            if image.size:
-                labels = label(image)
-                writing.append(pool.submit(write, image, labels, *files))
-                if len(writing) > 4:  # No more pictures wait in memory than that.
-                    writing.popleft().result()
-                timed += start is not None
-                start = start or time.perf_counter()  # The first call compiles.
-            else:
-                unreadable.append(str(path))
-            progress(number + 1)
+    timed, start, writing, reading = 0, None, collections.deque(), collections.deque()
+    done, progress = len(unlabelled), Progress(total)
+    waiting = iter(jobs)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        while True:
+            for job in itertools.islice(waiting, _READ_AHEAD - len(reading)):
+                reading.append((job, pool.submit(read, job[0], value_range)))
+            if not reading:
+                break
+            (path, *files), image = reading.popleft()
+            image, reason = image.result()
+            if image is not None:
+                try:
+                    labels = label(image)
+                except tf.errors.ResourceExhaustedError:
+                    reason = f"{image.shape[1]} x {image.shape[0]} pixels need more memory"
+                else:
+                    writing.append(pool.submit(write, image, labels, *files))
+                    if len(writing) > 4:  # No more pictures wait in memory than that.
+                        writing.popleft().result()
+                    timed += start is not None
+                    start = start or time.perf_counter()  # The first call compiles.
+            if reason:
+                unlabelled[path] = reason
+            done += 1
+            progress(done)
         for job in writing:
             job.result()
-    done = len(jobs) - len(unreadable)
     speed = f", {timed / (time.perf_counter() - start):.2f} a second" if timed else ""
-    print(f"{done} images{speed}: {options.output}")
-    if unreadable:
-        more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
-        raise UserError(
-            f"{len(unreadable)} of {len(jobs)} files are no readable images: "
-            f"{', '.join(unreadable[:5])}{more}. The others are labelled"
-        )
-    return 0
+    print(f"{total - len(unlabelled)} images{speed}: {output}")
+
+
+def find_too_large(jobs, needs):
+    """Finds images that need more memory than there is, before anything is done; says so.
+
+    Args:
+        jobs: list of `(image, ...)`.
+        needs: as `load` gives it.
+
+    Returns:
+        dict from image to the reason.
+    """
+    from pipelines import pictures
+
+    if needs is None:
+        return {}
+    sizes = {image: pictures.size_of_file(image) for image, *_ in jobs}
+    reasons = {}
+    # The largest first: what fits in after it needs no look.
+    for size in sorted({s for s in sizes.values() if s}, key=lambda s: -s[0] * s[1]):
+        reason = too_large(size, needs)
+        if reason is None:
+            break
+        reasons[size] = reason
+    found = {image: reasons[size] for image, size in sizes.items() if size in reasons}
+    for image, reason in found.items():
+        print(f"{image}: {reason}", file=sys.stderr)
+    return found
+
+
+def too_large(size, needs):
+    """Says why an image of `(height, width)` cannot be labelled; None if it can."""
+    from kseg import memory
+
+    shown = f"{size[1]} x {size[0]} pixels"
+    if math.prod(size) < 1 << 20:
+        return None
+    needed, free = needs(size), memory.available()
+    if needed is None or free is None:
+        return None
+    if needed == float("inf"):
+        return f"{shown} are too many for this network: a map of features has over 2^31 elements"
+    # The image, its labels, and their colours over it.
+    needed = _SPARE * needed + 16 * math.prod(size)
+    if needed <= free:
+        return None
+    return f"{shown} need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free"
 
 
 def load(path):
@@ -111,24 +202,29 @@ def load(path):
         path: `pathlib.Path` of a SavedModel, or of a file for LiteRT or ONNX.
 
     Returns:
-        `(label, palette)`: function from a uint8 RGB array `(height, width, 3)` to class numbers,
-        uint8 `(height, width)`, and the colours of the classes.
+        `(label, palette, needs)`: function from a uint8 RGB array `(height, width, 3)` to class
+        numbers, uint8 `(height, width)`; the colours of the classes; and function from `(height,
+        width)` to the bytes of memory that the network needs for such an image, see
+        `kseg.memory.estimate`, or None where that is unknown, as on a GPU.
     """
     import tensorflow as tf
 
-    from kseg import export, portable
+    from kseg import export, memory, portable
     from kseg.evaluation.inference import predict
 
     if path.is_file():
         model = portable.load(path)
-        return model.label, model.classes.palette
+        return model.label, model.classes.palette, None
     model = export.load(path)
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False)
     def label(images):
         return predict(model, images, len(model.classes))
 
-    return (lambda image: label(image[None])[0].numpy()), model.classes.palette
+    needs = None
+    if not tf.config.list_physical_devices("GPU"):
+        needs = functools.partial(memory.estimate, model.signature)
+    return (lambda image: label(image[None])[0].numpy()), model.classes.palette, needs
 
 
 def plan_video(source, output):
@@ -147,7 +243,7 @@ def plan_video(source, output):
     return target
 
 
-def label_video(source, target, label, palette):
+def label_video(source, target, label, palette, needs):
     """Writes a video with the classes' colours over each frame.
 
     Args:
@@ -155,9 +251,11 @@ def label_video(source, target, label, palette):
         target: `pathlib.Path` of the `.mp4` to write; it is there only when it is complete.
         label: function from uint8 `(height, width, 3)` to class numbers `(height, width)`.
         palette: list of `[red, green, blue]`.
+        needs: as `load` gives it.
 
     Raises:
-        UserError: if the video cannot be read or written.
+        UserError: if the video cannot be read or written; or, when it is written, if frames of it
+            could not be read.
     """
     import cv2
     import numpy as np
@@ -166,34 +264,91 @@ def label_video(source, target, label, palette):
     from kseg.errors import UserError
 
     capture = cv2.VideoCapture(str(source))
+    # Upright: what is the default depends on the version of OpenCV.
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
     there, frame = capture.read()
     if not there:
-        raise UserError(f"{source} is no readable video")
+        state = "has no frame that can be read" if capture.isOpened() else "is no readable video"
+        raise UserError(f"{source} {state}. Convert it to another format")
     height, width = frame.shape[:2]
-    rate = capture.get(cv2.CAP_PROP_FPS)
+    if needs is not None and (reason := too_large((height, width), needs)):
+        raise UserError(f"{source} cannot be labelled: {reason}")
+    even = height + height % 2, width + width % 2
+    rate, told = frame_rate(capture.get(cv2.CAP_PROP_FPS))
+    promised = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
     codec = cv2.VideoWriter_fourcc(*"mp4v")
-    progress = Progress(max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 1))
-    count, start = 0, None
+    progress = Progress(max(promised, 1))
+    count, lost, start, overlay = 0, 0, None, None
     with contextlib.ExitStack() as stack:
         stack.callback(capture.release)
         new = stack.enter_context(files.replace_file(target))
-        # Where a file does not tell its frame rate: that of most.
-        writer = cv2.VideoWriter(str(new), codec, rate if rate > 0 else 25.0, (width, height))
+        writer = cv2.VideoWriter(str(new), codec, rate, even[::-1])
         stack.callback(writer.release)
         if not writer.isOpened():
-            raise UserError(f"{target} cannot be written as a video of {width} x {height}")
-        while there:
-            image = np.ascontiguousarray(frame[..., ::-1])
-            labels = label(image)
-            writer.write(visualize.overlay(image, labels, palette)[..., ::-1])
-            count += 1
-            start = start or time.perf_counter()  # The first call compiles.
-            progress(count)
+            raise UserError(
+                f"{target} cannot be written as a video of {width} x {height}, {rate:g} frames a "
+                "second"
+            )
+        gap = 0
+        while True:
+            if there:
+                if frame.shape[:2] != (height, width):
+                    raise UserError(
+                        f"A video must have one size. {source} has {width} x {height} at first, "
+                        f"and frame {count + gap + 1} has {frame.shape[1]} x {frame.shape[0]}"
+                    )
+                # So that what comes later stays in time.
+                for _ in range(gap):
+                    writer.write(overlay)
+                lost, gap = lost + gap, 0
+                image = np.ascontiguousarray(frame[..., ::-1])
+                overlay = visualize.overlay(image, label(image), palette)[..., ::-1]
+                missing = even[0] - height, even[1] - width
+                overlay = np.pad(overlay, [(0, missing[0]), (0, missing[1]), (0, 0)], "edge")
+                writer.write(overlay)
+                count += 1
+                start = start or time.perf_counter()  # The first call compiles.
+                progress(count + lost)
+            else:
+                gap += 1
+                if count + lost + gap > promised or gap > _MOST_LOST:
+                    break
             there, frame = capture.read()
     seconds = time.perf_counter() - start
     speed = f", {(count - 1) / seconds:.2f} a second" if count > 1 else ""
     print(f"{count} frames{speed}: {target}")
+    if even != (height, width):
+        print(f"{width} x {height} became {even[1]} x {even[0]}: the codec needs even sizes")
+    if not told:
+        print(f"the video does not tell its frame rate: written with {rate:g} a second")
+    if lost:
+        raise UserError(
+            f"{lost} of {count + lost} frames of {source} cannot be read. In {target} each repeats "
+            "the one before"
+        )
+    # Some formats only estimate how many frames there are.
+    if promised > 1.02 * count + 1:
+        raise UserError(
+            f"{source} ends after {count} of {promised} frames: it is cut off or damaged there. "
+            f"{target} has those {count}"
+        )
     return 0
+
+
+def frame_rate(rate):
+    """The frame rate to write, which MPEG-4 holds as a fraction of numbers below 65,536.
+
+    Args:
+        rate: float, frames a second as the video tells, perhaps nonsense.
+
+    Returns:
+        `(rate, told)`: the nearest with few enough digits; and False if the video does not tell
+        one: 25.
+    """
+    if not (math.isfinite(rate) and 0 < rate < 1 << 16):
+        return 25.0, False
+    digits = next((d for d in (3, 2, 1) if rate * 10**d < 65_535), 0)
+    return max(round(rate, digits), 0.001), True
 
 
 def plan(source, output):
@@ -241,19 +396,38 @@ def plan(source, output):
     return jobs
 
 
-def read(path):
-    """Reads an image as uint8 RGB `(height, width, 3)`; an empty array if it is none."""
-    import cv2
-    import numpy as np
+def read(path, value_range=None):
+    """Reads an image.
+
+    Args:
+        path: `pathlib.Path`.
+        value_range: as for `pipelines.pictures.read`.
+
+    Returns:
+        `(image, reason)`: uint8 RGB `(height, width, 3)` and None; or None, and why not.
+    """
+    from pipelines import pictures
+    from pipelines.errors import DataError
 
     try:
-        data = np.fromfile(path, "uint8")
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except (OSError, cv2.error):
-        image = None
-    if image is None:
-        return np.zeros((0, 0, 3), "uint8")
-    return np.ascontiguousarray(image[..., ::-1])
+        return pictures.read(path.read_bytes(), value_range).pixels, None
+    except OSError as error:
+        return None, error.strerror
+    except DataError as error:
+        return None, str(error)
+
+
+def _is_animation(path):
+    """Whether a file is a GIF of several frames."""
+    from PIL import Image
+
+    if path.suffix.lower() != ".gif":
+        return False
+    try:
+        with Image.open(path, formats=["GIF"]) as image:
+            return image.n_frames > 1
+    except (OSError, SyntaxError, ValueError, EOFError):
+        return False
 
 
 def _is_image(path, source, output):

@@ -6,8 +6,9 @@ import cv2
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
-from kseg import export, portable, visualize
+from kseg import export, memory, portable, visualize
 from kseg.errors import UserError
 from kseg.runs import Classes
 from tests.scripts.tiny_run import PALETTE, SCRIPTS, script
@@ -41,8 +42,8 @@ def write_image(path, size=(13, 21), seed=0):
     return picture, labels
 
 
-def call(saved_model, source, output):
-    arguments = ["--saved-model", saved_model, "--input", source, "--output", output]
+def call(saved_model, source, output, *more):
+    arguments = ["--saved-model", saved_model, "--input", source, "--output", output, *more]
     return predict.main([str(argument) for argument in arguments])
 
 
@@ -94,7 +95,7 @@ def test_second_call_leaves_out_what_the_first_wrote(saved_model, tmp_path):
     assert files(tmp_path) == ["a.png", "labels/a.png", "labels/a_overlay.png"]
 
 
-@pytest.mark.parametrize("kind", ["grey", "alpha", "16 bits"])
+@pytest.mark.parametrize("kind", ["grey", "alpha", "16 bits", "12 bits"])
 def test_images_of_other_kinds(saved_model, tmp_path, kind):
     path = tmp_path / "a.png"
     picture, labels = write_image(path)
@@ -104,9 +105,14 @@ def test_images_of_other_kinds(saved_model, tmp_path, kind):
         labels = np.zeros((4, 5))  # All channels are equal: the first one wins.
     elif kind == "alpha":
         cv2.imwrite(str(path), np.dstack([picture, picture[..., 0]]))
-    else:
+    elif kind == "16 bits":
         cv2.imwrite(str(path), picture.astype("uint16") * 256)
-    call(saved_model, path, tmp_path / "out")
+    else:
+        cv2.imwrite(str(path), picture.astype("uint16") * 16)
+        with pytest.raises(UserError, match=r"1 of 1 .*uses 12 .*--range 0 4095"):
+            call(saved_model, path, tmp_path / "out")
+    more = ["--range", "0", "4095"] if kind == "12 bits" else []
+    call(saved_model, path, tmp_path / "out", *more)
     np.testing.assert_array_equal(read(tmp_path / "out" / "a.png"), labels)
 
 
@@ -132,7 +138,8 @@ def test_names_unreadable_images_and_labels_the_others(saved_model, tmp_path):
     write_image(source / "b.png")
     (source / "a.jpg").write_bytes(b"\xff\xd8\xff no jpeg")
     (source / "c.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"2 of 3 .*a\.jpg, .*c\.png\. The others") as caught:
+    message = r"2 of 3 .*a\.jpg \(the JPEG file is trunc.*c\.png \(the file is empty\)\. The others"
+    with pytest.raises(UserError, match=message) as caught:
         call(saved_model, source, output)
     assert "\n" not in str(caught.value)
     assert files(output) == ["b.png", "b_overlay.png"]
@@ -160,10 +167,26 @@ def test_refuses_before_it_writes(saved_model, tmp_path):
     assert not out.exists()
 
 
-def write_video(path, frames):
+def test_what_needs_too_much_memory_is_said_before_the_work(
+    saved_model, tmp_path, monkeypatch, capsys
+):
+    _, labels = write_image(tmp_path / "in" / "small.png")
+    picture = np.zeros((1000, 1200, 3), "uint8")
+    cv2.imwrite(str(tmp_path / "in" / "big.png"), picture)
+    monkeypatch.setattr(memory, "available", lambda: 10_000_000)
+    with pytest.raises(UserError, match=r"1 of 2 .*big\.png \(1200 x 1000 pixels need about"):
+        call(saved_model, tmp_path / "in", tmp_path / "out")
+    assert files(tmp_path / "out") == ["small.png", "small_overlay.png"]
+    np.testing.assert_array_equal(read(tmp_path / "out" / "small.png"), labels)
+    assert capsys.readouterr().err.count("are free") == 1
+    monkeypatch.setattr(memory, "available", lambda: 10_000_000_000)
+    call(saved_model, tmp_path / "in", tmp_path / "out")
+    assert (read(tmp_path / "out" / "big.png") == 0).all()
+
+
+def write_video(path, frames, size=(48, 64), rate=12.5):
     """Blocks of 16 pixels of one of three colours, which compression hardly changes."""
-    size = (48, 64)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12.5, size[::-1])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), rate, size[::-1])
     labels = np.random.default_rng(0).integers(0, 3, (frames, 3, 4))
     labels = labels.repeat(16, axis=1).repeat(16, axis=2).astype("uint8")
     pictures = (np.eye(3)[labels] * 200 + 20).astype("uint8")
@@ -190,6 +213,120 @@ def test_labels_a_video(saved_model, tmp_path, capsys):
     assert not capture.read()[0]
 
 
+# As a phone's slow motion tells it; MPEG-4 holds no such fraction.
+@pytest.mark.parametrize("rate", [239.841, 119.987, 29.97, 1000.0])
+def test_frame_rates(saved_model, tmp_path, rate):
+    write_video(tmp_path / "a.avi", 3, rate=rate)
+    call(saved_model, tmp_path / "a.avi", tmp_path / "out")
+    capture = cv2.VideoCapture(str(tmp_path / "out/a_overlay.mp4"))
+    assert abs(capture.get(cv2.CAP_PROP_FPS) - rate) < 0.01
+
+
+@pytest.mark.parametrize(
+    "rate, expected",
+    [
+        (30.0, (30.0, True)),
+        (239.8412, (239.84, True)),
+        (59.9401, (59.94, True)),
+        (90_000.0, (25.0, False)),
+        (0.0, (25.0, False)),
+        (-1.0, (25.0, False)),
+        (float("nan"), (25.0, False)),
+    ],
+)
+def test_frame_rates_that_can_be_written(rate, expected):
+    found, told = predict.frame_rate(rate)
+    assert (round(found, 2), told) == expected
+    digits = next(d for d in range(5) if abs(found - round(found, d)) < 1e-9)
+    assert found * 10**digits < 65_536
+
+
+@pytest.mark.parametrize("size", [(47, 63), (48, 63), (47, 64), (1, 1)])
+def test_videos_of_odd_sizes_lose_nothing(saved_model, tmp_path, capsys, size, monkeypatch):
+    labels = np.add.outer(np.arange(size[0]) // 16, np.arange(size[1]) // 16) % 3
+    picture = np.ascontiguousarray((np.eye(3)[labels] * 200 + 20).astype("uint8")[..., ::-1])
+
+    class Capture:
+        """A video of one frame that has an odd size, which OpenCV does not write itself."""
+
+        left = 1
+
+        def __init__(self, path):
+            pass
+
+        def read(self):
+            self.left -= 1
+            return self.left == 0, picture
+
+        def get(self, name):
+            return 25.0 if name == cv2.CAP_PROP_FPS else 1
+
+        def set(self, name, value):
+            assert (name, value) == (cv2.CAP_PROP_ORIENTATION_AUTO, 1)
+
+        def release(self):
+            pass
+
+    (tmp_path / "a.avi").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(cv2, "VideoCapture", Capture)
+        call(saved_model, tmp_path / "a.avi", tmp_path / "out")
+    there, frame = cv2.VideoCapture(str(tmp_path / "out/a_overlay.mp4")).read()
+    assert there
+    even = [length + length % 2 for length in size]
+    assert frame.shape == (*even, 3)
+    expected = visualize.overlay(picture[..., ::-1], labels, PALETTE)
+    expected = np.pad(
+        expected, [(0, e - s) for e, s in zip(even, size, strict=True)] + [(0, 0)], "edge"
+    )
+    assert np.median(np.abs(frame[..., ::-1].astype(int) - expected)) <= 12
+    assert f"became {even[1]} x {even[0]}" in capsys.readouterr().out
+
+
+def test_frames_that_cannot_be_read(saved_model, tmp_path, monkeypatch):
+    write_video(tmp_path / "a.avi", 12)
+    whole = cv2.VideoCapture
+
+    class Capture:
+        """Some frames of the video cannot be decoded."""
+
+        lost = ()
+
+        def __init__(self, path):
+            self.inner, self.number = whole(path), -1
+
+        def read(self):
+            self.number += 1
+            there, frame = self.inner.read()
+            return (False, None) if self.number in self.lost else (there, frame)
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Capture)
+    Capture.lost = (3, 4, 8)
+    with pytest.raises(UserError, match=r"3 of 12 frames of .*cannot be read.*repeats"):
+        call(saved_model, tmp_path / "a.avi", tmp_path / "out")
+    assert int(whole(str(tmp_path / "out/a_overlay.mp4")).get(cv2.CAP_PROP_FRAME_COUNT)) == 12
+    Capture.lost = range(6, 12)
+    with pytest.raises(UserError, match=r"ends after 6 of 12 frames"):
+        call(saved_model, tmp_path / "a.avi", tmp_path / "out")
+    assert int(whole(str(tmp_path / "out/a_overlay.mp4")).get(cv2.CAP_PROP_FRAME_COUNT)) == 6
+
+
+def test_animations_are_videos_and_still_gifs_images(saved_model, tmp_path):
+    frames = [Image.fromarray(np.full((32, 48, 3), shade, "uint8")) for shade in (0, 90, 180)]
+    source = tmp_path / "in"
+    source.mkdir()
+    frames[0].save(source / "still.gif")
+    frames[0].save(source / "moving.gif", save_all=True, append_images=frames[1:], duration=100)
+    call(saved_model, source / "still.gif", tmp_path / "out")
+    call(saved_model, source / "moving.gif", tmp_path / "out")
+    assert files(tmp_path / "out") == ["moving_overlay.mp4", "still.png", "still_overlay.png"]
+    with pytest.raises(UserError, match=r"1 of 2 .*moving\.gif \(.*animation of 3 frames"):
+        call(saved_model, source, tmp_path / "out2")
+
+
 def test_videos_that_cannot_be(saved_model, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(UserError, match="is no readable video"):
@@ -213,6 +350,7 @@ def test_as_a_command(saved_model, tmp_path):
     assert result.stdout.startswith("1 images")
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1] == (
-        "error: 1 of 2 files are no readable images: in/broken.jpg. The others are labelled"
+        "error: 1 of 2 images could not be labelled: in/broken.jpg (an image must be a JPEG, PNG, "
+        "TIFF, WebP, GIF or BMP file, this is something else). The others are labelled"
     )
     np.testing.assert_array_equal(read(tmp_path / "out" / "a.png"), labels)
