@@ -23,6 +23,7 @@ import io
 import struct
 import threading
 import typing
+import warnings
 
 import cv2
 import numpy as np
@@ -597,8 +598,12 @@ _limit = threading.Lock()
 
 @contextlib.contextmanager
 def _without_pixel_limit():
-    """Opens pictures of any size with Pillow, whose limit is one for the whole process."""
-    with _limit:
+    """Opens pictures of any size with Pillow, whose limit is one for the whole process.
+
+    Its warnings of damaged files are left out: what cannot be read is an error later.
+    """
+    with _limit, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield
