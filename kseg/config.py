@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import pathlib
+import sys
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -581,7 +582,8 @@ class Experiment(Section):
         if self.schedule.warmup_steps >= self.train.steps:
             raise ValueError(
                 f"`schedule.warmup_steps` must be below `train.steps`. Received: "
-                f"{self.schedule.warmup_steps} and {self.train.steps}"
+                f"{self.schedule.warmup_steps} and {self.train.steps}. Use --set "
+                f"schedule.warmup_steps={self.train.steps // 10}"
             )
         backbone = self.model.backbone.name
         if self.optimizer.layer_decay is not None and not backbone.startswith("swin_"):
@@ -592,11 +594,12 @@ class Experiment(Section):
         names = [objective.name for objective in self.contrast]
         if len(set(names)) < len(names):
             raise ValueError(f"`contrast` names an objective twice: {names}")
-        for objective in self.contrast:
+        for index, objective in enumerate(self.contrast):
             if objective.start_step >= self.train.steps:
                 raise ValueError(
                     f"`start_step` of {objective.name!r} must be below `train.steps`. Received: "
-                    f"{objective.start_step} and {self.train.steps}"
+                    f"{objective.start_step} and {self.train.steps}. Use --set "
+                    f"contrast.{index}.start_step={self.train.steps // 10}"
                 )
             if getattr(objective, "scope", None) == "batch" and self.data.batch_size == 1:
                 raise ValueError(
@@ -627,17 +630,76 @@ def load(path, overrides=()) -> Experiment:
     Args:
         path: JSON file. Its stem is the default of `name`.
         overrides: strings `"a.b=value"`; the value is JSON, or else a plain string. A number in the
-            key is a position in a list: `"contrast.0.weight=0.2"`.
+            key is a position in a list: `"contrast.0.weight=0.2"`. Where a smaller `train.steps`
+            ends before the file's warm-ups or first steps of objectives do, all of these are
+            shortened by the same factor, and a line on stderr tells so.
 
     Raises:
         ConfigError: if a file is missing, not JSON, extends itself, or they break the schema.
     """
     path = pathlib.Path(path)
     values = copy.deepcopy(_read(path, (), {}))
+    steps = _steps(values)
     for override in overrides:
         _apply_override(values, override)
+    shortened = _shorten(values, steps, {override.partition("=")[0] for override in overrides})
+    if shortened:
+        print(
+            f"train.steps={_steps(values)} is shorter than the warm-ups of {path}, which has "
+            f"{steps} steps: {' '.join(shortened)}, the same shares of the run. --set one of them "
+            "to choose it yourself",
+            file=sys.stderr,
+            flush=True,
+        )
     values.setdefault("name", path.stem)
     return parse(values, source=str(path))
+
+
+def _steps(values):
+    """`train.steps` of unchecked values; None if it is no positive int."""
+    train = values.get("train")
+    steps = train.get("steps") if isinstance(train, dict) else None
+    return steps if type(steps) is int and steps > 0 else None
+
+
+def _shorten(values, before, given):
+    """Brings what is counted in steps into a shorter run, where it does not fit.
+
+    Args:
+        values: dict of an experiment, unchecked; changed in place.
+        before: int or None, the steps that it was made for.
+        given: set of str, keys that the user chose and that stay.
+
+    Returns:
+        list of str `key=value`, what was changed.
+    """
+    steps = _steps(values)
+    if not before or not steps or steps >= before:
+        return []
+    sections = {"schedule": values.get("schedule")}
+    contrast = values.get("contrast")
+    for index, objective in enumerate(contrast if isinstance(contrast, list) else []):
+        sections[f"contrast.{index}"] = objective
+    free, misfit = [], False
+    for place, section in sections.items():
+        if not isinstance(section, dict) or place in given or place.split(".")[0] in given:
+            continue
+        counts = {key: section.get(key, 0) for key in ("start_step", "warmup_steps")}
+        if any(type(count) is not int or count < 0 for count in counts.values()):
+            continue
+        # Something of the run is to be left after the rate's warm-up, not so after a weight's.
+        end = sum(counts.values()) + (place == "schedule")
+        misfit |= steps < end <= before
+        free += [
+            (section, key, f"{place}.{key}")
+            for key, count in counts.items()
+            if count and f"{place}.{key}" not in given
+        ]
+    if not misfit:
+        return []
+    for section, key, _ in free:
+        section[key] = section[key] * steps // before
+    return [f"{name}={section[key]}" for section, key, name in free]
 
 
 def extend(path, values) -> Experiment:

@@ -231,7 +231,7 @@ def write(
             if progress:
                 print(f"{folder} is complete already: nothing to do", file=sys.stderr)
             return manifest
-        workers = workers or len(os.sched_getaffinity(0))
+        workers = workers or _available_cores()
         shards = _write_shards(folder, jobs, workers, overwrite, progress, distribute)
         _check_labels(splits, shards.values())
         described = {}
@@ -416,6 +416,13 @@ def _find_problem(file, shard, num_classes, meter):
     if offsets != shard.offsets:
         return "its records are not where the manifest says"
     return None
+
+
+def _available_cores():
+    """Cores that this process may use; macOS and Windows know only how many there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Job:

@@ -241,3 +241,73 @@ def test_the_centres_of_one_image_have_no_positives(tmp_path):
 def test_no_layer_may_share(tmp_path):
     path = write(tmp_path, contrast=[{"name": "contextrast", "shared_layers": []}])
     assert config.load(path).contrast[0].shared_layers == []
+
+
+def write_config(folder, **sections):
+    values = {
+        "model": {"backbone": {"name": "hrnet_w18_small"}, "head": {"name": "ocr"}},
+        "data": {"dataset": "none", "crop_size": [64, 64], "batch_size": 2},
+        "train": {"steps": 600},
+        **sections,
+    }
+    path = folder / "long.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+REGION = {"name": "region_contrast", "start_step": 100, "warmup_steps": 150}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "contrast", "steps", "expected"),
+    [
+        # A fifth of the run: a fifth of everything that is counted in steps.
+        ({"name": "poly", "warmup_steps": 200}, [REGION], 120, (40, 20, 30)),
+        ({"name": "linear", "warmup_steps": 200}, [REGION], 200, (66, 33, 50)),
+        # The weight would not have risen to the end, though it starts in time.
+        ({"name": "poly", "warmup_steps": 12}, [REGION], 240, (4, 40, 60)),
+        # What fits is left alone.
+        ({"name": "poly", "warmup_steps": 12}, [REGION], 250, (12, 100, 150)),
+        ({"name": "poly", "warmup_steps": 12}, [REGION], 6000, (12, 100, 150)),
+        ({"name": "poly", "warmup_steps": 12}, [REGION], 1, (0, 0, 0)),
+    ],
+)
+def test_a_shortened_run_has_shortened_warm_ups(
+    tmp_path, capsys, schedule, contrast, steps, expected
+):
+    path = write_config(tmp_path, schedule=schedule, contrast=contrast)
+    found = config.load(path, [f"train.steps={steps}"])
+    (objective,) = found.contrast
+    values = (found.schedule.warmup_steps, objective.start_step, objective.warmup_steps)
+    assert values == expected
+    told = capsys.readouterr().err
+    if expected == (12, 100, 150):
+        assert told == ""
+    else:
+        assert told.count("\n") == 1 and f"train.steps={steps}" in told
+        for key, value in zip(
+            ("schedule.warmup_steps", "contrast.0.start_step", "contrast.0.warmup_steps"),
+            expected,
+            strict=True,
+        ):
+            assert f"{key}={value}" in told
+
+
+def test_what_was_chosen_with_a_shortened_run_stays(tmp_path, capsys):
+    path = write_config(tmp_path, schedule={"name": "poly", "warmup_steps": 200}, contrast=[REGION])
+    overrides = ["train.steps=120", "contrast.0.start_step=50", "schedule.warmup_steps=7"]
+    found = config.load(path, overrides)
+    assert found.schedule.warmup_steps == 7 and found.contrast[0].start_step == 50
+    assert found.contrast[0].warmup_steps == 30
+    with pytest.raises(config.ConfigError, match=r"Use --set schedule.warmup_steps=12"):
+        config.load(path, ["train.steps=120", "schedule.warmup_steps=120"])
+    # A file that does not fit itself is no shortened run.
+    path = write_config(tmp_path, schedule={"name": "poly", "warmup_steps": 600})
+    with pytest.raises(config.ConfigError, match=r"must be below `train.steps`"):
+        config.load(path)
+
+
+@pytest.mark.parametrize("name", ["camvid_small_ce", "camvid_ocrnet_small", "ade20k_ocrnet"])
+def test_configs_can_be_shortened(name):
+    path = pathlib.Path(__file__).parents[1] / f"configs/{name}.json"
+    assert config.load(path, ["train.steps=2"]).train.steps == 2

@@ -3,6 +3,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -524,3 +525,9 @@ def test_problems_elsewhere(tmp_path):
     )
     with pytest.raises(DataError, match=r"The shard train-0.* was not written\. Look at the log"):
         write(tmp_path / "other", examples, distribute=lambda function, jobs: None)
+
+
+def test_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch):
+    """As on macOS."""
+    monkeypatch.delattr(records.os, "sched_getaffinity", raising=False)
+    assert records._available_cores() == os.cpu_count()
