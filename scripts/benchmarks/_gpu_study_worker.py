@@ -126,13 +126,15 @@ class Worker:
         candidates = job["candidates"]
         scores = {name: [] for name in candidates}
         for seed in job["tuning_seeds"]:
-            runs = len(candidates) + len(job["seeds"])
-            if time.time() + runs * self.seconds > self.spec["deadline"]:
-                _say(f"{job['arm']}: no time to tune on seed {seed}")
-                break
             of_seed = {}
             for name, config in candidates.items():
+                runs = len(candidates) - len(of_seed) + len(job["seeds"])
+                if time.time() + runs * self.seconds > self.spec["deadline"]:
+                    print(f"{job['arm']}: no time to tune {name} on seed {seed}", flush=True)
+                    break
                 of_seed[name] = self._train(f"{job['arm']}.{name}", config, seed)
+            if len(of_seed) < len(candidates):
+                break
             if None not in of_seed.values():
                 for name, score in of_seed.items():
                     scores[name].append(score)

@@ -8,8 +8,9 @@ drawn inside the compiled step, and `lax.scan` runs many steps a call. One proce
 compilation each: seed, learning rate, number of steps and the weight, start and warm-up of an
 objective are inputs of the compiled program.
 
-Writes `results.jsonl`, a line for each arm and seed as soon as it is done; `study.zip`, the same
-with settings and pixel counts, to be unpacked into a folder of `scripts/study.py`'s results;
+Writes `messages.jsonl` and `counts.zip`, each run as it came; `results.jsonl`, a line for each arm
+and seed; `study.zip`, the same with settings and pixel counts, to be unpacked into a folder of
+`scripts/study.py`'s results;
 `weights-<arm>-<seed>.npz` of the arms of `--save-weights`; and `log.txt`.
 
 `--plan FILE` takes arms and seeds from a study's file (docs/studies.md) instead of those in here.
@@ -28,10 +29,12 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import zipfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+os.environ["KERAS_BACKEND"] = "jax"  # Of the director too, which imports Keras by the way.
 
 ARMS = {
     "cross_entropy": ["contrast=[]"],
@@ -333,6 +336,11 @@ class _Archive:
 
     def add(self, line, config, counts):
         """Adds a run: a dict, the JSON values of its config, the file of its pixel counts."""
+        with self._lock:  # First as it came: whatever fails below, the run is not lost.
+            with open(self._output / "messages.jsonl", "a") as file:
+                file.write(json.dumps({"line": line, "config": config}) + "\n")
+            with zipfile.ZipFile(self._output / "counts.zip", "a") as file:
+                file.write(counts, f"{line['arm']}-{line['seed']}.npz")
         from kseg import config as config_module
         from kseg.evaluation.image_counts import ImageCounts
         from kseg.studies import design, results
@@ -357,7 +365,10 @@ def _listen(arm, process, say, archive):
             say(f"{arm}: {text.rstrip()}")
             continue
         message = json.loads(text.removeprefix("@result "))
-        archive.add(**message)
+        try:
+            archive.add(**message)
+        except Exception:  # A reader that ends would leave its worker to train for nothing.
+            say(f"{arm}: not in the archive:\n{traceback.format_exc()}")
         line = message["line"]
         say(
             f"{line['arm']} seed {line['seed']}: mean IoU "

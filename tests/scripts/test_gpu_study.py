@@ -29,7 +29,8 @@ def test_toy(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "gpu_study.py"), "--toy", "--output", str(output)]
     command += ["--arms", "region_contrast", "--save-weights", "region_contrast"]
     environment = {**os.environ, "PYTHONPATH": f"{forbidden}{os.pathsep}{ROOT}"}
-    environment |= {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    environment |= {"JAX_PLATFORMS": "cpu"}
+    environment.pop("KERAS_BACKEND", None)  # As a user's shell has it.
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "depthwise, seconds a step" in result.stdout
@@ -49,6 +50,7 @@ def test_toy(tmp_path):
         assert run["last"]["step"] == run["steps"] == 2
         assert run["features"]["alignment"] > 0
         assert {"loss", "cross_entropy", "auxiliary"} < set(run["losses"])
+    assert len((output / "messages.jsonl").read_text().splitlines()) == 2
     lines = (output / "results.jsonl").read_text().splitlines()
     assert [json.loads(line)["seed"] for line in lines] == [0, 1]
     first, second = (run.counts.pixels for run in found)
