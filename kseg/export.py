@@ -1,7 +1,9 @@
 """SavedModels: images in, logits out, with the classes beside them."""
 
+import contextlib
 import json
 import pathlib
+import re
 import tempfile
 
 import keras
@@ -89,7 +91,8 @@ def load(path):
         raise UserError(f"There is no SavedModel {path}. Write one with scripts/export.py")
     try:
         classes = Classes(**json.loads((path / "assets" / _CLASSES).read_text()))
-        loaded = tf.saved_model.load(str(path))
+        with _without_pattern(path) as plain:
+            loaded = tf.saved_model.load(str(plain))
         matching = loaded.class_names().shape == len(classes)
     except Exception as error:  # TensorFlow's readers raise IndexError, KeyError and more.
         reason = " ".join(str(error).split())[:200]
@@ -106,6 +109,18 @@ def load(path):
     # No XLA: it would compile the network anew for every size of images.
     model.compile(jit_compile=False)
     return model
+
+
+@contextlib.contextmanager
+def _without_pattern(path):
+    """Gives another path of a folder in whose own TensorFlow's loader would see a pattern."""
+    if not re.search(r"[][*?{}\\]", str(path.absolute())):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = pathlib.Path(folder) / "model"
+        link.symlink_to(path.absolute(), target_is_directory=True)
+        yield link
 
 
 class ServedModel(keras.Model):

@@ -232,6 +232,16 @@ def test_classes_of_the_loaded_model(exported):
     assert model.classes == CLASSES
 
 
+@pytest.mark.parametrize("name", ["model [v2]", "a*b?"])
+def test_a_folder_whose_name_reads_like_a_pattern(exported, tmp_path, name):
+    _, path = exported
+    shutil.copytree(path, tmp_path / name)
+    loaded, other = export.load(path), export.load(tmp_path / name)
+    images = np.random.default_rng(0).integers(0, 256, (1, 40, 56, 3)).astype("uint8")
+    np.testing.assert_array_equal(other.predict(images), loaded.predict(images))
+    assert other.classes == loaded.classes
+
+
 def test_loaded_model_is_not_trained(exported):
     images = batch()
     with pytest.raises(NotImplementedError, match="cannot be trained"):
