@@ -166,10 +166,11 @@ def _given(source, images, labels):
     places = []
     for folder in (images, labels):
         path = folder.replace("\\", "/").strip("/")
-        place = source.find(path)
-        if place is None:
+        forms = [path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))]
+        found = next((form for form in forms if source.find(form)), None)
+        if found is None:
             raise wrong_layout(source, f"{folder}/")
-        places.append(place / path)
+        places.append(source.find(found) / found)
     return places
 
 

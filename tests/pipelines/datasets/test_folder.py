@@ -251,6 +251,12 @@ def test_names_of_macos(tmp_path):
         folder.find(source, split=lists)
 
 
+def test_folders_of_macos(tmp_path):
+    source = write_source(tmp_path, flat(2, nfd("Größe/é"), nfd("Masken ü")))
+    found = folder.find(source, images="Größe\\é", labels="Masken ü/", split={"train": 1})
+    check(found, {"train": ["00", "01"]})
+
+
 def test_skip_in_either_form(tmp_path):
     names = [(f"images/é{i}.jpg", f"labels/é{i}.png") for i in range(3)]
     write_source(tmp_path / "set", names)
