@@ -163,6 +163,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
             message forward and one backward. Without it every replica normalises by its own
             batch and keeps its own moving statistics: what is saved, or read outside of the
             replicas, is their mean, but inference on a replica uses its own.
+        moving_if_single: bool. Where a channel has one value in the batch (an image pooled to 1x1,
+            one image a replica), it has no variance: training would see the offset alone, and
+            inference something else. If True, such a batch is normalised by the moving statistics
+            in training too, and does not change them; those of a new layer leave it as it is.
         others: as in `keras.layers.BatchNormalization`.
     """
 
@@ -172,6 +176,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         epsilon=BATCH_NORM_EPSILON,
         momentum=BATCH_NORM_MOMENTUM,
         synchronized=False,
+        moving_if_single=False,
         **kwargs,
     ):
         super().__init__(
@@ -181,6 +186,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
             synchronized=synchronized and tf is not None,
             **kwargs,
         )
+        self.moving_if_single = moving_if_single
+
+    def get_config(self):
+        return {**super().get_config(), "moving_if_single": self.moving_if_single}
 
     def add_weight(self, *args, trainable=True, **kwargs):
         if trainable or tf is None or not tf.distribute.has_strategy():
@@ -198,10 +207,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs, training=None, mask=None):
         fused = tf is not None and len(inputs.shape) == 4 and self.axis in (-1, 3)
+        training = bool(training) and self.trainable
+        alone = not self.synchronized or replicas.num_replicas() == 1
+        values = [size for i, size in enumerate(inputs.shape) if i != self.axis % len(inputs.shape)]
+        if self.moving_if_single and alone and math.prod(size or 2 for size in values) == 1:
+            training = False
         if not fused or mask is not None or self.renorm or not (self.scale and self.center):
             return super().call(inputs, training=training, mask=mask)
-        training = bool(training) and self.trainable
-        if training and self.synchronized and replicas.num_replicas() > 1:
+        if training and not alone:
             return self._normalize_synchronized(inputs)
         if not training:
             return self._fused(inputs, self.moving_mean, self.moving_variance, is_training=False)[0]
@@ -219,8 +232,21 @@ class BatchNormalization(keras.layers.BatchNormalization):
             is_training=True,
             exponential_avg_factor=1.0 - self.momentum,
         )
+        variance = variance * correction
+        if self.moving_if_single and values == [
+            None,
+            1,
+            1,
+        ]:  # Of a batch that may turn out to be of one image.
+            several = count > 1.0
+            moving = self.moving_mean, self.moving_variance
+            outputs = tf.where(several, outputs, self._fused(inputs, *moving, is_training=False)[0])
+            mean, variance = (
+                tf.where(several, new, tf.convert_to_tensor(old))
+                for new, old in zip((mean, variance), moving, strict=True)
+            )
         self.moving_mean.assign(mean)
-        self.moving_variance.assign(variance * correction)
+        self.moving_variance.assign(variance)
         return outputs
 
     def _fused(self, inputs, mean, variance, **attributes):
@@ -315,7 +341,7 @@ class NormalizedConvolution(keras.layers.Layer):
         relu: bool, whether the result goes through a ReLU.
         max_value: None, or the float that the ReLU is cut off at: 6 for ReLU6.
         epsilon: float > 0, of the batch norm.
-        synchronized: bool, of the batch norm.
+        synchronized, moving_if_single: bools, of the batch norm.
     """
 
     def __init__(
@@ -326,6 +352,7 @@ class NormalizedConvolution(keras.layers.Layer):
         max_value=None,
         epsilon=BATCH_NORM_EPSILON,
         synchronized=False,
+        moving_if_single=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -334,6 +361,7 @@ class NormalizedConvolution(keras.layers.Layer):
         self.convolution = make_convolution(dtype=self.dtype_policy, name="convolution")
         self.normalization = BatchNormalization(
             synchronized=synchronized,
+            moving_if_single=moving_if_single,
             epsilon=epsilon,
             dtype=self.dtype_policy,
             name="normalization",
@@ -361,6 +389,7 @@ class NormalizedConvolution(keras.layers.Layer):
             "max_value": self.max_value,
             "epsilon": self.normalization.epsilon,
             "synchronized": self.normalization.synchronized,
+            "moving_if_single": self.normalization.moving_if_single,
         }
 
 
@@ -383,7 +412,7 @@ class ConvNorm(NormalizedConvolution):
         relu: bool, whether the result goes through a ReLU.
         max_value: None, or the float that the ReLU is cut off at: 6 for ReLU6.
         epsilon: float > 0, of the batch norm. Defaults to PyTorch's 1e-5.
-        synchronized: bool, of the batch norm.
+        synchronized, moving_if_single: bools, of the batch norm.
 
     Call arguments:
         inputs: float tensor `(batch, height, width, channels)`.

@@ -118,7 +118,11 @@ def inference_model(segmenter):
 
 @keras.saving.register_keras_serializable(package="kseg")
 class InferenceModel(keras.Model):
-    """A functional model whose batch norms and dropouts never train, however it is called."""
+    """A functional model whose batch norms and dropouts never train, however it is called.
+
+    It can be compiled and evaluated. `fit` raises ValueError: it would train with the statistics of
+    batch norms that stay.
+    """
 
     # Keras rebuilds a functional subclass only if its constructor takes (*args, **kwargs).
     def __init__(self, *args, **kwargs):
@@ -126,3 +130,10 @@ class InferenceModel(keras.Model):
 
     def call(self, inputs, training=None, mask=None):
         return super().call(inputs, training=False, mask=mask)
+
+    def train_step(self, *arguments, **named):
+        raise ValueError(
+            f"{self.name!r} is for inference: its batch norms and dropouts are frozen. Received: a "
+            "call of fit or train_on_batch. Train the segmenter that it was made of, whose weights "
+            "it shares: SegmentationTrainer(segmenter)"
+        )

@@ -356,3 +356,58 @@ def test_ceil_divide():
             [layers.ceil_divide(int(n), divisor) for n in sizes], expected
         )
         np.testing.assert_array_equal(layers.ceil_divide(tf.constant(sizes), divisor), expected)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_single_value_is_normalised_by_the_moving_statistics(batch, known):
+    """As inference will do: of one value the batch's own mean is the value, and nothing is left."""
+    layer = layers.BatchNormalization(moving_if_single=True)
+    plain = layers.BatchNormalization()
+    for x in (layer, plain):
+        x.build((None, 1, 1, 4))
+        for weight, value in zip(x.weights, [1.5, 0.3, -0.2, 2.0], strict=True):
+            weight.assign(value + np.arange(4.0) / 10)
+    x = random(batch, 1, 1, 4)
+    signature = [tf.TensorSpec((batch if known else None, 1, 1, 4))]
+    before = layer.get_weights()
+    expected = layer(x) if batch == 1 else plain(x, training=True)
+
+    @tf.function(input_signature=signature, autograph=False)
+    def train(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True)
+        return y, tape.gradient(y, x)
+
+    y, gradient = train(x)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    if batch == 1:
+        gamma, _, _, variance = before
+        np.testing.assert_allclose(gradient[0, 0, 0], gamma / np.sqrt(variance + 1e-5), rtol=1e-5)
+        for value, other in zip(layer.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(value, other)
+    else:
+        for value, other in zip(layer.get_weights(), plain.get_weights(), strict=True):
+            np.testing.assert_allclose(value, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 1, 4), (2, 1, 1, 4), (1, 1, 3, 4)])
+def test_several_values_are_normalised_by_their_own_statistics(shape):
+    layer, plain = layers.BatchNormalization(moving_if_single=True), layers.BatchNormalization()
+    x = random(*shape)
+    np.testing.assert_allclose(layer(x, training=True), plain(x, training=True), atol=1e-6)
+
+
+def test_single_values_of_two_replicas_that_share_are_two(strategy):
+    with strategy.scope():
+        layer = layers.BatchNormalization(synchronized=True, moving_if_single=True)
+        layer.build((None, 1, 1, 4))
+    x = random(2, 1, 1, 4)
+    whole = layers.BatchNormalization()(x, training=True)
+    parts = strategy.experimental_distribute_values_from_function(
+        lambda context: x[context.replica_id_in_sync_group :][:1]
+    )
+    found = strategy.run(tf.function(lambda x: layer(x, training=True)), args=(parts,))
+    found = np.concatenate(strategy.experimental_local_results(found))
+    np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5)

@@ -261,3 +261,15 @@ def test_gives_further_maps():
     assert tuple(outputs["c5"].shape) == (2, 2, 3, 32)
     with pytest.raises(ValueError, match=r"Cannot give 'c9'.*'c2', 'c3', 'c4', 'c5', 'features'"):
         tiny_segmenter("hrnet", projections=(), maps=("c9",))
+
+
+def test_an_inference_model_is_not_trained():
+    model = inference_model(tiny_segmenter())
+    model.compile("sgd", "mse")
+    x = np.zeros((1, 32, 32, 3), "float32")
+    y = np.zeros(model(x).shape, "float32")
+    with pytest.raises(ValueError, match=r"is for inference.*Train the segmenter"):
+        model.fit(x, y, verbose=0)
+    with pytest.raises(ValueError, match="is for inference"):
+        model.train_on_batch(x, y)
+    assert np.isfinite(model.evaluate(x, y, verbose=0))

@@ -16,7 +16,15 @@ def resize_labels(labels, height, width):
 
     Returns:
         int32 tensor `(batch, height, width)`; place i holds source `floor((i + 0.5) * in / out)`.
+
+    Raises:
+        ValueError: if the labels have another rank than 3.
     """
+    if len(labels.shape) != 3:
+        raise ValueError(
+            "`labels` must be class numbers of shape (batch, height, width). Received: "
+            f"{tuple(labels.shape)}. Use labels[..., 0], or argmax(labels, axis=-1) if one-hot"
+        )
     for axis, size in ((1, height), (2, width)):
         source = labels.shape[axis]
         if source != size:

@@ -27,7 +27,8 @@ def deeplabv3_head(
 
     A 1x1 convolution, one 3x3 convolution for each dilation rate, and the mean of the whole image
     are concatenated and fused by a 3x3 convolution. The rates 12, 24, 36 are for output stride 8;
-    halve them at 16.
+    halve them at 16. With one image a replica the batch norm behind the mean has one value a
+    channel; it then uses its moving statistics, see `kseg.layers.BatchNormalization`.
 
     Sources: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017,
     Sec. 3.3; the decoder of github.com/hzhupku/RegionContrast, and torchvision's with `project`.
@@ -59,7 +60,7 @@ def deeplabv3_head(
         layer = conv_norm(aspp_channels, 3, dilation_rate=rate, name=f"{name}_aspp_rate{rate}")
         branches.append(layer(deepest))
     mean = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_aspp_mean")(deepest)
-    mean = conv_norm(aspp_channels, 1, name=f"{name}_aspp_pool")(mean)
+    mean = conv_norm(aspp_channels, 1, moving_if_single=True, name=f"{name}_aspp_pool")(mean)
     mean = Spread(name=f"{name}_aspp_spread")(mean, like=deepest)
     branches = [*branches, mean] if project else [mean, *branches]
     x = keras.layers.Concatenate(name=f"{name}_aspp_concatenate")(branches)

@@ -56,7 +56,7 @@ def upernet_head(
     maps = [features[deepest]]
     for index, size in enumerate(pool_sizes):
         x = AdaptiveAveragePooling2D(size, name=f"{name}_psp{index}_pool")(features[deepest])
-        x = conv_norm(channels, 1, name=f"{name}_psp{index}")(x)
+        x = conv_norm(channels, 1, moving_if_single=True, name=f"{name}_psp{index}")(x)
         maps.append(resize_like(name=f"{name}_psp{index}_resize")(x, like=features[deepest]))
     x = keras.layers.Concatenate(name=f"{name}_psp_concatenate")(maps)
     x = conv_norm(channels, 3, name=f"{name}_psp_fusion")(x)

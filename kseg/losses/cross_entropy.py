@@ -3,6 +3,7 @@
 from keras import ops
 
 from kseg.layers import resize
+from kseg.losses.reduction import LossAndWeight
 
 
 def cross_entropy(labels, logits, *, class_weights=None, label_smoothing=0.0):
@@ -21,7 +22,11 @@ def cross_entropy(labels, logits, *, class_weights=None, label_smoothing=0.0):
 
     Returns:
         `(loss, weight)`, float32 `(batch, height, width)` each: nats, 0 where ignored; and what the
-        pixel counts: its class weight, 0 where ignored. `global_ratio` makes one number of them.
+        pixel counts: its class weight, 0 where ignored. `global_ratio` makes one number of them;
+        Keras cannot: compile with `kseg.losses.CrossEntropy`.
+
+    Raises:
+        ValueError: if the labels have another rank than 3.
     """
     logits = logits_like(labels, logits)
     labels = ops.cast(labels, "int32")
@@ -38,7 +43,7 @@ def cross_entropy(labels, logits, *, class_weights=None, label_smoothing=0.0):
         each = -ops.log_softmax(logits, axis=-1)
         each = each if class_weights is None else each * class_weights
         loss = (1 - label_smoothing) * loss + label_smoothing * ops.mean(each, axis=-1)
-    return ops.where(valid, loss, 0.0), weight
+    return LossAndWeight(ops.where(valid, loss, 0.0), weight)
 
 
 def logits_like(labels, logits):
@@ -50,7 +55,15 @@ def logits_like(labels, logits):
 
     Returns:
         float32 tensor `(batch, height, width, num_classes)`.
+
+    Raises:
+        ValueError: if the labels have another rank than 3: one-hot ones, or an axis of length 1.
     """
+    if len(labels.shape) != 3:
+        raise ValueError(
+            "`labels` must be class numbers of shape (batch, height, width). Received: "
+            f"{tuple(labels.shape)}. Use labels[..., 0], or argmax(labels, axis=-1) if one-hot"
+        )
     size = [labels.shape[i] or ops.shape(labels)[i] for i in (1, 2)]
     if tuple(size) != tuple(logits.shape[1:3]):
         logits = resize(logits, size)

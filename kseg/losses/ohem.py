@@ -4,6 +4,7 @@ from keras import ops
 
 from kseg import replicas
 from kseg.losses.cross_entropy import cross_entropy
+from kseg.losses.reduction import LossAndWeight
 
 # Floats from 0 up to 2 are in the order of their bits, the upper two of which are 0.
 _BITS = 30
@@ -29,7 +30,8 @@ def ohem_cross_entropy(labels, logits, *, threshold=0.7, min_kept=100_000):
 
     Returns:
         `(loss, kept)`, float32 `(batch, height, width)` each: nats, and 1 where the pixel is kept,
-        else 0. `global_mean` makes one number of them.
+        else 0. `global_mean` makes one number of them; Keras cannot: compile with
+        `kseg.losses.OHEMCrossEntropy`.
     """
     loss, valid = cross_entropy(labels, logits)
     valid = valid > 0
@@ -38,7 +40,7 @@ def ohem_cross_entropy(labels, logits, *, threshold=0.7, min_kept=100_000):
     if min_kept:
         rank = ops.view(probability, "int32")
         kept = ops.logical_or(kept, rank <= _smallest(rank, valid, min_kept))
-    return loss, ops.cast(ops.logical_and(kept, valid), "float32")
+    return LossAndWeight(loss, ops.cast(ops.logical_and(kept, valid), "float32"))
 
 
 def _smallest(values, valid, count):

@@ -1,8 +1,29 @@
 """How per-pixel and per-anchor losses become one number, on one or many replicas."""
 
+import typing
+
 from keras import ops
 
 from kseg import replicas
+
+
+class LossAndWeight(typing.NamedTuple):
+    """Values of pixels and what each counts: a pair, which no framework may take for a tensor.
+
+    `compile(loss=cross_entropy)` would average both together.
+    """
+
+    loss: typing.Any
+    weight: typing.Any
+
+    def _refuse(self, *arguments, **named):
+        raise TypeError(
+            "A loss of kseg.losses gives (loss, weight) of each pixel, not a number that Keras can "
+            "average. Received: the pair as a tensor. Compile with kseg.losses.CrossEntropy(), "
+            "OHEMCrossEntropy() or LovaszSoftmax(), or use global_ratio(*pair)"
+        )
+
+    __tf_tensor__ = __array__ = __jax_array__ = _refuse
 
 
 def global_mean(values, valid, *, cross_replica=True):

@@ -9,7 +9,8 @@ class PolynomialSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up, then polynomial decay over all steps.
 
     Step t of T (counted from 0) trains with
-    `end + (peak - end) * (1 - t / T)^power * min(1, (t + 1) / warmup)`.
+    `(end + (peak - end) * (1 - t / T)^power) * min(1, (t + 1) / warmup)`: the warm-up begins near
+    0, whatever the end.
 
     Args:
         learning_rate: float > 0, the peak.

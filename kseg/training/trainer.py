@@ -56,6 +56,33 @@ class SegmentationTrainer(keras.Model):
             objective.prepare(segmenter.output)
         self.built = True
 
+    def compile(self, optimizer="rmsprop", **arguments):
+        """As Keras' own, without what would have no effect.
+
+        Args:
+            optimizer: as in Keras.
+            **arguments: as in Keras.
+
+        Raises:
+            ValueError: if there is a loss or a metric: the trainer has its own.
+        """
+        unused = ("loss", "loss_weights", "metrics", "weighted_metrics")
+        given = [name for name in unused if arguments.get(name)]
+        if given:
+            raise ValueError(
+                "The losses of a SegmentationTrainer are arguments of its constructor, `losses` "
+                f"and `objectives`, and it has no metrics. Received: {given} in compile. "
+                "Evaluate with kseg.evaluation.inference.Evaluator"
+            )
+        super().compile(optimizer=optimizer, **arguments)
+
+    def test_step(self, data):
+        """Raises ValueError: it would be silent about what is evaluated."""
+        raise ValueError(
+            "A SegmentationTrainer is not evaluated by Keras. Received: a call of evaluate, or "
+            "validation data in fit. Use kseg.evaluation.inference.Evaluator(inference_model(...))"
+        )
+
     def call(self, images, training=None):
         """The segmenter's outputs."""
         return self.segmenter(images, training=training)
@@ -99,9 +126,15 @@ class SegmentationTrainer(keras.Model):
             term before its weight.
 
         Raises:
-            ValueError: if there are objectives and the batch has no static size, or a distortion
-                and no `draws`.
+            ValueError: if the batch is no such dict, or there are objectives and it has no static
+                size, or a distortion and no `draws`.
         """
+        if not isinstance(data, dict) or not {"image", "label"} <= set(data):
+            found = sorted(data) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(
+                'Batches must be dicts {"image", "label"}, without sample weights. Received: '
+                f"{found}. Use dataset.map(lambda x, y: {{'image': x, 'label': y}})"
+            )
         if self.objectives and data["image"].shape[0] is None:
             raise ValueError(
                 "Contrastive objectives need batches of a static size. Received: images of shape "

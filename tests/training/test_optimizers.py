@@ -108,3 +108,12 @@ def test_tables_of_position_biases_do_not_decay():
     optimizer.apply([tf.zeros((3, 2))] * 2, [table, kernel])
     np.testing.assert_allclose(table.numpy(), 1.0)
     np.testing.assert_allclose(kernel.numpy(), 0.95, rtol=1e-6)
+
+
+@pytest.mark.parametrize("end", [0.0, 0.05, 0.1])
+def test_a_warm_up_begins_near_zero_whatever_the_end(end):
+    """`(end + (peak - end) (1 - t / T)^p) min(1, (t + 1) / warmup)`, as the docstring says."""
+    schedule = PolynomialSchedule(0.1, 20, power=2.0, warmup_steps=5, end_learning_rate=end)
+    for t in range(25):
+        decayed = end + (0.1 - end) * max(1 - t / 20, 0) ** 2
+        assert float(schedule(t)) == pytest.approx(decayed * min(1, (t + 1) / 5), rel=1e-5)

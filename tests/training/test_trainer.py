@@ -301,3 +301,28 @@ def test_an_objective_of_fewer_classes_is_refused():
     """It would take the pixels of the others for ignored ones."""
     with pytest.raises(ValueError, match=r"as many classes as the segmenter, 5.*num_classes=3"):
         SegmentationTrainer(network_with(5), objectives=[(one_scale(), 0.1)])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"loss": "mse"}, {"loss": lambda y, x: 0.0, "metrics": ["accuracy"]}, {"loss_weights": [1.0]}],
+)
+def test_a_loss_in_compile_is_refused(arguments):
+    """It would be ignored."""
+    trainer = SegmentationTrainer(network_with())
+    with pytest.raises(ValueError, match=r"arguments of its constructor.*Received: \["):
+        trainer.compile(optimizer="sgd", **arguments)
+    trainer.compile("sgd", jit_compile=False)
+    assert isinstance(trainer.optimizer, keras.optimizers.SGD)
+
+
+def test_batches_and_calls_of_another_kind_are_refused():
+    trainer = SegmentationTrainer(network_with())
+    trainer.compile("sgd")
+    images, labels = np.zeros((2, 16, 24, 3), "float32"), np.zeros((2, 16, 24), "int32")
+    with pytest.raises(ValueError, match=r"Batches must be dicts.*Received: tuple"):
+        trainer.train_step((images, labels, np.ones(2)))
+    with pytest.raises(ValueError, match=r"Batches must be dicts.*\['image', 'mask'\]"):
+        trainer.train_step({"image": images, "mask": labels})
+    with pytest.raises(ValueError, match="not evaluated by Keras"):
+        trainer.test_step({"image": images, "label": labels})
