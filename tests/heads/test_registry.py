@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 import pytest
 
 from kseg.heads import build_head
@@ -28,3 +29,33 @@ def test_a_missing_stage():
     del stages["c2"]
     with pytest.raises(ValueError, match=r"Received: \['c3', 'c4', 'c5'\], without \['c2'\]"):
         build_head("upernet", stages, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "pooled"),
+    [
+        ("deeplabv3", {"aspp_channels": 4, "rates": (1, 2, 3)}, "deeplabv3_aspp_pool"),
+        ("upernet", {}, "upernet_psp0"),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_training_on_one_image_sees_what_inference_will(name, arguments, pooled, batch):
+    """A batch norm over one value gives its offset alone, and its statistics have no variance."""
+    stages = {
+        f"c{i}": keras.Input((2 ** (6 - i), 2 ** (6 - i), 4), batch_size=batch)
+        for i in (2, 3, 4, 5)
+    }
+    outputs = build_head(name, stages, 3, channels=4, aux_channels=4, **arguments)
+    model = keras.Model(stages, outputs)
+    layer = model.get_layer(pooled)
+    inside = keras.Model(stages, layer.output)
+    rng = np.random.default_rng(0)
+    images = {stage: rng.normal(size=x.shape).astype("float32") for stage, x in stages.items()}
+    before = [weight.numpy() for weight in layer.normalization.non_trainable_weights]
+    trained, predicted = (inside(images, training=training).numpy() for training in (True, False))
+    after = [weight.numpy() for weight in layer.normalization.non_trainable_weights]
+    same = all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
+    assert same == (batch == 1)
+    if batch == 1:
+        np.testing.assert_allclose(trained, predicted, atol=1e-6)
+        assert trained.std() > 0
