@@ -117,9 +117,9 @@ def _jaccard_slopes(error, own):
     """
     order = ops.argsort(-error)  # Stable, so that equal errors do not make replicas differ.
     own = ops.take(own, order)
-    size, found = ops.sum(own), ops.cumsum(own)
-    # Counting up to here by its own cumsum would end at 2^24 in float32.
-    rank = ops.cast(ops.arange(1, error.shape[0] + 1, dtype="int32"), "float32")
-    union = size + (rank - found)
-    others = (size - found) / (union * ops.maximum(union - 1.0, 1.0))
+    # Integers: counting in float32 ends at 2^24.
+    found = ops.cumsum(ops.cast(own, "int32"))
+    size, rank = found[-1], ops.arange(1, error.shape[0] + 1, dtype="int32")
+    union = ops.cast(size + (rank - found), "float32")
+    others = ops.cast(size - found, "float32") / (union * ops.maximum(union - 1.0, 1.0))
     return ops.scatter(order[:, None], ops.where(own > 0, 1.0 / union, others), error.shape)
