@@ -1,7 +1,6 @@
 """SavedModels: images in, logits out, with the classes beside them."""
 
 import contextlib
-import json
 import pathlib
 import re
 import tempfile
@@ -9,7 +8,7 @@ import tempfile
 import keras
 import tensorflow as tf
 
-from kseg import files
+from kseg import class_file, files
 from kseg.errors import UserError
 from kseg.evaluation.metrics import MeanIoU
 from kseg.runs import Classes
@@ -57,7 +56,7 @@ def export(segmenter, path, classes, *, overwrite=False):
     with files.replace_folder(path) as new:
         # The asset's name is that of the file it is copied from.
         asset = pathlib.Path(tempfile.mkdtemp(dir=new.parent)) / _CLASSES
-        asset.write_text(json.dumps({"names": classes.names, "palette": classes.palette}) + "\n")
+        asset.write_text(class_file.to_text(classes))
         module = _served_module(model, classes)
         module.classes = tf.saved_model.Asset(str(asset))
         tf.saved_model.save(
@@ -90,20 +89,21 @@ def load(path):
     if not path.is_dir():
         raise UserError(f"There is no SavedModel {path}. Write one with scripts/export.py")
     try:
-        classes = Classes(**json.loads((path / "assets" / _CLASSES).read_text()))
+        classes, _ = class_file.from_text((path / "assets" / _CLASSES).read_text())
         with _without_pattern(path) as plain:
             loaded = tf.saved_model.load(str(plain))
-        matching = loaded.class_names().shape == len(classes)
+        names = [name.decode() for name in loaded.class_names().numpy()]
+        known = Classes(names, loaded.palette().numpy().tolist())
     except Exception as error:  # TensorFlow's readers raise IndexError, KeyError and more.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} is not a SavedModel of kseg, or is damaged ({reason}). Write one with "
             "scripts/export.py"
         ) from None
-    if not matching:
+    if known != classes:
         raise UserError(
-            f"{path} is damaged: assets/{_CLASSES} has {len(classes)} classes, the model has "
-            f"{len(loaded.class_names())}. Write it again with scripts/export.py"
+            f"{path} is damaged: assets/{_CLASSES} has {len(classes)} classes, the model "
+            f"{len(known)}, or their names or colours differ. Write it again with scripts/export.py"
         )
     model = ServedModel(loaded, classes)
     # No XLA: it would compile the network anew for every size of images.

@@ -1,8 +1,8 @@
 """Networks as one file for other runtimes: LiteRT (TFLite) and ONNX."""
 
 import contextlib
+import hashlib
 import importlib.util
-import json
 import os
 import pathlib
 
@@ -10,9 +10,8 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from kseg import files
+from kseg import class_file, files
 from kseg.errors import UserError
-from kseg.runs import Classes
 from kseg.segmenters import inference_model
 
 _OPSET = 18
@@ -103,14 +102,18 @@ def load(path, *, threads=None):
     path = pathlib.Path(path)
     try:
         text = path.with_suffix(_CLASSES).read_text()
-        with path.open("rb") as file:
-            runtime = _litert if file.read(8)[4:] == b"TFL3" else _onnx_runtime
+        content = path.read_bytes()
+        runtime = _litert if content[4:8] == b"TFL3" else _onnx_runtime
+        digest = hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error}). Write it with scripts/export.py"
         ) from None
     try:
-        return PortableModel(Classes(**json.loads(text)), *runtime(path, threads or os.cpu_count()))
+        classes, more = class_file.from_text(text)
+        if more.get("model_sha256", digest) != digest:
+            raise ValueError(f"{path.with_suffix(_CLASSES).name} belongs to another file")
+        return PortableModel(classes, *runtime(path, threads or os.cpu_count()))
     except UserError:
         raise
     except Exception as error:  # The runtimes raise whatever they like.
@@ -262,12 +265,12 @@ def _export(segmenter, path, classes, size, overwrite, target, convert):
     except Exception as error:  # Converters raise whatever their stages raise.
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The converter to {target} cannot do this network ({reason})") from None
-    text = json.dumps({"names": classes.names, "palette": classes.palette}) + "\n"
+    text = class_file.to_text(classes, model_sha256=hashlib.sha256(content).hexdigest())
     _write({path.with_suffix(_CLASSES): text.encode(), path: content})
 
 
 def _write(contents):
-    """Writes files of one folder: both, or none of them in part."""
+    """Writes files of one folder: all, or none of them in part."""
     with contextlib.ExitStack() as stack:
         for file, content in contents.items():
             stack.enter_context(files.replace_file(file)).write_bytes(content)

@@ -67,10 +67,8 @@ def exported(tmp_path_factory):
 def test_folder_is_complete_and_alone(exported):
     _, path = exported
     assert [file.name for file in path.parent.iterdir()] == ["model"]
-    assert json.loads((path / "assets" / "classes.json").read_text()) == {
-        "names": CLASSES.names,
-        "palette": CLASSES.palette,
-    }
+    found = json.loads((path / "assets" / "classes.json").read_text())
+    assert (found["names"], found["palette"]) == (CLASSES.names, CLASSES.palette)
 
 
 def test_holds_what_prediction_needs_and_no_more(exported):
@@ -369,7 +367,15 @@ def damage_graph(path):
 def damage_classes(path):
     file = path / "model" / "assets" / "classes.json"
     file.write_text(json.dumps({"names": ["road"], "palette": [[1, 2, 3]]}))
-    return path / "model", "classes.json has 1 classes, the model has 3"
+    return path / "model", "classes.json has 1 classes, the model 3"
+
+
+def damage_class_name(path):
+    file = path / "model" / "assets" / "classes.json"
+    changed = json.loads(file.read_text())
+    changed["names"][1] = chr(ord(changed["names"][1][0]) ^ 1) + changed["names"][1][1:]
+    file.write_text(json.dumps(changed))
+    return path / "model", "classes were changed: checksum"
 
 
 def damage_classes_text(path):
@@ -385,6 +391,7 @@ def damage_classes_text(path):
         damage_weights,
         damage_graph,
         damage_classes,
+        damage_class_name,
         damage_classes_text,
     ],
 )
@@ -395,3 +402,13 @@ def test_load_names_what_is_wrong(tmp_path, damage):
         export.load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_folders_with_characters_of_patterns(tmp_path):
+    """TensorFlow's loader takes the name of a folder for a pattern of names."""
+    path = tmp_path / "my [model] *?" / "of a"
+    segmenter = small_segmenter()
+    export.export(segmenter, path, CLASSES)
+    images = batch()["image"]
+    expected = inference_model(segmenter)(images)
+    np.testing.assert_allclose(export.load(path)(images), expected, rtol=1e-5, atol=1e-5)

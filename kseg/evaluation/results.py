@@ -1,6 +1,7 @@
 """Results on disk: JSON, a CSV table, and the counts of each image."""
 
 import csv
+import hashlib
 import json
 import pathlib
 
@@ -8,14 +9,15 @@ from kseg import display, files
 from kseg.errors import UserError
 from kseg.evaluation.image_counts import ImageCounts
 
+_COUNTS = "image_counts_sha256"
 _COLUMNS = ("kind", "name", "iou", "accuracy", "pixel_share", "boundary_iou", "iiou")
 
 
 def write(path, found, image_counts):
     """Writes what an evaluation found, in three files that differ in their suffix.
 
-    `.json` holds all of `found`; `.csv` its scores, one class, category or group a row, then the
-    means; `.npz` what `compare` needs.
+    `.json` holds all of `found`, and the checksum of the `.npz`; `.csv` its scores, one class,
+    category or group a row, then the means; `.npz` what `compare` needs.
 
     Args:
         path: file that ends in `.json`; its folder is made.
@@ -23,7 +25,7 @@ def write(path, found, image_counts):
         image_counts: `kseg.evaluation.image_counts.ImageCounts`.
     """
     path = pathlib.Path(path)
-    files.write_text(path, json.dumps(found, indent=2) + "\n")
+    image_counts.save(path.with_suffix(".npz"))
     with (
         files.replace_file(path.with_suffix(".csv")) as new,
         open(new, "w", encoding="utf-8", newline="") as file,
@@ -31,7 +33,9 @@ def write(path, found, image_counts):
         table = csv.DictWriter(file, _COLUMNS)
         table.writeheader()
         table.writerows(_rows(found))
-    image_counts.save(path.with_suffix(".npz"))
+    # Last, because it tells which counts it belongs to.
+    found = {**found, _COUNTS: _digest(path.with_suffix(".npz"))}
+    files.write_text(path, json.dumps(found, indent=2) + "\n")
 
 
 def read(path):
@@ -44,19 +48,31 @@ def read(path):
         `(found, image_counts)`.
 
     Raises:
-        UserError: if a file is missing or damaged.
+        UserError: if a file is missing or damaged, or they are not of one evaluation.
     """
     path = pathlib.Path(path)
     try:
         found = json.loads(path.read_text())
         list(found["classes"])
+        expected = found.pop(_COUNTS, None)
     except FileNotFoundError:
         raise UserError(
             f"There is no {path}. Evaluate with scripts/evaluate.py, which writes it"
         ) from None
     except (ValueError, KeyError, TypeError, OSError):
         raise UserError(f"{path} holds no scores. Give a file of scripts/evaluate.py") from None
-    return found, ImageCounts.load(path.with_suffix(".npz"))
+    counts = path.with_suffix(".npz")
+    image_counts = ImageCounts.load(counts)
+    if expected != _digest(counts):
+        raise UserError(
+            f"{path} and {counts.name} must be of one evaluation, and are not: one was stopped, or "
+            "a file was copied alone. Evaluate again with scripts/evaluate.py"
+        )
+    return found, image_counts
+
+
+def _digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _rows(found):

@@ -71,6 +71,24 @@ def test_refuses(tmp_path):
         results.read(path)
 
 
+def test_files_of_two_evaluations_are_refused(tmp_path):
+    """As an evaluation leaves them that is killed between its files, or copies of one of them."""
+    found = Scores(MATRIX).to_dict(["a", "b"])
+    results.write(tmp_path / "val.json", found, COUNTS)
+    results.write(tmp_path / "other.json", found, ImageCounts(["a"], COUNTS.pixels[:1]))
+    (tmp_path / "other.npz").replace(tmp_path / "val.npz")
+    with pytest.raises(UserError, match=r"val\.json and val\.npz must be of one evaluation"):
+        results.read(tmp_path / "val.json")
+
+
+def test_cells_are_no_formulas(tmp_path):
+    names = ["=1+2", "+x", "-x", "@x", "a=b", "\tx"]
+    results.write(tmp_path / "val.json", Scores(np.eye(6, dtype=int)).to_dict(names), COUNTS)
+    cells = [row["name"] for row in table(tmp_path / "val.csv") if row["kind"] == "class"]
+    assert cells == ["'=1+2", "'+x", "'-x", "'@x", "a=b", "'\tx"]
+    assert list(results.read(tmp_path / "val.json")[0]["classes"]) == names
+
+
 def test_iou_of_counts():
     # Class 1 is predicted, class 2 does not occur.
     pixels = [[[3, 0, 0], [4, 0, 0], [5, 2, 0]]] * 2

@@ -299,7 +299,7 @@ def test_compare(tiny_run, tmp_path, capsys):
         call(*same, "--split", "test")
     with pytest.raises(UserError, match="is not a run"):
         call("--compare", tiny_run.path, tmp_path)
-    renamed = {**scores[0], "classes": {f"x{n}": row for n, row in scores[0]["classes"].items()}}
+    renamed = {**scores[1], "classes": {f"x{n}": row for n, row in scores[0]["classes"].items()}}
     (tmp_path / "x.json").write_text(json.dumps(renamed))
     (tmp_path / "x.npz").write_bytes(other.with_suffix(".npz").read_bytes())
     with pytest.raises(UserError, match="must have the same classes"):
