@@ -183,6 +183,22 @@ class Run:
         """What a checkpoint keeps of its run: a dict that JSON can hold."""
         return {"config": self.config.model_dump(mode="json"), "data": self.data}
 
+    def agreement(self):
+        """What must be equal on all workers of a cluster: a flat dict that JSON can hold."""
+        config = _flatten({"config": self.config.model_dump(mode="json"), "data": self.data})
+        local = ("config.data.path", "config.data.cache", "config.data.service")
+        found = {
+            key.removeprefix("config."): value
+            for key, value in config.items()
+            if key not in local and not key.startswith("config.data.on_error")
+        }
+        return {
+            **found,
+            "checkpoints in the run's folder": self.checkpoint_steps(),
+            "Keras": importlib.metadata.version("keras"),
+            "TensorFlow": importlib.metadata.version("tensorflow"),
+        }
+
     def check_checkpoint(self, path, meta):
         """Refuses a checkpoint of another experiment, such as one that two runs wrote to.
 

@@ -75,12 +75,12 @@ def train(run, data, strategy, cluster):
     """Trains and finishes a run; gives the exit code."""
     from kseg.errors import UserError
     from kseg.training import loop
-    from kseg.training.distribution import anywhere
+    from kseg.training.distribution import anywhere, check_agreement
 
     is_chief = cluster is None or cluster.is_chief
     try:
         if cluster:  # The chief has found nothing wrong.
-            anywhere(strategy, False)
+            check_agreement(strategy, cluster, run.agreement())
         result = loop.train(
             run,
             data.training_batches,

@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import os
+import socket
+import sys
 
+import numpy as np
 import tensorflow as tf
 
 from kseg.errors import UserError
@@ -16,10 +19,12 @@ class Cluster:
     Attributes:
         num_workers: int, at least 2.
         worker: int, this one's number; the chief, or worker 0 where none is named, is 0.
+        address: str, `host:port` of this one.
     """
 
     num_workers: int
     worker: int
+    address: str = dataclasses.field(default="", compare=False)
 
     @property
     def is_chief(self):
@@ -62,7 +67,7 @@ def read_cluster(environment=os.environ):
     if sum(hosts.values()) < 2:
         return None
     first = hosts.get("chief", 0) if kind == "worker" else 0
-    return Cluster(sum(hosts.values()), first + index)
+    return Cluster(sum(hosts.values()), first + index, str(values["cluster"][kind][index]))
 
 
 def build_strategy(devices=None, cluster=None):
@@ -87,7 +92,21 @@ def build_strategy(devices=None, cluster=None):
                 "`train.devices` must be null where TF_CONFIG names several machines: each uses "
                 f"all its GPUs. Received: {devices}. Set CUDA_VISIBLE_DEVICES to use fewer"
             )
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        _check_port(cluster.address)
+        print(
+            f"worker {cluster.worker} of {cluster.num_workers}, {cluster.address}: waiting until "
+            "all the others have started",
+            file=sys.stderr,
+            flush=True,
+        )
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except (tf.errors.OpError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"worker {cluster.worker} of {cluster.num_workers} could not join the others. "
+                "TF_CONFIG must name the same machines on all of them, each with a port that is "
+                f"free there. TensorFlow says: {' '.join(str(error).split())[:300]}"
+            ) from None
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     names = [device.name for device in tf.config.list_logical_devices(kind)]
     if devices is not None and devices > len(names):
@@ -99,6 +118,78 @@ def build_strategy(devices=None, cluster=None):
     if len(names) > 1:
         return tf.distribute.MirroredStrategy(names)
     return tf.distribute.get_strategy()
+
+
+def _check_port(address):
+    """Refuses a port that another program has, before the others wait for this worker."""
+    try:
+        port = int(address.rpartition(":")[2])
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"This worker's address in TF_CONFIG must be host:port with a free port of this "
+            f"machine. Received: {address} ({getattr(error, 'strerror', None) or error}). Stop the "
+            "program that uses it, or name another port on all workers"
+        ) from None
+
+
+def check_agreement(strategy, cluster, mine):
+    """Makes sure that all workers of a cluster train the same; all must call it.
+
+    Args:
+        strategy: `tf.distribute.Strategy`.
+        cluster: `Cluster`.
+        mine: flat dict of what must be equal on all workers, as JSON can hold it.
+
+    Raises:
+        UserError: on every worker, naming a worker and the keys in which it differs from the
+            first.
+    """
+    everybody = [json.loads(text) for text in _exchange(strategy, cluster, json.dumps(mine))]
+    for worker, theirs in enumerate(everybody):
+        keys = sorted({*everybody[0], *theirs})
+        differing = [key for key in keys if everybody[0].get(key) != theirs.get(key)]
+        if differing:
+            shown = "; ".join(
+                f"{key} is {everybody[0].get(key)} on worker 0 and {theirs.get(key)} on worker "
+                f"{worker}"
+                for key in differing[:5]
+            )
+            more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+            raise UserError(
+                f"All workers must train the same. {shown}{more}. Start all of them with the same "
+                "config, --set and --run, and the same prepared data"
+            )
+
+
+def _exchange(strategy, cluster, text):
+    """Gives each worker the texts of all, in the order of their numbers."""
+    content = text.encode()
+    lengths = _sum_of_slots(strategy, cluster, np.array([len(content)], "float32"))
+    longest = int(lengths.max())
+    mine = np.zeros(longest, "float32")  # Bytes as floats: every way of communication has them.
+    mine[: len(content)] = np.frombuffer(content, "uint8")
+    everybody = _sum_of_slots(strategy, cluster, mine).astype("uint8")
+    sizes = lengths[:, 0].astype(int)
+    return [row[:size].tobytes().decode() for row, size in zip(everybody, sizes, strict=True)]
+
+
+def _sum_of_slots(strategy, cluster, mine):
+    """Stacks a float32 vector of each worker; `(num_workers, size)`."""
+    slots = np.zeros((cluster.num_workers, len(mine)), "float32")
+    slots[cluster.worker] = mine
+    local = strategy.num_replicas_in_sync // cluster.num_workers
+
+    def total():
+        context = tf.distribute.get_replica_context()
+        is_first = context.replica_id_in_sync_group % local == 0
+        part = tf.where(is_first, tf.constant(slots), tf.zeros_like(slots))
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, part)
+
+    found = strategy.run(tf.function(total, autograph=False))
+    return strategy.experimental_local_results(found)[0].numpy()
 
 
 def make_reproducible():

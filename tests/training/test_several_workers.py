@@ -149,6 +149,30 @@ def test_a_worker_that_is_asked_to_stop_stops_all(folder):
     assert processes[1].returncode == 130
 
 
+def test_workers_with_different_configs_are_refused_and_the_key_is_named(folder):
+    cluster = addresses()
+    changes = [(), ("--set", "optimizer.learning_rate=0.5")]
+    processes = [
+        start(folder, "--run", "runs/unequal", *change, cluster=cluster, worker=worker)
+        for worker, change in enumerate(changes)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=180)
+        assert process.returncode == 2, errors
+        (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert "optimizer.learning_rate is 1e-05 on worker 0 and 0.5 on worker 1" in line
+
+
+def test_a_taken_port_is_one_line_at_once(folder):
+    with socket.create_server(("", 0)) as taken:
+        cluster = [f"localhost:{taken.getsockname()[1]}", "localhost:1"]
+        process = start(folder, "--run", "runs/taken", cluster=cluster)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert f"Received: {cluster[0]} (Address already in use)" in line
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
