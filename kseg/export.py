@@ -11,6 +11,7 @@ import tensorflow as tf
 from kseg import class_file, files
 from kseg.errors import UserError
 from kseg.evaluation.metrics import MeanIoU
+from kseg.finite import check_weights
 from kseg.runs import Classes
 from kseg.segmenters import inference_model
 from kseg.serving_input import check_images, decode
@@ -53,6 +54,7 @@ def export(segmenter, path, classes, *, overwrite=False):
             f"The segmenter must have the {len(classes)} classes it is exported with. "
             f"Received: {model.output.shape[-1]}"
         )
+    check_weights(model, "a SavedModel")
     with files.replace_folder(path) as new:
         # The asset's name is that of the file it is copied from.
         asset = pathlib.Path(tempfile.mkdtemp(dir=new.parent)) / _CLASSES

@@ -3,6 +3,8 @@
 import numpy as np
 from keras import ops
 
+from kseg.errors import UserError
+
 
 def describe_non_finite(variables):
     """Says which variables hold a value that is not finite.
@@ -21,6 +23,23 @@ def describe_non_finite(variables):
         return None
     more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
     return f"{broken[0]!r}{more} of {len(names)} arrays"
+
+
+def check_weights(model, what):
+    """Refuses a network that would answer with NaN.
+
+    Args:
+        model: keras model.
+        what: str, what it is to become, for the message.
+
+    Raises:
+        UserError: naming the first weight that is NaN or infinite.
+    """
+    if broken := describe_non_finite({weight.path: weight for weight in model.weights}):
+        raise UserError(
+            f"The weights of {what} must be finite. {broken} are not. Use another checkpoint of "
+            "the run, or train again with a lower optimizer.learning_rate"
+        )
 
 
 def _is_finite(value):

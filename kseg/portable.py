@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from kseg import class_file, files
 from kseg.errors import UserError
+from kseg.finite import check_weights
 from kseg.segmenters import inference_model
 
 _OPSET = 18
@@ -252,6 +253,7 @@ def _export(segmenter, path, classes, size, overwrite, target, convert):
             f"The segmenter must have the {len(classes)} classes it is exported with. "
             f"Received: {model.output.shape[-1]}"
         )
+    check_weights(model, f"a network for {target}")
     if any(layer.compute_dtype != "float32" for layer in model._flatten_layers(include_self=False)):
         raise ValueError(f"A network for {target} must compute in float32")
     shape = (None, None, None, 3) if size is None else (1, *size, 3)

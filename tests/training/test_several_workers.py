@@ -167,7 +167,7 @@ def test_a_taken_port_is_one_line_at_once(folder):
     with socket.create_server(("", 0)) as taken:
         cluster = [f"localhost:{taken.getsockname()[1]}", "localhost:1"]
         process = start(folder, "--run", "runs/taken", cluster=cluster)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
     assert process.returncode == 2 and "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert f"Received: {cluster[0]} (Address already in use)" in line
