@@ -539,6 +539,17 @@ class Linear(Section):
     end_learning_rate: float = Field(0.0, ge=0)
 
 
+class EMA(Section):
+    """Weights averaged over the steps, batch norms' statistics included."""
+
+    decay: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        description="Weight of the old average; step t has at most (t - 1) / (t + 8).",
+    )
+
+
 class Train(Section):
     """The training run."""
 
@@ -546,6 +557,9 @@ class Train(Section):
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     jit_compile: bool | Literal["auto"] = Field("auto", description="auto: on GPU yes, CPU no.")
     clip_norm: float | None = Field(None, gt=0, description="Limit of the global gradient norm.")
+    ema: EMA | None = Field(
+        None, description="Averaged weights for evaluation and export; null: the last ones."
+    )
     devices: int | None = Field(None, gt=0, description="How many to use; null: all there are.")
     synchronized_batch_norm: bool = Field(True, description="Where there are several devices.")
     log_every: int = Field(20, gt=0, description="Steps between progress and TensorBoard lines.")

@@ -5,7 +5,7 @@ runs/<name>/config.json         the resolved config
             data.json           what tells the prepared data from others
             train.lock          the process that trains, see `kseg.run_lock`
             environment.json    versions of packages, git commit, devices
-            checkpoints/        step-00001000.npz (all state), best.npz (weights)
+            checkpoints/        step-00001000.npz (all state), best.npz (weights as evaluated)
             tensorboard/        events
             evaluation/         scores as JSON and CSV, counts of each image as NPZ
             analysis/           pictures, the report
@@ -327,6 +327,8 @@ class Run:
     def segmenter(self, checkpoint="best", *, maps=(), precision=None):
         """Builds the network with trained weights, without projectors.
 
+        With `train.ema` these are the averaged ones, of whichever checkpoint.
+
         Args:
             checkpoint: as in `checkpoint()`.
             maps, precision: as in `build_segmenter()`.
@@ -340,11 +342,10 @@ class Run:
         """
         file = self.checkpoint(checkpoint)
         segmenter = self.build_segmenter(maps=maps, precision=precision)
-        checkpoints.restore(
-            file,
-            checkpoints.model_variables(segmenter),
-            check=lambda meta: self.check_checkpoint(file, meta),
-        )
+        variables = checkpoints.model_variables(segmenter)
+        if self.config.train.ema and file.name != "best.npz":  # Which holds what was evaluated.
+            variables = checkpoints.averaged_variables(segmenter)
+        checkpoints.restore(file, variables, check=lambda meta: self.check_checkpoint(file, meta))
         return segmenter
 
 

@@ -137,8 +137,17 @@ def model_variables(segmenter):
     return _named("model", segmenter.weights)
 
 
+def averaged_variables(segmenter):
+    """Names the weights of a segmenter that are averages over time, as `model_variables`.
+
+    Returns:
+        dict from `"ema/<path>"` to variable.
+    """
+    return _named("ema", segmenter.weights)
+
+
 def training_variables(trainer):
-    """Names all state of a run: weights, optimizer, seeds, banks.
+    """Names all state of a run: weights, their averages, optimizer, seeds, banks.
 
     Args:
         trainer: a compiled `SegmentationTrainer` with a built optimizer.
@@ -147,6 +156,8 @@ def training_variables(trainer):
         dict from name to variable.
     """
     named = model_variables(trainer.segmenter)
+    if trainer.averaged is not None:
+        named |= averaged_variables(trainer.averaged)
     named |= _named("optimizer", trainer.optimizer.variables)
     named |= _seeds("seed", trainer.segmenter)
     for objective in trainer.objectives:

@@ -61,12 +61,17 @@ def build_trainer(run, strategy):
             seed=config.seed,
             training_images=run.classes.training_images,
         )
-        segmenter = run.build_segmenter(
+        build_segmenter = functools.partial(
+            run.build_segmenter,
             projections=sorted({stage for o, _ in objectives for stage in o.stages}),
             synchronized_batch_norm=(
                 config.train.synchronized_batch_norm and strategy.num_replicas_in_sync > 1
             ),
         )
+        segmenter = build_segmenter()
+        averages = {}
+        if config.train.ema:
+            averages = {"averaged": build_segmenter(), "ema_decay": config.train.ema.decay}
         trainer = SegmentationTrainer(
             segmenter,
             losses=build_losses(
@@ -78,6 +83,7 @@ def build_trainer(run, strategy):
             objectives=objectives,
             clip_norm=config.train.clip_norm,
             distortion=build_distortion(config.data),
+            **averages,
         )
         optimizer = build_optimizer(
             config.optimizer, config.schedule, steps=config.train.steps, segmenter=segmenter
@@ -280,11 +286,11 @@ class _Evaluator:
 
     def __init__(self, run, trainer, strategy, cluster):
         self._shared = cluster is not None
-        self._trained = self.weights = checkpoints.model_variables(trainer.segmenter)
+        self._trained = self.weights = checkpoints.model_variables(trainer.evaluated)
         self._own = {}
         if not self._shared:
             with strategy.scope():
-                model = inference_model(trainer.segmenter)
+                model = inference_model(trainer.evaluated)
         elif cluster.is_chief:
             segmenter = run.build_segmenter()
             self._own = checkpoints.model_variables(segmenter)

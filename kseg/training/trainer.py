@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from kseg import replicas
+from kseg.training import ema
 from kseg.training.distribution import make_reproducible
 from kseg.training.losses import default_losses
 from kseg.training.optimizers import FusedUpdates
@@ -27,10 +28,16 @@ class SegmentationTrainer(keras.Model):
         clip_norm: float or None, the limit of the gradients' global norm.
         distortion: `kseg.photometric.PhotometricDistortion` or None: what is done to training
             images first; batches must have `draws` then.
+        averaged: model of the segmenter's architecture or None: after each step it gets the
+            average of the segmenter's weights over time, see `kseg.training.ema`. Moving
+            statistics of batch norms are averaged like all weights, so that they belong to
+            them. Its first values have no effect.
+        ema_decay: float in [0, 1), of the average.
 
     Raises:
-        ValueError: if two objectives have one name, a loss has that of an objective, there is no
-            term at all, or an objective does not fit the segmenter.
+        ValueError: if `averaged` has other weights than the segmenter, two objectives have one
+            name, a loss has that of an objective, there is no term at all, or an objective does not
+            fit the segmenter.
     """
 
     def __init__(
@@ -41,10 +48,14 @@ class SegmentationTrainer(keras.Model):
         objectives=(),
         clip_norm=None,
         distortion=None,
+        averaged=None,
+        ema_decay=0.999,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.segmenter = segmenter
+        self.averaged = averaged
+        self.ema_decay = ema_decay
         self.objectives = [objective for objective, _ in objectives]
         self.objective_weights = [weight for _, weight in objectives]
         self.losses_on_logits = default_losses(segmenter) if losses is None else losses
@@ -54,6 +65,8 @@ class SegmentationTrainer(keras.Model):
         for objective in self.objectives:
             _check_classes(objective, segmenter)
             objective.prepare(segmenter.output)
+        if averaged is not None:
+            _check_weights(averaged, segmenter)
         self.built = True
 
     def compile(self, optimizer="rmsprop", **arguments):
@@ -82,6 +95,11 @@ class SegmentationTrainer(keras.Model):
             "A SegmentationTrainer is not evaluated by Keras. Received: a call of evaluate, or "
             "validation data in fit. Use kseg.evaluation.inference.Evaluator(inference_model(...))"
         )
+
+    @property
+    def evaluated(self):
+        """The model to evaluate and to export: with averaged weights, if there are any."""
+        return self.segmenter if self.averaged is None else self.averaged
 
     def call(self, images, training=None):
         """The segmenter's outputs."""
@@ -168,10 +186,39 @@ class SegmentationTrainer(keras.Model):
             limit = self.optimizer.scale_loss(self.clip_norm)
             gradients, _ = tf.clip_by_global_norm(gradients, limit)
         self.optimizer.apply(gradients, variables)
+        if self.averaged is not None:
+            self._average()
         for objective, entries in zip(self.objectives, found, strict=True):
             objective.remember(entries)
         values = replicas.all_reduce_sum(tf.stack([loss, *(value for value, _ in terms.values())]))
         return dict(zip(["loss", *terms], tf.unstack(values), strict=True))
+
+    def _average(self):
+        """Brings the averaged weights up to date, in replica context."""
+        pairs = [
+            (average.value, weight.value)
+            for average, weight in zip(self.averaged.weights, self.segmenter.weights, strict=True)
+        ]
+        # Statistics that each replica keeps by itself are averaged by itself, the others together.
+        own = [
+            average.synchronization == tf.VariableSynchronization.ON_READ for average, _ in pairs
+        ]
+
+        def update(average, weight, decay):
+            value = ema.averaged(average, weight, decay) if weight.dtype.is_floating else weight
+            average.assign(value)
+
+        def update_shared(strategy):
+            decay = ema.decay_at(self.optimizer.iterations.value, self.ema_decay)
+            for (average, weight), alone in zip(pairs, own, strict=True):
+                if not alone:
+                    strategy.extended.update(average, update, args=(weight, decay), group=False)
+
+        tf.distribute.get_replica_context().merge_call(update_shared)
+        decay = ema.decay_at(self.optimizer.iterations.value, self.ema_decay)
+        for (average, weight), alone in zip(pairs, own, strict=True):
+            if alone:
+                update(average, weight, decay)
 
 
 def build_step(trainer, strategy, *, jit_compile=False):
@@ -220,6 +267,16 @@ def _check_names(losses, objectives):
         raise ValueError(
             "There is nothing to minimise: no objective, and no loss with a weight above 0. "
             f"Received: {losses=}"
+        )
+
+
+def _check_weights(averaged, segmenter):
+    """Refuses a model for the averages that is another network."""
+    ours, theirs = ([(w.path, tuple(w.shape)) for w in m.weights] for m in (averaged, segmenter))
+    if ours != theirs:
+        odd = next((a for a, b in zip(ours, theirs, strict=False) if a != b), "fewer or more")
+        raise ValueError(
+            f"`averaged` must have the weights of the segmenter, in its order. Received: {odd}"
         )
 
 

@@ -22,7 +22,7 @@ _PROJECTOR = "embedding_"  # Begins the names of a segmenter's projectors.
 _CLASSIFIER = "logits"  # Ends the names of the layers that have a channel for each class.
 # Begin the names of the heads of segmentation networks, whether or not kseg has that head.
 _HEADS = (r"(decode|auxiliary|aux|segmentation|seg)_head\.", r"(aux_)?classifier\.", r"decoder\.")
-_TRAINING = ("optimizer/", "seed/", "objective/")  # In the checkpoints of a run.
+_TRAINING = ("ema/", "optimizer/", "seed/", "objective/")  # In the checkpoints of a run.
 
 
 def load_weights(

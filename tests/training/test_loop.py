@@ -45,14 +45,24 @@ def scalars(folder):
     return found
 
 
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path, capsys):
-    whole = create_run(tmp_path / "whole")
+SETTINGS = {
+    "plain": {},
+    "averaged, with factors": {
+        "ema": {"decay": 0.9},
+        "optimizer": {"learning_rate_factors": {"backbone": 0.5, "head": 2.0}},
+    },
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path, capsys, settings):
+    whole = create_run(tmp_path / "whole", **settings)
     result = train(whole)
     assert whole.checkpoint_steps() == [2, 4]
     # As if killed after step 2: what came later is not there.
     shutil.copytree(whole.path, tmp_path / "stopped")
     (tmp_path / "stopped/checkpoints/step-00000004.npz").unlink()
-    stopped = create_run(tmp_path / "stopped")
+    stopped = create_run(tmp_path / "stopped", **settings)
     capsys.readouterr()
     assert train(stopped) == result
     assert "going on from step 2 of 4" in capsys.readouterr().out
@@ -74,9 +84,42 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, capsys):
     np.testing.assert_allclose(events["mean_iou"][best], result["best_mean_iou"], rtol=1e-6)
 
     # A finished run trains no further, and its best weights load without projectors.
-    assert train(create_run(tmp_path / "whole")) == result
+    assert train(create_run(tmp_path / "whole", **settings)) == result
     segmenter = Run.open(whole.path).segmenter("best")
     assert not any("embedding" in weight.path for weight in segmenter.weights)
+
+
+def test_averaged_weights_are_evaluated_kept_and_loaded(tmp_path):
+    decay = 0.4  # Reached at the seventh step: (7 - 1) / (7 + 8).
+    run = create_run(
+        tmp_path / "run",
+        ema={"decay": decay},
+        steps=8,
+        checkpoint_every=1,
+        keep_checkpoints=8,
+        evaluate_every=8,
+        optimizer={"learning_rate": 0.1},
+    )
+    train(run)
+    states = [arrays(run.checkpoint(step)) for step in range(1, 9)]
+    paths = [name.removeprefix("ema/") for name in states[0] if name.startswith("ema/")]
+    assert len(paths) == sum(name.startswith("model/") for name in states[0])
+    assert any(path.endswith("moving_variance") for path in paths)
+    for path in paths:
+        average = states[0][f"model/{path}"].astype("float64")
+        for step, state in enumerate(states[1:], start=2):
+            now = min(decay, (step - 1) / (step + 8))
+            average = now * average + (1 - now) * state[f"model/{path}"]
+            np.testing.assert_allclose(state[f"ema/{path}"], average, rtol=1e-4, atol=1e-6)
+    # What was evaluated is kept as the best, and is what a run loads, of the last step too.
+    best = arrays(run.checkpoint("best"))
+    assert set(best) == {f"model/{path}" for path in paths}
+    for path in paths:
+        assert np.array_equal(best[f"model/{path}"], states[-1][f"ema/{path}"])
+    opened = Run.open(run.path)
+    for which in ("best", "latest"):
+        for weight in opened.segmenter(which).weights:
+            np.testing.assert_array_equal(weight.numpy(), best[f"model/{weight.path}"])
 
 
 def test_learning_rate_factors_reach_the_optimizer(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from kseg.contrast.multi_scale import MultiScaleContrast
-from kseg.layers import UnitNormalization
+from kseg.layers import ConvNorm, UnitNormalization
 from kseg.photometric import PhotometricDistortion
 from kseg.segmenters import build_segmenter
 from kseg.training import checkpoints
@@ -326,3 +326,59 @@ def test_batches_and_calls_of_another_kind_are_refused():
         trainer.train_step({"image": images, "mask": labels})
     with pytest.raises(ValueError, match="not evaluated by Keras"):
         trainer.test_step({"image": images, "label": labels})
+
+
+def averaged_trainer(synchronized=False):
+    """Two convolutions, and their averages, which start elsewhere."""
+    models = []
+    for offset in (0.0, 1.0):
+        keras.utils.set_random_seed(1)
+        image = keras.Input((None, None, 3))
+        x = ConvNorm(4, 3, strides=2, synchronized=synchronized, name="conv")(image / 255.0)
+        logits = keras.layers.Conv2D(NUM_CLASSES, 1, name="logits")(x)
+        models.append(keras.Model(image, {"logits": logits}))
+        for weight in models[-1].weights:
+            weight.assign(weight + offset)
+    trainer = SegmentationTrainer(models[0], averaged=models[1], ema_decay=0.3)
+    trainer.compile(optimizer=SGD(0.1))
+    trainer.optimizer.build(models[0].trainable_variables)
+    return trainer
+
+
+@pytest.mark.parametrize("synchronized", [True, False])
+def test_averages_on_two_replicas(mirrored, synchronized):
+    """Each step's average, statistics of replicas that keep their own included."""
+    with mirrored.scope():
+        trainer = averaged_trainer(synchronized=synchronized)
+    step = build_step(trainer, mirrored)
+    expected = None
+    for number, batch in enumerate(
+        mirrored.experimental_distribute_dataset(batches(6, height=32, width=32)), start=1
+    ):
+        step(batch)
+        values = [weight.numpy().astype("float64") for weight in trainer.segmenter.weights]
+        decay = min(0.3, (number - 1) / (number + 8))
+        expected = values if expected is None else expected
+        expected = [decay * e + (1 - decay) * v for e, v in zip(expected, values, strict=True)]
+        for average, goal in zip(trainer.averaged.weights, expected, strict=True):
+            np.testing.assert_allclose(average.numpy(), goal, rtol=1e-4, atol=1e-6)
+    assert trainer.evaluated is trainer.averaged
+
+
+def test_averages_under_xla_equal_those_without():
+    results = []
+    for jit_compile in (False, True):
+        keras.utils.clear_session(free_memory=False)
+        trainer = averaged_trainer()
+        step = build_step(trainer, tf.distribute.get_strategy(), jit_compile=jit_compile)
+        for batch in batches(3, height=32, width=32):
+            step(batch)
+        results.append([weight.numpy() for weight in trainer.averaged.weights])
+    for plain, compiled in zip(*results, strict=True):
+        np.testing.assert_allclose(compiled, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_averages_of_another_network_are_refused():
+    segmenter = averaged_trainer().segmenter
+    with pytest.raises(ValueError, match="must have the weights of the segmenter"):
+        SegmentationTrainer(segmenter, averaged=build_tiny_backbone())
