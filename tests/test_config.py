@@ -158,6 +158,18 @@ def test_a_missing_base_is_named(tmp_path):
         config.load(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS if p.stem.endswith("_regioncontrast") and "small" not in p.stem]
+)
+def test_region_contrast_trains_as_its_public_code(path):
+    experiment = config.load(path)
+    assert experiment.optimizer.learning_rate_factors == {"head": 10.0}
+    if not path.stem.startswith("coco_stuff"):
+        ohem = experiment.losses.ohem
+        assert (ohem.threshold, ohem.min_kept) == (0.7, 100_000)
+        assert experiment.losses.cross_entropy.weight == 0
+
+
 def test_base_files_are_all_in_use():
     used = set()
     for path in CONFIGS:
