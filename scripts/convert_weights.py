@@ -63,6 +63,7 @@ def parse_arguments(arguments=None):
 
 def main(arguments=None):
     options = parse_arguments(arguments)
+    from kseg import files
     from kseg.errors import UserError
 
     output = pathlib.Path(options.output)
@@ -72,6 +73,7 @@ def main(arguments=None):
         raise UserError(f"{output} is there already. Use --overwrite to replace it")
     if not output.parent.is_dir():
         raise UserError(f"There is no folder {output.parent} to write {output.name} to")
+    files.check_file(output)
 
     model = build_backbone(options) if options.backbone else build_segmenter(options)
     from kseg.weights import load_weights

@@ -170,6 +170,7 @@ def main(arguments=None):
         return compare_runs(options)
 
     import pipelines
+    from kseg import files
     from kseg.evaluation import results
     from kseg.evaluation.boundary import BoundaryIou
     from kseg.evaluation.inference import Evaluator
@@ -204,6 +205,13 @@ def main(arguments=None):
                 model = inference_model(run.segmenter(checkpoint, precision=options.precision))
         crop_size = run.config.data.crop_size if run else None
         model, mode, settings = wrap(model, len(classes), options, crop_size, batch_size)
+        own = run is not None and manifest.dataset == run.config.data.dataset
+        parts = [split] if own else [manifest.dataset, split]
+        parts += [] if checkpoint in (None, "best") else [checkpoint]
+        output = output_file(options, "-".join([*parts, *mode]))
+        # Before the work, of which nothing would be left.
+        for file in filter(None, (output, options.submission)):
+            files.check_file(file)
         evaluation = Evaluator(model, len(classes), strategy=strategy)(
             batches,
             num_examples=options.panels or 0,
@@ -226,10 +234,6 @@ def main(arguments=None):
             write_zip(writer.files.values(), options.submission)
             print(f"submission: {options.submission}")
 
-    own = run is not None and manifest.dataset == run.config.data.dataset
-    parts = [split] if own else [manifest.dataset, split]
-    parts += [] if checkpoint in (None, "best") else [checkpoint]
-    output = output_file(options, "-".join([*parts, *mode]))
     if output is not None:
         found = {
             "dataset": manifest.dataset,

@@ -9,6 +9,7 @@ size. Names and colours of the classes are in it. Its signatures are described a
 """
 
 import argparse
+import pathlib
 import sys
 
 import _common
@@ -32,7 +33,9 @@ def parse_arguments(arguments=None):
         "--overwrite", action="store_true", help="replace a SavedModel that is there"
     )
     parser.add_argument(
-        "--format", choices=("saved_model", "tflite", "onnx"), default="saved_model"
+        "--format",
+        choices=("saved_model", "tflite", "onnx"),
+        help="default: by the ending of --output, .tflite or .onnx; else saved_model",
     )
     parser.add_argument(
         "--size",
@@ -48,13 +51,26 @@ def parse_arguments(arguments=None):
         "disk, and for tflite and onnx through a SavedModel of the same network, else through the "
         "network in memory; the difference is printed",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    ending = pathlib.Path(options.output).suffix.lower()
+    by_ending = {".tflite": "tflite", ".onnx": "onnx"}.get(ending, "saved_model")
+    options.format = options.format or by_ending
+    if by_ending not in ("saved_model", options.format):
+        parser.error(f"--output {options.output} does not fit --format {options.format}")
+    return options
 
 
 def main(arguments=None):
     options = parse_arguments(arguments)
 
+    from kseg import files
     from kseg.errors import UserError
+
+    # Before the work, of which nothing would be left.
+    check = files.check_folder if options.format == "saved_model" else files.check_file
+    if pathlib.Path(options.run).is_dir():
+        check(options.output)
+
     from kseg.export import export, load
     from kseg.runs import Run
     from kseg.segmenters import inference_model

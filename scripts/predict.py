@@ -74,7 +74,10 @@ def main(arguments=None):
     target = plan_video(source, output) if video else None
     jobs = [] if video else plan(source, output)
 
+    from kseg import files
     from kseg.errors import UserError
+
+    files.make_folder(output)
     from pipelines import pictures
 
     value_range = options.range and tuple(options.range)
