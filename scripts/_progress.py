@@ -1,5 +1,6 @@
 """A line that counts images, with their speed."""
 
+import shutil
 import sys
 import time
 
@@ -28,6 +29,7 @@ class Progress:
         if self._shown and (now - self._last > 0.2 or done == self._total):
             self._last = now
             end = "\n" if done == self._total else ""
-            print(
-                f"\r{done}/{self._total} images{speed}\x1b[K", end=end, file=sys.stderr, flush=True
-            )
+            text = f"{done}/{self._total} images{speed}"
+            # A line that is broken into two cannot be overwritten.
+            text = text[: shutil.get_terminal_size().columns - 1]
+            print(f"\r{text}\x1b[K", end=end, file=sys.stderr, flush=True)

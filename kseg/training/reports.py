@@ -1,6 +1,7 @@
 """What a run tells while it goes: a progress line and TensorBoard events."""
 
 import contextlib
+import shutil
 import sys
 import time
 
@@ -54,26 +55,31 @@ class Progress:
         Returns:
             dict with `images_per_second` since the last report, empty after the first step.
         """
-        terms = "  ".join(
-            f"{name} {value:.4f}" for name, value in values.items() if name != "learning_rate"
-        )
-        text = f"step {step}/{self._steps}  {terms}  rate {values['learning_rate']:.2e}"
+        parts = {"step": f"step {step}/{self._steps}", "loss": f"loss {values['loss']:.4f}"}
+        terms = {k: v for k, v in values.items() if k not in ("learning_rate", "loss")}
+        # They add up to the loss only with their weights.
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
+        parts["terms"] = f"(unweighted: {shown})"
+        parts["rate"] = f"rate {values['learning_rate']:.2e}"
         seconds = time.perf_counter() - self._window
         speed = {}
         if self._window_steps:
             per_step = seconds / self._window_steps
             speed["images_per_second"] = self._batch_size / per_step
             left = round(per_step * (self._steps - step))
-            text += f"  {self._batch_size / per_step:.1f} images/s  {_clock(left)} left"
+            parts["speed"] = f"{self._batch_size / per_step:.1f} images/s"
+            parts["left"] = f"{_clock(left)} left"
         else:
-            text += f"  first step after {time.perf_counter() - self._start:.1f} s"
+            parts["left"] = f"first step after {time.perf_counter() - self._start:.1f} s"
         self._window, self._window_steps = time.perf_counter(), 0
         if self._quiet:
             return speed
         if self._terminal and step < self._steps:
+            # A line that is broken into two cannot be overwritten.
+            text = _fitting(parts, shutil.get_terminal_size().columns - 1)
             print(f"\r\x1b[K{text}", end="", flush=True)
         else:
-            self.line(text)
+            self.line("  ".join(parts.values()))
         return speed
 
     def line(self, text):
@@ -86,6 +92,17 @@ class Progress:
         start = time.perf_counter()
         yield
         self._window += time.perf_counter() - start
+
+
+def _fitting(parts, width):
+    """As many parts as fit into a line; what is left out first comes first here."""
+    kept = dict(parts)
+    for name in ("terms", "rate", "speed", "loss", "step"):
+        text = "  ".join(kept.values())
+        if len(text) <= width:
+            return text
+        kept.pop(name, None)
+    return "  ".join(kept.values())[: max(width, 0)]
 
 
 def _clock(seconds):
