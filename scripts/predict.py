@@ -21,6 +21,7 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
+import errno
 import functools
 import itertools
 import math
@@ -76,8 +77,6 @@ def main(arguments=None):
 
     from kseg import files
     from kseg.errors import UserError
-
-    files.make_folder(output)
     from pipelines import pictures
 
     value_range = options.range and tuple(options.range)
@@ -85,6 +84,7 @@ def main(arguments=None):
     label, palette, needs = load(pathlib.Path(options.saved_model))
     if video:
         return label_video(source, target, label, palette, needs)
+    files.make_folder(output)
     unlabelled = find_too_large(jobs, needs)
     left = [job for job in jobs if job[0] not in unlabelled]
     label_images(left, len(jobs), label, palette, value_range, unlabelled, output)
@@ -119,6 +119,14 @@ def label_images(jobs, total, label, palette, value_range, unlabelled, output):
         visualize.write_png(label_file, labels)
         visualize.write_png(overlay_file, visualize.overlay(image, labels, palette))
 
+    def finish(path, written):
+        try:
+            written.result()
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # A full disk is one for all of them.
+                raise
+            unlabelled[path] = "its name is too long for that of its overlay"
+
     timed, start, writing, reading = 0, None, collections.deque(), collections.deque()
     done, progress = len(unlabelled), Progress(total)
     waiting = iter(jobs)
@@ -136,9 +144,9 @@ def label_images(jobs, total, label, palette, value_range, unlabelled, output):
                 except tf.errors.ResourceExhaustedError:
                     reason = f"{image.shape[1]} x {image.shape[0]} pixels need more memory"
                 else:
-                    writing.append(pool.submit(write, image, labels, *files))
+                    writing.append((path, pool.submit(write, image, labels, *files)))
                     if len(writing) > 4:  # No more pictures wait in memory than that.
-                        writing.popleft().result()
+                        finish(*writing.popleft())
                     timed += start is not None
                     start = start or time.perf_counter()  # The first call compiles.
             if reason:
@@ -146,7 +154,7 @@ def label_images(jobs, total, label, palette, value_range, unlabelled, output):
             done += 1
             progress(done)
         for job in writing:
-            job.result()
+            finish(*job)
     speed = f", {timed / (time.perf_counter() - start):.2f} a second" if timed else ""
     print(f"{total - len(unlabelled)} images{speed}: {output}")
 

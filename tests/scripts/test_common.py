@@ -48,13 +48,11 @@ def test_start_is_quiet_and_other_lines_stay(tmp_path):
     [
         ("export", ["--run", "FOLDER", "--output", "FILE/model"]),
         ("export", ["--run", "FOLDER", "--output", "FILE/model.onnx"]),
-        ("predict", ["--saved-model", "x", "--input", "FOLDER/a.png", "--output", "FILE/labels"]),
     ],
 )
 def test_what_cannot_be_written_is_known_before_the_work(tmp_path, name, arguments):
-    """The run and the model, which would be looked at next, do not exist."""
+    """The run, which would be looked at next, does not exist."""
     (tmp_path / "file").write_text("kept")
-    (tmp_path / "a.png").write_bytes(b"")
     for old, new in (("FOLDER", tmp_path), ("FILE", tmp_path / "file")):
         arguments = [argument.replace(old, str(new)) for argument in arguments]
     result = call(name, *arguments)

@@ -145,6 +145,24 @@ def test_names_unreadable_images_and_labels_the_others(saved_model, tmp_path):
     assert files(output) == ["b.png", "b_overlay.png"]
 
 
+def test_names_as_long_as_they_get(saved_model, tmp_path):
+    """255 bytes are a file's name; that of the overlay is 8 bytes longer."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    names = ["a" * 243, "b" * 244, "c"]
+    for name in names:
+        write_image(source / f"{name}.png")
+    with pytest.raises(UserError, match=r"1 of 3 .*b\.png \(its name is too long.*The others are"):
+        call(saved_model, source, output)
+    expected = [f"{name}{end}.png" for name in ("a" * 243, "c") for end in ("", "_overlay")]
+    assert sorted({*files(output)} - {f"{names[1]}.png"}) == sorted(expected)
+
+
+def test_an_output_that_cannot_be_a_folder(saved_model, tmp_path):
+    write_image(tmp_path / "in" / "a.png")
+    with pytest.raises(NotADirectoryError, match=r"a\.png is a file, not a folder"):
+        call(saved_model, tmp_path / "in", tmp_path / "in" / "a.png" / "labels")
+
+
 def test_refuses_before_it_writes(saved_model, tmp_path):
     write_image(tmp_path / "in" / "a.png")
     out = tmp_path / "out"
