@@ -2,6 +2,8 @@
 
 import io
 import math
+import mmap
+import struct
 
 import h5py
 import keras
@@ -12,6 +14,7 @@ from kseg.weights.archive import most_bytes, open_archive, read_member, refuse_d
 from kseg.weights.checkpoint import Checkpoint, bfloat16_to_float32
 
 _WEIGHTS = "model.weights.h5"  # Inside a `.keras` archive.
+_HEAP, _HEAP_HEADER = b"GCOL\x01\x00\x00\x00", 16
 _MOST_ATTRIBUTE = 4096  # Bytes of a layer's name.
 
 
@@ -36,8 +39,15 @@ def read_keras_file(path):
     with refuse_damage(path, "weights of Keras", "Fetch or save it again"):
         if path.suffix == ".keras":
             with open_archive(path, size) as archive:
-                file = io.BytesIO(read_member(archive, _WEIGHTS))
+                content = read_member(archive, _WEIGHTS)
+            _check_heaps(content)
+            file = io.BytesIO(content)
         else:
+            with (
+                open(path, "rb") as opened,
+                mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as m,
+            ):
+                _check_heaps(m)
             file = path
         with h5py.File(file, "r") as group:
             if "layers" not in group:
@@ -51,6 +61,28 @@ def read_keras_file(path):
             }
             _Walk(path, most_bytes(size), arrays, beside).collect(group, "")
     return Checkpoint(arrays, beside)
+
+
+def _check_heaps(content):
+    """Refuses heaps of texts whose objects do not follow one another: HDF5 never ends with them.
+
+    Source: HDF5 File Format Specification 3.0, III.E, "Disk Format: Level 1E - Global Heap".
+
+    Args:
+        content: bytes-like, a whole file with `find`.
+    """
+    start = content.find(_HEAP)
+    while start >= 0:
+        (size,) = struct.unpack_from("<Q", content, start + 8)
+        place, end = start + _HEAP_HEADER, min(start + size, len(content))
+        while place + _HEAP_HEADER <= end:
+            index, _, _, length = struct.unpack_from("<HHIQ", content, place)
+            # What is free counts its own header.
+            step = length if index == 0 else _HEAP_HEADER + -(-length // 8) * 8
+            if step < _HEAP_HEADER or place + step > end:
+                raise ValueError("its texts do not follow one another")
+            place += step
+        start = content.find(_HEAP, start + 1)
 
 
 class _Walk:
