@@ -45,7 +45,7 @@ def read_keras_file(path):
         else:
             with (
                 open(path, "rb") as opened,
-                mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as m,
+                mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as m,
             ):
                 _check_heaps(m)
             file = path

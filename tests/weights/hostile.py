@@ -167,6 +167,17 @@ def write_attacks(folder):
             group = file.create_group("layers/conv/vars")
             group.attrs["name"] = "conv1"
             group.create_dataset("0", **arguments)
+    # A heap of texts with an object that has no length: HDF5 stays at it for ever.
+    with h5py.File(folder / "heap.weights.h5", "w") as file:
+        group = file.create_group("layers/conv/vars")
+        group.attrs["name"] = "conv1"
+        group.create_dataset("0", data=np.ones(3, "f4"))
+    content = bytearray((folder / "heap.weights.h5").read_bytes())
+    place = content.index(b"GCOL") + 16
+    while (head := struct.unpack_from("<HHIQ", content, place))[0]:
+        place += 16 + -(-head[3] // 8) * 8
+    struct.pack_into("<Q", content, place + 8, 0)
+    (folder / "heap.weights.h5").write_bytes(content)
     with h5py.File(folder / "loop.weights.h5", "w") as file:
         group = file.create_group("layers/a")
         group.create_group("vars").attrs["name"] = "a"
