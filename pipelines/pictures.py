@@ -34,6 +34,7 @@ from pipelines.errors import DataError
 MAX_PIXELS = (1 << 29) - 1  # TensorFlow's decoders read no more.
 JPEG_DCT = "INTEGER_ACCURATE"
 _ORIENTATION_TAG = 0x112
+_LOG_LUV = (32844, 32845)  # In which OpenCV writes floating point; it reads it as grey or RGB.
 _SIGNATURES = [
     ("JPEG", 0, b"\xff\xd8\xff"),
     ("PNG", 0, b"\x89PNG\r\n\x1a\n"),
@@ -397,7 +398,7 @@ def _read_deep_tiff(content):
     if max(bits) <= 8:
         return None
     kind = tags.get(262, (1,))[0]
-    if kind not in (0, 1, 2):
+    if kind not in (0, 1, 2, *_LOG_LUV):
         raise DataError(
             "a TIFF of more than 8 bits must be grey or RGB, this is of another colour space. "
             "Convert it"

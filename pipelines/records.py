@@ -30,6 +30,7 @@ import tensorflow as tf
 
 from pipelines import datasets, paths
 from pipelines.datasets.dataset import IGNORE_LABEL
+from pipelines.datasets.label_files import count_values
 from pipelines.encoding import (
     decode_image,
     decode_labels,
@@ -575,7 +576,7 @@ def _write_shard(folder, job, meter):
             writer.write(record)
             offsets.append(position)
             position += _FRAME_HEAD + len(record) + _FRAME_TAIL
-            counts = np.bincount(labels.reshape(-1), minlength=256)
+            counts = count_values(labels)
             counts = np.append(counts[: len(pixels) - 1], counts[IGNORE_LABEL])
             sizes.add(labels.shape)
             classes.append(_classes_in(labels))
@@ -653,7 +654,7 @@ def _encode(example, job, number):
 
 def _classes_in(labels):
     """The classes that occur, ascending; list of int."""
-    counts = np.bincount(labels.reshape(-1), minlength=256)
+    counts = count_values(labels)
     return np.flatnonzero(counts[:IGNORE_LABEL]).tolist()
 
 

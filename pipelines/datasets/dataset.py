@@ -11,7 +11,7 @@ import unicodedata
 import cv2
 import numpy as np
 
-from pipelines.datasets.label_files import INDEX_MASK
+from pipelines.datasets.label_files import INDEX_MASK, count_values
 from pipelines.datasets.text_files import decode_text
 from pipelines.errors import DataError
 from pipelines.sources import Member, fingerprint, open_source
@@ -75,7 +75,7 @@ class Taxonomy:
         for value, label in self.label_map.items():
             table[value], strange[value] = label, 0
         if _look_up(strange, values).any():
-            counts = np.bincount(values.reshape(-1), minlength=size)
+            counts = count_values(values)
             others = np.flatnonzero((counts > 0) & (strange > 0))[:5]
             found = ", ".join(f"{value} ({counts[value]} pixels)" for value in others)
             raise DataError(f"label values must be among {_ranges(self.label_map)}; found {found}")

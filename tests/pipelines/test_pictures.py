@@ -168,15 +168,20 @@ def test_deep_edge_cases():
 
 
 def test_floating_point():
+    def save_floats(values):
+        # Without more arguments, older versions of OpenCV write an inexact form.
+        plain = [cv2.IMWRITE_TIFF_COMPRESSION, 1]
+        return cv2.imencode(".tiff", values[..., ::-1], plain)[1].tobytes()
+
     values = np.random.default_rng(0).uniform(0, 1, (6, 7, 3)).astype("float32")
-    content = encode(values, ".tiff")
+    content = save_floats(values)
     with pytest.raises(DataError, match=r"float32 values.*--range 0 1"):
         pictures.read(content)
     found = pictures.read(content, (0, 1)).pixels
     np.testing.assert_array_equal(found, np.rint(values.astype(float) * 255))
     values[2, 3, 1] = np.nan
     with pytest.raises(DataError, match="not finite"):
-        pictures.read(encode(values, ".tiff"), (0, 1))
+        pictures.read(save_floats(values), (0, 1))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,5 @@
 import pathlib
+import struct
 import subprocess
 import sys
 
@@ -229,6 +230,29 @@ def test_labels_a_video(saved_model, tmp_path, capsys):
         # Inside the blocks; two compressions blur their edges.
         assert np.median(difference) <= 12
     assert not capture.read()[0]
+
+
+def test_videos_are_turned_upright(saved_model, tmp_path):
+    """Whatever the version of OpenCV does by default."""
+    picture = np.zeros((48, 64, 3), "uint8")
+    picture[:, :32, 2], picture[:, 32:, 1] = 220, 220
+    writer = cv2.VideoWriter(str(tmp_path / "a.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 25, (64, 48))
+    for _ in range(3):
+        writer.write(picture)
+    writer.release()
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    # The track's matrix, numbers of 16.16 bits: a turn by 90 degrees to the right.
+    at = content.index(b"tkhd") + 4 + 40
+    content[at : at + 20] = struct.pack(">5i", 0, 1 << 16, 0, -(1 << 16), 0)
+    (tmp_path / "a.mp4").write_bytes(content)
+    call(saved_model, tmp_path / "a.mp4", tmp_path / "out")
+    there, frame = cv2.VideoCapture(str(tmp_path / "out/a_overlay.mp4")).read()
+    assert there and frame.shape == (64, 48, 3)
+    # The left half (red) has become the upper one.
+    halves = frame[4:28, 8:40], frame[36:60, 8:40]
+    colors = [half.reshape(-1, 3).mean(axis=0) for half in halves]
+    expected = [(np.eye(3)[i] * 220 + np.array(PALETTE[i])) / 2 for i in (0, 1)]
+    np.testing.assert_allclose(np.array(colors)[:, ::-1], expected, atol=15)
 
 
 # As a phone's slow motion tells it; MPEG-4 holds no such fraction.
