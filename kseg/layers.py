@@ -548,7 +548,8 @@ def resize(x, size, *, interpolation="bilinear", align_corners=False):
         align_corners: bool, for bilinear interpolation only.
 
     Returns:
-        tensor `(batch, *size, channels)` of the dtype of `x`. bfloat16 is interpolated in float32.
+        tensor `(batch, *size, channels)` of the dtype of `x`. Every float dtype is interpolated
+        bilinearly in float32, and so is its gradient.
 
     Raises:
         ValueError: if `interpolation` is unknown, or `align_corners` is asked for with nearest.
@@ -558,10 +559,15 @@ def resize(x, size, *, interpolation="bilinear", align_corners=False):
         return _resize_by_gathering(x, size, interpolation, align_corners)
     if interpolation == "nearest":
         return tf.raw_ops.ResizeNearestNeighbor(images=x, size=size)
+    # The cast comes first: of maps that are not float32, XLA's gradient of this op is garbage.
+    other = tf.as_dtype(x.dtype) != tf.float32
     resized = tf.raw_ops.ResizeBilinear(
-        images=x, size=size, align_corners=align_corners, half_pixel_centers=not align_corners
+        images=tf.cast(x, "float32") if other else x,
+        size=size,
+        align_corners=align_corners,
+        half_pixel_centers=not align_corners,
     )
-    return resized if resized.dtype == x.dtype else tf.cast(resized, x.dtype)
+    return tf.cast(resized, x.dtype) if other else resized
 
 
 def _check_interpolation(interpolation, align_corners):

@@ -288,6 +288,31 @@ def test_resize_in_bfloat16_with_gradient():
     np.testing.assert_allclose(tape.gradient(loss, x), np.full((1, 4, 5, 2), 4.0), rtol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
+def test_resize_of_other_dtypes_under_xla(dtype, interpolation):
+    """XLA's gradient of bilinear resizing was garbage for all but float32."""
+    matrices = [bilinear_matrix(a, b, False) for a, b in ((3, 6), (4, 8))]
+    if interpolation == "nearest":
+        matrices = [np.eye(n).repeat(2, axis=0) for n in (3, 4)]
+    x, upstream = random(1, 3, 4, 2), random(1, 6, 8, 2)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def run(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layers.resize(x, (6, 8), interpolation=interpolation)
+            loss = tf.reduce_sum(tf.cast(y, "float32") * upstream)
+        return y, tape.gradient(loss, x)
+
+    y, gradient = run(tf.constant(x, dtype))
+    assert y.dtype == gradient.dtype == dtype
+    expected = np.einsum("ph,qw,bhwc->bpqc", *matrices, x)
+    np.testing.assert_allclose(tf.cast(y, "float64"), expected, atol=0.02)
+    expected = np.einsum("ph,qw,bpqc->bhwc", *matrices, upstream)
+    np.testing.assert_allclose(tf.cast(gradient, "float64"), expected, atol=0.05)
+
+
 def test_resize_refuses():
     with pytest.raises(ValueError, match="'bilinear' or 'nearest'"):
         layers.resize(random(1, 2, 2, 1), (4, 4), interpolation="cubic")
