@@ -75,9 +75,11 @@ def train(run, data, strategy, cluster):
     """Trains and finishes a run; gives the exit code."""
     from kseg.errors import UserError
     from kseg.training import loop
-    from kseg.training.distribution import anywhere, check_agreement
+    from kseg.training.distribution import anywhere, check_agreement, describe_devices
 
     is_chief = cluster is None or cluster.is_chief
+    if is_chief:
+        print(describe_devices(strategy), flush=True)
     try:
         if cluster:  # The chief has found nothing wrong.
             check_agreement(strategy, cluster, run.agreement())
@@ -128,6 +130,7 @@ def finish(run, result, evaluation_batches):
     from kseg.segmenters import inference_model
 
     classes = run.classes
+    print("evaluating the best weights", flush=True)
     segmenter = run.segmenter("best")
     evaluator = Evaluator(inference_model(segmenter), len(classes))
     evaluation = evaluator(evaluation_batches, num_examples=4)
@@ -148,6 +151,7 @@ def finish(run, result, evaluation_batches):
     panel = visualize.panel(evaluation.examples, classes.names, classes.palette)
     visualize.write_png(folder / "panel.png", panel)
     saved_model = run.path / "saved_model"
+    print("exporting them", flush=True)
     export.export(segmenter, saved_model, classes, overwrite=True)
     if result["best_step"] is not None:
         print(f"best:         mean IoU {result['best_mean_iou']:.4f} at step {result['best_step']}")

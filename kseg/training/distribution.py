@@ -32,6 +32,30 @@ class Cluster:
         return self.worker == 0
 
 
+def describe_devices(strategy, *, driver="/proc/driver/nvidia/version"):
+    """Names what is trained on, as a line.
+
+    Args:
+        strategy: `tf.distribute.Strategy`.
+        driver: file that is there where the machine has an NVIDIA driver.
+
+    Returns:
+        str. It also says so if the machine has a GPU that TensorFlow cannot use.
+    """
+    count, gpus = strategy.num_replicas_in_sync, tf.config.list_physical_devices("GPU")
+    if gpus:
+        name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+        return f"device: {count} x {name}"
+    line = f"device: CPU, {os.cpu_count()} cores" + (f", {count} replicas" if count > 1 else "")
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if os.path.exists(driver) and not hidden:
+        line += (
+            "; this machine has an NVIDIA driver, but TensorFlow finds no GPU that it can use: "
+            "pip install 'tensorflow[and-cuda]'"
+        )
+    return line
+
+
 def read_cluster(environment=os.environ):
     """Reads `TF_CONFIG`.
 
