@@ -8,7 +8,13 @@ import pytest
 import tensorflow as tf
 
 from kseg import portable
-from kseg.backbones import build_hrnet, build_keras_cv, build_resnet, build_swin
+from kseg.backbones import (
+    build_efficientnet_lite,
+    build_hrnet,
+    build_keras_cv,
+    build_resnet,
+    build_swin,
+)
 from kseg.errors import UserError
 from kseg.layers import Conv2D, ResizeLike
 from kseg.runs import Classes
@@ -31,6 +37,13 @@ BACKBONES = {
     "dilated resnet": lambda: RESNET(output_stride=8),
     "swin": lambda: build_swin(
         embed_dim=4, depths=(2, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=4
+    ),
+    "efficientnet_lite": lambda: build_efficientnet_lite(
+        channels=(4, 6, 8, 8, 8, 8, 8),
+        repeats=(1, 1, 1, 1, 1, 1, 1),
+        stem_channels=4,
+        top_channels=8,
+        output_stride=8,
     ),
     "efficientnet": lambda: build_keras_cv(
         class_name="EfficientNetLiteBackbone",
@@ -57,6 +70,7 @@ NETWORKS = [
     ("resnet", "upernet"),
     ("swin", "upernet"),
     ("dilated resnet", "deeplabv3"),
+    ("efficientnet_lite", "deeplabv3"),
     ("efficientnet", "deeplabv3"),
 ]
 
