@@ -5,6 +5,7 @@
 Chance is taken out: what would be drawn comes from NumPy, in the order of the draws.
 """
 
+import contextlib
 import itertools
 import os
 import sys
@@ -16,6 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kseg.contrast import tiles
 from kseg.contrast.contextrast import Contextrast
 from kseg.contrast.info_nce import info_nce
 from kseg.contrast.multi_scale import MultiScaleContrast
@@ -126,6 +128,15 @@ def without_chance():
     return unittest.mock.patch.multiple(keras.random, randint=randint, uniform=uniform)
 
 
+@contextlib.contextmanager
+def tiles_of_an_accelerator(largest=1000):
+    """Has the objectives cut their tiles as on a GPU, of which few similarities fit one."""
+    with unittest.mock.patch.multiple(
+        tiles, on_accelerator=lambda: True, _LARGEST_TILE=largest, _HELD_ON_ACCELERATOR=largest
+    ):
+        yield
+
+
 def value_and_gradient(function, outputs, labels):
     """`(value, gradients)` of a function of (outputs, labels), compiled; zeros for no gradient."""
     if keras.backend.backend() == "jax":
@@ -173,4 +184,6 @@ def results():
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], backend=np.array(keras.backend.backend()), **results())
+    with tiles_of_an_accelerator():  # Other tiles than in the process that it is compared with.
+        found = results()
+    np.savez(sys.argv[1], backend=np.array(keras.backend.backend()), **found)

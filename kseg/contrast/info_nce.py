@@ -5,6 +5,7 @@ import math
 import numpy as np
 from keras import ops
 
+from kseg.contrast.tiles import held_similarities, tile_sizes
 from kseg.control_flow import scan
 
 # Stands for -inf where a row has no negative: exp and softplus of it are exactly 0, never NaN.
@@ -12,8 +13,6 @@ _NO_NEGATIVE = -1e30
 _TINY = 1e-30
 # Up to this, similarities of unit vectors are small enough for exp without a shift: e^32 = 8e13.
 _DIRECT = 32.0
-# Similarities that may always be held at once: 64 MB.
-_HELD = 2**24
 
 
 def info_nce(
@@ -27,7 +26,7 @@ def info_nce(
     self_positions=None,
     detach_keys=False,
     reduction="none",
-    block_size=1024,
+    block_size=None,
 ):
     """Pulls each anchor towards the keys of its class, away from the other keys.
 
@@ -35,11 +34,11 @@ def info_nce(
     `L_i = mean_j softplus(logsumexp_n(s_in) - s_ij)`, j over positives, n over negatives,
     `s = anchors . keys / temperature`. An anchor without negatives has loss 0.
 
-    Exact, in tiles of `block_size` x `block_size` similarities: neither direction holds the whole
-    matrix, so memory grows with the anchors and the keys but never with their product. Tiles
-    without a valid pair are skipped, and tiles without a positive pair take a shorter way, so rows
-    sorted by class, empty ones last (as the samplers give them), are the fastest; the result does
-    not depend on the order.
+    Exact, in tiles of at most `block_size` similarities: neither direction holds the whole matrix,
+    so memory grows with the anchors and the keys but never with their product. Tiles without a
+    valid pair are skipped, and tiles without a positive pair take a shorter way, so rows sorted by
+    class, empty ones last (as the samplers give them), are the fastest; the result does not depend
+    on the order.
 
     Sources: Hu et al., ICCV 2021, Eq. 4; Pissas et al., ECCV 2022, Eq. 1-2; Sung et al.,
     CVPR 2024, supplement Eq. 4-5. Khosla et al. 2020 differ: there the denominator holds all
@@ -62,9 +61,11 @@ def info_nce(
             in tiles with positives.
         reduction: `"none"` or `"sum"`, over the anchors. Of a sum the gradients of both sides are
             made on the way forward, and every similarity is computed only once; for that, those of
-            one block of anchors with all keys are held: 64 MB at most, or as much as the keys.
+            one block of anchors with all keys are held: as much as the keys, or 64 MiB, on an
+            accelerator 256 MiB, if that is more.
         block_size: int, the most rows and columns of a tile; or a pair of ints, (rows, columns):
-            few rows suit anchors of which most are empty.
+            few rows suit anchors of which most are empty; or None: 1,024 on a CPU, and tiles as
+            large as memory allows on an accelerator, see `kseg.contrast.tiles.tile_sizes`.
 
     Returns:
         `(loss, valid)`, float32 `(num_anchors,)` each, or both summed. `loss` is in nats and 0
@@ -76,8 +77,7 @@ def info_nce(
     """
     if temperature <= 0:
         raise ValueError(f"`temperature` must be positive. Received: {temperature=}")
-    block_sizes = (block_size, block_size) if isinstance(block_size, int) else block_size
-    if min(block_sizes) <= 0:
+    if block_size is not None and min(_pair(block_size)) <= 0:
         raise ValueError(f"`block_size` must be positive. Received: {block_size=}")
     if reduction not in ("none", "sum"):
         raise ValueError(f"`reduction` must be 'none' or 'sum'. Received: {reduction=}")
@@ -87,6 +87,9 @@ def info_nce(
             "`anchors` and `keys` must have a static number of rows, at least 1. Received: "
             f"shapes {tuple(anchors.shape)} and {tuple(keys.shape)}. Pad with label -1"
         )
+    if block_size is None:
+        block_size = tile_sizes(num_anchors, num_keys, keys.shape[1], on_cpu=1024)
+    block_sizes = _pair(block_size)
     anchor_labels, key_labels = (ops.cast(x, "int32") for x in (anchor_labels, key_labels))
     if exclude_self and self_positions is None:
         self_positions = ops.arange(num_anchors)
@@ -99,7 +102,7 @@ def info_nce(
     at_once = reduction == "sum" and direct
     if at_once:
         # What is held is at most this, or as much as the keys themselves.
-        rows = max(keys.shape[1], _HELD // num_keys)
+        rows = max(keys.shape[1], held_similarities() // num_keys)
         block_sizes = min(block_sizes[0], rows), block_sizes[1]
 
     def cut(anchors, keys):
@@ -167,6 +170,10 @@ def info_nce(
         loss, count = to_both(anchors, ops.cast(keys, "float32"))
     valid = ops.cast(count > 0, "float32")
     return (loss, valid) if reduction == "none" else (ops.sum(loss), ops.sum(valid))
+
+
+def _pair(block_size):
+    return (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
 
 
 class _Tiles:

@@ -7,6 +7,7 @@ from kseg import replicas
 from kseg.contrast.global_batch import mean_info_nce, take_rows
 from kseg.contrast.objective import Objective, output
 from kseg.contrast.sampling import balanced_anchors, resize_labels
+from kseg.contrast.tiles import tile_sizes
 
 SCALE_WEIGHTS = {"c2": 1.0, "c3": 0.7, "c4": 0.4, "c5": 0.1}
 CROSS_SCALE_PAIRS = (("c2", "c5"), ("c2", "c4"))
@@ -147,7 +148,7 @@ class MultiScaleContrast(Objective):
             exclude_self=same,
             cross_replica=self.cross_replica,
             # A rare class leaves most of `max_anchors` unused: smaller tiles waste less on them.
-            block_size=512,
+            block_size=tile_sizes(*anchor_set[0].shape[:1], *key_set[0].shape, on_cpu=512),
         )
 
     def get_config(self):

@@ -8,6 +8,7 @@ from kseg.contrast.global_batch import mean_info_nce, take_rows
 from kseg.contrast.objective import Objective, output
 from kseg.contrast.regions import region_centers
 from kseg.contrast.sampling import hard_anchors, pixels_of_each_image, resize_labels
+from kseg.contrast.tiles import tile_sizes
 from kseg.layers import resize
 
 # Pixels that a step may remember: a bank takes them all at once.
@@ -153,7 +154,7 @@ class PixelContrast(Objective):
             detach_keys=bank is not None,
             cross_replica=self.cross_replica,
             # A tile of few classes' anchors is negatives only against most keys.
-            block_size=(256, 1024),
+            block_size=tile_sizes(anchors.shape[0], *keys.shape, on_cpu=(256, 1024)),
         )
         found = []
         if "pixel" in self._rings:

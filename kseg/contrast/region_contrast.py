@@ -8,10 +8,11 @@ from kseg.contrast.grouping import sort_by_group
 from kseg.contrast.info_nce import info_nce
 from kseg.contrast.objective import Objective, output
 from kseg.contrast.regions import MODES, region_centers
+from kseg.contrast.tiles import tile_sizes
 from kseg.losses.reduction import global_mean
 
-# Rows and columns of the tiles: few anchors are valid at a time.
-_BLOCK_SIZES = (256, 2048)
+# Rows and columns of the tiles on a CPU: few anchors are valid at a time.
+_TILES_ON_CPU = (256, 2048)
 
 
 @keras.saving.register_keras_serializable(package="kseg")
@@ -112,7 +113,7 @@ class RegionContrast(Objective):
             keys,
             key_labels,
             temperature=self.temperature,
-            block_size=_BLOCK_SIZES,
+            block_size=tile_sizes(centers.shape[0], *keys.shape, on_cpu=_TILES_ON_CPU),
             **arguments,
         )
         if self.reduction == "sum":

@@ -247,11 +247,11 @@ def tiles(block_size):
         return original(*args, **{**kwargs, "block_size": block_size})
 
     side = block_size if isinstance(block_size, int) else max(block_size)
+    held = max(kernel.held_similarities(), 2 * side**2)  # Else blocks of anchors were cut again.
     with contextlib.ExitStack() as stack:
         for module in ("kseg.contrast.global_batch", "kseg.contrast.region_contrast"):
             stack.enter_context(replaced(importlib.import_module(module), "info_nce", info_nce))
-        if hasattr(kernel, "_HELD"):  # Else it would cut the blocks of anchors again.
-            stack.enter_context(replaced(kernel, "_HELD", max(kernel._HELD, 2 * side**2)))
+        stack.enter_context(replaced(kernel, "held_similarities", lambda: held))
         yield
 
 
@@ -431,12 +431,12 @@ def objectives(sizes, method):
     """Times an objective, forward and gradient, in tiles of several sizes."""
     block_sizes = {
         "multi_scale": sizes.tiles,
-        "region_contrast": [(256, 8192), (256, 65_536)],
+        "region_contrast": [(256, 2048), (256, 8192)],  # The first ones are those of a CPU.
         "contextrast": [],
-        "pixel_contrast": sizes.tiles[:1],
-        "pixel_contrast_memory": [(1024, 4096)],
+        "pixel_contrast": [(256, 1024)],
+        "pixel_contrast_memory": [(256, 1024)],
     }[method]
-    # In its own tiles by all precisions, in others as JAX has it by default.
+    # In those that kseg chooses by all precisions, in others as JAX has it by default.
     variants = {(None, name): p for name, p in precisions().items()}
     name = "default" if "default" in precisions() else "float32"
     variants |= {(block_size, name): precisions()[name] for block_size in block_sizes}

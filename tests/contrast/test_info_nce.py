@@ -148,7 +148,7 @@ def test_the_sum_without_positives_or_without_negatives_is_0():
 
 
 def test_with_many_keys_few_anchors_are_held_at_once(monkeypatch):
-    monkeypatch.setattr("kseg.contrast.info_nce._HELD", 1)
+    monkeypatch.setattr("kseg.contrast.info_nce.held_similarities", lambda: 1)
     rng = np.random.default_rng(6)
     z, labels = unit_rows(rng, 50), np.sort(rng.integers(0, 5, 50))
     chosen = np.arange(0, 50, 2)  # 25 anchors: blocks of 8, the length of a row.
