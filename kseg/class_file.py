@@ -11,7 +11,7 @@ def to_text(classes, **more):
 
     Args:
         classes: `kseg.runs.Classes`.
-        **more: str, what else the file tells.
+        **more: what else the file tells, as JSON has it.
     """
     values = {"names": classes.names, "palette": classes.palette, **more}
     return json.dumps({**values, "sha256": _digest(values)}) + "\n"

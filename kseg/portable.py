@@ -112,7 +112,7 @@ def load(path, *, threads=None):
         ) from None
     try:
         classes, more = class_file.from_text(text)
-        if more.get("model_sha256", digest) != digest:
+        if digest not in more.get("model_sha256", [digest]):
             raise ValueError(f"{path.with_suffix(_CLASSES).name} belongs to another file")
         return PortableModel(classes, *runtime(path, threads or os.cpu_count()))
     except UserError:
@@ -267,8 +267,32 @@ def _export(segmenter, path, classes, size, overwrite, target, convert):
     except Exception as error:  # Converters raise whatever their stages raise.
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The converter to {target} cannot do this network ({reason})") from None
-    text = class_file.to_text(classes, model_sha256=hashlib.sha256(content).hexdigest())
+    digests = [hashlib.sha256(content).hexdigest(), *_digests_beside(path, classes)]
+    text = class_file.to_text(classes, model_sha256=digests)
     _write({path.with_suffix(_CLASSES): text.encode(), path: content})
+
+
+def _digests_beside(path, classes):
+    """Digests of the other files that the file of the classes belongs to.
+
+    `model.tflite` and `model.onnx` share `model.classes.json`.
+
+    Args:
+        path: file that is about to be written.
+        classes: `kseg.runs.Classes`; files of other classes are left out.
+
+    Returns:
+        list of str.
+    """
+    try:
+        known, more = class_file.from_text(path.with_suffix(_CLASSES).read_text())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    if (known.names, known.palette) != (classes.names, classes.palette):
+        return []
+    others = [f for f in path.parent.iterdir() if f.stem == path.stem and f.name != path.name]
+    found = [hashlib.sha256(f.read_bytes()).hexdigest() for f in others if f.is_file()]
+    return [digest for digest in found if digest in more.get("model_sha256", [])]
 
 
 def _write(contents):

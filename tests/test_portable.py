@@ -213,6 +213,19 @@ def test_names_what_cannot_be_written(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_files_of_one_name_share_their_classes(tmp_path):
+    """Each keeps its checksum there; a file of other classes takes the place for itself."""
+    lite, onnx = tmp_path / "model.tflite", tmp_path / "model.onnx"
+    portable.export_onnx(small_segmenter(), onnx, CLASSES, (8, 12))
+    portable.export_tflite(small_segmenter(), lite, CLASSES, (8, 12))
+    assert portable.load(lite).classes == portable.load(onnx).classes == CLASSES
+    others = Classes(CLASSES.names[::-1], CLASSES.palette)
+    portable.export_tflite(small_segmenter(), lite, others, (8, 12), overwrite=True)
+    assert portable.load(lite).classes == others
+    with pytest.raises(UserError, match="belongs to another file"):
+        portable.load(onnx)
+
+
 def test_load_names_what_is_wrong(colours, tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         portable.load(tmp_path / "model.onnx")
