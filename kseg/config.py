@@ -885,6 +885,20 @@ def describe(error, values, section=None) -> str:
     return "; ".join(_describe(items, values, section or Experiment) for items in groups)
 
 
+def flatten(value, prefix="") -> dict[str, Any]:
+    """A nested value as a dict from dotted key to leaf; empty dicts and lists are leaves."""
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and value:
+        items = ((str(i), v) for i, v in enumerate(value))
+    else:
+        return {prefix: value}
+    flat = {}
+    for key, item in items:
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
 def json_schema() -> str:
     """The JSON schema of a config file, as text; no key is required, since files may extend."""
     return json.dumps(_relaxed(Experiment.model_json_schema(by_alias=True)), indent=1) + "\n"

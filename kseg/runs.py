@@ -185,7 +185,9 @@ class Run:
 
     def agreement(self):
         """What must be equal on all workers of a cluster: a flat dict that JSON can hold."""
-        config = _flatten({"config": self.config.model_dump(mode="json"), "data": self.data})
+        config = config_module.flatten(
+            {"config": self.config.model_dump(mode="json"), "data": self.data}
+        )
         local = ("config.data.path", "config.data.cache", "config.data.service")
         found = {
             key.removeprefix("config."): value
@@ -455,23 +457,10 @@ def _few(names, limit=12):
 
 
 def _differences(before, after):
-    before, after = (_flatten(c.model_dump(mode="json")) for c in (before, after))
+    before, after = (config_module.flatten(c.model_dump(mode="json")) for c in (before, after))
     keys = [k for k in sorted({*before, *after}) if not k.startswith(_FREE_KEYS)]
     return [
         f"{key} was {before.get(key)}, is {after.get(key)}"
         for key in keys
         if before.get(key) != after.get(key)
     ]
-
-
-def _flatten(value, prefix=""):
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = ((str(i), v) for i, v in enumerate(value))
-    else:
-        return {prefix: value}
-    flat = {}
-    for key, item in items:
-        flat |= _flatten(item, f"{prefix}.{key}" if prefix else key)
-    return flat

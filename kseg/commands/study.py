@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 
+from kseg import files
 from kseg.errors import UserError
 from kseg.studies import design, results
 
@@ -152,7 +153,7 @@ def _train(experiment, run_folder):
     """
     run_folder.mkdir(parents=True, exist_ok=True)
     config = run_folder / "study_config.json"
-    results.replace_text(config, experiment.to_json())
+    files.write_text(config, experiment.to_json())
     log = run_folder / "stderr.txt"
     command = [sys.executable, "-m", "kseg.commands.study_run", str(config), str(run_folder)]
     with open(log, "w", encoding="utf-8") as errors:
@@ -219,16 +220,16 @@ def _on_ray(plan, missing, folder, settings, part, keep_runs, report, address):
             (ready,), _ = ray.wait(list(pending), num_returns=1)
             arm, seed = pending.pop(ready)
             try:
-                error, files = ray.get(ready)
+                error, contents = ray.get(ready)
             except ray.exceptions.RayError as lost:
-                error, files = f"its worker was lost: {lost}".splitlines()[0], {}
+                error, contents = f"its worker was lost: {lost}".splitlines()[0], {}
             if error is not None:
                 failures.append(((arm, seed), error))
                 report(f"failed: {arm}, seed {seed}: {error}")
                 continue
             run_folder = folder / "runs" / design.run_name(arm, seed)
             run_folder.mkdir(parents=True, exist_ok=True)
-            for name, content in files.items():
+            for name, content in contents.items():
                 (run_folder / name).write_bytes(content)
             line = _collect(plan, folder, arm, seed, settings[arm], part, keep_runs)
             report(f"{arm}, seed {seed}: mean IoU {line['last']['mean_iou']:.4f}")
@@ -265,7 +266,7 @@ def _write_tables(folder, plan, done, class_names):
     from kseg.studies import tables
     from kseg.studies.statistics import summarize
 
-    text, files = [], []
+    text, written = [], []
     folder.mkdir(parents=True, exist_ok=True)
     for backend in sorted({backend for _, _, backend in done}):
         present = [r for (_, _, b), r in done.items() if b == backend]
@@ -286,18 +287,16 @@ def _write_tables(folder, plan, done, class_names):
             f"classes{stem}.csv": tables.classes_csv(arms, class_names),
         }
         for name, content in found.items():
-            results.replace_text(folder / name, content)
-            files.append(folder / name)
-        files.append(folder / f"scores{stem}.png")
-        _draw(files[-1], arms, plan.name)
+            files.write_text(folder / name, content)
+            written.append(folder / name)
+        written.append(folder / f"scores{stem}.png")
+        _draw(written[-1], arms, plan.name)
         text.append(found[f"table{stem}.md"])
-    return {"table": "\n".join(text), "files": files}
+    return {"table": "\n".join(text), "files": written}
 
 
 def _draw(path, arms, title):
     from kseg.analysis.charts import png
     from kseg.studies.tables import chart
 
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_bytes(png(chart(arms, title=title)))
-    unfinished.replace(path)
+    files.write_bytes(path, png(chart(arms, title=title)))

@@ -61,9 +61,9 @@ def run(config_file, folder):
         UserError: if config or data are wrong or a loss is not finite.
     """
     from kseg import config as config_module
+    from kseg import files
     from kseg.commands.data import ExperimentData
     from kseg.runs import Run
-    from kseg.studies.results import replace_text
     from kseg.training import loop
 
     usage = _Usage(pathlib.Path(folder))
@@ -91,7 +91,7 @@ def run(config_file, folder):
         **usage.cost(),
     }
     counts.save(run.path / "counts.npz")
-    replace_text(run.path / "result.json", json.dumps(line, indent=1) + "\n")
+    files.write_text(run.path / "result.json", json.dumps(line, indent=1) + "\n")
     return line
 
 
@@ -187,9 +187,10 @@ class _Usage:
         }
 
     def _write(self, values):
-        from kseg.studies.results import replace_text
 
-        replace_text(self._file, json.dumps(values) + "\n")
+        from kseg import files
+
+        files.write_text(self._file, json.dumps(values) + "\n")
 
 
 def attempt(config_file, folder):

@@ -176,7 +176,7 @@ def settings(experiment, data_fingerprint):
     Returns:
         dict from dotted key to a value that JSON can hold.
     """
-    values = flatten(experiment.model_dump(mode="json"))
+    values = config_module.flatten(experiment.model_dump(mode="json"))
     kept = {key: value for key, value in values.items() if not _is_free(key)}
     return {**kept, "data.fingerprint": data_fingerprint}
 
@@ -204,22 +204,8 @@ def same_settings(before, now, experiment):
     if any(now.get(key, _MISSING) != value for key, value in before.items()):
         return False
     added = now.keys() - before.keys()
-    chosen = flatten(experiment.model_dump(mode="json", exclude_defaults=True))
+    chosen = config_module.flatten(experiment.model_dump(mode="json", exclude_defaults=True))
     return not added & chosen.keys()
-
-
-def flatten(value, prefix=""):
-    """A nested value as a dict from dotted key to leaf; empty dicts and lists are leaves."""
-    if isinstance(value, dict) and value:
-        items = value.items()
-    elif isinstance(value, list) and value:
-        items = ((str(i), v) for i, v in enumerate(value))
-    else:
-        return {prefix: value}
-    flat = {}
-    for key, item in items:
-        flat |= flatten(item, f"{prefix}.{key}" if prefix else key)
-    return flat
 
 
 _MISSING = object()

@@ -15,6 +15,7 @@ import os
 import pathlib
 from typing import Any
 
+from kseg import files
 from kseg.errors import UserError
 from kseg.evaluation.image_counts import ImageCounts
 from kseg.studies.design import fingerprint, run_name
@@ -104,7 +105,7 @@ def append(folder, line, counts, values, *, part=None):
         (folder / name).mkdir(parents=True, exist_ok=True)
     file = folder / "settings" / f"{key}.json"
     if not file.exists():
-        replace_text(file, json.dumps(values, indent=1, sort_keys=True) + "\n")
+        files.write_text(file, json.dumps(values, indent=1, sort_keys=True) + "\n")
     name = f"{run_name(line['arm'], line['seed'])}-{key[:12]}-{line['backend']}.npz"
     counts.save(folder / "counts" / name)
     line = {**line, "fingerprint": key, "counts": f"counts/{name}"}
@@ -139,14 +140,6 @@ def read_settings(folder):
             )
         found[file.stem] = values
     return found
-
-
-def replace_text(path, text):
-    """Writes a text file in place of an older one, as a whole."""
-    path = pathlib.Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 def _repair_end(file):
