@@ -12,22 +12,7 @@ _HELD_ON_CPU, _HELD_ON_ACCELERATOR = 2**24, 2**26
 
 def on_accelerator():
     """Whether the backend computes on a GPU or TPU."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        return any(
-            device.device_type in ("GPU", "TPU") for device in tf.config.list_logical_devices()
-        )
-    if backend == "jax":
-        import jax
-
-        return jax.default_backend() != "cpu"
-    if backend == "torch":
-        import torch
-
-        return torch.cuda.is_available()
-    return False
+    return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
 
 
 def tile_sizes(num_anchors, num_keys, dim, *, on_cpu, accelerator=None):
