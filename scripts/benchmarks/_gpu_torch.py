@@ -365,12 +365,22 @@ def cross_entropy(logits, labels):
     return mean_of_valid(loss, valid)
 
 
-def ohem(logits, labels, *, min_kept, threshold=0.7):
-    """Cross-entropy of the pixels of low probability."""
+def ohem(logits, labels, *, min_kept, kept=None, threshold=0.7):
+    """Cross-entropy of the pixels of low probability, or of those that `kept` names.
+
+    Returns:
+        `(loss, number, distance)`: with `kept`, of how many pixels the choice would be another one
+        here, and how far at most their probability is from the threshold; else both are 0.
+    """
     loss, valid, _ = per_pixel(logits, labels)
     probability = (-loss.detach()).exp()
     smallest = probability[valid].kthvalue(min(min_kept, int(valid.sum()))).values
-    return mean_of_valid(loss, valid & (probability <= smallest.clamp(min=threshold)))
+    threshold = smallest.clamp(min=threshold)
+    own = valid & (probability <= threshold)
+    kept = own if kept is None else kept
+    others = (probability - threshold).abs()[own != kept]
+    distance = others.max() if len(others) else torch.zeros(())
+    return mean_of_valid(loss, kept), torch.tensor(len(others)), distance
 
 
 def lovasz(logits, labels):
@@ -423,18 +433,20 @@ def reference_of_objective(method, folder, sizes):
 
 
 def reference_of_logit_losses(_, folder, sizes):
-    """The losses on logits in float64."""
+    """The losses on logits in float64; OHEM of the pixels that kseg kept."""
     inputs = read_inputs(folder)
     labels, found = inputs["labels"].long(), {}
     kept = sizes.batch * sizes.height * sizes.width // 42
     functions = {
         "cross_entropy": cross_entropy,
-        "ohem": functools.partial(ohem, min_kept=kept),
+        "ohem": functools.partial(ohem, min_kept=kept, kept=inputs["kept"]),
         "lovasz": lovasz,
     }
     for key, function in functions.items():
         x = inputs["logits"].double().requires_grad_()
         loss = function(x.movedim(-1, 1), labels)
+        if key == "ohem":
+            loss, found["ohem_others"], found["ohem_distance"] = loss
         loss.backward()
         found |= {key: loss, f"{key}_gradient": x.grad}
     write_expected(folder, **found)
@@ -473,7 +485,7 @@ def objectives(sizes):
                     ms=1e3 * seconds,
                     spread_ms=1e3 * spread,
                     **peak.found,
-                    loss=float(loss),
+                    loss=float(loss.detach()),
                 )
 
 

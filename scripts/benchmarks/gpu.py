@@ -6,9 +6,11 @@
 
 Needs JAX and Keras, PyTorch with timm for its side, and no TensorFlow. Each case runs in a process
 of its own; several are built and compiled at once, but what is timed has the GPU alone: the other
-processes are stopped meanwhile. Every result is a line of JSON, written at once. The cases start in
-the order of `--list`, the most important first; those that do not fit into the time are skipped,
-and a line says so. `--toy` runs all of them in tiny sizes, on a CPU too.
+processes are stopped meanwhile. Whole networks take the compiler so long that only two at a time
+are compiled, with two small cases beside them, and timings wait for them, half a minute at most.
+Every result is a line of JSON, written at once. The cases start in the order of `--list`, the most
+important first, as far as these rules allow; those that do not fit into the time are skipped, and a
+line says so. `--toy` runs all of them in tiny sizes, on a CPU too.
 """
 
 import argparse
@@ -34,6 +36,8 @@ import _gpu_shared
 
 HERE = pathlib.Path(__file__).resolve().parent
 NETWORKS = ("hrnet_w48", "deeplabv3_r101", "ocrnet_w48", "upernet_swin_t")
+BESIDE = 2  # Cases that run beside those that compile a network.
+PATIENCE = 30.0  # Seconds that a case waits for its turn while a network is compiled.
 PART_BYTES = 15 * 2**20  # Of the packed compilation cache; what a lent machine hands back is small.
 
 
@@ -48,7 +52,9 @@ class Case:
         arguments: tuple of str.
         seconds: float, expected, on an H100 with 16 cores; a case that would not end in time is
             not started.
-        limit: float, seconds after which it is ended.
+        limit: float, seconds after which it is ended; those in which it waits for its turn or is
+            stopped do not count.
+        compiles: bool, whether it compiles a whole network.
     """
 
     name: str
@@ -57,6 +63,7 @@ class Case:
     arguments: tuple = ()
     seconds: float = 30.0
     limit: float = 120.0
+    compiles: bool = False
 
 
 def all_cases():
@@ -64,7 +71,7 @@ def all_cases():
     cases = [Case(f"ceilings/{side}", side, "ceilings", seconds=20.0) for side in ("jax", "torch")]
     methods = [method for method in _gpu_shared.METHODS if method != "ce"]
     cases += [
-        Case(f"network/jax/{network}/ce", "jax", "network", (network, "ce"), 130.0, 280.0)
+        Case(f"network/jax/{network}/ce", "jax", "network", (network, "ce"), 130.0, 280.0, True)
         for network in NETWORKS
     ]
     cases += [
@@ -88,12 +95,13 @@ def all_cases():
             (network, "ce", "fused_norm"),
             130.0,
             280.0,
+            True,
         )
         for network in ("hrnet_w48", "deeplabv3_r101")
     ]
     for network in NETWORKS:
         cases += [
-            Case(f"network/jax/{network}/{m}", "jax", "network", (network, m), 140.0, 280.0)
+            Case(f"network/jax/{network}/{m}", "jax", "network", (network, m), 140.0, 280.0, True)
             for m in methods
         ]
         cases.append(
@@ -114,6 +122,7 @@ def all_cases():
             (network,),
             120.0,
             280.0,
+            True,
         )
         for network in NETWORKS
     ]
@@ -134,7 +143,16 @@ def parse_arguments():
         "--jobs",
         type=int,
         default=max(1, min(10, (os.cpu_count() or 2) - 2)),
-        help="cases at once",
+        help="cases at once, those that wait for their turn not counted",
+    )
+    parser.add_argument(
+        "--compile-jobs", type=int, default=2, help="networks that are compiled at once"
+    )
+    parser.add_argument(
+        "--autotune-level",
+        type=int,
+        choices=range(5),
+        help="how thoroughly XLA tries algorithms, 0 to 4 (default: XLA's own)",
     )
     parser.add_argument(
         "--cache", help="folder of the compilation cache, kept (default: a new one, dropped)"
@@ -145,10 +163,10 @@ def parse_arguments():
     parser.add_argument("--parts", type=int, default=4, help="parts at most")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # Runs one, in this process.
     arguments = parser.parse_args()
-    if arguments.jobs < 1 or arguments.time_limit <= 0:
+    if min(arguments.jobs, arguments.compile_jobs) < 1 or arguments.time_limit <= 0:
         parser.error(
-            "--jobs must be at least 1 and --time-limit positive. Received: "
-            f"{arguments.jobs} and {arguments.time_limit:g}"
+            "--jobs and --compile-jobs must be at least 1 and --time-limit positive. Received: "
+            f"{arguments.jobs}, {arguments.compile_jobs} and {arguments.time_limit:g}"
         )
     return arguments
 
@@ -228,8 +246,12 @@ class Process:
             "TORCHINDUCTOR_COMPILE_THREADS": "4",
             _gpu_shared.TAKES_TURNS: "1",
         }
+        flags = [os.environ.get("XLA_FLAGS", "")]
+        if arguments.autotune_level is not None:
+            flags.append(f"--xla_gpu_autotune_level={arguments.autotune_level}")
         if arguments.toy:  # What is compiled runs only a few times.
-            environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+            flags.append("--xla_backend_optimization_level=0")
+        environment["XLA_FLAGS"] = " ".join(filter(None, flags))
         self._process = subprocess.Popen(
             command,
             env=environment,
@@ -238,7 +260,9 @@ class Process:
             stderr=self.log,
             start_new_session=True,  # A group of its own, so that it is stopped with its children.
         )
-        self._results, self.stopped = 0, False
+        self.stopped = False
+        self.idle = 0.0  # Seconds in which it waited or was stopped.
+        self.asked = None  # When it asked for its turn.
         threading.Thread(target=self._read, args=(lines,), daemon=True).start()
 
     def _read(self, lines):
@@ -286,6 +310,8 @@ class Driver:
         self._lines = queue.Queue()
         self._running, self._waiting, self._holder = [], [], None
         self._granted = 0.0
+        self._ticked = self._start
+        self._timing = False  # Whether turns are given until nobody waits.
         self._again = []  # Cases that lacked memory: once more, alone, at the end.
         self._retried = set()
         self.failed = 0
@@ -294,6 +320,7 @@ class Driver:
         """Works off all cases, or as many as fit."""
         try:
             while self._cases or self._running or self._again:
+                self._count_idle()
                 self._start_cases()
                 self._enforce_limits()
                 self._give_turn()
@@ -327,8 +354,17 @@ class Driver:
             self._cases.append(self._again.pop(0))
         # A case that would not end in time is passed over; a shorter one may still fit.
         for case in list(self._cases):
-            if len(self._running) >= self._arguments.jobs:
-                return
+            busy = [p.case for p in self._running if p not in self._waiting]
+            compiling = sum(c.compiles for c in busy)
+            jobs = self._arguments.jobs
+            if compiling:
+                jobs = min(jobs, compiling + BESIDE)
+            if case.compiles:
+                jobs = min(self._arguments.jobs, self._arguments.compile_jobs + BESIDE)
+                if compiling >= self._arguments.compile_jobs:
+                    continue
+            if len(busy) >= jobs or len(self._running) >= 2 * self._arguments.jobs:
+                continue
             self._cases.remove(case)
             if not self._arguments.toy and case.seconds > self._left():
                 self.write({"case": case.name, "skipped": f"needs about {case.seconds:.0f} s"})
@@ -337,11 +373,18 @@ class Driver:
             self._running.append(process)
             process.stop(self._holder is not None)
 
+    def _count_idle(self):
+        now = time.monotonic()
+        for process in self._running:
+            if process.stopped or process in self._waiting:
+                process.idle += now - self._ticked
+        self._ticked = now
+
     def _enforce_limits(self):
         now = time.monotonic()
         for process in list(self._running):
             slower = 10 if self._arguments.toy else 1  # A CPU, and one that is shared.
-            over = now - process.started > slower * process.case.limit
+            over = now - process.started - process.idle > slower * process.case.limit
             holds_long = process is self._holder and now - self._granted > slower * 90
             if over or holds_long or self._left() <= 0:
                 reason = "of the run" if self._left() <= 0 else "of the case"
@@ -356,7 +399,8 @@ class Driver:
             self._cases, self._again = [], []
 
     def _give_turn(self):
-        if self._holder is None and self._waiting:
+        self._timing = bool(self._waiting) and (self._timing or self._is_time_for_turns())
+        if self._holder is None and self._timing:
             self._holder = self._waiting.pop(0)
             self._granted = time.monotonic()
             for process in self._running:
@@ -367,11 +411,19 @@ class Driver:
             for process in self._running:
                 process.stop(False)
 
+    def _is_time_for_turns(self):
+        """Whether no network is compiled, or those that wait cannot wait longer."""
+        busy = [p.case for p in self._running if p not in self._waiting]
+        waited = time.monotonic() - min(p.asked for p in self._waiting)
+        needed = 20.0 + 10.0 * len(self._waiting)
+        return not any(c.compiles for c in busy) or waited > PATIENCE or self._left() < needed
+
     def _take(self, process, line):
         if process not in self._running:
             return  # It was ended.
         if line.get("turn") == "ask":
             self._waiting.append(process)
+            process.asked = time.monotonic()
         elif line.get("turn") == "over":
             self._holder = None
         elif "returncode" in line:

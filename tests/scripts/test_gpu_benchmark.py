@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 import tarfile
+import time
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_a_failing_case_is_reported(tmp_path):
     output = tmp_path / "gpu.jsonl"
     kit = load()
     kit.all_cases = lambda: [kit.Case("broken", "jax", "no_such_function")]
-    arguments = kit.argparse.Namespace(toy=True, jobs=1, time_limit=60.0)
+    arguments = driver_arguments(kit, toy=True, jobs=1)
     with open(output, "w") as file:
         driver = kit.Driver(arguments, kit.all_cases(), tmp_path, file)
         driver.run()
@@ -103,6 +104,74 @@ def test_the_cache_is_packed_in_parts_and_unpacked(tmp_path):
     kit.unpack(tmp_path / "packed")
     for name in ("a", "sub/b"):
         assert (tmp_path / "packed" / name).read_bytes() == contents[name]
+
+
+class FakeProcess:
+    """A process that does nothing, and holds what the driver told it."""
+
+    def __init__(self, case, *_):
+        self.case, self.started = case, time.monotonic()
+        self.stopped, self.idle, self.asked, self.granted = False, 0.0, None, False
+
+    def stop(self, stopped):
+        self.stopped = stopped
+
+    def grant(self):
+        self.granted = True
+
+
+def driver_arguments(kit, **changes):
+    values = {"toy": False, "jobs": 6, "compile_jobs": 2, "time_limit": 500.0}
+    return kit.argparse.Namespace(**{**values, "autotune_level": None, **changes})
+
+
+def test_networks_compile_two_at_a_time_and_timings_wait_for_them(tmp_path):
+    kit = load()
+    kit.Process = FakeProcess
+    cases = [kit.Case(f"network{i}", "jax", "network", compiles=True) for i in range(4)]
+    cases += [kit.Case(f"small{i}", "jax", "objectives") for i in range(4)]
+    driver = kit.Driver(driver_arguments(kit), cases, tmp_path, None)
+
+    def names(processes):
+        return sorted(process.case.name for process in processes)
+
+    driver._start_cases()
+    assert names(driver._running) == ["network0", "network1", "small0", "small1"]
+    by_name = {process.case.name: process for process in driver._running}
+    driver._take(by_name["small0"], {"turn": "ask"})
+    driver._give_turn()
+    assert driver._holder is None  # Two networks are compiled.
+    driver._start_cases()  # Who waits leaves room for another, but not for a third network.
+    assert names(driver._running) == ["network0", "network1", "small0", "small1", "small2"]
+    driver._take(by_name["network0"], {"turn": "ask"})
+    driver._give_turn()
+    assert driver._holder is None
+    by_name["small0"].asked -= kit.PATIENCE + 1
+    driver._give_turn()
+    assert driver._holder is by_name["small0"] and by_name["small0"].granted
+    assert all(process.stopped for process in driver._running if process is not driver._holder)
+    driver._take(by_name["small0"], {"turn": "over"})
+    driver._give_turn()  # All who wait have their turns at once, the others stay stopped.
+    assert driver._holder is by_name["network0"]
+    assert by_name["network1"].stopped
+    driver._take(by_name["network0"], {"turn": "over"})
+    driver._give_turn()
+    assert driver._holder is None
+    assert not any(process.stopped for process in driver._running)
+
+
+def test_waiting_does_not_count_against_the_limit_of_a_case(tmp_path):
+    kit = load()
+    kit.Process = FakeProcess
+    driver = kit.Driver(driver_arguments(kit), [kit.Case("a", "jax", "x")], tmp_path, None)
+    driver._start_cases()
+    (process,) = driver._running
+    driver._take(process, {"turn": "ask"})
+    driver._ticked -= 1000.0
+    process.started -= 1000.0
+    driver._count_idle()
+    driver._enforce_limits()
+    assert driver._running == [process]
 
 
 def load():
