@@ -241,7 +241,7 @@ state, found, sample, loss = write(state, rows[::-1], np.array([0, 0, 1], "int32
 np.testing.assert_array_equal(
     found, np.array([[1, 0], [0.6, 0.8], [1, 0], [0, 1], [0, 1], [0, 0]], "float32")
 )
-np.testing.assert_array_equal(sample[1], [0, 0, 0, 1])  # Of 5 entries: 0, 1, 2, and 3 or 4.
+assert list(sample[1]) in ([0, 0, 0, 1], [0, 0, 1, 1])  # 4 of 5 entries, 3 of them of class 0.
 # The last anchor, (0, 1) of class 1: two positives at cosine 1; negatives at 0, 0.8 and 0.
 negative = np.log(np.exp(0) + np.exp(8) + np.exp(0))
 np.testing.assert_allclose(loss[2], np.log1p(np.exp(negative - 10)), rtol=1e-5)
