@@ -17,7 +17,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 @dataclasses.dataclass(frozen=True)
 class DataDescription:
-    """What a study needs to know of an arm's data.
+    """Description of an arm's data, as a study needs it.
 
     Attributes:
         fingerprint: str, of everything that the records were made from.

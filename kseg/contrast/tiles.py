@@ -1,4 +1,4 @@
-"""How many similarities `info_nce` holds at once: few on a CPU, many on an accelerator."""
+"""Tile sizes of similarities in `info_nce`: small on a CPU, large on an accelerator."""
 
 import math
 
@@ -11,7 +11,7 @@ _HELD_ON_CPU, _HELD_ON_ACCELERATOR = 2**24, 2**26
 
 
 def on_accelerator():
-    """Whether the backend computes on a GPU or TPU."""
+    """Returns True if the backend computes on a GPU or TPU."""
     return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
 
 

@@ -16,7 +16,7 @@ from kseg.training.schedules import build_schedule
 
 
 class FusedUpdates(LearningRateFactors):
-    """What both optimizers share."""
+    """Behaviour shared by both optimizers."""
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return grads_and_vars
