@@ -27,7 +27,8 @@ from pipelines.pictures import JPEG_DCT
 TILE = (128, 256)
 _FEATURES = {
     "image": tf.io.FixedLenFeature([], tf.string),
-    "orientation": tf.io.FixedLenFeature([], tf.int64),
+    # Records of format 3 have none: their images lie as they are stored.
+    "orientation": tf.io.FixedLenFeature([], tf.int64, default_value=1),
     "height_at": tf.io.FixedLenFeature([], tf.int64),
     "band_rows": tf.io.FixedLenFeature([], tf.int64),
     "bands": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),

@@ -43,6 +43,8 @@ from pipelines.examples import read_checked
 from pipelines.pictures import check_range
 
 FORMAT_VERSION = 4
+# Format 3 had no orientations: a missing one is read as 1, see `pipelines.encoding`.
+_READ_VERSIONS = (3, FORMAT_VERSION)
 MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
 _IMAGES_PER_SHARD = 128
@@ -112,6 +114,7 @@ class Manifest:
         fingerprint: str, a hash of everything that it was made from.
         splits: dict from name to `Split`.
         folder: str, where it was read.
+        format: int, the version of kseg's record format.
     """
 
     dataset: str
@@ -123,6 +126,7 @@ class Manifest:
     fingerprint: str
     splits: dict[str, Split]
     folder: str
+    format: int = FORMAT_VERSION
 
     @property
     def num_classes(self):
@@ -224,6 +228,12 @@ def write(
     with _locked(folder):
         if exists(folder) and not overwrite:
             manifest = read_manifest(folder)
+            if manifest.format != FORMAT_VERSION:
+                raise DataError(
+                    f"{folder} was prepared by an earlier version of kseg (format "
+                    f"{manifest.format}). It can be used as it is. Use --overwrite to prepare it "
+                    "again, or another --output"
+                )
             if manifest.fingerprint != fingerprint:
                 raise DataError(
                     f"{folder} holds {manifest.dataset!r}, made from other files or with other "
@@ -342,9 +352,10 @@ def _parse_manifest(folder):
     try:
         values = json.loads(content)
         version = values.pop("format")
-        if version != FORMAT_VERSION:
+        if version not in _READ_VERSIONS:
             raise DataError(
-                f"{path} has format {version}, this version reads {FORMAT_VERSION}. {_AGAIN}"
+                f"{path} has format {version}, this version reads "
+                f"{' and '.join(map(str, _READ_VERSIONS))}. {_AGAIN}"
             )
         for derived in ("num_classes", "ignore_label"):
             values.pop(derived)
@@ -354,7 +365,7 @@ def _parse_manifest(folder):
             name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
             for name, split in values.pop("splits").items()
         }
-        return Manifest(**values, splits=splits, folder=str(folder))
+        return Manifest(**values, splits=splits, folder=str(folder), format=version)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
@@ -688,9 +699,9 @@ def _hash(values):
 
 def _write_manifest(manifest):
     values = dataclasses.asdict(manifest)
-    folder = values.pop("folder")
+    folder, version = values.pop("folder"), values.pop("format")
     values = {
-        "format": FORMAT_VERSION,
+        "format": version,
         "checksum": _hash(values),
         "num_classes": manifest.num_classes,
         "ignore_label": IGNORE_LABEL,

@@ -20,6 +20,7 @@ import contextlib
 import json
 import math
 import pathlib
+import sys
 import tempfile
 
 import _common
@@ -324,15 +325,22 @@ def compare_runs(options):
     from kseg.evaluation.compare import compare
 
     sources = [evaluation_file(name, options.split) for name in options.compare]
-    (first, first_counts), (second, second_counts) = map(results.read, sources)
-    names = list(first["classes"])
-    if names != list(second["classes"]):
+    first, second = map(results.read, sources)
+    names = list(first.found["classes"])
+    if names != list(second.found["classes"]):
         raise UserError(
             f"{sources[0]} and {sources[1]} must have the same classes, in the same order"
         )
     chosen = {key: getattr(options, key) for key in ("resamples", "confidence", "seed")}
     chosen = {key: value for key, value in chosen.items() if value is not None}
-    comparison = compare(first_counts, second_counts, **chosen)
+    comparison = compare(first.image_counts, second.image_counts, **chosen)
+    for file, read in zip(sources, (first, second), strict=True):
+        if not read.has_checksum:
+            print(
+                f"note: {file} was written by an earlier version, without a checksum; its sums "
+                f"agree with those of {file.with_suffix('.npz').name}",
+                file=sys.stderr,
+            )
     for letter, file in zip("AB", sources, strict=True):
         print(f"{letter}: {file}")
     print(comparison.table(names))

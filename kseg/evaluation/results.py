@@ -4,6 +4,9 @@ import csv
 import hashlib
 import json
 import pathlib
+import typing
+
+import numpy as np
 
 from kseg import display, files
 from kseg.errors import UserError
@@ -11,6 +14,21 @@ from kseg.evaluation.image_counts import ImageCounts
 
 _COUNTS = "image_counts_sha256"
 _COLUMNS = ("kind", "name", "iou", "accuracy", "pixel_share", "boundary_iou", "iiou")
+
+
+class Results(typing.NamedTuple):
+    """An evaluation, as `read` finds it.
+
+    Attributes:
+        found: dict, as given to `write`.
+        image_counts: `kseg.evaluation.image_counts.ImageCounts`.
+        has_checksum: bool. Earlier versions stored none; that scores and counts belong together
+            is then known only as far as their sums agree.
+    """
+
+    found: dict
+    image_counts: ImageCounts
+    has_checksum: bool
 
 
 def write(path, found, image_counts):
@@ -45,7 +63,7 @@ def read(path):
         path: the `.json` file.
 
     Returns:
-        `(found, image_counts)`.
+        `Results`.
 
     Raises:
         UserError: if a file is missing or damaged, or they are not of one evaluation.
@@ -55,6 +73,7 @@ def read(path):
         found = json.loads(path.read_text())
         list(found["classes"])
         expected = found.pop(_COUNTS, None)
+        matrix = np.array(found["confusion_matrix"], "int64")
     except FileNotFoundError:
         raise UserError(
             f"There is no {path}. Evaluate with scripts/evaluate.py, which writes it"
@@ -63,12 +82,17 @@ def read(path):
         raise UserError(f"{path} holds no scores. Give a file of scripts/evaluate.py") from None
     counts = path.with_suffix(".npz")
     image_counts = ImageCounts.load(counts)
-    if expected != _digest(counts):
+    if expected is None:
+        sums = [np.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)]
+        agree = np.array_equal(image_counts.pixels.sum(axis=0), sums)
+    else:
+        agree = expected == _digest(counts)
+    if not agree:
         raise UserError(
             f"{path} and {counts.name} must be of one evaluation, and are not: one was stopped, or "
             "a file was copied alone. Evaluate again with scripts/evaluate.py"
         )
-    return found, image_counts
+    return Results(found, image_counts, expected is not None)
 
 
 def _digest(path):

@@ -22,8 +22,8 @@ def test_round_trip(tmp_path):
     found = Scores(MATRIX).to_dict(["road", 'a "car", red'])
     path = tmp_path / "new" / "val.json"
     results.write(path, found, COUNTS)
-    again, counts = results.read(path)
-    assert again == found
+    again, counts, has_checksum = results.read(path)
+    assert (again, has_checksum) == (found, True)
     assert counts.ids == COUNTS.ids
     np.testing.assert_array_equal(counts.pixels, COUNTS.pixels)
     assert sorted(file.name for file in path.parent.iterdir()) == ["val.csv", "val.json", "val.npz"]
@@ -79,6 +79,25 @@ def test_files_of_two_evaluations_are_refused(tmp_path):
     (tmp_path / "other.npz").replace(tmp_path / "val.npz")
     with pytest.raises(UserError, match=r"val\.json and val\.npz must be of one evaluation"):
         results.read(tmp_path / "val.json")
+
+
+def test_results_of_earlier_versions_have_no_checksum(tmp_path):
+    # Two images of MATRIX in all: hits, pixels of the truth (rows), of the prediction (columns).
+    pixels = [[[6, 4], [6, 6], [6, 6]], [[0, 5], [2, 4], [1, 5]]]
+    path = tmp_path / "val.json"
+    results.write(path, Scores(MATRIX).to_dict(["a", "b"]), ImageCounts(["x", "y"], pixels))
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "image_counts_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="must be of one evaluation"):
+        results.read(path)
+    del values["image_counts_sha256"]
+    path.write_text(json.dumps(values))
+    found, counts, has_checksum = results.read(path)
+    assert (found, has_checksum) == (values, False)
+    np.testing.assert_array_equal(counts.pixels, pixels)
+    ImageCounts(["x", "y"], np.array(pixels)[:, :, ::-1]).save(tmp_path / "val.npz")
+    with pytest.raises(UserError, match="must be of one evaluation"):
+        results.read(path)
 
 
 def test_cells_are_no_formulas(tmp_path):

@@ -298,7 +298,7 @@ def test_missing_and_truncated_shards_are_named(tmp_path):
         (lambda text: "[]", "is damaged"),
         (lambda text: text.replace('"checksum"', '"chicksum"'), "is damaged"),
         (lambda text: text.replace('"wall"', '"hall"'), "was changed after it was written"),
-        (lambda text: text.replace('"format": 4', '"format": 99'), "has format 99.*reads 4"),
+        (lambda text: text.replace('"format": 4', '"format": 99'), "has format 99.*reads 3 and 4"),
     ],
 )
 def test_damaged_manifest(tmp_path, change, message):
@@ -362,6 +362,61 @@ def test_verify_checks_the_records_against_the_manifest(tmp_path, change, messag
 
 
 CHECKED = ("format", "checksum", "num_classes", "ignore_label")  # Not under the checksum.
+
+
+def make_format_3(folder):
+    """Rewrites a data set as versions before the orientation of images was stored wrote it."""
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    for split in values["splits"].values():
+        del split["content"]
+        for shard in split["shards"]:
+            file = folder / shard["file"]
+            stored = [record.numpy() for record in tf.data.TFRecordDataset(str(file))]
+            shard["offsets"], position = [], 0
+            with tf.io.TFRecordWriter(str(file)) as writer:
+                for record in stored:
+                    example = tf.train.Example.FromString(record)
+                    del example.features.feature["orientation"]
+                    content = example.SerializeToString(deterministic=True)
+                    writer.write(content)
+                    shard["offsets"].append(position)
+                    position += len(content) + 16
+            shard["bytes"] = file.stat().st_size
+            shard["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    for added in ("value_range",):
+        values.pop(added, None)
+    rest = {k: v for k, v in values.items() if k not in CHECKED}
+    checksum = hashlib.sha256(json.dumps(rest).encode()).hexdigest()
+    path.write_text(json.dumps({**values, "format": 3, "checksum": checksum}))
+
+
+def test_format_3_loads(tmp_path):
+    examples = [noise_example(0), smooth_example(1, (40, 70), ".jpg"), noise_example(2)]
+    batches = {}
+    for name in ("new", "old"):
+        folder = tmp_path / name
+        write(folder, examples, num_shards=2)
+        if name == "old":
+            make_format_3(folder)
+            assert records.read_manifest(folder).format == 3
+        records.verify(folder, progress=False)
+        training = loader.training_dataset(
+            folder, "train", batch_size=2, crop_size=(16, 16), seed=0, scale_range=(0.4, 2.0)
+        )
+        found = [*training.take(4), *loader.evaluation_dataset(folder, "train")]
+        batches[name] = [{key: value.numpy() for key, value in batch.items()} for batch in found]
+    for new, old in zip(batches["new"], batches["old"], strict=True):
+        assert new.keys() == old.keys()
+        for key in new:
+            np.testing.assert_array_equal(new[key], old[key])
+
+    # The same preparation again neither touches it nor calls it another data set.
+    with pytest.raises(DataError, match=r"earlier version of kseg \(format 3\)\. It can be used"):
+        write(folder, examples, num_shards=2)
+    records.verify(folder, progress=False)
+    write(folder, examples, num_shards=2, overwrite=True)
+    assert records.read_manifest(folder).format == 4
 
 
 def test_verify_decodes_every_image(tmp_path, monkeypatch):
