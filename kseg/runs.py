@@ -27,9 +27,6 @@ import pydantic
 from kseg import config as config_module
 from kseg import files
 from kseg.errors import UserError, as_user_error
-from kseg.precision import building
-from kseg.segmenters import build_segmenter
-from kseg.training import checkpoints
 
 _PACKAGES = ("keras", "tensorflow", "numpy", "opencv-python-headless", "kseg")
 
@@ -311,6 +308,9 @@ class Run:
         Returns:
             keras model, see `kseg.segmenters.build_segmenter`.
         """
+        from kseg.precision import building  # Here: a run is opened without Keras.
+        from kseg.segmenters import build_segmenter
+
         model = self.config.model
         with building(precision or self.config.train.precision):
             return build_segmenter(
@@ -342,6 +342,8 @@ class Run:
             UserError: if there is no such checkpoint, it is damaged, of another experiment, or
                 holds weights that are NaN or infinite.
         """
+        from kseg.training import checkpoints
+
         file = self.checkpoint(checkpoint)
         segmenter = self.build_segmenter(maps=maps, precision=precision)
         variables = checkpoints.model_variables(segmenter)

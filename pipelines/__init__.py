@@ -4,12 +4,12 @@ import importlib
 
 from pipelines.errors import DataError
 
-# Loaded when they are first used: reading files needs no TensorFlow, records do.
+# Loaded when they are first used: `verify` imports TensorFlow.
 _HOMES = {
     "prepare": "pipelines.preparation",
     "prepare_once": "pipelines.preparation",
-    "read_manifest": "pipelines.records",
-    "verify": "pipelines.records",
+    "read_manifest": "pipelines.manifest",
+    "verify": "pipelines.verification",
 }
 
 __all__ = ["DataError", "prepare", "prepare_once", "read_manifest", "verify"]

@@ -20,8 +20,9 @@ from pipelines import augment
 from pipelines.datasets.dataset import IGNORE_LABEL
 from pipelines.encoding import decode_whole
 from pipelines.errors import DataError
+from pipelines.manifest import AGAIN
 from pipelines.sampling import Order, repeat_factors
-from pipelines.storage import ADVICE, open_records
+from pipelines.storage import open_records
 
 _WINDOWS = 10  # Places that are tried for a crop of mixed classes, as in the public code.
 _MOST_IN_A_ROW = 16  # Unusable images that one sample passes over.
@@ -354,7 +355,7 @@ class _FaultReport:
 
 
 def _check(condition, problem):
-    return tf.cond(condition, tf.no_op, lambda: tf.debugging.Assert(False, [*problem, ADVICE]))
+    return tf.cond(condition, tf.no_op, lambda: tf.debugging.Assert(False, [*problem, AGAIN]))
 
 
 def _with_options(dataset):

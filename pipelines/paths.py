@@ -1,8 +1,15 @@
-"""Files at any path of `tf.io.gfile`: local, gs://, s3://."""
+"""Files at any path of `tf.io.gfile`: local, gs://, s3://.
 
+Local files are read and written without TensorFlow, which takes seconds to import. Whatever the
+path, what goes wrong is an `OSError` that names it.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
 import uuid
-
-import tensorflow as tf
 
 from kseg import files
 
@@ -10,6 +17,64 @@ from kseg import files
 def is_local(path):
     """Whether a path is one of this machine's file systems."""
     return "://" not in str(path)
+
+
+def join(*parts):
+    """Joins the parts of a path, as str."""
+    return os.path.join(*map(str, parts))
+
+
+def exists(path):
+    """Whether there is a file or folder.
+
+    Raises:
+        OSError: if that cannot be found out.
+    """
+    if is_local(path):
+        return os.path.exists(path)
+    with _remote(path) as gfile:
+        return gfile.exists(str(path))
+
+
+def size(path):
+    """The size of a file, in bytes.
+
+    Raises:
+        OSError: `FileNotFoundError` if there is none.
+    """
+    if is_local(path):
+        return os.stat(path).st_size
+    with _remote(path) as gfile:
+        return gfile.stat(str(path)).length
+
+
+def read_bytes(path):
+    """Reads a file.
+
+    Raises:
+        OSError: if it cannot be read; `FileNotFoundError` if there is none.
+    """
+    return b"".join(read_blocks(path))
+
+
+def read_blocks(path, length=1 << 20):
+    """Reads a file in blocks of `length` bytes, the last one shorter.
+
+    Raises:
+        OSError: as `read_bytes`.
+    """
+    if not is_local(path):
+        with _remote(path) as gfile, gfile.GFile(str(path), "rb") as file:
+            while block := file.read(length):
+                yield block
+        return
+    # A pipe in place of a file would block.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        number = errno.EISDIR if os.path.isdir(path) else errno.EINVAL
+        raise OSError(number, "it is not a file", str(path))
+    with open(path, "rb") as file:
+        while block := file.read(length):
+            yield block
 
 
 def write_bytes(path, content):
@@ -20,12 +85,88 @@ def write_bytes(path, content):
         content: bytes.
 
     Raises:
-        OSError, tf.errors.OpError: if it cannot be written.
+        OSError: if it cannot be written.
     """
     if is_local(path):
         files.write_bytes(path, content)
         return
-    unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
-    with tf.io.gfile.GFile(unfinished, "wb") as file:
-        file.write(content)
-    tf.io.gfile.rename(unfinished, path, overwrite=True)
+    with _remote(path) as gfile:
+        unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
+        with gfile.GFile(unfinished, "wb") as file:
+            file.write(content)
+        gfile.rename(unfinished, str(path), overwrite=True)
+
+
+def make_folder(path):
+    """Makes a folder, which may exist, and those that it is in.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    if is_local(path):
+        os.makedirs(path, exist_ok=True)
+        return
+    with _remote(path) as gfile:
+        gfile.makedirs(str(path))
+
+
+def list_folder(path):
+    """Names of what is in a folder, none if it is missing; list of str.
+
+    Raises:
+        OSError: if it cannot be listed.
+    """
+    try:
+        if is_local(path):
+            return os.listdir(path)
+        with _remote(path) as gfile:
+            return [name.rstrip("/") for name in gfile.listdir(str(path))]
+    except FileNotFoundError:
+        return []
+
+
+def rename(path, new):
+    """Renames a file, over one of the new name.
+
+    Raises:
+        OSError: if that cannot be done.
+    """
+    if is_local(path):
+        os.replace(path, new)
+        return
+    with _remote(path) as gfile:
+        gfile.rename(str(path), str(new), overwrite=True)
+
+
+def remove(path):
+    """Removes a file, which may be missing, or a folder with all that is in it.
+
+    Raises:
+        OSError: if it cannot be removed.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not is_local(path):
+            with _remote(path) as gfile:
+                remove_it = gfile.rmtree if gfile.isdir(str(path)) else gfile.remove
+                remove_it(str(path))
+        elif os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.remove(path)
+
+
+@contextlib.contextmanager
+def _remote(path):
+    """Gives `tf.io.gfile`; its errors become those of the operating system."""
+    import tensorflow as tf
+
+    try:
+        yield tf.io.gfile
+    except tf.errors.NotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, _reason(error), str(path)) from error
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, _reason(error), str(path)) from error
+
+
+def _reason(error):
+    return " ".join(str(error.message).split())

@@ -7,6 +7,7 @@ import unicodedata
 from pipelines import datasets, records, report
 from pipelines.datasets import tfds_source
 from pipelines.errors import DataError
+from pipelines.manifest import exists, read_manifest
 
 
 def prepare(
@@ -39,7 +40,7 @@ def prepare(
         **options: of the data set's `find`; or `data_dir`, of TensorFlow Datasets.
 
     Returns:
-        `pipelines.records.Manifest`.
+        `pipelines.manifest.Manifest`.
 
     Raises:
         DataError: if the name is unknown, the source has another layout, files are unusable, or
@@ -112,11 +113,11 @@ def prepare_once(name, folder, **options):
         **options: as for `prepare`.
 
     Returns:
-        `pipelines.records.Manifest`.
+        `pipelines.manifest.Manifest`.
 
     Raises:
         DataError: as for `prepare`, or if what is there is damaged.
     """
-    if records.exists(folder):
-        return records.read_manifest(folder)
+    if exists(folder):
+        return read_manifest(folder)
     return prepare(name, output=folder, **options)

@@ -13,10 +13,10 @@ import os
 
 import cv2
 import numpy as np
-import tensorflow as tf
 
 from kseg import display
-from pipelines import datasets, loader, paths
+from kseg.progress import Progress
+from pipelines import datasets, paths
 from pipelines.datasets.dataset import IGNORE_LABEL, shorten
 from pipelines.errors import DataError
 from pipelines.examples import digest
@@ -36,7 +36,7 @@ def write(manifest, contents=None, *, seed=0):
     """Writes the report of a prepared data set beside its manifest.
 
     Args:
-        manifest: `pipelines.records.Manifest`.
+        manifest: `pipelines.manifest.Manifest`.
         contents: dict from split to a list of `[id, height, width, digest]`, one for each image;
             default: all images are read again.
         seed: int, chooses the images of the picture.
@@ -46,7 +46,7 @@ def write(manifest, contents=None, *, seed=0):
 
     Raises:
         DataError: if the data is damaged.
-        OSError, tf.errors.OpError: if the folder cannot be written.
+        OSError: if the folder cannot be written.
     """
     if contents is None:
         contents = {split: _read_contents(manifest, split) for split in manifest.splits}
@@ -63,20 +63,19 @@ def read(manifest):
     """Reads the report of a prepared data set; makes it if it is missing or of other data.
 
     Args:
-        manifest: `pipelines.records.Manifest`.
+        manifest: `pipelines.manifest.Manifest`.
 
     Returns:
         dict, as `write` gives it.
 
     Raises:
-        DataError, OSError, tf.errors.OpError: as `write`.
+        DataError, OSError: as `write`.
     """
     try:
-        with tf.io.gfile.GFile(os.path.join(manifest.folder, JSON_FILE), "rb") as file:
-            report = json.loads(file.read())
+        report = json.loads(paths.read_bytes(os.path.join(manifest.folder, JSON_FILE)))
         if report["fingerprint"] == manifest.fingerprint:
             return report
-    except (tf.errors.OpError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     return write(manifest)
 
@@ -85,7 +84,7 @@ def summarize(manifest, contents):
     """Counts what there is to know.
 
     Args:
-        manifest: `pipelines.records.Manifest`.
+        manifest: `pipelines.manifest.Manifest`.
         contents: as for `write`.
 
     Returns:
@@ -199,12 +198,14 @@ def draw_samples(manifest, *, seed=0):
     """Draws random images of each split with their labels laid over them.
 
     Args:
-        manifest: `pipelines.records.Manifest`.
+        manifest: `pipelines.manifest.Manifest`.
         seed: int, chooses the images.
 
     Returns:
         uint8 `(height, width, 3)`, RGB. Ignored pixels are striped.
     """
+    from pipelines import loader  # Here: it imports TensorFlow.
+
     rng = np.random.default_rng(seed)
     rows, seen = [], set()
     for split, found in manifest.splits.items():
@@ -232,14 +233,16 @@ def draw_samples(manifest, *, seed=0):
 
 def _read_contents(manifest, split):
     """Reads all images of a split again."""
-    return [
-        [
-            example["id"][0].numpy().decode("utf-8", "replace"),
-            *example["image"].shape[1:3],
-            digest(example["image"][0].numpy()),
-        ]
-        for example in loader.evaluation_dataset(manifest.folder, split)
-    ]
+    from pipelines import loader
+
+    contents = []
+    with Progress(f"reading {split}", manifest.split(split).num_images) as progress:
+        for example in loader.evaluation_dataset(manifest.folder, split):
+            name = example["id"][0].numpy().decode("utf-8", "replace")
+            image = example["image"][0].numpy()
+            contents.append([name, *image.shape[:2], digest(image)])
+            progress.advance()
+    return contents
 
 
 def _published_images(dataset):

@@ -8,13 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from kseg import files, waiting
-from pipelines import encoding
+from pipelines import encoding, paths
 from pipelines.errors import DataError
-from pipelines.records import file_sha256, find_lost_shard, read_manifest
+from pipelines.manifest import AGAIN, file_sha256, find_lost_shard, read_manifest
 
 _READ_BUFFER = 1 << 16  # Bytes; one record needs no more look-ahead.
 _COPY_BLOCK = 1 << 22
-ADVICE = "Prepare the data again, with --overwrite"
 
 
 class Records:
@@ -27,7 +26,7 @@ class Records:
             checked, and read from there.
 
     Attributes:
-        split: `pipelines.records.Split`.
+        split: `pipelines.manifest.Split`.
         count: int, number of images.
         num_classes: int.
 
@@ -147,7 +146,7 @@ class Records:
         return (example["shard"] == key) & (example["index"] == number)
 
     def _check(self, condition, index):
-        problem = [self.fault(index), ADVICE]
+        problem = [self.fault(index), AGAIN]
         return tf.cond(condition, tf.no_op, lambda: tf.debugging.Assert(False, problem))
 
 
@@ -240,13 +239,13 @@ def _copy(file, shard, cache):
     try:
         with files.replace_file(copy) as new:
             print(f"copying {file} to {cache}", file=sys.stderr, flush=True)
-            with tf.io.gfile.GFile(file, "rb") as source, open(new, "wb") as target:
-                while block := source.read(_COPY_BLOCK):
+            with open(new, "wb") as target:
+                for block in paths.read_blocks(file, _COPY_BLOCK):
                     target.write(block)
             if file_sha256(new) != shard.sha256:
                 raise DataError(
                     f"The shard {file} is corrupt: its checksum is not that of the manifest. "
-                    "Prepare the data again, with --overwrite"
+                    f"{AGAIN}"
                 )
     except OSError as error:
         raise DataError(f"data.cache must be a folder that can be written: {error}") from None

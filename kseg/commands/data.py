@@ -18,7 +18,7 @@ class ExperimentData:
 
     Attributes:
         config: `kseg.config.Experiment`.
-        manifest: `pipelines.records.Manifest` of `data.folder`.
+        manifest: `pipelines.manifest.Manifest` of `data.folder`.
         classes: `kseg.runs.Classes`, with the training images and pixels of each class.
     """
 

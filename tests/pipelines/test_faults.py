@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
-from pipelines import loader, records
+from pipelines import loader, verification
 from pipelines.errors import DataError
 from tests.pipelines.tiny_data import noise_example, write
 
@@ -131,7 +131,7 @@ def test_verify_finds_everything(sound, data):
         for path, content in changed.items():
             path.write_bytes(content)
         with pytest.raises(DataError) as error:
-            records.verify(folder, progress=False)
+            verification.verify(folder, progress=False)
         assert any(path.name in str(error.value) for path in changed)
     finally:
         for path in changed:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import augment, loader, records, sampling
+from pipelines import augment, encoding, loader, sampling
 from pipelines.errors import DataError
+from pipelines.manifest import read_manifest
 from tests.pipelines.tiny_data import (
     ArrayExample,
     noise_example,
@@ -145,7 +146,7 @@ def test_every_order_is_as_likely():
 
 def corrupt(folder, index):
     """Changes a byte in the middle of a record of the only shard."""
-    shard = records.read_manifest(folder).splits["train"].shards[0]
+    shard = read_manifest(folder).splits["train"].shards[0]
     path = pathlib.Path(folder) / shard.file
     content = bytearray(path.read_bytes())
     ends = [*shard.offsets[1:], shard.bytes]
@@ -443,13 +444,13 @@ def test_unusable_records_are_skipped_counted_and_named(tmp_path, capfd):
 
 def test_images_that_were_never_images(tmp_path, monkeypatch):
     """Sound to the last byte, and of no use."""
-    encode_record = records.encode_record
+    encode_record = encoding.encode_record
 
     def spoil(image, labels, *, index, **more):
         image = image[:40] + bytes(len(image) - 40) if index == 1 else image
         return encode_record(image, labels, index=index, **more)
 
-    monkeypatch.setattr(records, "encode_record", spoil)
+    monkeypatch.setattr(encoding, "encode_record", spoil)
     write(tmp_path, solid_examples(3), num_shards=1)
     arguments = {"batch_size": 3, "crop_size": (4, 4), "scale_range": (1, 1)}
     with pytest.raises(tf.errors.InvalidArgumentError):

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import loader, records
+from pipelines import encoding, loader, records, verification
 from pipelines.errors import DataError
+from pipelines.manifest import exists, read_manifest
 from tests.pipelines.tiny_data import (
     TAXONOMY,
     ArrayExample,
@@ -79,7 +80,7 @@ def test_what_is_written(tmp_path):
         ends = np.array(shard.offsets) + lengths + 16
         assert ends.tolist() == [*shard.offsets[1:], shard.bytes]
 
-    assert records.read_manifest(tmp_path) == manifest == records.verify(tmp_path, progress=False)
+    assert read_manifest(tmp_path) == manifest == verification.verify(tmp_path, progress=False)
     stored = json.loads((tmp_path / "manifest.json").read_text())
     assert (stored["num_classes"], stored["ignore_label"]) == (3, 255)
     assert stored["class_names"] == TAXONOMY.class_names
@@ -159,7 +160,7 @@ def test_unusable_files(tmp_path, example, message):
         write(tmp_path, [noise_example(0), example])
     assert "\n" not in str(error.value)
     with pytest.raises(DataError, match="holds no prepared data"):
-        records.read_manifest(tmp_path)
+        read_manifest(tmp_path)
 
 
 def test_several_problems_are_reported_at_once_and_mended_ones_cost_little(tmp_path):
@@ -174,7 +175,7 @@ def test_several_problems_are_reported_at_once_and_mended_ones_cost_little(tmp_p
     # The shard of the first two was sound, and is kept.
     assert [example.reads for example in examples] == [0, 0, 1, 1, 1, 1]
     assert (tmp_path / "train-00000-of-00003.tfrecord").stat().st_mtime_ns == before
-    assert records.verify(tmp_path, progress=False) == manifest
+    assert verification.verify(tmp_path, progress=False) == manifest
     write(tmp_path / "fresh", examples, num_shards=3)
     assert (tmp_path / "fresh/manifest.json").read_bytes() == (
         tmp_path / "manifest.json"
@@ -195,7 +196,7 @@ def test_all_problems_are_found_at_once(tmp_path):
     sound = [noise_example(i) for i in range(50)] + examples[50:]
     manifest = write(folder, sound, num_shards=6)
     assert [example.reads for example in sound] == 50 * [1] + 10 * [1]
-    assert records.verify(folder, progress=False) == manifest
+    assert verification.verify(folder, progress=False) == manifest
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", *6 * [".tfrecord"]]
 
 
@@ -205,7 +206,7 @@ def test_nothing_but_ignored_pixels(tmp_path):
         example.labels[:] = 7
     with pytest.raises(DataError, match="All pixels of all 2 labels are ignored"):
         write(tmp_path, examples)
-    assert not records.exists(tmp_path)
+    assert not exists(tmp_path)
     examples[1].labels[0, 0] = 1
     assert write(tmp_path, examples).split("train").pixels == [0, 1, 0, 1199]
 
@@ -217,7 +218,7 @@ def test_a_damaged_description_of_a_finished_shard(tmp_path):
     (description,) = (tmp_path / ".unfinished").glob("*.json")
     description.write_text(description.read_text()[:20])
     manifest = write(tmp_path, [noise_example(0), noise_example(1)], num_shards=2)
-    assert records.verify(tmp_path, progress=False) == manifest
+    assert verification.verify(tmp_path, progress=False) == manifest
 
 
 def test_ids_must_be_unique(tmp_path):
@@ -246,7 +247,7 @@ def test_other_data_is_replaced_on_demand_only(tmp_path):
     manifest = write(tmp_path, others, overwrite=True)
     names = ["manifest.json", "notes.txt", "train-00000-of-00001.tfrecord"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    assert records.verify(tmp_path, progress=False) == manifest
+    assert verification.verify(tmp_path, progress=False) == manifest
 
 
 def test_records_of_others_are_not_replaced(tmp_path):
@@ -272,7 +273,7 @@ def test_nothing_prepared(tmp_path):
         folder = tmp_path / name
         command = f"python scripts/prepare_data.py {command} --output {folder}"
         with pytest.raises(DataError, match=rf"{folder} holds no prepared data .*: {command}$"):
-            records.read_manifest(folder)
+            read_manifest(folder)
 
 
 def test_missing_and_truncated_shards_are_named(tmp_path):
@@ -282,10 +283,10 @@ def test_missing_and_truncated_shards_are_named(tmp_path):
     path.write_bytes(content[:-1])
     message = f"{path} must have {len(content)} bytes and has {len(content) - 1}"
     with pytest.raises(DataError, match=message):
-        records.read_manifest(tmp_path)
+        read_manifest(tmp_path)
     path.unlink()
     with pytest.raises(DataError, match=f"{path} is missing"):
-        records.read_manifest(tmp_path)
+        read_manifest(tmp_path)
     # The way out that the message names.
     write(tmp_path, [noise_example(i) for i in range(4)], num_shards=2, overwrite=True)
     assert path.read_bytes() == content
@@ -306,9 +307,9 @@ def test_damaged_manifest(tmp_path, change, message):
     path = tmp_path / "manifest.json"
     path.write_text(change(path.read_text()))
     with pytest.raises(DataError, match=message):
-        records.read_manifest(tmp_path)
+        read_manifest(tmp_path)
     write(tmp_path, [noise_example(0)], overwrite=True)
-    records.read_manifest(tmp_path)
+    read_manifest(tmp_path)
 
 
 def test_verify_finds_every_flipped_bit(tmp_path):
@@ -320,7 +321,7 @@ def test_verify_finds_every_flipped_bit(tmp_path):
         changed[place] ^= 0x10
         path.write_bytes(changed)
         with pytest.raises(DataError, match=f"{path} is corrupt"):
-            records.verify(tmp_path, progress=False)
+            verification.verify(tmp_path, progress=False)
 
 
 def forget_a_class(values):
@@ -358,7 +359,7 @@ def test_verify_checks_the_records_against_the_manifest(tmp_path, change, messag
     values["checksum"] = hashlib.sha256(json.dumps(rest).encode()).hexdigest()
     path.write_text(json.dumps(values))
     with pytest.raises(DataError, match=f"is corrupt: {message}"):
-        records.verify(tmp_path, progress=False)
+        verification.verify(tmp_path, progress=False)
 
 
 CHECKED = ("format", "checksum", "num_classes", "ignore_label")  # Not under the checksum.
@@ -399,8 +400,8 @@ def test_format_3_loads(tmp_path):
         write(folder, examples, num_shards=2)
         if name == "old":
             make_format_3(folder)
-            assert records.read_manifest(folder).format == 3
-        records.verify(folder, progress=False)
+            assert read_manifest(folder).format == 3
+        verification.verify(folder, progress=False)
         training = loader.training_dataset(
             folder, "train", batch_size=2, crop_size=(16, 16), seed=0, scale_range=(0.4, 2.0)
         )
@@ -414,24 +415,24 @@ def test_format_3_loads(tmp_path):
     # The same preparation again neither touches it nor calls it another data set.
     with pytest.raises(DataError, match=r"earlier version of kseg \(format 3\)\. It can be used"):
         write(folder, examples, num_shards=2)
-    records.verify(folder, progress=False)
+    verification.verify(folder, progress=False)
     write(folder, examples, num_shards=2, overwrite=True)
-    assert records.read_manifest(folder).format == 4
+    assert read_manifest(folder).format == 4
 
 
 def test_verify_decodes_every_image(tmp_path, monkeypatch):
     """Records whose content was never an image: sound to the last byte, and of no use."""
     example = noise_example(0)
-    encode_record = records.encode_record
+    encode_record = encoding.encode_record
 
     def spoil(image, labels, **arguments):
         return encode_record(image[:40] + bytes(len(image) - 40), labels, **arguments)
 
-    monkeypatch.setattr(records, "encode_record", spoil)
+    monkeypatch.setattr(encoding, "encode_record", spoil)
     write(tmp_path, [example])
     message = r"train-00000-of-00001\.tfrecord is corrupt: record '000' cannot be decoded"
     with pytest.raises(DataError, match=message):
-        records.verify(tmp_path, progress=False)
+        verification.verify(tmp_path, progress=False)
 
 
 def test_exchanged_shards_are_noticed(tmp_path):
@@ -443,9 +444,9 @@ def test_exchanged_shards_are_noticed(tmp_path):
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(content)
-    records.read_manifest(tmp_path)
+    read_manifest(tmp_path)
     with pytest.raises(DataError, match=f"{one} is corrupt: its checksum"):
-        records.verify(tmp_path, progress=False)
+        verification.verify(tmp_path, progress=False)
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"{one} is corrupt, gone or another"):
         list(loader.evaluation_dataset(tmp_path, "train"))
 
@@ -466,7 +467,7 @@ def test_images_as_jpegs(tmp_path):
     assert tf.io.is_jpeg(stored["train"][0])
     decoded = tf.io.decode_jpeg(stored["train"][0]).numpy().astype(int)
     assert np.abs(decoded - examples[0].image).mean() < 3
-    records.verify(tmp_path, progress=False)
+    verification.verify(tmp_path, progress=False)
     with pytest.raises(DataError, match="with other options"):
         records.write(tmp_path, "tiny", TAXONOMY, splits, **{**arguments, "quality": 80})
 
@@ -481,7 +482,7 @@ def test_folders_of_other_file_systems():
     folder = "ram://records/tiny"
     examples = [noise_example(i) for i in range(4)]
     manifest = write(folder, examples, num_shards=2)
-    assert records.verify(folder, progress=False) == manifest
+    assert verification.verify(folder, progress=False) == manifest
     batches = list(loader.evaluation_dataset(folder, "train"))
     assert [batch["id"].numpy()[0].decode() for batch in batches] == [e.id for e in examples]
     np.testing.assert_array_equal(batches[2]["label"][0], examples[2].labels)
@@ -496,7 +497,7 @@ def test_two_runs_at_once_write_once(tmp_path):
     examples = [noise_example(i) for i in range(6)]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         runs = [pool.submit(write, tmp_path, examples, num_shards=3) for _ in range(2)]
-    assert runs[0].result() == runs[1].result() == records.verify(tmp_path, progress=False)
+    assert runs[0].result() == runs[1].result() == verification.verify(tmp_path, progress=False)
     assert [example.reads for example in examples] == [1] * 6
 
 
@@ -526,12 +527,12 @@ def test_a_killed_run_looks_unfinished_and_is_continued(tmp_path):
     finished = len(list(tmp_path.glob("train-*.tfrecord")))
     assert 1 <= finished < 4
     with pytest.raises(DataError, match="holds no prepared data"):
-        records.read_manifest(tmp_path)
+        read_manifest(tmp_path)
 
     examples = [ArrayExample(e.id, e.image, e.labels) for e in map(noise_example, range(8))]
     write(tmp_path, examples, num_shards=4)
     assert [example.reads for example in examples] == [0] * 2 * finished + [1] * (8 - 2 * finished)
-    records.verify(tmp_path, progress=False)
+    verification.verify(tmp_path, progress=False)
     write(tmp_path / "fresh", examples, num_shards=4)
     for path in (tmp_path / "fresh").iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
@@ -548,12 +549,12 @@ def test_an_interrupted_run_is_continued(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, examples, num_shards=3, workers=1)
     with pytest.raises(DataError, match="holds no prepared data"):
-        records.read_manifest(tmp_path)
+        read_manifest(tmp_path)
     del examples[3].read
     examples[0].reads = 0
     write(tmp_path, examples, num_shards=3)
     assert examples[0].reads == 0
-    records.verify(tmp_path, progress=False)
+    verification.verify(tmp_path, progress=False)
 
 
 def elsewhere(function, jobs):

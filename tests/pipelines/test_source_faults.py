@@ -8,9 +8,10 @@ import pytest
 import tensorflow as tf
 
 import pipelines
-from pipelines import records, report
+from pipelines import report
 from pipelines.encoding import decode_whole, parse_record
 from pipelines.errors import DataError
+from pipelines.manifest import exists
 from tests.pipelines.tiny_data import encode
 
 SIZE = (12, 16)
@@ -141,7 +142,7 @@ def test_damaged_sources(tmp_path, part, monkeypatch):
             prepare(source, output)
         except DataError as error:
             assert str(error) and "\n" not in str(error), what
-            assert not records.exists(output), what
+            assert not exists(output), what
             outcomes["refused"] += 1
             continue
         # A table or a list that was changed to another sound one means something else.

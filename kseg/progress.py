@@ -1,0 +1,110 @@
+"""Progress of long work, on stderr: a bar on a terminal, plain lines now and then elsewhere.
+
+Nothing is shown of work that takes less than `_PATIENCE` seconds.
+"""
+
+import sys
+import threading
+import time
+
+_PATIENCE = 1.0  # Seconds, after which something is shown.
+_REPEAT = 30.0  # Seconds between plain lines.
+_REFRESH = 0.25  # Seconds between two drawings of a bar.
+
+
+class Progress:
+    """What a command is doing, and how far it is.
+
+    To be used as a context: at the end of the block the bar is gone, also after an error. `advance`
+    and `update` may be called from any thread.
+
+    Args:
+        doing: str, such as `"evaluating"`.
+        total: int, how many there are to do; None where the work cannot be counted.
+        unit: str, what is counted, in the plural.
+        shown: bool. False: nothing is shown.
+    """
+
+    def __init__(self, doing, total=None, *, unit="images", shown=True):
+        self._doing = doing
+        self._total = total
+        self._unit = unit
+        self._shown = shown
+        self._done = 0
+        self._start = time.monotonic()
+        self._thread = None
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def __enter__(self):
+        self._start = time.monotonic()
+        if self._shown:
+            watch = self._draw if sys.stderr.isatty() else self._write_lines
+            self._thread = threading.Thread(target=watch, name="progress", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def advance(self, count=1):
+        """Counts what was done since the last call."""
+        with self._lock:
+            self._done += count
+
+    def update(self, done):
+        """Sets how many are done."""
+        with self._lock:
+            self._done = done
+
+    def text(self):
+        """What is done, as a line: `evaluating: 12/40 images, 3.1 a second, 0:00:09 left`."""
+        seconds = time.monotonic() - self._start
+        if not self._total:
+            return f"{self._doing}: {clock(seconds)} so far" if seconds >= 1 else self._doing
+        parts = [f"{self._doing}: {self._done}/{self._total} {self._unit}"]
+        if self._done:
+            rate = self._done / max(seconds, 1e-9)
+            parts.append(f"{rate:.{1 if rate < 100 else 0}f} a second")
+            parts.append(f"{clock((self._total - self._done) / rate)} left")
+        return ", ".join(parts)
+
+    def _draw(self):
+        """Draws the bar until the work ends."""
+        if self._ended.wait(_PATIENCE):
+            return
+        from tqdm import tqdm
+
+        format_ = None if self._total else "{desc}: {elapsed}"
+        with tqdm(
+            desc=self._doing,
+            total=self._total,
+            unit=f" {self._unit}",
+            bar_format=format_,
+            dynamic_ncols=True,
+            leave=False,
+            file=sys.stderr,
+        ) as bar:
+            bar.start_t -= _PATIENCE
+            while True:
+                bar.update(self._done - bar.n)
+                bar.refresh()
+                if self._ended.wait(_REFRESH):
+                    return
+
+    def _write_lines(self):
+        """Writes a line at first, and then now and then, until the work ends."""
+        if self._ended.wait(_PATIENCE):
+            return
+        while True:
+            print(self.text(), file=sys.stderr, flush=True)
+            if self._ended.wait(_REPEAT):
+                return
+
+
+def clock(seconds):
+    """A time as `hours:minutes:seconds`."""
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

@@ -1,0 +1,237 @@
+"""The manifest of prepared data: what a folder of records holds. Read without TensorFlow.
+
+The folder is any path of `tf.io.gfile`: local, gs://, s3://; see `pipelines.records`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+
+from pipelines import datasets, paths
+from pipelines.datasets.dataset import IGNORE_LABEL
+from pipelines.errors import DataError
+
+FORMAT_VERSION = 4
+# Format 3 had no orientations: a missing one is read as 1, see `pipelines.encoding`.
+_READ_VERSIONS = (3, FORMAT_VERSION)
+MANIFEST = "manifest.json"
+AGAIN = "Prepare the data again, with --overwrite"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file of records.
+
+    Attributes:
+        file: str, name in the folder.
+        key: str, a hash of what it was made from; its records hold it too.
+        bytes: int, its size.
+        sha256: str, of the whole file.
+        offsets: list of int, where each record begins.
+        classes: list of lists of int, the classes that occur in each image.
+    """
+
+    file: str
+    key: str
+    bytes: int
+    sha256: str
+    offsets: list[int]
+    classes: list[list[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The part of a data set that is trained or evaluated on.
+
+    Attributes:
+        num_images: int.
+        image_size: `[height, width]` if all images have that size, else None.
+        pixels: list of int, pixels of each class, then of the ignored ones.
+        images: list of int, images in which each class occurs, then those with ignored pixels.
+        shards: list of `Shard`.
+        content: str, a hash of all images and labels as they are stored, in order, whatever files
+            they were made from and how many shards they fill; None in manifests of earlier
+            versions.
+    """
+
+    num_images: int
+    image_size: list[int] | None
+    pixels: list[int]
+    images: list[int]
+    shards: list[Shard]
+    content: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a folder of records holds.
+
+    Attributes:
+        dataset: str, the name of its data set.
+        class_names: list of str.
+        palette: list of `[red, green, blue]`.
+        categories: dict from the name of a category to the labels of its classes.
+        groups: dict from the name of a group to the labels of its classes.
+        options: dict, how it was made.
+        fingerprint: str, a hash of everything that it was made from.
+        splits: dict from name to `Split`.
+        folder: str, where it was read.
+        format: int, the version of kseg's record format.
+    """
+
+    dataset: str
+    class_names: list[str]
+    palette: list[list[int]]
+    categories: dict[str, list[int]]
+    groups: dict[str, list[int]]
+    options: dict
+    fingerprint: str
+    splits: dict[str, Split]
+    folder: str
+    format: int = FORMAT_VERSION
+
+    @property
+    def num_classes(self):
+        """Number of classes."""
+        return len(self.class_names)
+
+    def split(self, name):
+        """A split by name.
+
+        Raises:
+            DataError: if there is none of that name.
+        """
+        if name not in self.splits:
+            raise DataError(
+                f"{self.folder} has no split {name!r}. It has: {', '.join(self.splits)}. Set "
+                "data.train_split or data.eval_split to one of them"
+            )
+        return self.splits[name]
+
+
+def exists(folder):
+    """Whether a folder holds a prepared data set, sound or not."""
+    return paths.exists(paths.join(folder, MANIFEST))
+
+
+def read_manifest(folder):
+    """Reads a manifest and checks that its shards are there in full size.
+
+    Args:
+        folder: as given to `write`.
+
+    Returns:
+        `Manifest`.
+
+    Raises:
+        DataError: if the folder is no prepared data set, or a shard is missing or truncated.
+    """
+    manifest = parse_manifest(folder)
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            file = paths.join(folder, shard.file)
+            try:
+                size = paths.size(file)
+            except FileNotFoundError:
+                raise DataError(f"The shard {file} is missing. {AGAIN}") from None
+            if size != shard.bytes:
+                raise DataError(
+                    f"The shard {file} must have {shard.bytes} bytes and has {size}. {AGAIN}"
+                )
+    return manifest
+
+
+def find_lost_shard(folder):
+    """Says which shard of a folder cannot be read any more, as a line; None if all are there.
+
+    Nothing is opened, which might block: only sizes are looked at.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except DataError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            file = paths.join(folder, shard.file)
+            if paths.is_local(file) and not os.path.isfile(file):
+                return f"The shard {file} is no file any more. {AGAIN}"
+    return None
+
+
+def parse_manifest(folder):
+    """Reads a manifest without a look at its shards."""
+    path = paths.join(folder, MANIFEST)
+    try:
+        content = paths.read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
+        name = os.path.basename(str(folder))
+        where = ""
+        if name not in datasets.DATASETS:
+            name = "<data set>"
+        elif homepage := datasets.describe(name).get("homepage"):
+            where = f"Download it from {homepage}, then: "
+        source = " --source <download>" if name != "synthetic" else ""
+        raise DataError(
+            f"{folder} holds no prepared data (no {MANIFEST}). {where or 'Prepare it: '}python "
+            f"scripts/prepare_data.py {name}{source} --output {folder}"
+        ) from None
+    try:
+        values = json.loads(content)
+        version = values.pop("format")
+        if version not in _READ_VERSIONS:
+            raise DataError(
+                f"{path} has format {version}, this version reads "
+                f"{' and '.join(map(str, _READ_VERSIONS))}. {AGAIN}"
+            )
+        for derived in ("num_classes", "ignore_label"):
+            values.pop(derived)
+        if values.pop("checksum") != hash_of(values):
+            raise DataError(f"{path} was changed after it was written. {AGAIN}")
+        splits = {
+            name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
+            for name, split in values.pop("splits").items()
+        }
+        return Manifest(**values, splits=splits, folder=str(folder), format=version)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is damaged ({error}). {AGAIN}") from None
+
+
+def write_manifest(manifest):
+    """Writes a manifest into its folder, under a checksum.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    values = dataclasses.asdict(manifest)
+    folder, version = values.pop("folder"), values.pop("format")
+    values = {
+        "format": version,
+        "checksum": hash_of(values),
+        "num_classes": manifest.num_classes,
+        "ignore_label": IGNORE_LABEL,
+        **values,
+    }
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
+    paths.write_bytes(paths.join(folder, MANIFEST), f"{{\n{lines}\n}}\n".encode())
+
+
+def hash_of(values):
+    """The SHA-256 of what JSON can hold, as hexadecimal digits."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def file_sha256(path):
+    """The SHA-256 of a file, as hexadecimal digits.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    for block in paths.read_blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
