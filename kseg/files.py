@@ -26,6 +26,7 @@ _TOKEN = uuid.uuid4().hex[:8]
 _NAME = re.compile(r"\.kseg-([0-9a-f]{8})-(\d+)-([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
 # Of another host's process nothing says whether it lives; no write takes this long.
 _STALE = 24 * 60 * 60  # Seconds.
+_PROBE = 1 << 12  # Bytes, without which a disk is full.
 _NEW, _OLD = "new", "old"
 _cleaned = set()
 _lock = threading.Lock()
@@ -81,8 +82,10 @@ def write_text(path, text):
 def check_file(path):
     """Makes sure that a file can be written, before the work that it is to hold.
 
+    Nothing is left behind: what was tried is removed again.
+
     Args:
-        path: file, which may exist; its folder is made.
+        path: file, which may exist; its folder may be missing.
 
     Raises:
         OSError: naming `path`, if it cannot be written.
@@ -93,6 +96,15 @@ def check_file(path):
 def check_folder(path):
     """Makes sure that a folder can be replaced as a whole; as `check_file`."""
     _check(path, folder=True)
+
+
+def check_contents(path):
+    """Makes sure that files can be written to a folder, which may be missing; as `check_file`."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return _check(path, folder=True)
+    with _naming(path):
+        _probe(pathlib.Path(os.path.realpath(path)))
 
 
 def make_folder(path):
@@ -109,7 +121,7 @@ def make_folder(path):
         _check_kind(path, folder=True)
         _make_parents(path)
         path.mkdir(exist_ok=True)
-        _temporary(path).rmdir()
+        _probe(path)
 
 
 def clean(folder):
@@ -166,13 +178,28 @@ def _check(path, folder):
     named, path = pathlib.Path(path), pathlib.Path(os.path.realpath(path))
     with _naming(named):
         _check_kind(path, folder)
-        _make_parents(path)
-        temporary = _temporary(path.parent)
-        try:
-            # The name may be too long for the file system, or hold what it does not take.
-            (temporary / path.name).mkdir()
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        _check_parents(path)
+        parent = next(parent for parent in path.parents if parent.is_dir())
+        _probe(parent, path.relative_to(parent))
+
+
+def _probe(folder, path="."):
+    """Makes folders and a file in a temporary folder, and removes them.
+
+    Args:
+        folder: `pathlib.Path` of one that exists.
+        path: of a file or folder in it, whose names may be too long for the file system, or hold
+            what it does not take.
+    """
+    temporary = _temporary(folder)
+    try:
+        inner = temporary / path
+        inner.mkdir(parents=True, exist_ok=True)
+        probe = inner / "x"
+        probe.write_bytes(bytes(_PROBE))
+        _flush_file(probe)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check_kind(path, folder):
@@ -188,11 +215,15 @@ def _check_kind(path, folder):
 
 
 def _make_parents(path):
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        file = next(parent for parent in path.parents if parent.exists())
-        raise NotADirectoryError(errno.ENOTDIR, f"{file} is a file, not a folder") from error
+    _check_parents(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _check_parents(path):
+    """Refuses a path below a file."""
+    found = next(parent for parent in path.parents if os.path.lexists(parent))
+    if not found.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{found} is a file, not a folder")
 
 
 @contextlib.contextmanager

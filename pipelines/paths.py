@@ -97,14 +97,28 @@ def write_bytes(path, content):
         gfile.rename(unfinished, str(path), overwrite=True)
 
 
+def check_folder(path):
+    """Makes sure that files can be written to a folder, before the work that it is to hold.
+
+    Args:
+        path: folder, which may be missing; nothing is made. Other than local ones are not looked
+            at.
+
+    Raises:
+        OSError: naming `path`, if that is not so.
+    """
+    if is_local(path):
+        files.check_contents(path)
+
+
 def make_folder(path):
     """Makes a folder, which may exist, and those that it is in.
 
     Raises:
-        OSError: if it cannot be made.
+        OSError: if it cannot be made or, if it is a local one, written to.
     """
     if is_local(path):
-        os.makedirs(path, exist_ok=True)
+        files.make_folder(path)
         return
     with _remote(path) as gfile:
         gfile.makedirs(str(path))

@@ -4,7 +4,7 @@ import os
 import sys
 import unicodedata
 
-from pipelines import datasets, records, report
+from pipelines import datasets, paths, records, report
 from pipelines.datasets import tfds_source
 from pipelines.errors import DataError
 from pipelines.manifest import exists, read_manifest
@@ -45,10 +45,14 @@ def prepare(
     Raises:
         DataError: if the name is unknown, the source has another layout, files are unusable, or
             the output holds other data.
+        OSError, tf.errors.OpError: if the output cannot be written: before the work where that is
+            known then.
     """
     dataset = datasets.get(name)
     if source is None and name in datasets.FILE_DATASETS:
         raise DataError(f"{name!r} is made from files. Give its download: a folder or an archive")
+    output = output or f"data/{name}"
+    paths.check_folder(output)
     found = _find(dataset, name, source, options)
     if progress:
         for note in found.notes:
@@ -62,7 +66,7 @@ def prepare(
         if value is not None:
             options[key] = value
     return records.write(
-        output or f"data/{name}",
+        output,
         name,
         found.taxonomy,
         splits,

@@ -10,6 +10,11 @@ manifest is written last: without it there is no data set.
 
 A shard is written as `.unfinished/<shard>.tmp`, described in `.unfinished/<shard>.json`, and then
 renamed into place. So a run that was killed is continued by the next one, shard by shard.
+
+A data set that replaces another is written beside it, under names that are free
+(`train-00000-of-00008-2.tfrecord`): the old one stays whole until the new manifest takes the place
+of the old one, in one step. Then its shards are deleted. `.unfinished/replaced.json` lists them, so
+that a later run deletes what a killed one could not.
 """
 
 import concurrent.futures
@@ -18,8 +23,10 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import os
+import re
 import sys
 import uuid
 
@@ -50,6 +57,7 @@ _UNFINISHED = ".unfinished"
 _IMAGES_PER_SHARD = 128
 _KEPT_SPLITS = ("val", "test")
 _PROBLEMS_FILE = "unusable_files.txt"
+_REPLACED_FILE = "replaced.json"
 _SHOWN_PROBLEMS = 5
 _JPEG = b"\xff\xd8\xff"
 # A record is framed by its length (8 bytes), the length's CRC (4) and the content's CRC (4).
@@ -92,7 +100,8 @@ def write(
         value_range, turned_masks: as for `pipelines.examples.read_checked`.
         num_shards: int, files for each split; default: about 128 images a file.
         workers: int, threads (decoding and encoding run outside Python); default: all cores.
-        overwrite: bool, replace what another run wrote.
+        overwrite: bool, replace what another run wrote, which stays as it is until the new data set
+            is complete; there must be space for both.
         progress: bool, print progress on stderr.
         describe: function of a finished `Manifest` and of a dict from split to a list of `[id,
             height, width, digest]` of its images; called if anything was written.
@@ -105,7 +114,8 @@ def write(
     Raises:
         DataError: if the folder holds other data, if examples are unusable (the first few are
             named, all in the folder's `unusable_files.txt`), or if all pixels are ignored. Nothing
-            that looks finished is left then.
+            new that looks finished is left then.
+        OSError, tf.errors.OpError: if the folder cannot be written.
         ValueError: if `image_format` or `quality` is none of these.
     """
     if image_format not in ("original", "jpeg") or not 1 <= quality <= 100:
@@ -130,13 +140,9 @@ def write(
             jobs.append(_Job(split, file, part, taxonomy, stored_quality, reading))
     fingerprint = hash_of([name, dataclasses.asdict(taxonomy), [job.key for job in jobs]])
 
-    try:
-        paths.make_folder(folder)
-    except OSError as error:
-        raise DataError(
-            f"{folder} must be a folder that can be written: {error.strerror}"
-        ) from None
+    paths.make_folder(folder)
     with _locked(folder):
+        _delete_replaced(folder)
         if exists(folder) and not overwrite:
             manifest = read_manifest(folder)
             if manifest.format != FORMAT_VERSION:
@@ -150,6 +156,7 @@ def write(
                     f"{folder} holds {manifest.dataset!r}, made from other files or with other "
                     "options. Use --overwrite to replace it, or another --output"
                 )
+            paths.remove(paths.join(folder, _UNFINISHED))
             if progress:
                 print(f"{folder} is complete already: nothing to do", file=sys.stderr)
             return manifest
@@ -183,6 +190,7 @@ def write(
             folder=folder,
         )
         write_manifest(manifest)
+        _delete_replaced(folder)
         paths.remove(paths.join(folder, _UNFINISHED))
         if describe:
             contents = {split: [] for split in splits}
@@ -200,11 +208,16 @@ def _available_cores():
 
 
 class _Job:
-    """A shard to be written."""
+    """A shard to be written.
+
+    Attributes:
+        file: str, the name that its key knows.
+        target: str, name of the file to write: another one where `file` is taken.
+    """
 
     def __init__(self, split, file, examples, taxonomy, quality, reading):
         self.split = split
-        self.file = file
+        self.file = self.target = file
         self.examples = examples
         self.taxonomy = taxonomy
         self.quality = quality
@@ -309,44 +322,91 @@ def _check_labels(splits, shards):
 
 
 def _clear(folder, jobs, overwrite):
-    """Removes what earlier runs left, except finished shards that are wanted; gives those."""
+    """Removes what earlier runs left unfinished, except shards that are wanted; gives those.
+
+    A complete data set, which is to be replaced, stays. Chooses the files of the other jobs.
+    """
     unfinished = paths.join(folder, _UNFINISHED)
     wanted = {job.file: job for job in jobs}
-    if overwrite:
-        with contextlib.suppress(DataError):
-            for split in parse_manifest(folder).splits.values():
-                for shard in split.shards:
-                    paths.remove(paths.join(folder, shard.file))
-        paths.remove(paths.join(folder, MANIFEST))
+    in_use = _shard_files(folder)
     paths.remove(paths.join(folder, _PROBLEMS_FILE))
     finished = {}
     # Listed, not matched: a pattern would read brackets in the folder's name.
     left = paths.list_folder(unfinished)
-    for path in [paths.join(unfinished, name) for name in left if name.endswith(".json")]:
+    for path in [paths.join(unfinished, name) for name in left if name.endswith(".tfrecord.json")]:
         name = os.path.basename(path).removesuffix(".json")
-        shard = _read_description(path)
-        file, job = paths.join(folder, name), wanted.get(name)
-        known = job is not None and job.key == shard.get("key") and not overwrite
-        if known and paths.exists(file) and paths.size(file) == shard["bytes"]:
+        shard, job = _read_description(path), wanted.get(name)
+        file = shard.get("file")
+        if not isinstance(file, str) or _numbered(name, 1) != _numbered(file, 1):
+            file = name
+        known = job is not None and job.key == shard.get("key") and file not in in_use
+        if known and _is_sound(paths.join(folder, file), shard, thoroughly=overwrite):
             finished[name] = shard
-        else:
-            paths.remove(file)
-            paths.remove(path)
+            continue
+        if file not in in_use:
+            paths.remove(paths.join(folder, file))
+        paths.remove(path)
     for name in left:
         if name.endswith((".tmp", ".problems")):
             paths.remove(paths.join(unfinished, name))
-    strange = [
-        job.file
-        for job in jobs
-        if job.file not in finished and paths.exists(paths.join(folder, job.file))
-    ]
+    taken = set(paths.list_folder(folder))
+    missing = [job for job in jobs if job.file not in finished]
+    strange = [job.file for job in missing if job.file in taken]
     if strange and not overwrite:
         raise DataError(
             f"{folder} holds files that another program wrote, such as {strange[0]}. Use another "
             "--output, or --overwrite"
         )
     paths.make_folder(unfinished)
+    for job in missing:
+        names = (_numbered(job.file, number) for number in itertools.count(1))
+        job.target = next(name for name in names if name not in taken)
+    if replaced := sorted({*in_use, *strange}):
+        content = json.dumps(replaced).encode()
+        paths.write_bytes(paths.join(unfinished, _REPLACED_FILE), content)
     return finished
+
+
+def _shard_files(folder):
+    """Names of the shards of the data set in a folder; set of str, empty if there is none."""
+    try:
+        splits = parse_manifest(folder).splits.values()
+    except (DataError, OSError):
+        return set()
+    return {shard.file for split in splits for shard in split.shards}
+
+
+def _numbered(file, number):
+    """The name of a shard with a number, which replaces one that it has; 1 is not written."""
+    stem = re.sub(r"(-of-\d{5})(-\d+)?\.tfrecord$", r"\1", file)
+    return f"{stem}.tfrecord" if number == 1 else f"{stem}-{number}.tfrecord"
+
+
+def _is_sound(path, shard, *, thoroughly):
+    """Whether a shard is there in full size; thoroughly: with the right checksum."""
+    try:
+        if paths.size(path) != shard["bytes"]:
+            return False
+        return not thoroughly or file_sha256(path) == shard["sha256"]
+    except (FileNotFoundError, KeyError):
+        return False
+
+
+def _delete_replaced(folder):
+    """Deletes the shards of a data set that another one has taken the place of."""
+    path = paths.join(folder, _UNFINISHED, _REPLACED_FILE)
+    try:
+        replaced = set(json.loads(paths.read_bytes(path)))
+    except FileNotFoundError:
+        return
+    except (ValueError, TypeError):
+        replaced = set()
+    in_use = _shard_files(folder)
+    if in_use and not replaced & in_use:  # Else the new manifest was never written.
+        for name in replaced:
+            if isinstance(name, str) and os.path.basename(name) == name:
+                paths.remove(paths.join(folder, name))
+    paths.remove(path)
 
 
 def _read_description(path):
@@ -364,11 +424,30 @@ def _write_shard(folder, job, work):
 
     # Two processes may be at the same shard: a runner repeats what seems to hang.
     unfinished = paths.join(folder, _UNFINISHED, f"{job.file}.{uuid.uuid4().hex}.tmp")
+    target = paths.join(folder, job.target)
+    try:
+        shard = _write_records(unfinished, job, work)
+        if shard is not None:
+            described = json.dumps(shard).encode()
+            paths.write_bytes(paths.join(folder, _UNFINISHED, f"{job.file}.json"), described)
+            paths.rename(unfinished, target)
+        return shard
+    except tf.errors.OpError as error:
+        message = error.message.replace(unfinished, target)
+        raise type(error)(error.node_def, error.op, message) from error
+    finally:
+        paths.remove(unfinished)  # A full disk needs the space.
+
+
+def _write_records(path, job, work):
+    """Writes the records of a shard; gives its description, None if an example is unusable."""
+    import tensorflow as tf
+
     offsets, position, sizes, classes, failed = [], 0, set(), [], False
     contents, stored = [], []
     pixels = np.zeros(len(job.taxonomy.class_names) + 1, "int64")
     images = np.zeros_like(pixels)
-    with tf.io.TFRecordWriter(unfinished) as writer:
+    with tf.io.TFRecordWriter(path) as writer:
         for number, example in enumerate(job.examples):
             if work.stopped:
                 break
@@ -391,13 +470,12 @@ def _write_shard(folder, job, work):
             images += counts > 0
             work.meter.advance()
     if failed or work.stopped:
-        paths.remove(unfinished)
         return None
-    shard = {
-        "file": job.file,
+    return {
+        "file": job.target,
         "key": job.key,
         "bytes": position,
-        "sha256": file_sha256(unfinished),
+        "sha256": file_sha256(path),
         "offsets": offsets,
         "classes": classes,
         "sizes": sorted(sizes),
@@ -406,10 +484,6 @@ def _write_shard(folder, job, work):
         "contents": contents,
         "stored": stored,
     }
-    described = json.dumps(shard).encode()
-    paths.write_bytes(paths.join(folder, _UNFINISHED, f"{job.file}.json"), described)
-    paths.rename(unfinished, paths.join(folder, job.file))
-    return shard
 
 
 def _write_alone(folder, job):

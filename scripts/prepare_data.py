@@ -179,7 +179,7 @@ def main(arguments=None):
     # Nothing here needs an accelerator, and a training may be using it.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     import pipelines
-    from pipelines import beam, report
+    from pipelines import beam, paths, report
 
     if arguments.command == "verify":
         manifest = pipelines.verify(arguments.folder)
@@ -187,6 +187,7 @@ def main(arguments=None):
         return 0
     if arguments.command == "report":
         manifest = pipelines.read_manifest(arguments.folder)
+        paths.check_folder(arguments.folder)
         show(report.write(manifest, seed=arguments.seed), manifest)
         return 0
     options = {

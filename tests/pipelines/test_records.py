@@ -250,6 +250,80 @@ def test_other_data_is_replaced_on_demand_only(tmp_path):
     assert verification.verify(tmp_path, progress=False) == manifest
 
 
+def snapshot(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+class BrokenExample(ArrayExample):
+    """Its file fails in a way that no example should, as a drive that is gone does."""
+
+    def read(self):
+        raise OSError(5, "Input/output error", "drive")
+
+
+def test_what_is_replaced_stays_until_the_new_is_whole(tmp_path, monkeypatch):
+    folder = tmp_path / "set"
+    manifest = write(folder, [noise_example(i) for i in range(4)], num_shards=2)
+    before = snapshot(folder)
+    others = [noise_example(i) for i in range(5, 9)]
+
+    def fails(examples, error, match):
+        with pytest.raises(error, match=match):
+            write(folder, examples, num_shards=2, overwrite=True)
+        found = snapshot(folder)
+        assert before.items() <= found.items()
+        assert not list(folder.glob(".unfinished/*.tmp"))
+        assert records.verify(folder, progress=False) == manifest
+
+    fails([*others[:3], bad(8, labels=np.full((20, 30), 99, "uint8"))], DataError, "99")
+    broken = BrokenExample("x", others[3].image, others[3].labels)
+    fails([*others[:3], broken], DataError, "drive: Input/output error")
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "encode_record", lambda *_, **__: 1 / 0)
+        fails(others, ZeroDivisionError, "division")
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "_write_manifest", lambda manifest: 1 / 0)
+        fails(others, ZeroDivisionError, "division")
+
+    # What was finished is not made again; then the new data set is there, and nothing else.
+    for example in others:
+        example.reads = 0
+    new = write(folder, others, num_shards=2, overwrite=True)
+    assert [example.reads for example in others] == [0, 0, 0, 0]
+    assert records.verify(folder, progress=False) == new != manifest
+    files = [shard.file for shard in new.split("train").shards]
+    assert files == [f"train-0000{i}-of-00002-2.tfrecord" for i in range(2)]
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", *files]
+    # The same again is known to be complete, whatever its files are called.
+    assert write(folder, others, num_shards=2) == new
+    fresh = write(tmp_path / "fresh", others, num_shards=2)
+    assert (fresh.fingerprint, fresh.split("train").content) == (
+        new.fingerprint,
+        new.split("train").content,
+    )
+
+
+def test_killed_while_the_replaced_files_are_deleted(tmp_path, monkeypatch):
+    write(tmp_path, [noise_example(0), noise_example(1)], num_shards=2)
+    others = [noise_example(2), noise_example(3)]
+    remove = records._remove
+
+    def stop(path):
+        if path.endswith("00000-of-00002.tfrecord"):
+            raise KeyboardInterrupt
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "_remove", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, others, num_shards=2, overwrite=True)
+    assert len(list(tmp_path.glob("*.tfrecord"))) >= 3
+    manifest = records.read_manifest(tmp_path)
+    assert write(tmp_path, others, num_shards=2) == manifest
+    names = [shard.file for shard in manifest.split("train").shards]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", *names]
+
+
 def test_records_of_others_are_not_replaced(tmp_path):
     path = tmp_path / "train-00000-of-00001.tfrecord"
     path.write_text("not ours")
@@ -260,7 +334,7 @@ def test_records_of_others_are_not_replaced(tmp_path):
 
 def test_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="must be a folder that can be written"):
+    with pytest.raises(NotADirectoryError, match="there is a file of that name"):
         write(tmp_path / "file", [noise_example(0)])
 
 
