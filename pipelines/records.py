@@ -40,7 +40,6 @@ from pipelines.errors import DataError
 from pipelines.examples import read_checked
 from pipelines.manifest import (
     FORMAT_VERSION,
-    MANIFEST,
     Manifest,
     Shard,
     Split,
