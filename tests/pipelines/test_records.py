@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import encoding, loader, records, verification
+from pipelines import encoding, loader, paths, records, verification
 from pipelines.errors import DataError
 from pipelines.manifest import exists, read_manifest
 from tests.pipelines.tiny_data import (
@@ -273,7 +273,7 @@ def test_what_is_replaced_stays_until_the_new_is_whole(tmp_path, monkeypatch):
         found = snapshot(folder)
         assert before.items() <= found.items()
         assert not list(folder.glob(".unfinished/*.tmp"))
-        assert records.verify(folder, progress=False) == manifest
+        assert verification.verify(folder, progress=False) == manifest
 
     fails([*others[:3], bad(8, labels=np.full((20, 30), 99, "uint8"))], DataError, "99")
     broken = BrokenExample("x", others[3].image, others[3].labels)
@@ -282,7 +282,7 @@ def test_what_is_replaced_stays_until_the_new_is_whole(tmp_path, monkeypatch):
         patch.setattr(records, "encode_record", lambda *_, **__: 1 / 0)
         fails(others, ZeroDivisionError, "division")
     with monkeypatch.context() as patch:
-        patch.setattr(records, "_write_manifest", lambda manifest: 1 / 0)
+        patch.setattr(records, "write_manifest", lambda manifest: 1 / 0)
         fails(others, ZeroDivisionError, "division")
 
     # What was finished is not made again; then the new data set is there, and nothing else.
@@ -290,7 +290,7 @@ def test_what_is_replaced_stays_until_the_new_is_whole(tmp_path, monkeypatch):
         example.reads = 0
     new = write(folder, others, num_shards=2, overwrite=True)
     assert [example.reads for example in others] == [0, 0, 0, 0]
-    assert records.verify(folder, progress=False) == new != manifest
+    assert verification.verify(folder, progress=False) == new != manifest
     files = [shard.file for shard in new.split("train").shards]
     assert files == [f"train-0000{i}-of-00002-2.tfrecord" for i in range(2)]
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", *files]
@@ -306,19 +306,19 @@ def test_what_is_replaced_stays_until_the_new_is_whole(tmp_path, monkeypatch):
 def test_killed_while_the_replaced_files_are_deleted(tmp_path, monkeypatch):
     write(tmp_path, [noise_example(0), noise_example(1)], num_shards=2)
     others = [noise_example(2), noise_example(3)]
-    remove = records._remove
+    remove = paths.remove
 
     def stop(path):
-        if path.endswith("00000-of-00002.tfrecord"):
+        if str(path).endswith("00000-of-00002.tfrecord"):
             raise KeyboardInterrupt
         remove(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(records, "_remove", stop)
+        patch.setattr(paths, "remove", stop)
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path, others, num_shards=2, overwrite=True)
     assert len(list(tmp_path.glob("*.tfrecord"))) >= 3
-    manifest = records.read_manifest(tmp_path)
+    manifest = read_manifest(tmp_path)
     assert write(tmp_path, others, num_shards=2) == manifest
     names = [shard.file for shard in manifest.split("train").shards]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", *names]
