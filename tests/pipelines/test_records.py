@@ -279,7 +279,7 @@ def test_what_is_replaced_stays_until_the_new_is_whole(tmp_path, monkeypatch):
     broken = BrokenExample("x", others[3].image, others[3].labels)
     fails([*others[:3], broken], DataError, "drive: Input/output error")
     with monkeypatch.context() as patch:
-        patch.setattr(records, "encode_record", lambda *_, **__: 1 / 0)
+        patch.setattr(encoding, "encode_record", lambda *_, **__: 1 / 0)
         fails(others, ZeroDivisionError, "division")
     with monkeypatch.context() as patch:
         patch.setattr(records, "write_manifest", lambda manifest: 1 / 0)
