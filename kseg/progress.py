@@ -53,6 +53,8 @@ class Progress:
         """Counts what was done since the last call."""
         with self._lock:
             self._done += count
+            if self._total:
+                self._done = min(self._done, self._total)
 
     def update(self, done):
         """Sets how many are done."""
@@ -63,7 +65,8 @@ class Progress:
         """What is done, as a line: `evaluating: 12/40 images, 3.1 a second, 0:00:09 left`."""
         seconds = time.monotonic() - self._start
         if not self._total:
-            return f"{self._doing}: {clock(seconds)} so far" if seconds >= 1 else self._doing
+            shown = f": {clock(seconds)} so far" if seconds >= _REPEAT else " ..."
+            return self._doing + shown
         parts = [f"{self._doing}: {self._done}/{self._total} {self._unit}"]
         if self._done:
             rate = self._done / max(seconds, 1e-9)

@@ -1,4 +1,5 @@
 import io
+import re
 import sys
 import time
 
@@ -43,10 +44,19 @@ def test_plain_lines_where_there_is_no_terminal(no_patience, capsys):
     assert " a second, 0:0" in text() and " left\n" in text()
 
 
-def test_work_that_cannot_be_counted(no_patience, capsys):
+def test_work_that_cannot_be_counted(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "_REPEAT", 0.5)
+    said = []
+
+    def text():
+        said.append(capsys.readouterr().err)
+        return "".join(said)
+
     with Progress("exporting"):
-        time.sleep(0.1)
-    assert "exporting\n" in capsys.readouterr().err
+        wait_for(lambda: len(text().splitlines()) == 2)
+    assert text().splitlines()[0] == "exporting ..."
+    assert re.fullmatch(r"exporting: 0:00:0\d so far", text().splitlines()[1])
 
 
 def test_a_bar_on_a_terminal_that_is_gone_afterwards(no_patience, monkeypatch):

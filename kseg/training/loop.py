@@ -14,6 +14,7 @@ from kseg.evaluation.inference import Evaluator
 from kseg.finite import describe_non_finite
 from kseg.photometric import build_distortion
 from kseg.precision import building
+from kseg.progress import Progress
 from kseg.run_lock import hold
 from kseg.runs import step_file
 from kseg.segmenters import inference_model
@@ -23,7 +24,7 @@ from kseg.training.initialization import load_pretrained
 from kseg.training.losses import build_losses
 from kseg.training.objectives import build_objectives
 from kseg.training.optimizers import build_optimizer
-from kseg.training.reports import Progress, TensorBoard
+from kseg.training.reports import TensorBoard, TrainingProgress
 from kseg.training.trainer import SegmentationTrainer, build_step
 
 _AGREE_EVERY = 10  # Steps between questions to all workers whether one was asked to stop.
@@ -140,13 +141,17 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
             f"{config.data.batch_size}. Change it, or set train.devices"
         )
     jit_compile = use_xla(settings.jit_compile, strategy)
-    trainer = build_trainer(run, strategy)
+    with Progress(
+        f"building {config.model.head.name} on {config.model.backbone.name}", shown=is_chief
+    ):
+        trainer = build_trainer(run, strategy)
     state = checkpoints.training_variables(trainer)
     watch = _FiniteWatch(run, state)
     meta = _resume(run, state, is_chief=is_chief)
     if meta is None:
         best, step = {"mean_iou": None, "step": None}, 0
-        initial_weights = load_pretrained(trainer.segmenter, config.model)
+        with Progress("loading pretrained weights", shown=is_chief):
+            initial_weights = load_pretrained(trainer.segmenter, config.model)
         watch.check_weights(0)
     else:
         best, step, initial_weights = meta["best"], meta["step"], meta["initial_weights"]
@@ -160,29 +165,35 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
         if not is_chief:
             return
         lock.check()
-        checkpoints.save(
-            run.path / "checkpoints" / step_file(step),
-            arrays,
-            {"step": step, "best": best, "initial_weights": initial_weights, **run.identity()},
-        )
+        with progress.working(f"writing the checkpoint of step {step}"):
+            checkpoints.save(
+                run.path / "checkpoints" / step_file(step),
+                arrays,
+                {"step": step, "best": best, "initial_weights": initial_weights, **run.identity()},
+            )
         for old in run.checkpoint_steps()[: -settings.keep_checkpoints]:
             (run.path / "checkpoints" / step_file(old)).unlink()
 
     evaluator = _Evaluator(run, trainer, strategy, cluster)
+    batches_at_once = 1 if cluster else replica_count
     board = TensorBoard(run.path / "tensorboard", run.classes) if is_chief else None
-    progress = Progress(step, settings.steps, config.data.batch_size, quiet=not is_chief)
+    progress = TrainingProgress(step, settings.steps, config.data.batch_size, quiet=not is_chief)
     train_step = build_step(trainer, strategy, jit_compile=jit_compile)
     batches = iter(_distributed(training_batches, step, strategy, cluster))
     with _StopSignals() as stop_signals:
         while step < settings.steps:
-            logs = train_step(waiting.next_batch(batches))
+            if progress.is_new:
+                with progress.working("compiling the training step"):
+                    logs = train_step(waiting.next_batch(batches))
+            else:
+                logs = train_step(waiting.next_batch(batches))
             step += 1
             progress.step_done()
             watch.check(step, logs)
             if step % settings.log_every == 0 or step == settings.steps or progress.is_first:
                 values = watch.flush()
                 values["learning_rate"] = float(trainer.optimizer.learning_rate)
-                values |= progress.report(step, values)
+                values |= progress.report(step, values, trainer.term_weights(step - 1))
                 if is_chief:
                     board.scalars(step, values)
             evaluating = step % settings.evaluate_every == 0 or step == settings.steps
@@ -196,8 +207,14 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
             if evaluating:
                 evaluator.update()
             if evaluating and is_chief:
-                with progress.paused():
-                    evaluation = evaluator(evaluation_batches(), num_examples=settings.panels)
+                split = evaluation_batches()
+                count = max(int(split.cardinality()), 0)
+                with progress.working(f"evaluating step {step}", count, unit="batches") as shown:
+                    evaluation = evaluator(
+                        split,
+                        num_examples=settings.panels,
+                        progress=lambda _, shown=shown: shown.advance(batches_at_once),
+                    )
                     board.evaluation(step, evaluation)
                     mean_iou = evaluation.scores.mean_iou
                     if _is_better(mean_iou, best["mean_iou"]):
@@ -208,14 +225,14 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
                             evaluator.weights,
                             {**best, **run.identity()},
                         )
-                    progress.line(
-                        f"step {step}  mean IoU {mean_iou:.4f}  "
-                        + (
-                            f"(best {best['mean_iou']:.4f} at step {best['step']})"
-                            if best["step"]
-                            else "(no pixel that counts: none is the best)"
-                        )
+                progress.line(
+                    f"step {step}  mean IoU {mean_iou:.4f}  "
+                    + (
+                        f"(best {best['mean_iou']:.4f} at step {best['step']})"
+                        if best["step"]
+                        else "(no pixel that counts: none is the best)"
                     )
+                )
             if saving or stopping:
                 save()
             if stopping and step < settings.steps:

@@ -1,4 +1,9 @@
-"""What a run tells while it goes: a progress line and TensorBoard events."""
+"""What a run tells while it goes: a progress line and TensorBoard events.
+
+The line shows each term of the loss times its weight, so that the terms add up to the loss.
+TensorBoard shows terms before their weights (`loss/<term>`), which stay comparable where a weight
+rises or differs between runs, and the weighted sum (`loss/loss`).
+"""
 
 import contextlib
 import shutil
@@ -8,10 +13,24 @@ import time
 import tensorflow as tf
 
 from kseg import visualize
+from kseg.progress import Progress, clock
+
+_LONGEST = 100  # Columns of a line, on wide terminals too.
+_SHORT = {
+    "cross_entropy": "ce",
+    "auxiliary": "aux",
+    "contextrast": "ctx",
+    "multi_scale": "ms",
+    "pixel_contrast": "pix",
+    "region_contrast": "reg",
+    "same_scale": "same",
+    "cross_scale": "cross",
+    "pixel_anchor": "pixel",
+}
 
 
-class Progress:
-    """A line with loss terms, learning rate, speed and the time left.
+class TrainingProgress:
+    """A line with the loss and what it is the sum of, learning rate, speed and the time left.
 
     On a terminal the line is overwritten; in a file each report is a line of its own.
 
@@ -33,6 +52,11 @@ class Progress:
         self._quiet = quiet
 
     @property
+    def is_new(self):
+        """Whether no step is done."""
+        return self._steps_done == 0
+
+    @property
     def is_first(self):
         """Whether just one step is done."""
         return self._steps_done == 1
@@ -45,41 +69,43 @@ class Progress:
         else:
             self._window_steps += 1
 
-    def report(self, step, values):
+    def report(self, step, values, weights):
         """Prints the line.
 
         Args:
             step: int.
-            values: dict of floats, with `loss`, the terms, `learning_rate`.
+            values: dict of floats, with `loss`, the terms before their weights, `learning_rate`.
+            weights: dict from the name of a loss or an objective to the weight of its terms.
 
         Returns:
             dict with `images_per_second` since the last report, empty after the first step.
         """
-        parts = {"step": f"step {step}/{self._steps}", "loss": f"loss {values['loss']:.4f}"}
-        terms = {k: v for k, v in values.items() if k not in ("learning_rate", "loss")}
-        # They add up to the loss only with their weights.
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
-        parts["terms"] = f"(unweighted: {shown})"
-        parts["rate"] = f"rate {values['learning_rate']:.2e}"
+        parts = {
+            "step": f"step {step}/{self._steps}",
+            "loss": f"loss {values['loss']:.4f}",
+            "rate": f"lr {values['learning_rate']:.1e}",
+            "speed": "",
+        }
         seconds = time.perf_counter() - self._window
         speed = {}
         if self._window_steps:
             per_step = seconds / self._window_steps
             speed["images_per_second"] = self._batch_size / per_step
-            left = round(per_step * (self._steps - step))
-            parts["speed"] = f"{self._batch_size / per_step:.1f} images/s"
-            parts["left"] = f"{_clock(left)} left"
+            parts["speed"] = f"{self._batch_size / per_step:.1f} img/s"
+            parts["left"] = f"{clock(per_step * (self._steps - step))} left"
         else:
             parts["left"] = f"first step after {time.perf_counter() - self._start:.1f} s"
         self._window, self._window_steps = time.perf_counter(), 0
         if self._quiet:
             return speed
-        if self._terminal and step < self._steps:
-            # A line that is broken into two cannot be overwritten.
-            text = _fitting(parts, shutil.get_terminal_size().columns - 1)
+        overwritten = self._terminal and step < self._steps
+        # A line that is broken into two cannot be overwritten.
+        width = shutil.get_terminal_size().columns - 1 if overwritten else _LONGEST
+        text = _fitting(parts, weighted_terms(values, weights), min(width, _LONGEST))
+        if overwritten:
             print(f"\r\x1b[K{text}", end="", flush=True)
         else:
-            self.line("  ".join(parts.values()))
+            self.line(text)
         return speed
 
     def line(self, text):
@@ -87,27 +113,79 @@ class Progress:
         print(f"\r\x1b[K{text}" if self._terminal else text, flush=True)
 
     @contextlib.contextmanager
-    def paused(self):
-        """Leaves what happens inside out of the speed."""
+    def working(self, doing, total=None, *, unit="images"):
+        """Shows work between two steps, and leaves it out of the speed.
+
+        Args:
+            doing, total, unit: as for `kseg.progress.Progress`.
+
+        Yields:
+            `kseg.progress.Progress`.
+        """
         start = time.perf_counter()
-        yield
-        self._window += time.perf_counter() - start
+        if self._terminal and not self._quiet:
+            print("\r\x1b[K", end="", flush=True)
+        with Progress(doing, total, unit=unit, shown=not self._quiet) as shown:
+            yield shown
+        if self._window is not None:
+            self._window += time.perf_counter() - start
 
 
-def _fitting(parts, width):
-    """As many parts as fit into a line; what is left out first comes first here."""
-    kept = dict(parts)
-    for name in ("terms", "rate", "speed", "loss", "step"):
-        text = "  ".join(kept.values())
-        if len(text) <= width:
-            return text
-        kept.pop(name, None)
-    return "  ".join(kept.values())[: max(width, 0)]
+def weighted_terms(values, weights):
+    """The terms of a loss, each times its weight: they add up to the loss.
+
+    Args:
+        values, weights: as for `TrainingProgress.report`.
+
+    Returns:
+        dict from the name of a term to float.
+    """
+    terms = {k: v for k, v in values.items() if k not in ("learning_rate", "loss")}
+    return {
+        name: value * (weights[name] if name in weights else weights[name.split("/")[0]])
+        for name, value in terms.items()
+    }
 
 
-def _clock(seconds):
-    hours, rest = divmod(seconds, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+def _fitting(parts, terms, width):
+    """The line with as much in it as fits; the time left is what is left out last.
+
+    Args:
+        parts: dict of str: `step`, `loss`, `rate`, `speed` (empty if unknown), `left`.
+        terms: dict from the name of a term to float, what it adds to the loss.
+        width: int, columns.
+
+    Returns:
+        str.
+    """
+    grouped = {}
+    for name, value in terms.items():
+        group = name.split("/")[0]
+        grouped[group] = grouped.get(group, 0.0) + value
+    sums = [_sum(terms), _sum(_shortened(terms)), _sum(grouped), _sum(_shortened(grouped))]
+    step, loss, rate, speed, left = (
+        parts[name] for name in ("step", "loss", "rate", "speed", "left")
+    )
+    lines = [[step, loss + terms, rate, speed, left] for terms in sums]
+    lines += [[step, loss + terms, speed, left] for terms in sums]
+    lines += [[step, loss, rate, speed, left], [step, loss, speed, left], [step, loss, left]]
+    lines += [[step, left], [left]]
+    lines = ["  ".join(filter(None, line)) for line in lines]
+    return next((line for line in lines if len(line) <= width), left[: max(width, 0)])
+
+
+def _sum(terms):
+    return " = " + " + ".join(f"{name} {value:.4f}" for name, value in terms.items())
+
+
+def _shortened(terms):
+    """The terms under short names."""
+
+    def short(name):
+        first, *rest = name.split("/")
+        return "/".join([_SHORT.get(first, first), *(_SHORT.get(part, part) for part in rest)])
+
+    return {short(name): value for name, value in terms.items()}
 
 
 class TensorBoard:
@@ -124,7 +202,13 @@ class TensorBoard:
         self._evaluation = tf.summary.create_file_writer(str(folder / "evaluation"))
 
     def scalars(self, step, values):
-        """Writes loss terms, learning rate, speed: dict of floats."""
+        """Writes loss terms before their weights, the loss, learning rate, speed.
+
+        Args:
+            step: int.
+            values: dict of floats; `learning_rate` and `images_per_second` are tags as they are,
+                others become `loss/<name>`.
+        """
         with self._train.as_default():
             for name, value in values.items():
                 tag = name if name in ("learning_rate", "images_per_second") else f"loss/{name}"

@@ -131,6 +131,21 @@ class SegmentationTrainer(keras.Model):
                 terms[f"{objective.name}/{name}"] = (value, weight)
         return terms, found
 
+    def term_weights(self, step):
+        """The weights of the terms.
+
+        Args:
+            step: int, how many steps were made before.
+
+        Returns:
+            dict from the name of a loss, or of an objective, whose terms all have its weight, to
+            float.
+        """
+        weights = {name: weight for name, (_, weight) in self.losses_on_logits.items()}
+        for objective, weight in zip(self.objectives, self.objective_weights, strict=True):
+            weights[objective.name] = float(weight(step)) if callable(weight) else weight
+        return weights
+
     def train_step(self, data):
         """One optimizer step, in replica context.
 
