@@ -7,9 +7,7 @@ import dataclasses
 from typing import Any
 
 import pipelines
-from kseg.photometric import build_distortion
 from kseg.runs import Classes
-from pipelines import loader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +127,9 @@ class ExperimentData:
         Returns:
             `tf.data.Dataset`, see `pipelines.loader.training_dataset`.
         """
+        from kseg.photometric import build_distortion  # Here: mistakes are found without Keras.
+        from pipelines import loader
+
         data = self.config.data
         distortion = build_distortion(data)
         return loader.training_dataset(
@@ -153,6 +154,8 @@ class ExperimentData:
 
     def evaluation_batches(self):
         """The evaluation split once, in order: see `pipelines.loader.evaluation_dataset`."""
+        from pipelines import loader
+
         data = self.config.data
         return loader.evaluation_dataset(
             data.folder, data.eval_split, batch_size=data.eval_batch_size

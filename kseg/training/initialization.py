@@ -3,7 +3,26 @@
 import sys
 
 from kseg.errors import UnavailableError
-from kseg.weights import load_weights
+from kseg.weights import hub
+
+
+def check_pretrained(model):
+    """Refuses weights that cannot be had, as far as that shows before a network is built.
+
+    Args:
+        model: `kseg.config.Model`.
+
+    Raises:
+        UserError: as `load_pretrained`.
+    """
+    source = model.weights or model.backbone.weights
+    if source is None:
+        return
+    try:
+        hub.check_source(source)
+    except UnavailableError as error:
+        if model.backbone.weights_if_missing == "fail":
+            raise _with_way_out(error) from None
 
 
 def load_pretrained(segmenter, model):
@@ -21,6 +40,8 @@ def load_pretrained(segmenter, model):
         UserError: if the weights do not fit, or cannot be had (`UnavailableError`) and
             `backbone.weights_if_missing` is `"fail"`.
     """
+    from kseg.weights import load_weights  # Here: it imports Keras.
+
     source = model.weights or model.backbone.weights
     if source is None:
         return "random"
@@ -28,10 +49,12 @@ def load_pretrained(segmenter, model):
         report = load_weights(segmenter, source, backbone_only=model.weights is None)
     except UnavailableError as error:
         if model.backbone.weights_if_missing == "fail":
-            raise UnavailableError(
-                f"{error}. Or start at random: --set model.backbone.weights=null"
-            ) from None
+            raise _with_way_out(error) from None
         print(f"warning: all weights start at random: {error}", file=sys.stderr, flush=True)
         return "random"
     print(report, flush=True)
     return source
+
+
+def _with_way_out(error):
+    return UnavailableError(f"{error}. Or start at random: --set model.backbone.weights=null")

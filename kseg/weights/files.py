@@ -40,6 +40,26 @@ def read_file(path):
         UserError: if the file is missing, its suffix unknown, or its content damaged; if it is an
             index, and a file that it names is missing or lacks an array.
     """
+    path, suffix = find_file(path)
+    checkpoint = _read_shards(path) if suffix == INDEX_SUFFIX else READERS[suffix](path)
+    for name in (*checkpoint.arrays, *checkpoint.beside):
+        if not name.isprintable():  # It would break the lines of reports, or steer a terminal.
+            raise UserError(f"{path} is damaged: it has an array {name!a}. Fetch it again")
+    return checkpoint
+
+
+def find_file(path):
+    """Finds a weights file without reading it.
+
+    Args:
+        path: as for `read_file`.
+
+    Returns:
+        `(path, suffix)`: `pathlib.Path` of the file, and the key in `READERS`, or `INDEX_SUFFIX`.
+
+    Raises:
+        UserError: if it is missing, or its suffix is unknown.
+    """
     path = pathlib.Path(path)
     if path.is_dir():
         found = [path / name for name in INDEXES if (path / name).exists()]
@@ -52,11 +72,7 @@ def read_file(path):
         raise UserError(f"A weights file must end in one of {', '.join(known)}. Received: {path}")
     if not path.exists():
         raise UserError(f"There is no weights file {path}")
-    checkpoint = _read_shards(path) if suffix == INDEX_SUFFIX else READERS[suffix](path)
-    for name in (*checkpoint.arrays, *checkpoint.beside):
-        if not name.isprintable():  # It would break the lines of reports, or steer a terminal.
-            raise UserError(f"{path} is damaged: it has an array {name!a}. Fetch it again")
-    return checkpoint
+    return path, suffix
 
 
 def read_index(path):

@@ -1,17 +1,63 @@
 """Weights that are named by where they are published: `hf://` and `keras_cv://`."""
 
+import importlib.util
 import pathlib
 import re
 
 from kseg.errors import UnavailableError, UserError
 from kseg.weights.checkpoint import Checkpoint
-from kseg.weights.files import INDEX_SUFFIX, INDEXES, read_index
+from kseg.weights.files import INDEX_SUFFIX, INDEXES, find_file, read_index
 
 _HUGGING_FACE = re.compile(
     r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(/(?P<file>[^@]+))?"
 )
 _MESSAGE = 150  # Characters of what a library says.
 FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def check_source(source):
+    """Refuses a source of weights that cannot be had, as far as that shows without reading it.
+
+    Args:
+        source: str, as for `kseg.weights.load_weights`.
+
+    Raises:
+        UserError: if there is no such file, or the source is of no known kind.
+        UnavailableError: if the package is missing that would download it.
+    """
+    scheme, separator, _ = source.partition("://")
+    if not separator:
+        find_file(source)
+    elif scheme == "hf":
+        match = _parse_hugging_face(source)
+        if importlib.util.find_spec("huggingface_hub") is None:
+            raise UnavailableError(
+                f"{source} needs the package huggingface_hub: pip install 'kseg[hub]'. Or: "
+                f"{_by_hand(source, match)}"
+            )
+    elif scheme != "keras_cv":
+        raise UserError(
+            "A source of weights is a file, hf://owner/name or keras_cv://preset. Received: "
+            f"{source}"
+        )
+
+
+def _parse_hugging_face(source):
+    match = _HUGGING_FACE.fullmatch(source)
+    if match is None:
+        raise UserError(
+            f"A source on Hugging Face is hf://owner/name, with /file or @revision/file behind it. "
+            f"Received: {source}"
+        )
+    return match
+
+
+def _by_hand(source, match):
+    """Tells how to do without the download."""
+    return (
+        f"Download {match['file'] or ' or '.join(FILES)} of {match['repository']} where there is "
+        f"network, and give its path in place of {source}"
+    )
 
 
 def fetch_from_hugging_face(source):
@@ -28,27 +74,16 @@ def fetch_from_hugging_face(source):
         UserError: if `source` is malformed.
         UnavailableError: if huggingface_hub is not installed, or the file cannot be had.
     """
-    match = _HUGGING_FACE.fullmatch(source)
-    if match is None:
-        raise UserError(
-            f"A source on Hugging Face is hf://owner/name, with /file or @revision/file behind it. "
-            f"Received: {source}"
-        )
+    check_source(source)
+    match = _parse_hugging_face(source)
     repository, revision = match["repository"], match["revision"]
     wanted = [match["file"]] if match["file"] else [*FILES, *INDEXES]
     named = match["file"] or " or ".join(FILES)
-    by_hand = (
-        f"Download {named} of {repository} where there is network, and give its path "
-        f"in place of {source}"
-    )
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-        from huggingface_hub.utils import logging
-    except ImportError:
-        raise UnavailableError(
-            f"{source} needs the package huggingface_hub: pip install 'kseg[hub]'. Or: {by_hand}"
-        ) from None
+    by_hand = _by_hand(source, match)
+
+    import huggingface_hub
+    from huggingface_hub import errors
+    from huggingface_hub.utils import logging
 
     def cached(name):
         """The local path of a file without asking the network, which may not be there; or None."""

@@ -6,7 +6,6 @@ import mmap
 import struct
 
 import h5py
-import keras
 import numpy as np
 
 from kseg.errors import UserError
@@ -188,6 +187,8 @@ def keras_names(model):
         dict from name, such as `"conv1/convolution/0"`, to the path of the weight, such as
         `"conv1/convolution/kernel"`.
     """
+    import keras  # Here: files are looked at without it.
+
     names = {}
 
     def walk(layer, prefix):

@@ -7,7 +7,7 @@ from kseg.backbones.backbone import Backbone
 from kseg.errors import UserError
 from kseg.weights.conventions import CONVENTIONS, PREFIXES, recognise, without_prefixes
 from kseg.weights.files import read_file
-from kseg.weights.hub import fetch_from_hugging_face, read_keras_cv_preset
+from kseg.weights.hub import check_source, fetch_from_hugging_face, read_keras_cv_preset
 from kseg.weights.keras_file import keras_names
 from kseg.weights.torch_state import (
     COUNTER,
@@ -169,16 +169,13 @@ def _find_backbone(model):
 
 
 def _read(source):
+    check_source(source)
     scheme, separator, _ = source.partition("://")
     if not separator:
         return read_file(source)
     if scheme == "hf":
         return read_file(fetch_from_hugging_face(source))
-    if scheme == "keras_cv":
-        return read_keras_cv_preset(source)
-    raise UserError(
-        f"A source of weights is a file, hf://owner/name or keras_cv://preset. Received: {source}"
-    )
+    return read_keras_cv_preset(source)
 
 
 def _match_keras(target, weights, arrays, source):

@@ -1,11 +1,12 @@
+import sys
+
 import numpy as np
 import pytest
 
 from kseg.config import Model
 from kseg.errors import UnavailableError, UserError
 from kseg.segmenters import build_segmenter
-from kseg.training import initialization
-from kseg.training.initialization import load_pretrained
+from kseg.training.initialization import check_pretrained, load_pretrained
 from tests.training.tiny import build_tiny_backbone
 
 
@@ -48,7 +49,7 @@ def unavailable(monkeypatch):
     def load_weights(*_, **__):
         raise UnavailableError("hf://a/b cannot be had: no network. Download c of a/b")
 
-    monkeypatch.setattr(initialization, "load_weights", load_weights)
+    monkeypatch.setattr("kseg.weights.load_weights", load_weights)
 
 
 def test_what_cannot_be_had_stops(monkeypatch):
@@ -65,3 +66,24 @@ def test_or_is_one_line_of_warning(monkeypatch, capsys):
     warning = capsys.readouterr().err
     assert warning.startswith("warning: all weights start at random: hf://a/b cannot be had")
     assert warning.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("nowhere.npz", "There is no weights file nowhere.npz"),
+        ("weights.zip", "must end in one of"),
+        ("ftp://host/file.npz", "is a file, hf://owner/name or keras_cv://preset"),
+        ("hf://owner", "is hf://owner/name"),
+    ],
+)
+def test_sources_that_cannot_be_had_are_refused_before_anything_is_built(source, message):
+    with pytest.raises(UserError, match=message):
+        check_pretrained(with_backbone_weights(source))
+
+
+def test_a_missing_package_is_a_mistake_where_the_weights_are_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UnavailableError, match=r"pip install.*Or start at random"):
+        check_pretrained(with_backbone_weights("hf://owner/name"))
+    check_pretrained(with_backbone_weights("hf://owner/name", weights_if_missing="warn"))
