@@ -487,6 +487,8 @@ def _write_records(path, job, work):
 
 def _write_alone(folder, job):
     """Writes one shard in any process; what came of it is left in files, for `_read_alone`."""
+    import kseg.quiet  # noqa: F401 - TensorFlow is imported here, in a process of the runner.
+
     work = _Work(Progress("writing", shown=False))
     _write_shard(folder, job, work)
     if work.problems:

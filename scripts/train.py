@@ -41,7 +41,8 @@ def main():
     config = config_module.load(arguments.config, arguments.overrides)
     folder = pathlib.Path(arguments.run or f"runs/{config.name}")
 
-    from kseg.training.distribution import build_strategy, read_cluster
+    from kseg.training.cluster import read_cluster
+    from kseg.training.distribution import build_strategy
 
     cluster = None if arguments.dry_run else read_cluster()
     if cluster and arguments.restart:

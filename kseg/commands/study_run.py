@@ -11,7 +11,8 @@ import pathlib
 import sys
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import kseg.quiet  # noqa: F401 - in a process of its own, TensorFlow is to be quiet too.
+
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 

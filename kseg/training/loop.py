@@ -107,7 +107,7 @@ def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=N
         evaluation_batches: function to a `tf.data.Dataset` over the evaluation split, see
             `kseg.evaluation.inference.Evaluator`.
         strategy: `tf.distribute.Strategy`, or None: that of `train.devices`.
-        cluster: `kseg.training.distribution.Cluster` or None. All its workers need the run's folder
+        cluster: `kseg.training.cluster.Cluster` or None. All its workers need the run's folder
             at the same path; only the chief evaluates, prints and writes.
 
     Returns:

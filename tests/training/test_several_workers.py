@@ -15,7 +15,8 @@ import pytest
 
 import pipelines
 from kseg.errors import UserError
-from kseg.training.distribution import Cluster, build_strategy, read_cluster
+from kseg.training.cluster import Cluster, read_cluster
+from kseg.training.distribution import build_strategy
 
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = {
