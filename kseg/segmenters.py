@@ -3,6 +3,7 @@
 import keras
 
 from kseg.backbones import build_backbone
+from kseg.backend.precision import building
 from kseg.heads import build_head
 from kseg.heads.projection import projection
 from kseg.layers import ImageNormalization, ResizeLike
@@ -98,6 +99,48 @@ def build_segmenter(
             name=f"embedding_{source}",
         )
     return keras.Model(image, outputs, name=name)
+
+
+def segmenter_from_config(
+    model,
+    num_classes,
+    *,
+    precision,
+    projections=(),
+    maps=(),
+    synchronized_batch_norm=False,
+):
+    """Builds the segmenter that a config describes, freshly initialised.
+
+    Args:
+        model: `kseg.config.schema.Model`, the section `model` of an experiment.
+        num_classes: int > 0.
+        precision: str, the network's dtype policy, whatever Keras' global one is.
+        projections, maps, synchronized_batch_norm: as for `build_segmenter`.
+
+    Returns:
+        keras model, see `build_segmenter`.
+
+    Raises:
+        ValueError: if the network cannot be built from these arguments.
+    """
+    # Weights are loaded by whoever starts a run, from `model.backbone.weights`.
+    arguments = model.backbone.model_dump(exclude={"name", "weights", "weights_if_missing"})
+    if model.backbone.name == "keras_cv":
+        arguments["load_weights"] = False
+    with building(precision):
+        return build_segmenter(
+            model.backbone.name,
+            model.head.name,
+            num_classes,
+            backbone_arguments=arguments,
+            head_arguments=model.head.model_dump(exclude={"name"}),
+            projections=projections,
+            maps=maps,
+            embedding_dim=model.embedding_dim,
+            projector_layers=model.projector_layers,
+            synchronized_batch_norm=synchronized_batch_norm,
+        )
 
 
 def inference_model(segmenter):

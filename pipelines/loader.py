@@ -7,7 +7,7 @@ shuffled over the whole split without a buffer.
 
 The host does what must be done before pixels can leave it: it chooses the window, decodes that and
 no more, and resizes it. Colours are distorted on the device that trains
-(`kseg.photometric`), from numbers that come along with the batch.
+(`kseg.layers.photometric`), from numbers that come along with the batch.
 """
 
 import math
@@ -21,7 +21,7 @@ from pipelines.datasets.dataset import IGNORE_LABEL
 from pipelines.encoding import decode_whole
 from pipelines.errors import DataError
 from pipelines.manifest import AGAIN
-from pipelines.sampling import Order, repeat_factors
+from pipelines.sample_stream import Order, repeat_factors
 from pipelines.storage import open_records
 
 _WINDOWS = 10  # Places that are tried for a crop of mixed classes, as in the public code.
@@ -69,7 +69,7 @@ def training_dataset(
         rotation: float, degrees: crops are turned by an angle that is uniform in +- this.
         max_class_share: float in (0, 1]. Of up to 10 random windows the first is taken in which no
             class has a larger share of the labelled pixels, else the last. 1: no such rule.
-        repeat_threshold: float or None, see `pipelines.sampling.repeat_factors`.
+        repeat_threshold: float or None, see `pipelines.sample_stream.repeat_factors`.
         num_draws: int, random numbers that go with each image.
         on_error: what happens where a record is unusable. `"raise"`: the iterator raises.
             `"skip"`: another image takes its place; a line on stderr names it.

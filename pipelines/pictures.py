@@ -14,8 +14,8 @@ files become uint8 RGB, upright:
 * Of several pictures in a file (MPO, overviews of a TIFF) the first is read; animations and stacks
   of pages are refused, as are other kinds and sizes of 2^29 pixels and more, all by name.
 
-What is decoded inside a graph (`pipelines.encoding`, `kseg.serving_input`) follows the same rule,
-bit for bit, for JPEG and PNG of 8 bits, and of 16 bits where no range is given.
+What is decoded inside a graph (`pipelines.encoding`, `kseg.export.serving_input`) follows the same
+rule, bit for bit, for JPEG and PNG of 8 bits, and of 16 bits where no range is given.
 """
 
 import contextlib

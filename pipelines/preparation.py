@@ -4,7 +4,7 @@ import os
 import sys
 import unicodedata
 
-from pipelines import datasets, paths, records, report
+from pipelines import data_report, datasets, paths, records
 from pipelines.datasets import tfds_source
 from pipelines.errors import DataError
 from pipelines.manifest import exists, read_manifest
@@ -79,7 +79,7 @@ def prepare(
         workers=workers,
         overwrite=overwrite,
         progress=progress,
-        describe=report.write,
+        describe=data_report.write,
         distribute=distribute,
     )
 

@@ -83,9 +83,9 @@ def read_curves(run):
 
 def failures(options):
     """Draws the worst images; prints the confused classes, and writes both as JSON."""
-    from kseg import visualize
     from kseg.analysis.failures import FailureCollector
     from kseg.analysis.observation import observe
+    from kseg.evaluation import drawing
 
     run = open_run(options)
     images = open_images(options, run)
@@ -97,7 +97,7 @@ def failures(options):
     pictures = []
     for example in collector.worst():
         rows = [(example.image, example.truth, *example.predictions)]
-        pictures.append(visualize.panel(rows, classes.names, classes.palette))
+        pictures.append(drawing.panel(rows, classes.names, classes.palette))
         print(f"mean IoU {100 * example.mean_iou[0]:6.2f} %  {example.id}")
     write_pictures(folder, pictures)
     report_failures(options, run, images, collector)
@@ -197,9 +197,9 @@ def report_embeddings(options, run, images, collector):
 
 def feature_maps(options):
     """Draws the features' principal components on images spread over the split."""
-    from kseg import visualize
     from kseg.analysis.feature_maps import principal_colors
     from kseg.analysis.observation import observe
+    from kseg.evaluation import drawing
 
     run = open_run(options)
     images = open_images(options, run)
@@ -208,15 +208,15 @@ def feature_maps(options):
     batches = spread_batches(images, options.images)
     for seen in observe(load_segmenter(options, run), batches, unit_norm=not options.raw):
         maps.append(seen.features[0])
-        rows.append([seen.images[0], visualize.colorize_truth(seen.labels[0], classes.palette)])
+        rows.append([seen.images[0], drawing.colorize_truth(seen.labels[0], classes.palette)])
     pictures = [
-        [*row, visualize.enlarge(colors, row[0].shape[:2])]
+        [*row, drawing.enlarge(colors, row[0].shape[:2])]
         for row, colors in zip(rows, principal_colors(maps), strict=True)
     ]
     titles = ["image", "truth", "features, principal components"]
-    picture = visualize.picture_grid(titles, pictures)
+    picture = drawing.picture_grid(titles, pictures)
     file = run.path / "analysis" / "feature-maps.png"
-    visualize.write_png(file, picture)
+    drawing.write_png(file, picture)
     print(f"picture:     {file}")
 
 
@@ -224,8 +224,8 @@ def grad_cam(options):
     """Draws the Grad-CAM of each class on the image that has most of it."""
     import numpy as np
 
-    from kseg import visualize
     from kseg.analysis.grad_cam import ClassImages
+    from kseg.evaluation import drawing
 
     run = open_run(options)
     images = open_images(options, run)
@@ -244,12 +244,12 @@ def grad_cam(options):
     for old in folder.glob("*.png"):
         old.unlink()
     for result in activations(segmenter, options.stages, kept):
-        overlays = [visualize.heat_overlay(result.image, heat) for heat in result.heat.values()]
+        overlays = [drawing.heat_overlay(result.image, heat) for heat in result.heat.values()]
         name = names[result.number]
         titles = [f"{name}: {result.id}", *result.heat]
-        picture = visualize.picture_grid(titles, [[result.image, *overlays]])
+        picture = drawing.picture_grid(titles, [[result.image, *overlays]])
         slug = "".join(c if c.isalnum() else "-" for c in name)
-        visualize.write_png(folder / f"{result.number:03d}-{slug}.png", picture)
+        drawing.write_png(folder / f"{result.number:03d}-{slug}.png", picture)
     print(f"pictures:    {folder}")
 
 
@@ -293,10 +293,10 @@ def activations(segmenter, stages, kept):
 
 def panels(options):
     """Draws several runs side by side, where the last differs most from the first."""
-    from kseg import visualize
     from kseg.analysis.failures import ComparisonCollector
     from kseg.analysis.observation import observe
     from kseg.errors import UserError
+    from kseg.evaluation import drawing
     from kseg.runs import Run
 
     if len(options.runs) < 2:
@@ -326,7 +326,7 @@ def panels(options):
     pictures = []
     for example in collector.examples():
         rows = [(example.image, example.truth, example.predictions)]
-        pictures.append(visualize.comparison_panel(rows, names, classes.names, classes.palette))
+        pictures.append(drawing.comparison_panel(rows, names, classes.names, classes.palette))
         scores = "  ".join(
             f"{name} {100 * v:.2f}" for name, v in zip(names, example.mean_iou, strict=True)
         )
@@ -484,12 +484,12 @@ def write_chart(file, figure):
 
 def write_pictures(folder, pictures):
     """Writes panels in place of earlier ones."""
-    from kseg import visualize
+    from kseg.evaluation import drawing
 
     for old in folder.glob("panel-*.png"):
         old.unlink()
     for number, picture in enumerate(pictures):
-        visualize.write_png(folder / f"panel-{number:03d}.png", picture)
+        drawing.write_png(folder / f"panel-{number:03d}.png", picture)
 
 
 def write_json(file, values):

@@ -232,7 +232,7 @@ def _classes_and_batch(config):
     """Gives `(classes, data set, batch)` for a config."""
     import pipelines
     from kseg.errors import UserError
-    from kseg.photometric import build_distortion
+    from kseg.layers.photometric import build_distortion
     from kseg.runs import Classes
     from pipelines import loader
     from pipelines.datasets.dataset import Taxonomy

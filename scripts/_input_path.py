@@ -220,7 +220,7 @@ def show_stages(arguments, folder, split, crop):
     import tensorflow as tf
 
     from pipelines import augment
-    from pipelines.sampling import Order
+    from pipelines.sample_stream import Order
     from pipelines.storage import open_records
 
     records = open_records(folder, split)
@@ -279,7 +279,7 @@ def measure_distortion(arguments, crop):
     import keras_cv
     import tensorflow as tf
 
-    from kseg.photometric import PhotometricDistortion
+    from kseg.layers.photometric import PhotometricDistortion
 
     strengths = {"brightness": 0.25, "contrast": 0.25, "saturation": 0.25, "hue": 0.05}
     layer = PhotometricDistortion(**strengths)

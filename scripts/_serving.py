@@ -65,8 +65,10 @@ def export_network(arguments, head, backbone, backbone_arguments, head_arguments
     """Writes a network of random weights in all formats."""
     import tensorflow as tf
 
-    from kseg import export, portable
+    from kseg import export
     from kseg.analysis.complexity import count_flops, count_parameters
+    from kseg.export.litert import export_tflite
+    from kseg.export.onnx import export_onnx
     from kseg.runs import Classes
     from kseg.segmenters import build_segmenter, inference_model
 
@@ -83,8 +85,8 @@ def export_network(arguments, head, backbone, backbone_arguments, head_arguments
     seconds = {}
     for runtime, write in {
         "SavedModel": lambda: export.export(segmenter, folder / "model", classes),
-        "LiteRT": lambda: portable.export_tflite(segmenter, folder / "model.tflite", classes, size),
-        "ONNX": lambda: portable.export_onnx(
+        "LiteRT": lambda: export_tflite(segmenter, folder / "model.tflite", classes, size),
+        "ONNX": lambda: export_onnx(
             segmenter, folder / "model.onnx", classes, size, overwrite=True
         ),
     }.items():
@@ -129,7 +131,7 @@ def time_runtime(arguments):
         return lambda: signature(encoded=encoded)["classes"].numpy()
 
     def portable_file(ending):
-        from kseg import portable
+        from kseg.export import portable
 
         model = portable.load(path.with_suffix(ending), threads=arguments.threads)
         return lambda: model(images)

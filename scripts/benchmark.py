@@ -195,10 +195,10 @@ def measure_info_nce(arguments):
 def build_objectives(arguments, contrast):
     import pydantic
 
-    from kseg import config
+    from kseg.config import schema
     from kseg.training import objectives
 
-    entries = [pydantic.TypeAdapter(config.Contrast).validate_python(entry) for entry in contrast]
+    entries = [pydantic.TypeAdapter(schema.Contrast).validate_python(entry) for entry in contrast]
     return objectives.build_objectives(entries, num_classes=arguments.classes, seed=0)
 
 

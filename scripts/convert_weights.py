@@ -119,7 +119,7 @@ def parse_override(text):
 def build_segmenter(options):
     """Builds the network of a config, without projectors."""
     from kseg import config as config_module
-    from kseg.runs import Classes, Run
+    from kseg.segmenters import segmenter_from_config
     from pipelines import datasets, read_manifest
 
     config = config_module.load(options.config, options.overrides)
@@ -127,8 +127,9 @@ def build_segmenter(options):
         known = read_manifest(config.data.folder)
     else:
         known = datasets.get(config.data.dataset).taxonomy()
-    classes = Classes(known.class_names, known.palette)
-    return Run(".", config, classes).build_segmenter()
+    return segmenter_from_config(
+        config.model, len(known.class_names), precision=config.train.precision
+    )
 
 
 def loaded_part(segmenter, report):

@@ -173,8 +173,8 @@ def main(arguments=None):
     import pipelines
     from kseg import files
     from kseg.evaluation import results
-    from kseg.evaluation.boundary import BoundaryIou
-    from kseg.evaluation.inference import Evaluator
+    from kseg.evaluation.boundary_iou import BoundaryIou
+    from kseg.evaluation.evaluator import Evaluator
     from kseg.export import load
     from kseg.runs import Run
     from kseg.segmenters import inference_model
@@ -230,7 +230,7 @@ def main(arguments=None):
         print(f"{evaluation.num_images} images{known}")
         official = official_results(options, writer) if options.cityscapes_ground_truth else {}
         if options.submission:
-            from kseg.evaluation.submission import write_zip
+            from kseg.evaluation.cityscapes_submission import write_zip
 
             write_zip(writer.files.values(), options.submission)
             print(f"submission: {options.submission}")
@@ -263,7 +263,7 @@ def wrap(model, num_classes, options, crop_size, batch_size):
     Returns:
         `(model, mode, settings)`: parts of the name of the result, and what JSON holds of it.
     """
-    from kseg.evaluation.multi_scale import SCALES, MultiScale
+    from kseg.evaluation.scaled_views import SCALES, MultiScale
     from kseg.evaluation.sliding_window import SlidingWindow
 
     mode, settings = [], {}
@@ -287,7 +287,7 @@ def label_images(options, manifest, batches, stack):
         return None
     from kseg.errors import UserError
     from kseg.evaluation import cityscapes
-    from kseg.evaluation.submission import LabelImages, frame_of
+    from kseg.evaluation.cityscapes_submission import LabelImages, frame_of
     from pipelines.datasets.dataset import IGNORE_LABEL, Taxonomy
 
     if manifest.dataset != "cityscapes":
@@ -380,8 +380,8 @@ def write_events(folder, checkpoint, evaluation, classes, more):
     import tensorflow as tf
 
     from kseg import files
-    from kseg.training.checkpoints import restore
-    from kseg.training.reports import write_evaluation
+    from kseg.runs.checkpoints import restore
+    from kseg.training.reporting import write_evaluation
 
     with files.replace_folder(folder) as new:
         writer = tf.summary.create_file_writer(str(new))
@@ -391,15 +391,15 @@ def write_events(folder, checkpoint, evaluation, classes, more):
 
 def draw(folder, evaluation, classes):
     """Writes a panel for each example and the confusion matrix, in place of earlier ones."""
-    from kseg import visualize
+    from kseg.evaluation import drawing
 
     for old in folder.glob("panel-*.png"):
         old.unlink()
     for number, example in enumerate(evaluation.examples):
-        picture = visualize.panel([example], classes.names, classes.palette)
-        visualize.write_png(folder / f"panel-{number:03d}.png", picture)
-    picture = visualize.confusion_picture(evaluation.scores.matrix, classes.names)
-    visualize.write_png(folder / "confusion.png", picture)
+        picture = drawing.panel([example], classes.names, classes.palette)
+        drawing.write_png(folder / f"panel-{number:03d}.png", picture)
+    picture = drawing.confusion_picture(evaluation.scores.matrix, classes.names)
+    drawing.write_png(folder / "confusion.png", picture)
 
 
 def _positive(text):

@@ -5,7 +5,7 @@
 
 The SavedModel takes RGB images of any size, uint8 or float32 in 0 to 255, and gives logits of that
 size. Names and colours of the classes are in it. Its signatures are described at
-`kseg.export.export`; the files for LiteRT and ONNX at `kseg.portable`.
+`kseg.export.export`; the files for LiteRT and ONNX at `kseg.export.portable`.
 """
 
 import argparse
@@ -92,8 +92,9 @@ def main(arguments=None):
 def export_portable(options, run):
     """Writes one file for LiteRT or ONNX, in float32, and compares it on real images."""
 
-    from kseg import portable
     from kseg.errors import UserError
+    from kseg.export.litert import export_tflite
+    from kseg.export.onnx import export_onnx
 
     if options.precision not in (None, "float32"):
         raise UserError(
@@ -107,13 +108,9 @@ def export_portable(options, run):
     size = options.size
     if options.format == "tflite":
         size = size or run.config.data.crop_size
-        portable.export_tflite(
-            segmenter, options.output, run.classes, size, overwrite=options.overwrite
-        )
+        export_tflite(segmenter, options.output, run.classes, size, overwrite=options.overwrite)
     else:
-        portable.export_onnx(
-            segmenter, options.output, run.classes, size, overwrite=options.overwrite
-        )
+        export_onnx(segmenter, options.output, run.classes, size, overwrite=options.overwrite)
     shown = "any size" if size is None else "{} x {}".format(*size)
     print(f"{options.format}: {options.output} ({len(run.classes)} classes, {shown})")
     if images:
@@ -156,8 +153,7 @@ def compare_with_saved_model(options, segmenter, classes, images, size):
     import cv2
     import numpy as np
 
-    from kseg import portable
-    from kseg.export import export, load
+    from kseg.export import export, load, portable
 
     if size:
         images = [cv2.resize(np.ascontiguousarray(image), tuple(size)[::-1]) for image in images]
@@ -172,7 +168,7 @@ def compare(images, expected, found, reference):
     """Prints how far the logits of two models are from each other."""
     import numpy as np
 
-    from kseg import portable
+    from kseg.export import portable
 
     batches = [np.ascontiguousarray(image)[None] for image in images]
     compared = [portable.compare(expected(batch), found(batch)) for batch in batches]

@@ -113,11 +113,11 @@ def label_images(jobs, total, label, palette, value_range, unlabelled, output):
     """
     import tensorflow as tf
 
-    from kseg import visualize
+    from kseg.evaluation import drawing
 
     def write(image, labels, label_file, overlay_file):
-        visualize.write_png(label_file, labels)
-        visualize.write_png(overlay_file, visualize.overlay(image, labels, palette))
+        drawing.write_png(label_file, labels)
+        drawing.write_png(overlay_file, drawing.overlay(image, labels, palette))
 
     def finish(path, written):
         try:
@@ -189,7 +189,7 @@ def find_too_large(jobs, needs):
 
 def too_large(size, needs):
     """Says why an image of `(height, width)` cannot be labelled; None if it can."""
-    from kseg import memory
+    from kseg.export import memory
 
     shown = f"{size[1]} x {size[0]} pixels"
     if math.prod(size) < 1 << 20:
@@ -216,12 +216,13 @@ def load(path):
         `(label, palette, needs)`: function from a uint8 RGB array `(height, width, 3)` to class
         numbers, uint8 `(height, width)`; the colours of the classes; and function from `(height,
         width)` to the bytes of memory that the network needs for such an image, see
-        `kseg.memory.estimate`, or None where that is unknown, as on a GPU.
+        `kseg.export.memory.estimate`, or None where that is unknown, as on a GPU.
     """
     import tensorflow as tf
 
-    from kseg import export, memory, portable
-    from kseg.evaluation.inference import predict
+    from kseg import export
+    from kseg.evaluation.evaluator import predict
+    from kseg.export import memory, portable
 
     if path.is_file():
         model = portable.load(path)
@@ -271,8 +272,9 @@ def label_video(source, target, label, palette, needs):
     import cv2
     import numpy as np
 
-    from kseg import files, visualize
+    from kseg import files
     from kseg.errors import UserError
+    from kseg.evaluation import drawing
 
     capture = cv2.VideoCapture(str(source))
     # Upright: what is the default depends on the version of OpenCV.
@@ -313,7 +315,7 @@ def label_video(source, target, label, palette, needs):
                     writer.write(overlay)
                 lost, gap = lost + gap, 0
                 image = np.ascontiguousarray(frame[..., ::-1])
-                overlay = visualize.overlay(image, label(image), palette)[..., ::-1]
+                overlay = drawing.overlay(image, label(image), palette)[..., ::-1]
                 missing = even[0] - height, even[1] - width
                 overlay = np.pad(overlay, [(0, missing[0]), (0, missing[1]), (0, 0)], "edge")
                 writer.write(overlay)

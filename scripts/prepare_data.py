@@ -179,7 +179,7 @@ def main(arguments=None):
     # Nothing here needs an accelerator, and a training may be using it.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     import pipelines
-    from pipelines import beam, paths, report
+    from pipelines import beam, data_report, paths
 
     if arguments.command == "verify":
         manifest = pipelines.verify(arguments.folder)
@@ -188,7 +188,7 @@ def main(arguments=None):
     if arguments.command == "report":
         manifest = pipelines.read_manifest(arguments.folder)
         paths.check_folder(arguments.folder)
-        show(report.write(manifest, seed=arguments.seed), manifest)
+        show(data_report.write(manifest, seed=arguments.seed), manifest)
         return 0
     options = {
         name: getattr(arguments, name)
@@ -215,16 +215,16 @@ def main(arguments=None):
         distribute=None if arguments.beam is None else beam.distributor(arguments.beam),
         **options,
     )
-    show(report.read(manifest), manifest)
+    show(data_report.read(manifest), manifest)
     return 0
 
 
 def show(summary, manifest):
     """Prints a report, and where it is."""
-    from pipelines import report
+    from pipelines import data_report
 
-    print(report.as_text(summary))
-    print(f"Look at {os.path.join(manifest.folder, report.PICTURE_FILE)} before training.")
+    print(data_report.as_text(summary))
+    print(f"Look at {os.path.join(manifest.folder, data_report.PICTURE_FILE)} before training.")
 
 
 if __name__ == "__main__":

@@ -52,9 +52,8 @@ def main():
         )
     strategy = build_strategy(config.train.devices, cluster)
 
-    from kseg import run_lock
     from kseg.commands.data import ExperimentData
-    from kseg.runs import Run
+    from kseg.runs import Run, lock
 
     data = ExperimentData.open(config)
     is_chief = cluster is None or cluster.is_chief
@@ -64,7 +63,7 @@ def main():
         return dry_run(Run(folder, config, data.classes), strategy)
     if not is_chief:
         return train(Run(folder, config, data.classes, data.identity()), data, strategy, cluster)
-    with run_lock.hold(folder):
+    with lock.hold(folder):
         Run.clean(folder)
         if arguments.restart:
             Run.delete(folder)
@@ -125,9 +124,9 @@ def _lost_workers():
 
 def finish(run, result, evaluation_batches):
     """Evaluates and exports the best weights, and says where everything is."""
-    from kseg import export, visualize
-    from kseg.evaluation import results
-    from kseg.evaluation.inference import Evaluator
+    from kseg import export
+    from kseg.evaluation import drawing, results
+    from kseg.evaluation.evaluator import Evaluator
     from kseg.segmenters import inference_model
 
     classes = run.classes
@@ -149,8 +148,8 @@ def finish(run, result, evaluation_batches):
         **evaluation.to_dict(classes.names, **more),
     }
     results.write(scores, found, evaluation.image_counts)
-    panel = visualize.panel(evaluation.examples, classes.names, classes.palette)
-    visualize.write_png(folder / "panel.png", panel)
+    panel = drawing.panel(evaluation.examples, classes.names, classes.palette)
+    drawing.write_png(folder / "panel.png", panel)
     saved_model = run.path / "saved_model"
     print("exporting them", flush=True)
     export.export(segmenter, saved_model, classes, overwrite=True)

@@ -3,9 +3,9 @@ import csv
 import numpy as np
 import pytest
 
-from kseg import display, visualize
+from kseg import display
 from kseg.analysis import charts
-from kseg.evaluation import metrics, results
+from kseg.evaluation import drawing, metrics, results
 
 LONG = "a very long name " * 30
 NAMES = [
@@ -75,14 +75,14 @@ def test_csv_of_an_evaluation(tmp_path):
 
 def test_pictures_of_any_names():
     matrix = scores().matrix
-    picture = visualize.confusion_picture(matrix, NAMES)
+    picture = drawing.confusion_picture(matrix, NAMES)
     assert max(picture.shape) < 1000
-    short = visualize.confusion_picture(matrix, [f"{i}" for i in range(len(NAMES))])
+    short = drawing.confusion_picture(matrix, [f"{i}" for i in range(len(NAMES))])
     assert (picture.shape[0] - short.shape[0]) <= 270
     labels = np.arange(len(NAMES)).repeat(8).reshape(1, -1).repeat(30, axis=0)
     image = np.zeros((*labels.shape, 3), "uint8")
     palette = [[20 * i, 10, 10] for i in range(len(NAMES))]
-    panel = visualize.panel([(image, labels, labels)], NAMES, palette)
+    panel = drawing.panel([(image, labels, labels)], NAMES, palette)
     assert panel.ndim == 3
 
 

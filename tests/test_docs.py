@@ -10,21 +10,22 @@ import numpy as np
 import pytest
 
 from kseg import config
+from kseg.config import schema
 from kseg.studies.design import load_plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 METHODS = {
-    "multi_scale.md": config.MultiScale,
-    "region_contrast.md": config.RegionContrast,
-    "contextrast.md": config.Contextrast,
-    "pixel_contrast.md": config.PixelContrast,
+    "multi_scale.md": schema.MultiScale,
+    "region_contrast.md": schema.RegionContrast,
+    "contextrast.md": schema.Contextrast,
+    "pixel_contrast.md": schema.PixelContrast,
 }
 LOSSES = {
-    "cross_entropy": config.CrossEntropy,
-    "auxiliary": config.Loss,
-    "ohem": config.OHEM,
-    "lovasz": config.Loss,
+    "cross_entropy": schema.CrossEntropy,
+    "auxiliary": schema.Loss,
+    "ohem": schema.OHEM,
+    "lovasz": schema.Loss,
 }
 
 
@@ -66,10 +67,10 @@ def test_every_switch_and_its_default(page):
 
 
 def test_every_switch_of_the_losses():
-    assert LOSSES.keys() == config.Losses.model_fields.keys()
+    assert LOSSES.keys() == schema.Losses.model_fields.keys()
     expected = {f"{name}.{k}": v for name in LOSSES for k, v in defaults(LOSSES[name]).items()}
     # The one loss whose weight has another default where it stands.
-    expected["auxiliary.weight"] = config.Losses().auxiliary.weight
+    expected["auxiliary.weight"] = schema.Losses().auxiliary.weight
     assert switches(PAGES["losses.md"]) == expected
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import pipelines
-from kseg import backbones, visualize
+from kseg import backbones
+from kseg.evaluation import drawing
 from tests.scripts.tiny_run import script
 from tests.test_docs import PAGES, blocks
 
@@ -87,7 +88,7 @@ def write_data(folder, colors=False):
         classes = np.kron(rng.integers(0, len(rows), (2, 2)), np.ones((20, 28), int))
         pictures = rng.integers(0, 256, (*SIZE, 3)).astype("uint8"), values[classes]
         for name, picture in zip(folders, pictures, strict=True):
-            visualize.write_png(folder / name / f"{number:04d}.png", picture)
+            drawing.write_png(folder / name / f"{number:04d}.png", picture)
 
 
 def run(command, monkeypatch):
@@ -143,7 +144,7 @@ def test_the_binary_table(user, monkeypatch):
                 cv2.imencode(path.suffix, (scale * truth).astype("uint8"))[1].tobytes()
             )
             noise = np.random.default_rng(number).integers(0, 256, (48, 48, 3)).astype("uint8")
-            visualize.write_png(user / f"mine/images/{number}.png", noise)
+            drawing.write_png(user / f"mine/images/{number}.png", noise)
         (user / "mine/classes.csv").write_text(text)
         command = [*COMMANDS[0], "--overwrite", *(["--masks", *options] if options else [])]
         run(command, monkeypatch)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg import config
+from kseg.config import schema
 from kseg.segmenters import build_segmenter
 from kseg.training.objectives import build_objectives
 from kseg.training.optimizers import SGD
@@ -21,24 +21,24 @@ FPN = {"fpn_c2": 1.0, "fpn_c3": 0.7, "fpn_c4": 0.4, "fpn_c5": 0.1}
     [
         (
             DILATED,  # MS/CS, Sec. 4.3: C2, C3, C5; pairs (C2, C5), (C2, C3).
-            config.MultiScale(
+            schema.MultiScale(
                 name="multi_scale",
                 scale_weights={"c2": 1.0, "c3": 0.7, "c5": 0.7},
                 cross_scale_pairs=[("c2", "c5"), ("c2", "c3")],
             ),
         ),
-        (DILATED, config.RegionContrast(name="region_contrast")),
-        (SWIN, config.MultiScale(name="multi_scale", min_count=1)),
+        (DILATED, schema.RegionContrast(name="region_contrast")),
+        (SWIN, schema.MultiScale(name="multi_scale", min_count=1)),
         (
             SWIN,
-            config.MultiScale(
+            schema.MultiScale(
                 name="multi_scale",
                 scale_weights=FPN,
                 min_count=1,
                 cross_scale_pairs=[("fpn_c2", "fpn_c5"), ("fpn_c2", "fpn_c4")],
             ),
         ),
-        (SWIN, config.Contextrast(name="contextrast", layer_weights=FPN, reference="fpn_c5")),
+        (SWIN, schema.Contextrast(name="contextrast", layer_weights=FPN, reference="fpn_c5")),
     ],
 )
 def test_a_step(network, contrast):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg.contrast.sampling import resize_labels
+from kseg.layers import resize_labels
 from kseg.segmenters import inference_model
 
 

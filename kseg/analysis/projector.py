@@ -6,7 +6,8 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins import projector
 
-from kseg import files, visualize
+from kseg import files
+from kseg.evaluation import drawing
 
 _FRAME = 2  # Pixels.
 
@@ -39,7 +40,7 @@ def _fill(folder, points, class_names, palette, description):
         height, width = found.thumbnails.shape[1:3]
         embedding.sprite.single_image_dim.extend([width, height])
         (folder / f"{name}.tsv").write_text(_metadata(found, class_names), encoding="utf-8")
-        visualize.write_png(folder / f"{name}.png", sprite(_framed(found, palette)))
+        drawing.write_png(folder / f"{name}.png", sprite(_framed(found, palette)))
     # With a `checkpoint` file that names it: the plugin looks for that in the folder.
     tf.train.Checkpoint(**variables).save(str(folder / "embeddings"))
     projector.visualize_embeddings(str(folder), config)

@@ -9,9 +9,9 @@ import pathlib
 import cv2
 import numpy as np
 
-from kseg import visualize
 from kseg.analysis import charts
 from kseg.analysis.features import FeatureStatistics
+from kseg.evaluation import drawing
 from kseg.evaluation.metrics import Scores
 
 _WIDTH = 520  # Pixels; wider pictures are shrunk.
@@ -210,7 +210,7 @@ def _score_table(title, values):
 def _confusion(report):
     names, matrix = report.class_names, report.scores.matrix
     if len(names) > _MAX_CONFUSION:
-        picture = visualize.confusion_picture(matrix, names)
+        picture = drawing.confusion_picture(matrix, names)
         return f'<div class="wide">{_image(picture, "Confusion matrix", width=None)}</div>'
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     columns = "".join(f"<th><span>{_text(name)}</span></th>" for name in names)
@@ -319,10 +319,10 @@ def _activations(report):
     cards = []
     for found in report.activations:
         name = report.class_names[found.number]
-        image, _ = visualize.shrink(found.image, width=_WIDTH)
+        image, _ = drawing.shrink(found.image, width=_WIDTH)
         pictures = [_image(image, f"image {found.id}")]
         pictures += [
-            _image(visualize.heat_overlay(image, heat), f"Grad-CAM of {name} on {stage}")
+            _image(drawing.heat_overlay(image, heat), f"Grad-CAM of {name} on {stage}")
             for stage, heat in found.heat.items()
         ]
         stages = ", ".join(["image", *found.heat])
@@ -358,15 +358,15 @@ def _examples(report, examples):
     head = "".join(f"<div>{title}</div>" for title in ("image", "truth", "prediction", "errors"))
     rows = [f'<div class="row head" style="--columns:4">{head}</div>']
     for example in examples:
-        image, (truth, prediction) = visualize.shrink(
+        image, (truth, prediction) = drawing.shrink(
             example.image, (example.truth, *example.predictions), width=_WIDTH
         )
         palette, name = report.palette, example.id
-        errors = visualize.error_map(image, truth, prediction, len(palette))
+        errors = drawing.error_map(image, truth, prediction, len(palette))
         pictures = [
             _image(image, f"image {name}"),
-            _image(visualize.colorize_truth(truth, palette), f"truth of {name}", flat=True),
-            _image(visualize.colorize(prediction, palette), f"prediction of {name}", flat=True),
+            _image(drawing.colorize_truth(truth, palette), f"truth of {name}", flat=True),
+            _image(drawing.colorize(prediction, palette), f"prediction of {name}", flat=True),
             _image(errors, f"errors in {name}"),
         ]
         rows.append(_figure(pictures, f"{_text(name)}: mean IoU {_percent(*example.mean_iou)} %"))
@@ -412,9 +412,9 @@ def _image(picture, description, *, flat=False, width=_WIDTH, size=None):
     `size` is that of the picture it stands beside: it is enlarged to it.
     """
     if size is not None:
-        picture = visualize.enlarge(picture, size[:2])
+        picture = drawing.enlarge(picture, size[:2])
     if width is not None and not flat:
-        picture, _ = visualize.shrink(picture, width=width)
+        picture, _ = drawing.shrink(picture, width=width)
     pixels = np.ascontiguousarray(picture[..., ::-1])
     if flat or width is None:
         kind, content = "png", cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]

@@ -4,8 +4,8 @@ import math
 import keras
 
 from kseg.backbones.backbone import Backbone
-from kseg.depthwise import DepthwiseConvNorm
 from kseg.layers import ConvNorm, DropPath
+from kseg.layers.depthwise import DepthwiseConvNorm
 
 # Lite0: output channels, blocks, kernel size, expansion and stride of each of the seven stages.
 CHANNELS = (16, 24, 40, 80, 112, 192, 320)
@@ -53,7 +53,7 @@ def build_efficientnet_lite(
         output_stride: 8, 16 or 32, the stride of `c5`.
         drop_path_rate: float in [0, 1). In training block i of n drops its residual branch with
             probability `drop_path_rate * i / n`, for each sample by itself (stochastic depth).
-        depthwise: how depthwise convolutions are computed, see `kseg.depthwise.DepthwiseConv2D`.
+        depthwise: how depthwise convolutions are computed, see `kseg.layers.DepthwiseConv2D`.
         synchronized_batch_norm: bool, statistics over all replicas.
         name: str, the model's name.
 

@@ -8,7 +8,8 @@ import numpy as np
 from keras import ops
 
 from kseg.backbones.backbone import Backbone
-from kseg.layers import Conv2D, ceil_divide, drop_path_scales, tf
+from kseg.backend import tf
+from kseg.layers import Conv2D, ceil_divide, drop_path_scales
 
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 LAYER_NORM_EPSILON = 1e-5

@@ -127,7 +127,9 @@ class ExperimentData:
         Returns:
             `tf.data.Dataset`, see `pipelines.loader.training_dataset`.
         """
-        from kseg.photometric import build_distortion  # Here: mistakes are found without Keras.
+        from kseg.layers.photometric import (
+            build_distortion,  # Here: mistakes are found without Keras.
+        )
         from pipelines import loader
 
         data = self.config.data

@@ -98,7 +98,7 @@ def run(config_file, folder):
 
 def _score(run, checkpoint, data):
     """Scores a checkpoint: `(scores, ImageCounts)`."""
-    from kseg.evaluation.inference import Evaluator
+    from kseg.evaluation.evaluator import Evaluator
     from kseg.segmenters import inference_model
     from kseg.studies.statistics import scores_of
 
@@ -131,7 +131,7 @@ def _losses(run):
 def _environment():
     import tensorflow as tf
 
-    from kseg.runs import environment
+    from kseg.runs.environment import environment
 
     found = environment()
     gpus = [tf.config.experimental.get_device_details(d) for d in _gpus(tf)]

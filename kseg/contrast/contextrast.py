@@ -3,16 +3,15 @@
 import keras
 from keras import ops
 
-from kseg import replicas
-from kseg.contrast.boundary import (
+from kseg.backend import replicas
+from kseg.contrast.boundary_negatives import (
     MAX_SAMPLES,
     boundary_aware_samples,
     error_regions,
     squared_edge_distance,
 )
 from kseg.contrast.objective import Objective, output
-from kseg.contrast.sampling import resize_labels
-from kseg.layers import resize
+from kseg.layers import resize, resize_labels
 
 # Stands for -inf: softplus of it is exactly 0, never NaN.
 _NO_NEGATIVE = -1e30

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from kseg import replicas
+from kseg.backend import replicas
 from kseg.contrast.info_nce import info_nce
 from kseg.losses.reduction import global_ratio
 

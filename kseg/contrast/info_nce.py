@@ -5,8 +5,8 @@ import math
 import numpy as np
 from keras import ops
 
+from kseg.backend.loops import scan
 from kseg.contrast.tiles import held_similarities, tile_sizes
-from kseg.control_flow import scan
 
 # Stands for -inf where a row has no negative: exp and softplus of it are exactly 0, never NaN.
 _NO_NEGATIVE = -1e30
@@ -49,7 +49,7 @@ def info_nce(
         anchor_labels: int tensor `(num_anchors,)`; -1 marks an empty row.
         keys: float tensor `(num_keys, dim)`, rows of unit L2 norm. The number is static. With
             `detach_keys` also an object with `shape` and `rows(start, count)`, such as
-            `kseg.variables.RowReader`, whose rows are then read tile by tile and never copied as
+            `kseg.backend.rows.RowReader`, whose rows are then read tile by tile and never copied as
             a whole.
         key_labels: int tensor `(num_keys,)`; -1 marks an empty slot, neither positive nor negative.
         temperature: float > 0, divides cosine similarities (no unit).

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from kseg.backend.rows import RowReader, write_rows
 from kseg.contrast.grouping import end_to_end, lottery, sort_by_group
-from kseg.variables import RowReader, write_rows
 
 
 @keras.saving.register_keras_serializable(package="kseg")

@@ -3,11 +3,12 @@
 import keras
 from keras import ops
 
-from kseg import replicas
+from kseg.backend import replicas
 from kseg.contrast.global_batch import mean_info_nce, take_rows
 from kseg.contrast.objective import Objective, output
-from kseg.contrast.sampling import balanced_anchors, resize_labels
+from kseg.contrast.sampling import balanced_anchors
 from kseg.contrast.tiles import tile_sizes
+from kseg.layers import resize_labels
 
 SCALE_WEIGHTS = {"c2": 1.0, "c3": 0.7, "c4": 0.4, "c5": 0.1}
 CROSS_SCALE_PAIRS = (("c2", "c5"), ("c2", "c4"))

@@ -3,13 +3,13 @@
 import keras
 from keras import ops
 
-from kseg import replicas
+from kseg.backend import replicas
 from kseg.contrast.global_batch import mean_info_nce, take_rows
 from kseg.contrast.objective import Objective, output
 from kseg.contrast.regions import region_centers
-from kseg.contrast.sampling import hard_anchors, pixels_of_each_image, resize_labels
+from kseg.contrast.sampling import hard_anchors, pixels_of_each_image
 from kseg.contrast.tiles import tile_sizes
-from kseg.layers import resize
+from kseg.layers import resize, resize_labels
 
 # Pixels that a step may remember: a bank takes them all at once.
 _MAX_REMEMBERED = 8192

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kseg import replicas
+from kseg.backend import replicas
 from kseg.contrast.grouping import sort_by_group
 from kseg.contrast.info_nce import info_nce
 from kseg.contrast.objective import Objective, output

@@ -2,8 +2,7 @@
 
 from keras import ops
 
-from kseg.contrast.sampling import resize_labels
-from kseg.layers import resize
+from kseg.layers import resize, resize_labels
 
 MODES = ("weighted", "hard", "average")
 

@@ -6,33 +6,6 @@ from keras import ops
 from kseg.contrast.grouping import end_to_end, lottery, random_minor, sort_by_group, within
 
 
-def resize_labels(labels, height, width):
-    """Brings labels to a feature map's size by nearest sampling (half-pixel centres).
-
-    Args:
-        labels: int tensor `(batch, label_height, label_width)`, static height and width.
-        height: int, rows of the map.
-        width: int, columns of the map.
-
-    Returns:
-        int32 tensor `(batch, height, width)`; place i holds source `floor((i + 0.5) * in / out)`.
-
-    Raises:
-        ValueError: if the labels have another rank than 3.
-    """
-    if len(labels.shape) != 3:
-        raise ValueError(
-            "`labels` must be class numbers of shape (batch, height, width). Received: "
-            f"{tuple(labels.shape)}. Use labels[..., 0], or argmax(labels, axis=-1) if one-hot"
-        )
-    for axis, size in ((1, height), (2, width)):
-        source = labels.shape[axis]
-        if source != size:
-            places = np.floor((np.arange(size) + 0.5) * source / size).astype("int32")
-            labels = ops.take(labels, places, axis=axis)
-    return ops.cast(labels, "int32")
-
-
 def balanced_anchors(labels, num_classes, *, max_anchors=10_000, min_count=5, seed=None):
     """Draws equally many pixels of every class that is present in a batch.
 

@@ -4,7 +4,7 @@ import math
 
 import tensorflow as tf
 
-from kseg.evaluation.inference import check_logits
+from kseg.evaluation.evaluator import check_logits
 
 
 class SlidingWindow:

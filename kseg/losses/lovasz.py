@@ -5,8 +5,8 @@ import math
 import numpy as np
 from keras import ops
 
-from kseg import replicas
-from kseg.control_flow import scan
+from kseg.backend import replicas
+from kseg.backend.loops import scan
 from kseg.losses.cross_entropy import logits_like
 
 # Replicas cannot talk in a loop of the graph, so they exchange classes before it: many at once

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from kseg import replicas
+from kseg.backend import replicas
 from kseg.losses.cross_entropy import cross_entropy
 from kseg.losses.reduction import LossAndWeight
 

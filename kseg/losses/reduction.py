@@ -4,7 +4,7 @@ import typing
 
 from keras import ops
 
-from kseg import replicas
+from kseg.backend import replicas
 
 
 class LossAndWeight(typing.NamedTuple):

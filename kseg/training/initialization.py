@@ -30,7 +30,7 @@ def load_pretrained(segmenter, model):
 
     Args:
         segmenter: model from `kseg.segmenters.build_segmenter`, freshly initialised.
-        model: `kseg.config.Model`. `weights` are of the whole network, and then stand instead of
+        model: `kseg.config.schema.Model`. `weights` are of the whole network, in place of
             `backbone.weights`.
 
     Returns:

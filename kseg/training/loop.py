@@ -9,22 +9,21 @@ import keras
 import numpy as np
 
 from kseg import waiting
+from kseg.backend.precision import building
 from kseg.errors import UserError, as_user_error
-from kseg.evaluation.inference import Evaluator
-from kseg.finite import describe_non_finite
-from kseg.photometric import build_distortion
-from kseg.precision import building
+from kseg.evaluation.evaluator import Evaluator
+from kseg.layers.photometric import build_distortion
 from kseg.progress import Progress
-from kseg.run_lock import hold
-from kseg.runs import step_file
+from kseg.runs import checkpoints, step_file
+from kseg.runs.finite import describe_non_finite
+from kseg.runs.lock import hold
 from kseg.segmenters import inference_model
-from kseg.training import checkpoints
 from kseg.training.distribution import anywhere, build_strategy, use_xla
 from kseg.training.initialization import load_pretrained
 from kseg.training.losses import build_losses
 from kseg.training.objectives import build_objectives
 from kseg.training.optimizers import build_optimizer
-from kseg.training.reports import TensorBoard, TrainingProgress
+from kseg.training.reporting import TensorBoard, TrainingProgress
 from kseg.training.trainer import SegmentationTrainer, build_step
 
 _AGREE_EVERY = 10  # Steps between questions to all workers whether one was asked to stop.
@@ -105,7 +104,7 @@ def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=N
             it takes `worker`, `num_workers` and `num_replicas` too, and gives this worker's part of
             each batch, replica after replica.
         evaluation_batches: function to a `tf.data.Dataset` over the evaluation split, see
-            `kseg.evaluation.inference.Evaluator`.
+            `kseg.evaluation.evaluator.Evaluator`.
         strategy: `tf.distribute.Strategy`, or None: that of `train.devices`.
         cluster: `kseg.training.cluster.Cluster` or None. All its workers need the run's folder
             at the same path; only the chief evaluates, prints and writes.

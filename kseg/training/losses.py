@@ -27,7 +27,7 @@ def build_losses(losses, segmenter, *, num_classes, training_pixels=None):
     """Builds the losses on logits of a config.
 
     Args:
-        losses: `kseg.config.Losses`.
+        losses: `kseg.config.schema.Losses`.
         segmenter: keras model to a dict with `logits`, and `aux_logits` if its head has them.
         num_classes: int.
         training_pixels: ints or None, labelled training pixels of each class, for class weights

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from kseg import config
+from kseg.config import schema
 from kseg.contrast.contextrast import Contextrast
 from kseg.contrast.multi_scale import MultiScaleContrast
 from kseg.contrast.pixel_contrast import PixelContrast
@@ -37,7 +37,7 @@ def build_objectives(contrast, *, num_classes, seed, training_images=None):
     """
     objectives = []
     for entry in contrast:
-        arguments = entry.model_dump(exclude={*config.Objective.model_fields, "name", "layout"})
+        arguments = entry.model_dump(exclude={*schema.Objective.model_fields, "name", "layout"})
         if getattr(entry, "layout", "dense") == "compact":
             arguments["capacity"] = _ring_sizes(entry.capacity, training_images)
         if entry.name in _DRAW:

@@ -123,8 +123,8 @@ def build_optimizer(optimizer, schedule, *, steps, segmenter=None):
     """Builds the optimizer of a config.
 
     Args:
-        optimizer: `kseg.config.SGD` or `kseg.config.AdamW`.
-        schedule: `kseg.config.Poly` or `kseg.config.Linear`.
+        optimizer: `kseg.config.schema.SGD` or `kseg.config.schema.AdamW`.
+        schedule: `kseg.config.schema.Poly` or `kseg.config.schema.Linear`.
         steps: int, optimizer steps of the run.
         segmenter: model from `kseg.segmenters.build_segmenter` whose weights have the learning
             rates of the config's factors; None: no factors.

@@ -52,7 +52,7 @@ def build_schedule(schedule, *, learning_rate, steps):
     """Builds the schedule of a config.
 
     Args:
-        schedule: `kseg.config.Poly` or `kseg.config.Linear`.
+        schedule: `kseg.config.schema.Poly` or `kseg.config.schema.Linear`.
         learning_rate: float, the peak.
         steps: int, optimizer steps of the run.
 

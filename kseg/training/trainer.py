@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from kseg import replicas
+from kseg.backend import replicas
 from kseg.training import ema
 from kseg.training.distribution import make_reproducible
 from kseg.training.losses import default_losses
@@ -26,8 +26,8 @@ class SegmentationTrainer(keras.Model):
         objectives: list of `(objective, weight)`, of `kseg.contrast.objective.Objective`. A weight
             may be a function of the optimizer's step.
         clip_norm: float or None, the limit of the gradients' global norm.
-        distortion: `kseg.photometric.PhotometricDistortion` or None: what is done to training
-            images first; batches must have `draws` then.
+        distortion: `kseg.layers.photometric.PhotometricDistortion` or None: what is done to
+            training images first; batches must have `draws` then.
         averaged: model of the segmenter's architecture or None: after each step it gets the
             average of the segmenter's weights over time, see `kseg.training.ema`. Moving
             statistics of batch norms are averaged like all weights, so that they belong to
@@ -85,7 +85,7 @@ class SegmentationTrainer(keras.Model):
             raise ValueError(
                 "The losses of a SegmentationTrainer are arguments of its constructor, `losses` "
                 f"and `objectives`, and it has no metrics. Received: {given} in compile. "
-                "Evaluate with kseg.evaluation.inference.Evaluator"
+                "Evaluate with kseg.evaluation.evaluator.Evaluator"
             )
         super().compile(optimizer=optimizer, **arguments)
 
@@ -93,7 +93,7 @@ class SegmentationTrainer(keras.Model):
         """Raises ValueError: it would be silent about what is evaluated."""
         raise ValueError(
             "A SegmentationTrainer is not evaluated by Keras. Received: a call of evaluate, or "
-            "validation data in fit. Use kseg.evaluation.inference.Evaluator(inference_model(...))"
+            "validation data in fit. Use kseg.evaluation.evaluator.Evaluator(inference_model(...))"
         )
 
     @property

@@ -123,7 +123,7 @@ def build_updates(optimizer):
     """Builds the pure optimizer of a config.
 
     Args:
-        optimizer: `kseg.config.SGD` or `kseg.config.AdamW`.
+        optimizer: `kseg.config.schema.SGD` or `kseg.config.schema.AdamW`.
 
     Returns:
         `SGD` or `AdamW`.

@@ -4,7 +4,7 @@ import importlib
 
 # Loaded when they are first used: files are looked at without Keras.
 _HOMES = {
-    "LoadReport": "kseg.weights.report",
+    "LoadReport": "kseg.weights.load_report",
     "load_torch_state": "kseg.weights.torch_state",
     "load_weights": "kseg.weights.loading",
 }

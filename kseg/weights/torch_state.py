@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from kseg.errors import UserError
-from kseg.weights.report import LoadReport
+from kseg.weights.load_report import LoadReport
 
 COUNTER = "counter of batches, which the batch norms here do not keep"
 _PROBLEMS_SHOWN = 5

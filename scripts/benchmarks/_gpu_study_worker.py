@@ -22,12 +22,12 @@ from kseg import config as config_module
 from kseg.analysis.features import FeatureCollector
 from kseg.backbones import BACKBONES
 from kseg.backbones.efficientnet_lite import build_efficientnet_lite
-from kseg.contrast.sampling import resize_labels
 from kseg.evaluation.image_counts import ImageCounts, iou_of, mean_over_classes
+from kseg.layers import resize_labels
+from kseg.layers.photometric import build_distortion
 from kseg.losses.cross_entropy import logits_like
-from kseg.photometric import build_distortion
-from kseg.runs import Classes, Run
-from kseg.training import checkpoints
+from kseg.runs import Classes, checkpoints
+from kseg.segmenters import segmenter_from_config
 from kseg.training.initialization import load_pretrained
 from kseg.training.jax_trainer import JaxTrainer
 from kseg.training.learning_rate_factors import learning_rate_factors, parts_of
@@ -152,7 +152,9 @@ class Worker:
         experiment = config_module.parse(self.spec["jobs"][0]["config"], source="probe")
         keras.config.set_dtype_policy(experiment.train.precision)
         with jax.default_device(jax.devices("cpu")[0]):
-            segmenter = Run(".", experiment, self.classes).build_segmenter()
+            segmenter = segmenter_from_config(
+                experiment.model, len(self.classes), precision=experiment.train.precision
+            )
         found = _depthwise_calls(segmenter, experiment.data)
         if not found:
             return
@@ -231,8 +233,11 @@ class Program:
                 seed=seed,
                 training_images=classes.training_images,
             )
-            segmenter = Run(".", experiment, classes).build_segmenter(
-                projections=sorted({stage for o, _ in objectives for stage in o.stages})
+            segmenter = segmenter_from_config(
+                experiment.model,
+                len(classes),
+                precision=experiment.train.precision,
+                projections=sorted({stage for o, _ in objectives for stage in o.stages}),
             )
             optimizer = experiment.optimizer
             factors = learning_rate_factors(

@@ -4,7 +4,8 @@ import pytest
 import tensorflow as tf
 
 from kseg.contrast.multi_scale import MultiScaleContrast
-from kseg.contrast.sampling import balanced_anchors, resize_labels
+from kseg.contrast.sampling import balanced_anchors
+from kseg.layers import resize_labels
 from tests.contrast.test_info_nce import reference
 
 SIZES = {"c2": (8, 12), "c3": (4, 6), "c4": (2, 3), "c5": (1, 2)}

@@ -4,7 +4,8 @@ import pytest
 import tensorflow as tf
 
 from kseg.contrast.grouping import sort_by_group
-from kseg.contrast.sampling import balanced_anchors, resize_labels
+from kseg.contrast.sampling import balanced_anchors
+from kseg.layers import resize_labels
 
 
 def draw(labels, num_classes, **arguments):

@@ -5,8 +5,8 @@ import pytest
 
 from kseg.errors import UserError
 from kseg.evaluation import cityscapes
+from kseg.evaluation.cityscapes_submission import LabelImages
 from kseg.evaluation.metrics import Scores
-from kseg.evaluation.submission import LabelImages
 from tests.evaluation.fake_cityscapes import NAMES, REGULAR_IDS, write_annotation
 
 FRAMES = ["lindau_000000_000019", "ulm_000001_000019"]

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.evaluation.inference import Evaluator
+from kseg.evaluation.evaluator import Evaluator
 from kseg.evaluation.sliding_window import SlidingWindow
-from tests.evaluation.test_inference import NUM_CLASSES, batches_of, examples
+from tests.evaluation.test_evaluator import NUM_CLASSES, batches_of, examples
 
 
 def model():

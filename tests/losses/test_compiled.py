@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.contrast.sampling import resize_labels
+from kseg.layers import resize_labels
 from kseg.losses import CrossEntropy, LovaszSoftmax, OHEMCrossEntropy
 from kseg.losses.cross_entropy import cross_entropy
 from kseg.losses.lovasz import lovasz_softmax

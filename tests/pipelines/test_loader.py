@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import augment, encoding, loader, sampling
+from pipelines import augment, encoding, loader, sample_stream
 from pipelines.errors import DataError
 from pipelines.manifest import read_manifest
 from tests.pipelines.tiny_data import (
@@ -122,7 +122,7 @@ def permutations(seed, count, epochs):
     """The order of the images in each of some epochs, `(epochs, count)`."""
     seed = tf.constant(seed, "int64")
     numbers = tf.data.Dataset.range(epochs * count)
-    order = numbers.map(lambda number: sampling.shuffled_index(seed, number, count))
+    order = numbers.map(lambda number: sample_stream.shuffled_index(seed, number, count))
     return np.array(list(order.batch(count).as_numpy_iterator()))
 
 
@@ -209,7 +209,7 @@ def test_a_shard_that_is_lost_after_the_start_is_named(tmp_path, loss):
 def draws(count, seed, sizes):
     """What the stream draws for its first samples: image, window, mirrored or not."""
     for number in map(np.int64, range(count)):
-        index = sampling.shuffled_index(np.int64(seed), number, len(sizes))
+        index = sample_stream.shuffled_index(np.int64(seed), number, len(sizes))
         numbers = tf.random.stateless_uniform((5,), tf.constant([seed, number], "int64"))
         size = tf.constant(sizes[index])
         _, extent, shape = augment.draw_extent(numbers[0], size, (32, 40), (0.5, 2.0))

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import pipelines
-from pipelines import report
+from pipelines import data_report
 from pipelines.encoding import decode_whole, parse_record
 from pipelines.errors import DataError
 from pipelines.manifest import exists
@@ -124,7 +124,7 @@ def is_right(folder, source, sound):
 @pytest.mark.parametrize("part", range(PARTS))
 def test_damaged_sources(tmp_path, part, monkeypatch):
     # Takes most of the time, and shows what is checked here.
-    monkeypatch.setattr(report, "draw_samples", lambda *_, **__: np.zeros((1, 1, 3), "uint8"))
+    monkeypatch.setattr(data_report, "draw_samples", lambda *_, **__: np.zeros((1, 1, 3), "uint8"))
     write_source(tmp_path / "sound")
     sound = {p.stem: p.read_bytes() for p in (tmp_path / "sound/masks").iterdir()}
     outcomes = {"refused": 0, "right": 0}

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from kseg.analysis.failures import image_mean_iou
 from kseg.analysis.features import FeatureCollector
-from kseg.contrast.sampling import resize_labels
 from kseg.errors import UserError
+from kseg.layers import resize_labels
 from kseg.segmenters import inference_model
 from pipelines import loader
 from tests.analysis.test_report import check_self_contained

@@ -11,7 +11,7 @@ import tensorflow as tf
 from kseg import export
 from kseg.errors import UserError
 from kseg.evaluation import results
-from kseg.evaluation.boundary import BoundaryIou
+from kseg.evaluation.boundary_iou import BoundaryIou
 from kseg.evaluation.image_counts import ImageCounts
 from kseg.evaluation.metrics import Scores
 from kseg.evaluation.sliding_window import SlidingWindow

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from kseg import export as library
-from kseg import portable
 from kseg.errors import UserError
+from kseg.export import portable
 from kseg.segmenters import inference_model
 from tests.scripts.tiny_run import NAMES, PALETTE, script
 from tests.scripts.tiny_run import tiny_run as tiny_run

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kseg import export, memory, portable, visualize
+from kseg import export
 from kseg.errors import UserError
+from kseg.evaluation import drawing
+from kseg.export import memory
+from kseg.export.onnx import export_onnx
 from kseg.runs import Classes
 from tests.scripts.tiny_run import PALETTE, SCRIPTS, script
 
@@ -75,17 +78,17 @@ def test_labels_a_folder_with_its_subfolders(saved_model, tmp_path, capsys):
         found = read(f"{stem}.png")
         assert found.dtype == np.uint8
         np.testing.assert_array_equal(found, labels)
-        expected = visualize.overlay(picture, labels, PALETTE)
+        expected = drawing.overlay(picture, labels, PALETTE)
         np.testing.assert_array_equal(read(f"{stem}_overlay.png")[..., ::-1], expected)
     assert "3 images" in capsys.readouterr().out
 
 
 def test_labels_with_a_file_for_another_runtime(tmp_path):
-    portable.export_onnx(channels_model(), tmp_path / "model.onnx", CLASSES)
+    export_onnx(channels_model(), tmp_path / "model.onnx", CLASSES)
     picture, labels = write_image(tmp_path / "a.png")
     call(tmp_path / "model.onnx", tmp_path / "a.png", tmp_path / "out")
     np.testing.assert_array_equal(read(tmp_path / "out" / "a.png"), labels)
-    expected = visualize.overlay(picture, labels, PALETTE)
+    expected = drawing.overlay(picture, labels, PALETTE)
     np.testing.assert_array_equal(read(tmp_path / "out" / "a_overlay.png")[..., ::-1], expected)
 
 
@@ -225,7 +228,7 @@ def test_labels_a_video(saved_model, tmp_path, capsys):
     for picture, truth in zip(pictures, labels, strict=True):
         there, frame = capture.read()
         assert there
-        expected = visualize.overlay(picture, truth, PALETTE)
+        expected = drawing.overlay(picture, truth, PALETTE)
         difference = np.abs(frame[..., ::-1].astype(int) - expected)
         # Inside the blocks; two compressions blur their edges.
         assert np.median(difference) <= 12
@@ -317,7 +320,7 @@ def test_videos_of_odd_sizes_lose_nothing(saved_model, tmp_path, capsys, size, m
     assert there
     even = [length + length % 2 for length in size]
     assert frame.shape == (*even, 3)
-    expected = visualize.overlay(picture[..., ::-1], labels, PALETTE)
+    expected = drawing.overlay(picture[..., ::-1], labels, PALETTE)
     expected = np.pad(
         expected, [(0, e - s) for e, s in zip(even, size, strict=True)] + [(0, 0)], "edge"
     )

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from kseg import backbones, config
-from kseg.runs import Classes, Run
-from kseg.training import checkpoints
+from kseg.runs import Classes, Run, checkpoints
 from pipelines import records
 from pipelines.datasets.dataset import Taxonomy
 

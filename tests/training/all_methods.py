@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg import config
+from kseg.config import schema
+from kseg.runs import checkpoints
 from kseg.segmenters import build_segmenter
-from kseg.training import checkpoints
 from kseg.training.losses import build_losses
 from kseg.training.objectives import build_objectives
 from kseg.training.optimizers import SGD
@@ -23,11 +23,11 @@ NUM_CLASSES = 3
 BATCH, HEIGHT, WIDTH, STEPS = 4, 64, 96, 3
 SCALES = {"c2": 1.0, "c4": 0.5}
 CONTRAST = [
-    config.MultiScale(
+    schema.MultiScale(
         name="multi_scale", scale_weights=SCALES, cross_scale_pairs=[("c2", "c4")], max_anchors=90
     ),
-    config.RegionContrast(name="region_contrast", capacity=5, start_step=1, warmup_steps=3),
-    config.PixelContrast(
+    schema.RegionContrast(name="region_contrast", capacity=5, start_step=1, warmup_steps=3),
+    schema.PixelContrast(
         name="pixel_contrast",
         memory="both",
         pixel_capacity=20,
@@ -36,7 +36,7 @@ CONTRAST = [
         max_keys=40,
         max_anchors=60,
     ),
-    config.Contextrast(
+    schema.Contextrast(
         name="contextrast",
         layer_weights=SCALES,
         reference="c4",
@@ -61,7 +61,7 @@ def run_steps(strategy):
             embedding_dim=8,
             synchronized_batch_norm=synchronized,
         )
-        losses = config.Losses.model_validate(
+        losses = schema.Losses.model_validate(
             {
                 "cross_entropy": {"class_weights": [1, 2, 3], "label_smoothing": 0.1},
                 "ohem": {"min_kept": 9000},

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from kseg import backbones, config
-from kseg.photometric import build_distortion
+from kseg.layers.photometric import build_distortion
 from kseg.segmenters import build_segmenter
 from kseg.training.losses import build_losses
 from kseg.training.objectives import build_objectives

@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from kseg.config import Model
+from kseg.config.schema import Model
 from kseg.errors import UnavailableError, UserError
 from kseg.segmenters import build_segmenter
 from kseg.training.initialization import check_pretrained, load_pretrained

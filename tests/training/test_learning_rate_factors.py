@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg import config
 from kseg.backbones import build_swin
+from kseg.config import schema
 from kseg.errors import UserError
 from kseg.segmenters import build_segmenter
 from kseg.training.learning_rate_factors import (
@@ -189,8 +189,8 @@ def test_a_config_builds_its_factors():
     segmenter = build_segmenter(
         build_tiny_backbone(), "ocr", 3, head_arguments={"channels": 8, "key_channels": 4}
     )
-    settings = config.AdamW(name="adamw", learning_rate_factors={"backbone": 0.2, "ocr_": 4})
-    arguments = {"schedule": config.Poly(name="poly"), "steps": 10, "segmenter": segmenter}
+    settings = schema.AdamW(name="adamw", learning_rate_factors={"backbone": 0.2, "ocr_": 4})
+    arguments = {"schedule": schema.Poly(name="poly"), "steps": 10, "segmenter": segmenter}
     factors = build_optimizer(settings, **arguments).learning_rate_factors
     assert factors["stem/convolution/kernel"] == 0.2
     ocr = {path for path in factors if path.startswith("ocr_")}
@@ -198,7 +198,7 @@ def test_a_config_builds_its_factors():
     assert len(factors) == len(segmenter.trainable_variables)
     again = AdamW.from_config(build_optimizer(settings, **arguments).get_config())
     assert dict(again.learning_rate_factors) == dict(factors)
-    settings = config.SGD(name="sgd", learning_rate_factors={"neck": 2})
+    settings = schema.SGD(name="sgd", learning_rate_factors={"neck": 2})
     with pytest.raises(UserError, match="'neck'"):
         build_optimizer(settings, **arguments)
 

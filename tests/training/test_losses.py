@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from kseg import config
+from kseg.config import schema
 from kseg.errors import UserError
 from kseg.losses.cross_entropy import cross_entropy
 from kseg.losses.lovasz import lovasz_softmax
@@ -28,7 +28,7 @@ def example():
 
 
 def test_each_loss_has_its_settings_and_weight():
-    settings = config.Losses.model_validate(
+    settings = schema.Losses.model_validate(
         {
             "cross_entropy": {"class_weights": [1, 2, 0.5], "label_smoothing": 0.1},
             "ohem": {"weight": 0.5, "threshold": 0.2, "min_kept": 9},
@@ -55,7 +55,7 @@ def test_each_loss_has_its_settings_and_weight():
 def test_defaults_are_those_of_the_config():
     labels, outputs = example()
     model = segmenter()
-    built = build_losses(config.Losses(), model, num_classes=3)
+    built = build_losses(schema.Losses(), model, num_classes=3)
     default = default_losses(model)
     assert {name: weight for name, (_, weight) in built.items()} == {
         "cross_entropy": 1.0,
@@ -68,20 +68,20 @@ def test_defaults_are_those_of_the_config():
 
 def test_no_auxiliary_logits_no_auxiliary_loss():
     assert list(default_losses(segmenter(auxiliary=False))) == ["cross_entropy"]
-    built = build_losses(config.Losses(), segmenter(auxiliary=False), num_classes=3)
+    built = build_losses(schema.Losses(), segmenter(auxiliary=False), num_classes=3)
     assert list(built) == ["cross_entropy"]
-    built = build_losses(config.Losses(auxiliary=None), segmenter(), num_classes=3)
+    built = build_losses(schema.Losses(auxiliary=None), segmenter(), num_classes=3)
     assert list(built) == ["cross_entropy"]
 
 
 def test_class_weights_must_fit_the_classes():
-    settings = config.Losses(cross_entropy={"class_weights": [1, 2]})
+    settings = schema.Losses(cross_entropy={"class_weights": [1, 2]})
     with pytest.raises(UserError, match=r"each of the 3 classes\. Received: 2"):
         build_losses(settings, segmenter(), num_classes=3)
 
 
 def test_class_weights_by_name_come_from_the_training_pixels():
-    settings = config.Losses(
+    settings = schema.Losses(
         cross_entropy={"class_weights": "median_frequency"}, auxiliary={"weight": 0.3}
     )
     losses = build_losses(settings, segmenter(), num_classes=3, training_pixels=[60, 30, 10])
@@ -94,6 +94,6 @@ def test_class_weights_by_name_come_from_the_training_pixels():
 
 @pytest.mark.parametrize("pixels", [None, [0, 0, 0]])
 def test_class_weights_by_name_need_pixels(pixels):
-    settings = config.Losses(cross_entropy={"class_weights": "log"})
+    settings = schema.Losses(cross_entropy={"class_weights": "log"})
     with pytest.raises(UserError, match=r"Received: 'log' and no such pixels\. Give a list of 3"):
         build_losses(settings, segmenter(), num_classes=3, training_pixels=pixels)

@@ -1,6 +1,6 @@
 import pytest
 
-from kseg.config import Contextrast, MultiScale, RegionContrast
+from kseg.config.schema import Contextrast, MultiScale, RegionContrast
 from kseg.errors import UserError
 from kseg.training.objectives import build_objectives, ramped
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg import config
+from kseg.config import schema
 from kseg.training.optimizers import SGD, AdamW, build_optimizer
 from kseg.training.schedules import PolynomialSchedule
 
@@ -82,15 +82,15 @@ def test_polynomial_schedule_by_hand():
 
 def test_a_config_builds_what_it_says():
     optimizer = build_optimizer(
-        config.SGD(name="sgd", learning_rate=0.2, momentum=0.8, weight_decay=1e-3),
-        config.Poly(name="poly", power=2.0),
+        schema.SGD(name="sgd", learning_rate=0.2, momentum=0.8, weight_decay=1e-3),
+        schema.Poly(name="poly", power=2.0),
         steps=10,
     )
     assert isinstance(optimizer, SGD)
     assert (optimizer.momentum, optimizer.decay_rate) == (0.8, 1e-3)
     np.testing.assert_allclose(optimizer.learning_rate, 0.2)
     optimizer = build_optimizer(
-        config.AdamW(name="adamw", beta_2=0.95), config.Linear(name="linear"), steps=10
+        schema.AdamW(name="adamw", beta_2=0.95), schema.Linear(name="linear"), steps=10
     )
     assert isinstance(optimizer, AdamW)
     assert optimizer.beta_2 == 0.95

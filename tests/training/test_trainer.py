@@ -5,9 +5,9 @@ import tensorflow as tf
 
 from kseg.contrast.multi_scale import MultiScaleContrast
 from kseg.layers import ConvNorm, UnitNormalization
-from kseg.photometric import PhotometricDistortion
+from kseg.layers.photometric import PhotometricDistortion
+from kseg.runs import checkpoints
 from kseg.segmenters import build_segmenter
-from kseg.training import checkpoints
 from kseg.training.losses import default_losses
 from kseg.training.optimizers import SGD
 from kseg.training.trainer import SegmentationTrainer, build_step

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kseg import backbones, config
 from kseg.layers import ConvNorm
-from kseg.photometric import PhotometricDistortion
+from kseg.layers.photometric import PhotometricDistortion
 from kseg.runs import Classes, Run
 
 CLASSES = Classes(["road", "sky", "car"], [[90, 90, 90], [80, 160, 250], [200, 30, 30]])

@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from kseg.errors import UserError
-from kseg.training import checkpoints
+from kseg.runs import checkpoints
 from kseg.weights import load_weights
 from kseg.weights.files import read_file
 from tests.weights.torch_writer import Storage, Tensor, pickled, tensor, write_legacy, write_zip

@@ -7,8 +7,8 @@ import pytest
 from kseg.backbones import build_hrnet, build_resnet
 from kseg.backbones.swin import build_swin
 from kseg.errors import UserError
+from kseg.runs import checkpoints
 from kseg.segmenters import build_segmenter
-from kseg.training import checkpoints
 from kseg.weights import load_weights
 from kseg.weights.torch_file import Checkpoint
 from tests.golden_file import Golden

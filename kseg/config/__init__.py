@@ -1,0 +1,18 @@
+"""Experiments as JSON files: the schema, the reading of files, and what is said of mistakes."""
+
+from kseg.config.loading import extend, flatten, load, parse, read_json
+from kseg.config.messages import describe
+from kseg.config.schema import ConfigError, Experiment, Section, json_schema
+
+__all__ = [
+    "ConfigError",
+    "Experiment",
+    "Section",
+    "describe",
+    "extend",
+    "flatten",
+    "json_schema",
+    "load",
+    "parse",
+    "read_json",
+]

@@ -1,0 +1,296 @@
+"""Config files: read, merged with those they extend, overridden from the command line, checked."""
+
+import copy
+import difflib
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+import pydantic
+
+from kseg.config.messages import describe, shown
+from kseg.config.schema import ConfigError, Experiment
+
+_MAX_DEPTH = 32  # Of values in each other, and of files that extend each other.
+_MAX_BYTES = 1 << 20
+_LIMIT = 1 << 31
+
+
+def load(path, overrides=()) -> Experiment:
+    """Reads a config file, and those it extends.
+
+    Values are merged key by key; a list, or a section of another `name` (another head, say),
+    replaces what it stands for.
+
+    Args:
+        path: JSON file. Its stem is the default of `name`.
+        overrides: strings `"a.b=value"`; the value is JSON, or else a plain string. A number in the
+            key is a position in a list: `"contrast.0.weight=0.2"`. Where a smaller `train.steps`
+            ends before the file's warm-ups or first steps of objectives do, all of these are
+            shortened by the same factor, and a line on stderr tells so.
+
+    Raises:
+        ConfigError: if a file is missing, not JSON, extends itself, or they break the schema.
+    """
+    path = pathlib.Path(path)
+    values = copy.deepcopy(_read(path, (), {}))
+    steps = _steps(values)
+    for override in overrides:
+        _apply_override(values, override)
+    shortened = _shorten(values, steps, {override.partition("=")[0] for override in overrides})
+    if shortened:
+        print(
+            f"train.steps={_steps(values)} is shorter than the warm-ups of {path}, which has "
+            f"{steps} steps: {' '.join(shortened)}, the same shares of the run. --set one of them "
+            "to choose it yourself",
+            file=sys.stderr,
+            flush=True,
+        )
+    values.setdefault("name", path.stem)
+    return parse(values, source=str(path))
+
+
+def _steps(values):
+    """`train.steps` of unchecked values; None if it is no positive int."""
+    train = values.get("train")
+    steps = train.get("steps") if isinstance(train, dict) else None
+    return steps if type(steps) is int and steps > 0 else None
+
+
+def _shorten(values, before, given):
+    """Brings what is counted in steps into a shorter run, where it does not fit.
+
+    Args:
+        values: dict of an experiment, unchecked; changed in place.
+        before: int or None, the steps that it was made for.
+        given: set of str, keys that the user chose and that stay.
+
+    Returns:
+        list of str `key=value`, what was changed.
+    """
+    steps = _steps(values)
+    if not before or not steps or steps >= before:
+        return []
+    sections = {"schedule": values.get("schedule")}
+    contrast = values.get("contrast")
+    for index, objective in enumerate(contrast if isinstance(contrast, list) else []):
+        sections[f"contrast.{index}"] = objective
+    free, misfit = [], False
+    for place, section in sections.items():
+        if not isinstance(section, dict) or place in given or place.split(".")[0] in given:
+            continue
+        counts = {key: section.get(key, 0) for key in ("start_step", "warmup_steps")}
+        if any(type(count) is not int or count < 0 for count in counts.values()):
+            continue
+        # Something of the run is to be left after the rate's warm-up, not so after a weight's.
+        end = sum(counts.values()) + (place == "schedule")
+        misfit |= steps < end <= before
+        free += [
+            (section, key, f"{place}.{key}")
+            for key, count in counts.items()
+            if count and f"{place}.{key}" not in given
+        ]
+    if not misfit:
+        return []
+    for section, key, _ in free:
+        section[key] = section[key] * steps // before
+    return [f"{name}={section[key]}" for section, key, name in free]
+
+
+def extend(path, values) -> Experiment:
+    """An experiment that extends a config file, as another file would.
+
+    Args:
+        path: JSON file. Its stem is the default of `name`.
+        values: dict, merged over the file's values as by `extends`.
+
+    Raises:
+        ConfigError: as `load` does.
+    """
+    path = pathlib.Path(path)
+    merged = _merge(_read(path, (), {}), values)
+    merged.setdefault("name", path.stem)
+    return parse(merged, source=str(path))
+
+
+def _read(path, readers, known):
+    """The values of a file, merged over those of the files that it extends.
+
+    Args:
+        path: `pathlib.Path`.
+        readers: paths of the files that extend it.
+        known: dict from path to what this gave before; one file may be the base of several.
+    """
+    try:
+        resolved = pathlib.Path(os.path.realpath(path))
+    except ValueError:  # A byte 0, or half a character.
+        raise ConfigError(f"There is no config file {shown(str(path))}") from None
+    if resolved in readers:
+        raise ConfigError(f"{path} extends itself: {' -> '.join(p.name for p in readers)}")
+    if len(readers) > _MAX_DEPTH:
+        raise ConfigError(f"{path}: `extends` must not go deeper than {_MAX_DEPTH} files")
+    if resolved not in known:
+        values = read_json(path)
+        values.pop("$schema", None)
+        bases = values.pop("extends", None)
+        bases = [bases] if isinstance(bases, str) else bases or []
+        if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+            raise ConfigError(
+                f"{path}: `extends` must be the name of a config file, or a list of names. "
+                f"Received: {shown(bases)}"
+            )
+        merged = {}
+        for base in bases:
+            inherited = dict(_read(path.parent / base, (*readers, resolved), known))
+            inherited.pop("name", None)
+            merged = _merge(merged, inherited)
+        known[resolved] = _merge(merged, values)
+    return known[resolved]
+
+
+def read_json(path) -> dict:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        ConfigError: if it is missing, not JSON, holds something else, or a key twice.
+    """
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise ConfigError(f"{path} must be a file: it is a folder, a pipe or a device")
+        if size > _MAX_BYTES:
+            raise ConfigError(f"{path} has {size} bytes, which is no config: {_MAX_BYTES} at most")
+        # With or without a byte order mark, which editors on Windows write.
+        values = _parse_json(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        known = sorted(p.name for p in path.parent.glob("*.json") if p.name != "schema.json")
+        near = difflib.get_close_matches(path.name, known, n=1)
+        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"There is no config file {path}.{hint}") from None
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{str(path)!r} is not a readable JSON file: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a JSON object. Received: {type(values).__name__}")
+    return values
+
+
+def _parse_json(text):
+    """JSON without what it allows and nobody means: a key twice, NaN, values hundreds deep.
+
+    Raises:
+        ValueError: if it is none.
+    """
+
+    def unique(pairs):
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the key {twice!r} is there twice")
+        return values
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is no number of JSON")
+
+    try:
+        values = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        _check_plain(values)
+    except RecursionError:
+        raise ValueError("its values are nested too deep") from None
+    return values
+
+
+def _check_plain(values, depth=0):
+    """Refuses what no key takes, and what would break messages, file names or tensors."""
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"its values are nested deeper than {_MAX_DEPTH} levels")
+    if isinstance(values, dict):
+        values = [*values.keys(), *values.values()]
+    if isinstance(values, list):
+        for value in values:
+            _check_plain(value, depth + 1)
+    elif isinstance(values, str):
+        if "\0" in values or (not values.isascii() and _has_surrogates(values)):
+            raise ValueError(f"{shown(values)} holds characters that no text has")
+    elif isinstance(values, int | float) and abs(values) >= _LIMIT:
+        raise ValueError(f"numbers must be below 2^31. Received: {shown(values)}")
+
+
+def _has_surrogates(text):
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _merge(below, above):
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    if "name" in below and above.get("name", below["name"]) != below["name"]:
+        return above
+    return {**below, **{k: _merge(below.get(k), value) for k, value in above.items()}}
+
+
+def parse(values, *, source) -> Experiment:
+    """Checks a dictionary against the schema; `source` names it in errors.
+
+    Raises:
+        ConfigError: one line for each rule that is broken.
+    """
+    try:
+        return Experiment.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{source}: {describe(error, values)}") from None
+
+
+def flatten(value, prefix="") -> dict[str, Any]:
+    """A nested value as a dict from dotted key to leaf; empty dicts and lists are leaves."""
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and value:
+        items = ((str(i), v) for i, v in enumerate(value))
+    else:
+        return {prefix: value}
+    flat = {}
+    for key, item in items:
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _apply_override(values, override):
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"`--set` takes key=value. Received: {override!r}. Use train.steps=100")
+    if key in ("extends", "$schema"):
+        raise ConfigError(
+            f"`{key}` is a key of config files, not of --set. Write a file, or --config"
+        )
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    try:
+        if not isinstance(value, str):
+            value = _parse_json(text)
+        _check_plain([key, value])
+    except ValueError as error:
+        raise ConfigError(f"`--set {shown(key)}`: {error}") from None
+    *parents, last = key.split(".")
+    node = values
+    try:
+        for parent in parents:
+            if isinstance(node, list):
+                node = node[int(parent)]
+            else:
+                if node.get(parent) is None:
+                    node[parent] = {}
+                node = node[parent]
+        if isinstance(node, list):
+            node[int(last)] = value
+        else:
+            node[last] = value
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise ConfigError(f"`--set {override}`: there is no place {key!r} in the config") from None

@@ -1,0 +1,206 @@
+"""A model over a data set: scores at full label resolution.
+
+`kseg.evaluation.sliding_window` and `kseg.evaluation.scaled_views` make models of models: what an
+`Evaluator` takes may be wrapped in one of them, or in both.
+"""
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from kseg import waiting
+from kseg.evaluation.image_counts import ImageCounts
+from kseg.evaluation.metrics import Scores, confusion_matrices
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        scores: `Scores` over the whole data set.
+        num_images: int.
+        images_per_second: float, the compiling first call left out; NaN if there is only one.
+        examples: list of `(image, truth, prediction)`, arrays, spread over the data set.
+        image_counts: `ImageCounts` of each image.
+    """
+
+    scores: Scores
+    num_images: int
+    images_per_second: float
+    examples: list
+    image_counts: ImageCounts
+
+    def to_dict(self, class_names, **more):
+        """What JSON holds of it: numbers of images, speed (None if unknown) and scores.
+
+        Args:
+            class_names, **more: as for `Scores.to_dict`.
+        """
+        speed = self.images_per_second
+        return {
+            "num_images": self.num_images,
+            "images_per_second": None if math.isnan(speed) else speed,
+            **self.scores.to_dict(class_names, **more),
+        }
+
+
+class Evaluator:
+    """Evaluates one model again and again, compiled once for all image sizes.
+
+    Args:
+        model: keras model from images, uint8 `(batch, height, width, 3)`, to float logits
+            `(batch, height, width, num_classes)` of the same size; any callable with a `training`
+            argument. Nothing in it is changed.
+        num_classes: int, at most 255.
+        strategy: `tf.distribute.Strategy` on one host, in whose scope the model was built; or
+            None. Each replica takes whole batches, so any number of batches, of any sizes, gives
+            the answer of one replica.
+
+    Raises:
+        ValueError: at the first call, if the model gives another number of classes, or logits of
+            another size than the labels.
+    """
+
+    def __init__(self, model, num_classes, *, strategy=None):
+        self._num_classes = num_classes
+        self._strategy = strategy or tf.distribute.get_strategy()
+        self._num_replicas = self._strategy.num_replicas_in_sync
+
+        def count(images, labels):
+            predictions = predict(model, images, num_classes)
+            matrices = confusion_matrices(labels, predictions, num_classes)
+            parts = tf.linalg.diag_part(matrices), *(tf.reduce_sum(matrices, i) for i in (2, 1))
+            return tf.reduce_sum(matrices, 0), tf.stack(parts, 1), predictions
+
+        # Each replica picks its batch from lists that all see: unlike per-replica values, lists
+        # can have a signature that leaves the sizes open.
+        @tf.function(
+            input_signature=[
+                [tf.TensorSpec((None, None, None, 3), "uint8")] * self._num_replicas,
+                [tf.TensorSpec((None, None, None), "int32")] * self._num_replicas,
+            ],
+            autograph=False,
+        )
+        def count_on_replicas(images, labels):
+            def count_mine():
+                context = tf.distribute.get_replica_context()
+                mine = int(tf.get_static_value(context.replica_id_in_sync_group))
+                return count(images[mine], labels[mine])
+
+            matrices, *of_images = self._strategy.run(count_mine)
+            matrix = self._strategy.reduce("SUM", matrices, axis=None)
+            return matrix, *map(self._strategy.experimental_local_results, of_images)
+
+        self._count = count_on_replicas
+
+    def __call__(self, dataset, *, num_examples=0, progress=None, consumers=()):
+        """Evaluates.
+
+        Args:
+            dataset: batches `{"image": uint8 (batch, height, width, 3), "label": int (batch,
+                height, width), "id": string (batch,)}`, 255 = ignored; sizes may differ between
+                batches. Without ids, images are numbered.
+            num_examples: int, how many examples to give back, at most one from each image.
+            progress: function or None, called with the number of images done so far.
+            consumers: functions that are called with each batch in turn: `(ids, labels,
+                predictions)`, a list of str and two arrays `(batch, height, width)`.
+
+        Returns:
+            `Evaluation`.
+        """
+        chosen = _spread(num_examples, max(int(dataset.cardinality()), 1))
+        examples, ids, pixels = [], [], []
+        matrix = np.zeros((self._num_classes,) * 2, "int64")
+        num_images, timed, start, number = 0, 0, None, 0
+        for batches in _groups(dataset, self._num_replicas):
+            images = [batch["image"] for batch in batches]
+            labels = [tf.cast(batch["label"], "int32") for batch in batches]
+            missing = self._num_replicas - len(batches)
+            # A replica without a batch repeats one of which every pixel is ignored.
+            counted, of_images, predictions = self._count(
+                images + images[:1] * missing,
+                labels + [tf.fill(tf.shape(labels[0]), self._num_classes)] * missing,
+            )
+            matrix += counted.numpy()
+            for batch, parts, predicted in zip(batches, of_images, predictions, strict=False):
+                size = batch["image"].shape[0]
+                ids += _ids(batch, num_images)
+                pixels.append(parts.numpy())
+                if consumers:
+                    arrays = ids[num_images:], batch["label"].numpy(), predicted.numpy()
+                    for consume in consumers:
+                        consume(*arrays)
+                for i in sorted({int(place * size) for place in chosen.get(number, ())}):
+                    arrays = (batch["image"], batch["label"], predicted)
+                    examples.append(tuple(array[i].numpy() for array in arrays))
+                number += 1
+                num_images += size
+                timed += size if start is not None else 0
+            if start is None:
+                start = time.perf_counter()
+            if progress is not None:
+                progress(num_images)
+        speed = timed / (time.perf_counter() - start) if timed else float("nan")
+        nothing = np.zeros((0, 3, self._num_classes), "int64")
+        image_counts = ImageCounts(ids, np.concatenate([nothing, *pixels]))
+        return Evaluation(Scores(matrix), num_images, speed, examples, image_counts)
+
+
+def predict(model, images, num_classes):
+    """Labels images.
+
+    Args:
+        model: as `Evaluator` takes it.
+        images: uint8 tensor `(batch, height, width, 3)`.
+        num_classes: int, at most 255.
+
+    Returns:
+        uint8 tensor `(batch, height, width)` of class numbers.
+
+    Raises:
+        ValueError: if the model gives another number of classes.
+    """
+    logits = model(images, training=False)
+    check_logits(logits, num_classes)
+    return tf.cast(tf.argmax(logits, axis=-1, output_type="int32"), "uint8")
+
+
+def check_logits(logits, num_classes):
+    """Raises a ValueError unless the last axis of logits has a place for each class."""
+    if logits.shape[-1] != num_classes or num_classes > 255:
+        raise ValueError(
+            f"A model of {num_classes} classes (at most 255) must give as many logits. "
+            f"Received shape: {logits.shape}"
+        )
+
+
+def _ids(batch, first):
+    """Names of the images of a batch; `first` is the number of the first one."""
+    if "id" in batch:
+        return [name.decode() for name in batch["id"].numpy()]
+    return [str(first + i) for i in range(batch["image"].shape[0])]
+
+
+def _groups(dataset, size):
+    """Gives lists of `size` consecutive batches; the last may be shorter."""
+    group = []
+    for batch in waiting.each_batch(dataset):
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _spread(count, num_batches):
+    """Spreads examples: a dict from the number of a batch to places in it, in [0, 1)."""
+    chosen = {}
+    for i in range(count):
+        batch, place = divmod((i + 0.5) * num_batches / count, 1)
+        chosen.setdefault(int(batch), []).append(place)
+    return chosen

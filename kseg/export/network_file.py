@@ -1,0 +1,130 @@
+"""Networks as one file with the classes beside it: what LiteRT and ONNX share."""
+
+import contextlib
+import hashlib
+import pathlib
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from kseg import files
+from kseg.errors import UserError
+from kseg.runs import Classes
+from kseg.runs.finite import check_weights
+from kseg.segmenters import inference_model
+
+CLASSES_SUFFIX = ".classes.json"
+
+
+class PortableModel:
+    """A file for LiteRT or ONNX that is loaded.
+
+    Args:
+        classes: `kseg.runs.Classes`.
+        size: `(height, width)` that images must have, or None: any.
+        run: function of images, as a call takes them.
+
+    Call arguments:
+        images: uint8 array `(batch, height, width, 3)`, a batch of one if `size` is not None.
+
+    Returns:
+        float32 array of logits `(batch, height, width, num_classes)`.
+    """
+
+    def __init__(self, classes, size, run):
+        self.classes, self.size, self._run = classes, size, run
+
+    def __call__(self, images):
+        """Logits of images."""
+        return self._run(images)
+
+    def label(self, image):
+        """Labels an image of any size, which is resized to that of the file and back.
+
+        Args:
+            image: uint8 RGB array `(height, width, 3)`.
+
+        Returns:
+            uint8 array `(height, width)` of class numbers.
+        """
+        height, width = image.shape[:2]
+        if self.size not in (None, (height, width)):
+            image = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_LINEAR)
+        labels = np.argmax(self(image[None])[0], axis=-1).astype("uint8")
+        return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+def export_file(segmenter, path, classes, size, overwrite, target, convert):
+    """Converts the inference view of a segmenter and writes it, with its classes beside it.
+
+    Args:
+        segmenter: float32 model from `kseg.segmenters.build_segmenter`.
+        path: file to write; it is complete or not there at all.
+        classes: `kseg.runs.Classes`.
+        size: `(height, width)` of the images, in a batch of one; None: any size and batch.
+        overwrite: bool.
+        target: str, the runtime, for messages.
+        convert: function from a `tf.function` with one input, uint8 `images`, to bytes.
+
+    Raises:
+        UserError, ValueError: as `kseg.export.litert.export_tflite` says.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Give a file to write")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already. Use --overwrite to replace it")
+    model = inference_model(segmenter)
+    if model.output.shape[-1] != len(classes):
+        raise ValueError(
+            f"The segmenter must have the {len(classes)} classes it is exported with. "
+            f"Received: {model.output.shape[-1]}"
+        )
+    check_weights(model, f"a network for {target}")
+    if any(layer.compute_dtype != "float32" for layer in model._flatten_layers(include_self=False)):
+        raise ValueError(f"A network for {target} must compute in float32")
+    shape = (None, None, None, 3) if size is None else (1, *size, 3)
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, "uint8", name="images")], autograph=False)
+    def serve(images):
+        return {"logits": model(images, training=False)}
+
+    try:
+        content = convert(serve)
+    except Exception as error:  # Converters raise whatever their stages raise.
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"The converter to {target} cannot do this network ({reason})") from None
+    digests = [hashlib.sha256(content).hexdigest(), *_digests_beside(path, classes)]
+    text = classes.to_json(model_sha256=digests)
+    _write({path.with_suffix(CLASSES_SUFFIX): text.encode(), path: content})
+
+
+def _digests_beside(path, classes):
+    """Digests of the other files that the file of the classes belongs to.
+
+    `model.tflite` and `model.onnx` share `model.classes.json`.
+
+    Args:
+        path: file that is about to be written.
+        classes: `kseg.runs.Classes`; files of other classes are left out.
+
+    Returns:
+        list of str.
+    """
+    try:
+        known, more = Classes.from_json(path.with_suffix(CLASSES_SUFFIX).read_text())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    if (known.names, known.palette) != (classes.names, classes.palette):
+        return []
+    others = [f for f in path.parent.iterdir() if f.stem == path.stem and f.name != path.name]
+    found = [hashlib.sha256(f.read_bytes()).hexdigest() for f in others if f.is_file()]
+    return [digest for digest in found if digest in more.get("model_sha256", [])]
+
+
+def _write(contents):
+    """Writes files of one folder: all, or none of them in part."""
+    with contextlib.ExitStack() as stack:
+        for file, content in contents.items():
+            stack.enter_context(files.replace_file(file)).write_bytes(content)

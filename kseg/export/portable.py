@@ -1,0 +1,73 @@
+"""Loading of what was written for LiteRT or ONNX, and its comparison with the original."""
+
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+
+from kseg.errors import UserError
+from kseg.export.litert import open_tflite
+from kseg.export.network_file import CLASSES_SUFFIX, PortableModel
+from kseg.export.onnx import open_onnx
+from kseg.runs import Classes
+
+
+def load(path, *, threads=None):
+    """Loads a file for LiteRT or ONNX, whichever it is, to be run on the CPU.
+
+    Args:
+        path: file that `export_tflite` or `export_onnx` wrote, with the classes beside it.
+        threads: int, or None: as many as cores.
+
+    Returns:
+        `PortableModel`.
+
+    Raises:
+        UserError: if there is no such file, it is damaged, or the runtime is not installed.
+    """
+    path = pathlib.Path(path)
+    try:
+        text = path.with_suffix(CLASSES_SUFFIX).read_text()
+        content = path.read_bytes()
+        runtime = open_tflite if content[4:8] == b"TFL3" else open_onnx
+        digest = hashlib.sha256(content).hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error}). Write it with scripts/export.py"
+        ) from None
+    try:
+        classes, more = Classes.from_json(text)
+        if digest not in more.get("model_sha256", [digest]):
+            raise ValueError(f"{path.with_suffix(CLASSES_SUFFIX).name} belongs to another file")
+        return PortableModel(classes, *runtime(path, threads or os.cpu_count()))
+    except UserError:
+        raise
+    except Exception as error:  # The runtimes raise whatever they like.
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} is no file for LiteRT or ONNX, or is damaged ({reason}). Write it again with "
+            "scripts/export.py"
+        ) from None
+
+
+def compare(expected, found):
+    """Compares logits.
+
+    Args:
+        expected, found: float arrays `(..., num_classes)` of one shape.
+
+    Returns:
+        `(agreement, difference)`, floats: the part of the pixels that get the same class, and the
+        largest absolute difference of logits.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    expected, found = np.asarray(expected), np.asarray(found)
+    if expected.shape != found.shape:
+        raise ValueError(
+            f"The logits must have one shape. Received: {expected.shape}, {found.shape}"
+        )
+    same = np.argmax(expected, axis=-1) == np.argmax(found, axis=-1)
+    return float(np.mean(same)), float(np.max(np.abs(expected - found)))

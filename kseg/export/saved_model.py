@@ -1,0 +1,256 @@
+"""SavedModels: images in, logits out, with the classes beside them."""
+
+import contextlib
+import pathlib
+import re
+import tempfile
+
+import keras
+import tensorflow as tf
+
+from kseg import files
+from kseg.errors import UserError
+from kseg.evaluation.metrics import MeanIoU
+from kseg.export.serving_input import check_images, decode
+from kseg.runs import Classes
+from kseg.runs.finite import check_weights
+from kseg.segmenters import inference_model
+
+_CLASSES = "classes.json"
+
+
+def export(segmenter, path, classes, *, overwrite=False):
+    """Writes a SavedModel for serving.
+
+    The signature `serving_default` takes RGB images `images`, uint8 `(batch, height, width, 3)` of
+    any size; `serving_float` takes float32 in 0 to 255. Both give `logits`, float32 `(batch,
+    height, width, num_classes)` at the size of the images. `serving_image` takes one `image`, uint8
+    `(height, width, 3)`, and `serving_bytes` the bytes of one JPEG or PNG file, `encoded`, a string
+    without axes; both give `classes`, uint8 `(height, width)`, and `confidence`, float32 alike, the
+    probability of that class; a file is decoded upright, see `kseg.export.serving_input.decode`.
+    Images of another shape, and float images that are not in 0 to 255, end in an error that says
+    so. On the loaded object, `serve` takes either dtype, `class_names()` gives the names, string
+    `(num_classes,)`, and `palette()` the colours, uint8 `(num_classes, 3)`; both also stand in
+    `assets/classes.json`. Only the weights that these logits need are in it: no projector, no
+    auxiliary head (but the coarse logits of OCR, which its context is made of), no memory bank.
+
+    Args:
+        segmenter: model from `kseg.segmenters.build_segmenter`.
+        path: folder to write. It is complete or not there at all; a SavedModel that it replaces
+            stays until the new one is complete.
+        classes: `kseg.runs.Classes`.
+        overwrite: bool, replace the SavedModel that is there.
+
+    Raises:
+        UserError: if `path` is a SavedModel and `overwrite` is False, or holds something else, or
+            cannot be made.
+        ValueError: if the segmenter has another number of classes.
+    """
+    path = pathlib.Path(path)
+    _check_target(path, overwrite)
+    model = inference_model(segmenter)
+    if model.output.shape[-1] != len(classes):
+        raise ValueError(
+            f"The segmenter must have the {len(classes)} classes it is exported with. "
+            f"Received: {model.output.shape[-1]}"
+        )
+    check_weights(model, "a SavedModel")
+    with files.replace_folder(path) as new:
+        # The asset's name is that of the file it is copied from.
+        asset = pathlib.Path(tempfile.mkdtemp(dir=new.parent)) / _CLASSES
+        asset.write_text(classes.to_json())
+        module = _served_module(model, classes)
+        module.classes = tf.saved_model.Asset(str(asset))
+        tf.saved_model.save(
+            module,
+            str(new),
+            signatures={
+                "serving_default": module.serve.get_concrete_function(_images("uint8")),
+                "serving_float": module.serve.get_concrete_function(_images("float32")),
+                "serving_image": module.serve_image.get_concrete_function(),
+                "serving_bytes": module.serve_bytes.get_concrete_function(),
+            },
+        )
+
+
+def load(path):
+    """Loads an exported SavedModel as a compiled Keras model.
+
+    Args:
+        path: folder that `export` wrote.
+
+    Returns:
+        `ServedModel`: `predict` and calls give logits; `evaluate(dataset)` gives the mean IoU.
+
+    Raises:
+        UserError: if there is no such SavedModel, or it is damaged.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        files.clean(path.parent)
+    if not path.is_dir():
+        raise UserError(f"There is no SavedModel {path}. Write one with scripts/export.py")
+    try:
+        classes, _ = Classes.from_json((path / "assets" / _CLASSES).read_text())
+        with _without_pattern(path) as plain:
+            loaded = tf.saved_model.load(str(plain))
+        names = [name.decode() for name in loaded.class_names().numpy()]
+        known = Classes(names, loaded.palette().numpy().tolist())
+    except Exception as error:  # TensorFlow's readers raise IndexError, KeyError and more.
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} is not a SavedModel of kseg, or is damaged ({reason}). Write one with "
+            "scripts/export.py"
+        ) from None
+    if known != classes:
+        raise UserError(
+            f"{path} is damaged: assets/{_CLASSES} has {len(classes)} classes, the model "
+            f"{len(known)}, or their names or colours differ. Write it again with scripts/export.py"
+        )
+    model = ServedModel(loaded, classes)
+    # No XLA: it would compile the network anew for every size of images.
+    model.compile(jit_compile=False)
+    return model
+
+
+@contextlib.contextmanager
+def _without_pattern(path):
+    """Gives another path of a folder in whose own TensorFlow's loader would see a pattern."""
+    if not re.search(r"[][*?{}\\]", str(path.absolute())):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = pathlib.Path(folder) / "model"
+        link.symlink_to(path.absolute(), target_is_directory=True)
+        yield link
+
+
+class ServedModel(keras.Model):
+    """A SavedModel with Keras' `predict` and `evaluate`; it cannot be trained.
+
+    Batches of `evaluate` are `{"image", "label"}`, other keys are passed over, or `(image,
+    label)`: image uint8 or float RGB `(batch, height, width, 3)` in 0 to 255, label int `(batch,
+    height, width)`, 255 = ignored. Sizes may differ between batches. `predict` also takes images
+    alone; what it joins must have one size.
+
+    Args:
+        loaded: what `tf.saved_model.load` gives.
+        classes: `kseg.runs.Classes`.
+
+    Attributes:
+        classes: `kseg.runs.Classes`.
+        signature: the function of `serving_default`.
+    """
+
+    def __init__(self, loaded, classes):
+        super().__init__(name="served", dtype="float32")
+        self._loaded = loaded
+        self.classes = classes
+        self.signature = loaded.signatures["serving_default"]
+        self.mean_iou = MeanIoU(len(classes))
+        self.built = True
+
+    @property
+    def metrics(self):
+        """What `evaluate` reports."""
+        return [self.mean_iou]
+
+    def call(self, images, training=None):
+        """Float32 logits `(batch, height, width, num_classes)`; training changes nothing.
+
+        Raises:
+            ValueError: if the shape of the images is another.
+            tf.errors.InvalidArgumentError: if it is found only in the graph, or float images are
+                not in 0 to 255, see `kseg.export.serving_input.check_images`.
+        """
+        images = tf.convert_to_tensor(images)
+        shape = images.shape
+        if shape.rank is not None and (shape.rank != 4 or shape[-1] not in (None, 3)):
+            raise ValueError(
+                f"Images must be RGB, (batch, height, width, 3). Received shape: {tuple(shape)}"
+            )
+        if images.dtype != "uint8":
+            images = tf.cast(images, "float32")
+        return self._loaded.serve(images)["logits"]
+
+    def train_step(self, data):
+        """Raises: there is nothing to train."""
+        raise NotImplementedError("A SavedModel cannot be trained. Use scripts/train.py")
+
+    def test_step(self, data):
+        """Counts a batch."""
+        if isinstance(data, dict):
+            images, labels = data["image"], data["label"]
+        else:
+            images, labels = data[:2]
+        self.mean_iou.update_state(labels, self(images))
+        return {"mean_iou": self.mean_iou.result()}
+
+    def predict_step(self, data):
+        """Logits of a batch: images, or a dict or tuple with them."""
+        if isinstance(data, dict):
+            return self(data["image"])
+        return self(data[0] if isinstance(data, (tuple, list)) else data)
+
+
+def _check_target(path, overwrite):
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is a file. Give a folder for the SavedModel")
+    if not any(path.iterdir()):
+        return
+    if not (path / "saved_model.pb").exists():
+        raise UserError(f"{path} holds something that is no SavedModel. Give another folder")
+    if not overwrite:
+        raise UserError(f"{path} holds a SavedModel already. Use --overwrite to replace it")
+
+
+def _served_module(model, classes):
+    """The inference model and its classes as what a SavedModel keeps: functions and weights."""
+    module = tf.Module()
+    module.weights = [weight.value for weight in model.weights]
+
+    # The network stands in the file once, however many signatures and dtypes use it.
+    @tf.function(input_signature=[_images("float32")], autograph=False)
+    def network(images):
+        return model(images, training=False)
+
+    network = network.get_concrete_function()
+
+    @tf.function(autograph=False)
+    def serve(images):
+        return {"logits": network(tf.cast(check_images(images), "float32"))}
+
+    def label(image):
+        probabilities = tf.nn.softmax(network(tf.cast(image[None], "float32"))[0])
+        return {
+            "classes": tf.cast(tf.argmax(probabilities, axis=-1, output_type="int32"), "uint8"),
+            "confidence": tf.reduce_max(probabilities, axis=-1),
+        }
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, None, 3), "uint8", name="image")], autograph=False
+    )
+    def serve_image(image):
+        return label(check_images(image))
+
+    @tf.function(input_signature=[tf.TensorSpec((), "string", name="encoded")], autograph=False)
+    def serve_bytes(encoded):
+        return label(decode(encoded))
+
+    @tf.function(input_signature=[], autograph=False)
+    def class_names():
+        return tf.constant(classes.names)
+
+    @tf.function(input_signature=[], autograph=False)
+    def palette():
+        return tf.constant(classes.palette, "uint8")
+
+    module.serve, module.class_names, module.palette = serve, class_names, palette
+    module.serve_image, module.serve_bytes = serve_image, serve_bytes
+    return module
+
+
+def _images(dtype):
+    return tf.TensorSpec((None, None, None, 3), dtype, name="images")

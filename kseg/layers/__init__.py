@@ -1,0 +1,40 @@
+"""The layers that all networks share: convolution, batch norm, resizing, normalization.
+
+They exist for two reasons. A layer here hides what `keras.ops` lacks (resizing to a size known at
+run time), and it puts few nodes into TensorFlow's graph: a deep HRNet has 300 convolutions, and
+tracing and optimising their graph is what its first training step waits for.
+"""
+
+from kseg.layers.batch_norm import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, BatchNormalization
+from kseg.layers.convolution import Conv2D, ConvNorm, NormalizedConvolution
+from kseg.layers.depthwise import DepthwiseConv2D, DepthwiseConvNorm
+from kseg.layers.drop_path import DropPath, drop_path_scales
+from kseg.layers.normalization import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageNormalization,
+    UnitNormalization,
+)
+from kseg.layers.resizing import ResizeAndSum, ResizeLike, ceil_divide, resize, resize_labels
+
+__all__ = [
+    "BATCH_NORM_EPSILON",
+    "BATCH_NORM_MOMENTUM",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "BatchNormalization",
+    "Conv2D",
+    "ConvNorm",
+    "DepthwiseConv2D",
+    "DepthwiseConvNorm",
+    "DropPath",
+    "ImageNormalization",
+    "NormalizedConvolution",
+    "ResizeAndSum",
+    "ResizeLike",
+    "UnitNormalization",
+    "ceil_divide",
+    "drop_path_scales",
+    "resize",
+    "resize_labels",
+]

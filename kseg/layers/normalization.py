@@ -1,0 +1,73 @@
+"""Normalization of images and of embeddings."""
+
+# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
+
+import keras
+import numpy as np
+from keras import ops
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class ImageNormalization(keras.layers.Layer):
+    """Brings RGB images to zero mean and unit variance over ImageNet: `(x - mean) / std`.
+
+    Args:
+        mean, std: three floats each, in units of 0 to 255.
+
+    Call arguments:
+        inputs: uint8 or float tensor `(batch, height, width, 3)`, RGB in 0 to 255.
+
+    Returns:
+        float tensor of the same shape in the compute dtype.
+    """
+
+    def __init__(self, *, mean=IMAGENET_MEAN, std=IMAGENET_STD, **kwargs):
+        # Not autocast: bfloat16 would round interpolated pixels before they are centred.
+        super().__init__(autocast=False, **kwargs)
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+
+    def call(self, inputs):
+        centred = ops.cast(inputs, "float32") - np.array(self.mean, "float32")
+        return ops.cast(centred * (1.0 / np.array(self.std, "float32")), self.compute_dtype)
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "mean": self.mean, "std": self.std}
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class UnitNormalization(keras.layers.Layer):
+    """Scales each pixel's vector to unit L2 norm, in float32.
+
+    `x / max(norm(x), epsilon)`: a zero vector stays zero, and its gradient is finite.
+
+    Args:
+        epsilon: float > 0, the smallest norm that is divided by.
+
+    Call arguments:
+        inputs: float tensor `(..., channels)`.
+
+    Returns:
+        float32 tensor of the same shape.
+    """
+
+    def __init__(self, *, epsilon=1e-6, dtype="float32", **kwargs):
+        super().__init__(dtype=dtype, **kwargs)
+        self.epsilon = epsilon
+
+    def call(self, inputs):
+        squared_norm = ops.sum(ops.square(inputs), axis=-1, keepdims=True)
+        # The maximum stands inside the root, whose own gradient at zero is infinite.
+        return inputs * ops.rsqrt(ops.maximum(squared_norm, self.epsilon**2))
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "epsilon": self.epsilon}

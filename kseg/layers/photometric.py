@@ -1,0 +1,154 @@
+"""Photometric distortion on the device that trains, so that the host moves bytes only."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+# RGB to luma and two chroma axes (YIQ): hue is a rotation of the chroma plane.
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+
+class PhotometricDistortion(keras.layers.Layer):
+    """Changes brightness, contrast, saturation and hue of each image, and blurs some.
+
+    The four are one affine map of colours, in this order, nothing clipped in between: factors
+    uniform in `1 +- strength`, contrast about the image's mean luma, the hue's angle uniform in
+    `+- hue` turns. A Gaussian blur follows. What an image gets depends on its draws alone.
+
+    Args:
+        brightness, contrast, saturation: floats in [0, 1), the strengths.
+        hue: float in [0, 0.5], turns.
+        blur_probability: float in [0, 1].
+        blur_sigma: `(least, most)`, pixels, uniform.
+
+    Call arguments:
+        images: tensor `(batch, height, width, 3)`, RGB, 0 to 255; static height and width.
+        draws: float tensor `(batch, NUM_DRAWS)`, uniform in [0, 1).
+
+    Returns:
+        float32 tensor `(batch, height, width, 3)`, 0 to 255.
+
+    Raises:
+        ValueError: if `blur_sigma` is not 0 < least <= most.
+    """
+
+    NUM_DRAWS = 6
+
+    def __init__(
+        self,
+        *,
+        brightness=0.0,
+        contrast=0.0,
+        saturation=0.0,
+        hue=0.0,
+        blur_probability=0.0,
+        blur_sigma=(0.1, 2.0),
+        dtype="float32",
+        **kwargs,
+    ):
+        super().__init__(dtype=dtype, **kwargs)
+        if not 0 < blur_sigma[0] <= blur_sigma[1]:
+            raise ValueError(f"`blur_sigma` must be 0 < least <= most. Received: {blur_sigma}")
+        self.strengths = (brightness, contrast, saturation)
+        self.hue = hue
+        self.blur_probability = blur_probability
+        self.blur_sigma = tuple(blur_sigma)
+
+    def call(self, images, draws):
+        """Distorts a batch."""
+        images = ops.cast(images, "float32")
+        if any(self.strengths) or self.hue:
+            _, height, width, channels = images.shape
+            pixels = ops.reshape(images, (-1, height * width, channels))
+            luma = ops.convert_to_tensor(_YIQ[0], "float32")
+            mean_luma = ops.sum(ops.mean(pixels, axis=1) * luma, axis=-1)
+            matrices, offsets = self.color_maps(draws[:, :4], mean_luma)
+            pixels = ops.clip(ops.matmul(pixels, matrices) + offsets[:, None, None], 0.0, 255.0)
+            images = ops.reshape(pixels, (-1, height, width, channels))
+        if self.blur_probability:
+            images = self._blur(images, draws[:, 4], draws[:, 5])
+        return images
+
+    def color_maps(self, draws, mean_luma):
+        """The affine maps of colours.
+
+        Args:
+            draws: float32 tensor `(batch, 4)`, uniform in [0, 1).
+            mean_luma: float32 tensor `(batch,)`, of each image.
+
+        Returns:
+            `(matrices, offsets)`, float32 `(batch, 3, 3)` and `(batch,)`: a colour, as a row, times
+            its matrix, plus the offset.
+        """
+        strengths = ops.convert_to_tensor(self.strengths, "float32")
+        factors = 1.0 + (2.0 * draws[:, :3] - 1.0) * strengths
+        brightness, contrast, saturation = (factors[:, i] for i in range(3))
+        angle = (2.0 * draws[:, 3] - 1.0) * (self.hue * 2.0 * math.pi)
+        # A turn of the chroma plane is a combination of three fixed maps of colours.
+        back = np.linalg.inv(_YIQ)
+        keep, along, across = (
+            ops.convert_to_tensor((back @ np.array(m, "float64") @ _YIQ).T, "float32")
+            for m in (
+                [[1, 0, 0], [0, 0, 0], [0, 0, 0]],
+                [[0, 0, 0], [0, 1, 0], [0, 0, 1]],
+                [[0, 0, 0], [0, 0, -1], [0, 1, 0]],
+            )
+        )
+        cos, sin = ((f(angle) * saturation)[:, None, None] for f in (ops.cos, ops.sin))
+        turns = keep + cos * along + sin * across
+        matrices = turns * (brightness * contrast)[:, None, None]
+        # Grey stays grey under the turn, so the offset only needs contrast and brightness.
+        return matrices, mean_luma * brightness * (1.0 - contrast)
+
+    def _blur(self, images, chosen, size):
+        """A separable Gaussian for each image, as a sum of shifted images."""
+        low, high = self.blur_sigma
+        radius = math.ceil(3 * high)
+        sigma = (low + (high - low) * size)[:, None]
+        steps = ops.arange(-radius, radius + 1, dtype="float32")[None]
+        weights = ops.exp(-ops.square(steps / sigma) / 2.0)
+        weights = weights / ops.sum(weights, axis=1, keepdims=True)
+        blurred = (chosen < self.blur_probability)[:, None]
+        weights = ops.where(blurred, weights, ops.cast(steps == 0, "float32"))
+        weights = weights[:, :, None, None, None]
+        for axis in (1, 2):
+            length = images.shape[axis]
+            # Beyond the edges the outermost pixels go on.
+            places = np.clip(np.arange(-radius, length + radius), 0, length - 1)
+            extended = ops.take(images, places, axis=axis)
+            images = sum(
+                weights[:, k] * _slice(extended, k, length, axis) for k in range(2 * radius + 1)
+            )
+        return images
+
+    def get_config(self):
+        """The constructor's arguments."""
+        names = ("brightness", "contrast", "saturation")
+        return {
+            **super().get_config(),
+            **dict(zip(names, self.strengths, strict=True)),
+            "hue": self.hue,
+            "blur_probability": self.blur_probability,
+            "blur_sigma": self.blur_sigma,
+        }
+
+
+def _slice(x, start, length, axis):
+    return x[:, start : start + length] if axis == 1 else x[:, :, start : start + length]
+
+
+def build_distortion(data):
+    """Builds the distortion of a config.
+
+    Args:
+        data: `kseg.config.schema.Data`.
+
+    Returns:
+        `PhotometricDistortion`, or None if there is nothing to be distorted.
+    """
+    arguments = data.color_jitter.model_dump() if data.color_jitter else {}
+    if data.blur:
+        arguments |= {f"blur_{key}": value for key, value in data.blur.model_dump().items()}
+    return PhotometricDistortion(**arguments) if arguments else None

@@ -1,0 +1,177 @@
+"""Everything a run needs to go on, in one file that is written whole or not at all."""
+
+import itertools
+import json
+import pathlib
+
+import ml_dtypes
+import numpy as np
+
+from kseg import files
+from kseg.backend import tf
+from kseg.errors import UserError
+from kseg.runs.finite import describe_non_finite
+from kseg.weights.archive import refuse_damage
+from kseg.weights.npz_file import open_npz
+
+_META = "meta.json"
+
+
+class NonFiniteCheckpointError(UserError):
+    """A checkpoint with weights that are NaN or infinite, as only earlier versions wrote them."""
+
+
+def read(variables):
+    """Reads variables; in a cluster all workers must do it together.
+
+    Args:
+        variables: dict from name to variable.
+
+    Returns:
+        dict from name to array.
+    """
+    tensors = {name: variable.value for name, variable in variables.items()}
+    if tf is not None:  # A variable of a strategy is no array, but becomes a tensor.
+        tensors = {name: tf.convert_to_tensor(value) for name, value in tensors.items()}
+    return {name: np.asarray(value) for name, value in tensors.items()}
+
+
+def save(path, variables, meta):
+    """Writes variables atomically: a killed run leaves the old file or the new one.
+
+    Args:
+        path: file to write, `.npz`; its folder is made.
+        variables: dict from name to variable, or what `read` gave.
+        meta: dict that JSON can hold.
+    """
+    there = all(isinstance(value, np.ndarray) for value in variables.values())
+    arrays = dict(variables) if there else read(variables)
+    arrays[_META] = np.array(json.dumps(meta))
+    with files.replace_file(path) as new, open(new, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def restore(path, variables, *, check=None):
+    """Sets variables to what a file holds.
+
+    Args:
+        path: file that `save` wrote.
+        variables: dict from name to variable; the file may hold more.
+        check: function of the meta data that raises if the file is not to be used, or None.
+
+    Returns:
+        dict, the meta data.
+
+    Raises:
+        UserError: if the file is missing or damaged, lacks a variable, or holds it in another
+            shape or kind of number. Nothing is set then.
+        NonFiniteCheckpointError: if a variable is NaN or infinite there. Nothing is set then.
+    """
+    meta, arrays = _load(pathlib.Path(path), variables)
+    if check is not None:
+        check(meta)
+    for name, array in arrays.items():
+        variable = variables[name]
+        if array.shape != tuple(variable.shape):
+            raise UserError(
+                f"The checkpoint {path} does not fit this model: {name!r} is {array.shape} there "
+                f"and {tuple(variable.shape)} here"
+            )
+        if array.dtype != variable.dtype:
+            raise UserError(
+                f"The checkpoint {path} does not fit this model: {name!r} is {array.dtype} there "
+                f"and {variable.dtype} here"
+            )
+    if broken := describe_non_finite(arrays):
+        raise NonFiniteCheckpointError(
+            f"The weights of a checkpoint must be finite. In {path} {broken} are not. Use another "
+            "checkpoint of the run, or train again with a lower optimizer.learning_rate"
+        )
+    for name, array in arrays.items():
+        variables[name].assign(array)
+    return meta
+
+
+def _load(path, variables):
+    """Reads meta data and the arrays of some variables; whatever is wrong is a `UserError`."""
+    if not path.exists():
+        raise UserError(f"There is no checkpoint {path}")
+    named, advice = f"The checkpoint {path}", "Delete it to go on from an older one"
+    with refuse_damage(named, "checkpoint of a run", advice), open_npz(path) as file:
+        meta = json.loads(str(file.read(_META)))
+        if not isinstance(meta, dict):
+            raise ValueError("its meta data are no JSON object")
+        missing = sorted(set(variables) - set(file.names))
+        if missing:
+            more = f" and {len(missing) - 1} more variables" if len(missing) > 1 else ""
+            raise UserError(
+                f"The checkpoint {path} does not fit this model: it lacks {missing[0]!r}{more}"
+            )
+        arrays = {name: file.read(name) for name in variables}
+        for name, array in arrays.items():
+            # NumPy's format knows no bfloat16: a bank's rows come back as two raw bytes each.
+            if array.dtype == "V2" and variables[name].dtype == "bfloat16":
+                arrays[name] = array.view(ml_dtypes.bfloat16)
+            elif array.dtype.kind not in "fiub":
+                raise ValueError(f"{name!r} is no array of numbers but of {array.dtype}")
+    return meta, arrays
+
+
+def model_variables(segmenter):
+    """Names the weights of a segmenter for `save` and `restore`.
+
+    Args:
+        segmenter: a keras model whose weights have unique paths.
+
+    Returns:
+        dict from `"model/<path>"` to variable.
+
+    Raises:
+        ValueError: if two weights share a path.
+    """
+    return _named("model", segmenter.weights)
+
+
+def averaged_variables(segmenter):
+    """Names the weights of a segmenter that are averages over time, as `model_variables`.
+
+    Returns:
+        dict from `"ema/<path>"` to variable.
+    """
+    return _named("ema", segmenter.weights)
+
+
+def training_variables(trainer):
+    """Names all state of a run: weights, their averages, optimizer, seeds, banks.
+
+    Args:
+        trainer: a compiled `SegmentationTrainer` with a built optimizer.
+
+    Returns:
+        dict from name to variable.
+    """
+    named = model_variables(trainer.segmenter)
+    if trainer.averaged is not None:
+        named |= averaged_variables(trainer.averaged)
+    named |= _named("optimizer", trainer.optimizer.variables)
+    named |= _seeds("seed", trainer.segmenter)
+    for objective in trainer.objectives:
+        named |= _named(f"objective/{objective.name}", objective.weights)
+        named |= _seeds(f"objective/{objective.name}/seed", objective)
+    return named
+
+
+def _seeds(prefix, layer):
+    """Names the states of random generators by their order: their paths are not stable."""
+    weights = {id(weight) for weight in layer.weights}
+    seeds = [v for v in layer.variables if id(v) not in weights]
+    return {f"{prefix}/{i}": variable for i, variable in enumerate(seeds)}
+
+
+def _named(prefix, variables):
+    named = {f"{prefix}/{variable.path}": variable for variable in variables}
+    if len(named) < len(variables):
+        paths = sorted(variable.path for variable in variables)
+        twice = next(a for a, b in itertools.pairwise(paths) if a == b)
+        raise ValueError(f"Two variables share the path {twice!r}. Give their layers names.")
+    return named

@@ -1,0 +1,66 @@
+"""The classes of a run and of exported networks, and the file that keeps them under a checksum."""
+
+import dataclasses
+import hashlib
+import json
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """Names and colours of the classes, in the order of their numbers.
+
+    Attributes:
+        names: list of str.
+        palette: list of `[red, green, blue]`, 0 to 255.
+        training_images: list of int, training images in which each class occurs, or None where
+            that is not known.
+        categories: dict from the name of a category to the numbers of its classes; it is scored as
+            if they were one class.
+        groups: dict from the name of a group to the numbers of its classes; it is scored by the
+            mean over them.
+        training_pixels: list of int, training pixels of each class, or None where that is not
+            known.
+    """
+
+    names: list[str]
+    palette: list[list[int]]
+    training_images: list[int] | None = None
+    categories: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    groups: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    training_pixels: list[int] | None = None
+
+    def __len__(self):
+        return len(self.names)
+
+    def to_json(self, **more):
+        """Gives the file of the classes that lies beside an exported network.
+
+        Args:
+            **more: what else the file tells, as JSON has it.
+
+        Returns:
+            str, JSON with `names`, `palette`, `more`, and `sha256` of all of these.
+        """
+        values = {"names": self.names, "palette": self.palette, **more}
+        return json.dumps({**values, "sha256": _digest(values)}) + "\n"
+
+    @classmethod
+    def from_json(cls, text):
+        """Reads what `to_json` gave; files of earlier versions have no checksum.
+
+        Returns:
+            `(classes, more)`.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: if the text is something else, or was
+                changed.
+        """
+        values = json.loads(text)
+        expected = values.pop("sha256", None)
+        if expected is not None and expected != _digest(values):
+            raise ValueError("the names or colours of the classes were changed: checksum")
+        return cls(values.pop("names"), values.pop("palette")), values
+
+
+def _digest(values):
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,40 @@
+"""The environment that a result was made in."""
+
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+
+_PACKAGES = ("keras", "tensorflow", "numpy", "opencv-python-headless", "kseg")
+
+
+def environment():
+    """What a result depends on besides the config: a JSON-able dict."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": versions,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(*arguments):
+    """Output of a git command about this source tree, None where there is no git."""
+    try:
+        result = subprocess.run(
+            ["git", *arguments],
+            cwd=pathlib.Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -1,0 +1,391 @@
+"""The folder of a run: what was trained, with what, and what came of it.
+
+runs/<name>/config.json         the resolved config
+            classes.json        names and colours of the classes
+            data.json           what tells the prepared data from others
+            train.lock          the process that trains, see `kseg.runs.lock`
+            environment.json    versions of packages, git commit, devices
+            checkpoints/        step-00001000.npz (all state), best.npz (weights as evaluated)
+            tensorboard/        events
+            evaluation/         scores as JSON and CSV, counts of each image as NPZ
+            analysis/           pictures, the report
+            saved_model/        the best weights, for serving
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import re
+import shutil
+
+import pydantic
+
+from kseg import config as config_module
+from kseg import files
+from kseg.errors import UserError, as_user_error
+from kseg.runs.classes import Classes
+from kseg.runs.environment import environment
+
+# Keys that may change when a run is resumed: they do not touch what is learned.
+_FREE_KEYS = (
+    "data.path",
+    "data.eval_batch_size",
+    "data.on_error",
+    "data.max_errors",
+    "data.service",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.panels",
+)
+_FOLDERS = ("checkpoints", "tensorboard", "evaluation", "analysis", "saved_model")
+_FILES = ("config.json", "classes.json", "data.json", "environment.json")
+
+
+class Run:
+    """A run's folder. Use `Run.create` or `Run.open`.
+
+    Attributes:
+        path: `pathlib.Path`.
+        config: `kseg.config.Experiment`.
+        classes: `Classes`.
+        data: dict that tells the data from others, see
+            `kseg.commands.data.ExperimentData.identity`; None where that is not known.
+    """
+
+    def __init__(self, path, config, classes, data=None):
+        self.path = pathlib.Path(path)
+        self.config = config
+        self.classes = classes
+        self.data = data
+
+    @classmethod
+    def open(cls, path):
+        """Opens an existing run.
+
+        Raises:
+            UserError: if there is none, or a file of it is damaged.
+        """
+        path = pathlib.Path(path)
+        if not (path / "config.json").exists() or not (path / "classes.json").exists():
+            raise UserError(
+                f"{path} is not a run: it has no config.json and classes.json. "
+                "Give the folder that scripts/train.py wrote, such as runs/quickstart"
+            )
+        classes = _read_json(path / "classes.json")
+        try:
+            classes = _CLASSES.validate_python(classes)
+            if len(classes.names) != len(classes.palette) or not classes.names:
+                raise ValueError(f"{len(classes.names)} names, {len(classes.palette)} colours")
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{path / 'classes.json'} must hold names and colours of the classes, as "
+                f"scripts/train.py wrote them: {reason}. Train again, with --restart"
+            ) from None
+        values = _read_json(path / "config.json")
+        config = config_module.parse(values, source=str(path / "config.json"))
+        data = _read_json(path / "data.json") if (path / "data.json").exists() else None
+        return cls(path, config, classes, data)
+
+    @classmethod
+    def create(cls, path, config, classes, data=None):
+        """Makes a run's folder, or finds that of the same experiment again.
+
+        A folder without checkpoints and results, as a start leaves it that failed, is free for any
+        experiment.
+
+        Args:
+            path: folder.
+            config: `kseg.config.Experiment`.
+            classes: `Classes`.
+            data: as the attribute.
+
+        Raises:
+            UserError: if the folder holds a run of another config, or on other data.
+        """
+        run = cls(path, config, classes, data)
+        if not run._holds_work():
+            cls.delete(path)
+        elif (run.path / "config.json").exists():
+            run._check_same(cls.open(path))
+        run.path.mkdir(parents=True, exist_ok=True)
+        files.write_text(run.path / "classes.json", json.dumps(dataclasses.asdict(classes)) + "\n")
+        if data is not None:
+            files.write_text(run.path / "data.json", json.dumps(data) + "\n")
+        files.write_text(run.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        files.write_text(run.path / "config.json", config.to_json())
+        return run
+
+    @staticmethod
+    def delete(path):
+        """Deletes what a run left in its folder, and nothing else; the folder may be missing."""
+        path = pathlib.Path(path)
+        for name in _FOLDERS:
+            shutil.rmtree(path / name, ignore_errors=True)
+        for name in _FILES:
+            (path / name).unlink(missing_ok=True)
+        Run.clean(path)
+
+    @staticmethod
+    def clean(path):
+        """Deletes the unfinished files of processes that were killed.
+
+        Args:
+            path: folder of a run that no process writes to, see `kseg.runs.lock`; may be missing.
+        """
+        path = pathlib.Path(path)
+        for folder in (path, path / "checkpoints"):
+            files.clean(folder)
+            # The names that earlier versions gave them.
+            for name in os.listdir(folder) if folder.is_dir() else []:
+                if re.fullmatch(r"\.(?!kseg-).+\.tmp", name):
+                    old = folder / name
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+    def identity(self):
+        """What a checkpoint keeps of its run: a dict that JSON can hold."""
+        return {"config": self.config.model_dump(mode="json"), "data": self.data}
+
+    def agreement(self):
+        """What must be equal on all workers of a cluster: a flat dict that JSON can hold."""
+        config = config_module.flatten(
+            {"config": self.config.model_dump(mode="json"), "data": self.data}
+        )
+        local = ("config.data.path", "config.data.cache", "config.data.service")
+        found = {
+            key.removeprefix("config."): value
+            for key, value in config.items()
+            if key not in local and not key.startswith("config.data.on_error")
+        }
+        return {
+            **found,
+            "checkpoints in the run's folder": self.checkpoint_steps(),
+            "Keras": importlib.metadata.version("keras"),
+            "TensorFlow": importlib.metadata.version("tensorflow"),
+        }
+
+    def check_checkpoint(self, path, meta):
+        """Refuses a checkpoint of another experiment, such as one that two runs wrote to.
+
+        Args:
+            path: of the checkpoint, for the message.
+            meta: dict, its meta data.
+
+        Raises:
+            UserError: if it was written under another config or on other data, or is no
+                checkpoint of a run.
+        """
+        if type(meta.get("step")) is not int:
+            raise UserError(f"{path} is not a checkpoint of a run: it does not tell its step")
+        if "config" not in meta:  # Of an earlier version.
+            return
+        before = config_module.parse(meta["config"], source=str(path))
+        changed = _differences(before, self.config) + _data_differences(meta["data"], self.data)
+        if changed:
+            raise UserError(
+                f"A run's checkpoints must be of its own config and data. {path} is of others: "
+                f"{'; '.join(changed)}. Delete it, or use --restart to start over"
+            )
+
+    def _check_same(self, before):
+        """Refuses to go on with a run of another config, classes or data."""
+        changed = _differences(before.config, self.config)
+        of_data = _data_differences(before.data, self.data)
+        of_data = of_data or _class_differences(before.classes, self.classes)
+        if len(changed) == 1 and changed[0].startswith("train.steps ") and not of_data:
+            raise UserError(
+                f"The number of steps is part of a run, as its schedule is: {changed[0]} in "
+                f"{self.path}. To train on from its weights, start a new run: --run "
+                f"{self.path}_more --set model.weights={self._best_weights()}. Or use "
+                "--restart to delete it and start over"
+            )
+        if changed:
+            raise UserError(
+                f"{self.path} holds a run of another config: {'; '.join(changed + of_data)}. Use "
+                "--restart to delete it and start over, or --run for another folder"
+            )
+        if of_data:
+            raise UserError(
+                f"{self.path} was trained on other data: {'; '.join(of_data)}. Use --restart to "
+                "delete it and start over, or --run for another folder (with --set model.weights="
+                f"{self._best_weights()} it starts from these weights)"
+            )
+
+    def _holds_work(self):
+        """Whether there is anything that took time to compute."""
+        if self.checkpoint_steps() or (self.path / "checkpoints/best.npz").exists():
+            return True
+        folders = [self.path / name for name in ("evaluation", "analysis", "saved_model")]
+        return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
+
+    def _best_weights(self):
+        """The file of the best weights, for a message."""
+        best = self.path / "checkpoints/best.npz"
+        steps = self.checkpoint_steps()
+        return best if best.exists() or not steps else best.with_name(step_file(steps[-1]))
+
+    def checkpoint_steps(self):
+        """Steps of the complete checkpoints, ascending."""
+        folder = self.path / "checkpoints"
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        matches = [re.fullmatch(r"step-(\d+)\.npz", name) for name in names]
+        steps = {int(match[1]) for match in matches if match}
+        # A file that somebody put there by another name is none of them.
+        return sorted(step for step in steps if step_file(step) in names)
+
+    def checkpoint(self, which):
+        """The file of a checkpoint.
+
+        Args:
+            which: `"best"` (by mean IoU; the latest if nothing was evaluated yet), `"latest"`, or
+                a step.
+
+        Returns:
+            `pathlib.Path`.
+
+        Raises:
+            UserError: if there is no such checkpoint.
+        """
+        folder, steps = self.path / "checkpoints", self.checkpoint_steps()
+        if which == "best" and (folder / "best.npz").exists():
+            return folder / "best.npz"
+        if which in ("best", "latest") and steps:
+            return folder / step_file(steps[-1])
+        if str(which).isdigit() and int(which) in steps:
+            return folder / step_file(int(which))
+        have = [*(["best"] if (folder / "best.npz").exists() else []), *map(str, steps)]
+        raise UserError(
+            f"{self.path} has no checkpoint {which!r}. It has: {', '.join(have) or 'none yet'}"
+        )
+
+    @as_user_error("The network of the config")
+    def build_segmenter(
+        self, *, projections=(), maps=(), synchronized_batch_norm=False, precision=None
+    ):
+        """Builds the network of the config, freshly initialised.
+
+        Args:
+            projections: stages that get a projector; only training needs them.
+            maps: further maps to give, see `kseg.segmenters.build_segmenter`.
+            synchronized_batch_norm: bool.
+            precision: str, the network's dtype policy, whatever Keras' global one is; None: that
+                of its training, `train.precision`.
+
+        Returns:
+            keras model, see `kseg.segmenters.build_segmenter`.
+        """
+        from kseg.segmenters import segmenter_from_config
+
+        return segmenter_from_config(
+            self.config.model,
+            len(self.classes),
+            precision=precision or self.config.train.precision,
+            projections=projections,
+            maps=maps,
+            synchronized_batch_norm=synchronized_batch_norm,
+        )
+
+    def segmenter(self, checkpoint="best", *, maps=(), precision=None):
+        """Builds the network with trained weights, without projectors.
+
+        With `train.ema` these are the averaged ones, of whichever checkpoint.
+
+        Args:
+            checkpoint: as in `checkpoint()`.
+            maps, precision: as in `build_segmenter()`.
+
+        Returns:
+            keras model.
+
+        Raises:
+            UserError: if there is no such checkpoint, it is damaged, of another experiment, or
+                holds weights that are NaN or infinite.
+        """
+        from kseg.runs import checkpoints
+
+        file = self.checkpoint(checkpoint)
+        segmenter = self.build_segmenter(maps=maps, precision=precision)
+        variables = checkpoints.model_variables(segmenter)
+        if self.config.train.ema and file.name != "best.npz":  # Which holds what was evaluated.
+            variables = checkpoints.averaged_variables(segmenter)
+        checkpoints.restore(file, variables, check=lambda meta: self.check_checkpoint(file, meta))
+        return segmenter
+
+
+_CLASSES = pydantic.TypeAdapter(Classes)
+
+
+def step_file(step):
+    """Name of the checkpoint of a step."""
+    return f"step-{step:08d}.npz"
+
+
+def _read_json(path):
+    """A JSON object of a run."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no object")
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({' '.join(str(error).split())}). Train again, with --restart"
+        ) from None
+    return values
+
+
+def _class_differences(before, after):
+    """What differs between two tables of classes; their colours may."""
+    if before.names != after.names:
+        return [f"the classes were {_few(before.names)}, are {_few(after.names)}"]
+    # Earlier runs did not count everything.
+    counts = [(before.training_images, after.training_images)]
+    counts += [(before.training_pixels, after.training_pixels)]
+    if any(None not in pair and pair[0] != pair[1] for pair in counts):
+        return ["the training images have other labels"]
+    return []
+
+
+def _data_differences(before, after):
+    """What differs between two identities of data, list of str; none where one is not known."""
+    if not before or not after:
+        return []
+    if before.get("dataset") != after["dataset"]:
+        return [f"the data set was {before.get('dataset')!r}, is {after['dataset']!r}"]
+    if before.get("classes") != after["classes"]:
+        return [f"the classes were {_few(before.get('classes'))}, are {_few(after['classes'])}"]
+    found = []
+    for name, split in after["splits"].items():
+        old = before.get("splits", {}).get(name, {})
+        if old.get("images") != split["images"]:
+            found.append(f"split {name!r} had {old.get('images')} images, has {split['images']}")
+        elif old.get("pixels") != split["pixels"]:
+            counts = zip(
+                [*after["classes"], "ignored"], old["pixels"], split["pixels"], strict=True
+            )
+            changed = next(
+                f"{was} pixels of {label!r}, has {now}" for label, was, now in counts if was != now
+            )
+            found.append(f"split {name!r} had {changed}")
+        elif old.get("content") != split["content"]:
+            found.append(f"split {name!r} has other images or masks than before, though as many")
+    return found
+
+
+def _few(names, limit=12):
+    """A list for a message."""
+    names = list(names or [])
+    return f"{names[:limit]}"[:-1] + (", ...]" if len(names) > limit else "]")
+
+
+def _differences(before, after):
+    before, after = (config_module.flatten(c.model_dump(mode="json")) for c in (before, after))
+    keys = [k for k in sorted({*before, *after}) if not k.startswith(_FREE_KEYS)]
+    return [
+        f"{key} was {before.get(key)}, is {after.get(key)}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]

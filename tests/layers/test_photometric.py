@@ -1,0 +1,123 @@
+import keras
+import numpy as np
+import pytest
+
+from kseg.config.schema import Data
+from kseg.layers.photometric import PhotometricDistortion, build_distortion
+
+LUMA = np.array([0.299, 0.587, 0.114])
+COLOR = [200.0, 90.0, 30.0]
+
+
+def distort(color, draws, mean_luma=0.0, **strengths):
+    """What becomes of one colour, nothing cut off."""
+    layer = PhotometricDistortion(**strengths)
+    matrices, offsets = layer.color_maps(np.array([draws], "float32"), np.float32([mean_luma]))
+    return np.array(color) @ np.array(matrices)[0] + float(offsets[0])
+
+
+def test_no_jitter():
+    np.testing.assert_allclose(distort(COLOR, [0.1, 0.9, 0.3, 0.8]), COLOR, rtol=1e-5)
+    strengths = {"brightness": 0.9, "contrast": 0.9, "saturation": 0.9, "hue": 0.5}
+    np.testing.assert_allclose(distort(COLOR, [0.5] * 4, 50.0, **strengths), COLOR, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "index, strengths, expected",
+    [
+        # Number 0.25 and strength 0.4 make the factor 1 - 0.4 / 2.
+        (0, {"brightness": 0.4}, 0.8 * np.array(COLOR)),
+        (1, {"contrast": 0.4}, 100 + 0.8 * (np.array(COLOR) - 100)),
+        (2, {"saturation": 0.4}, LUMA @ COLOR + 0.8 * (np.array(COLOR) - LUMA @ COLOR)),
+    ],
+)
+def test_one_strength(index, strengths, expected):
+    draws = np.full(4, 0.9)
+    draws[index] = 0.25
+    # The chroma matrices of the standard have three digits.
+    np.testing.assert_allclose(distort(COLOR, draws, 100.0, **strengths), expected, rtol=2e-3)
+
+
+def test_hue_turns_chroma_and_keeps_luma_and_grey():
+    def turn(color, draw):
+        return distort(color, [0.5, 0.5, 0.5, draw], hue=0.5)
+
+    np.testing.assert_allclose(turn([80.0] * 3, 0.2), [80.0] * 3, rtol=2e-3)
+    turned = turn(COLOR, 0.7)
+    np.testing.assert_allclose(LUMA @ turned, LUMA @ COLOR, rtol=2e-3)
+    assert np.abs(turned - COLOR).max() > 20
+    # A turn and the opposite one.
+    np.testing.assert_allclose(turn(turned, 0.3), COLOR, rtol=2e-3)
+    # Half a turn: the complement, luma - (color - luma).
+    np.testing.assert_allclose(turn(COLOR, 1.0), 2 * (LUMA @ COLOR) - COLOR, rtol=1e-2, atol=0.5)
+
+
+def test_contrast_is_about_the_mean_luma_of_each_image():
+    images = np.random.default_rng(0).uniform(0, 255, (2, 4, 6, 3))
+    images[1] /= 2
+    draws = np.tile([[0.5, 0.25, 0.5, 0.5, 0, 0]], (2, 1))  # The factor is 1 - 0.8 / 2.
+    found = np.array(PhotometricDistortion(contrast=0.8)(images, draws))
+    for image, distorted in zip(images, found, strict=True):
+        mean = (image @ LUMA).mean()
+        np.testing.assert_allclose(distorted, mean + 0.6 * (image - mean), rtol=1e-4)
+
+
+def test_bytes_in_floats_from_0_to_255_out():
+    images = np.array([[[[250, 10, 0]]]], "uint8")
+    found = PhotometricDistortion(brightness=0.5)(images, np.array([[0.9, 0, 0, 0, 0, 0]]))
+    assert keras.backend.standardize_dtype(found.dtype) == "float32"
+    np.testing.assert_allclose(found, [[[[255, 14, 0]]]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(9, 12), (3, 5)])  # The second is smaller than the blur reaches.
+def test_blur(size):
+    """Against a loop over pixels, in float64; one image of two is chosen."""
+    images = np.random.default_rng(0).uniform(0, 255, (2, *size, 3))
+    draws = np.array([[0, 0, 0, 0, 0.2, 0.5], [0, 0, 0, 0, 0.6, 0.5]])
+    layer = PhotometricDistortion(blur_probability=0.5, blur_sigma=(0.5, 1.5))
+    found = np.array(layer(images, draws))
+    np.testing.assert_allclose(found[1], images[1], rtol=1e-6)
+    reach = np.arange(-5, 6)  # Three times the largest sigma, rounded up.
+    weights = np.exp(-(reach**2) / 2.0)  # Sigma is 1.
+    weights /= weights.sum()
+    expected = np.zeros_like(images[0])
+    for y in range(size[0]):
+        for x in range(size[1]):
+            rows = np.clip(y + reach, 0, size[0] - 1)
+            columns = np.clip(x + reach, 0, size[1] - 1)
+            around = images[0][rows][:, columns]
+            expected[y, x] = np.einsum("i,j,ijc->c", weights, weights, around)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4)
+
+
+def test_what_an_image_gets_does_not_depend_on_its_batch():
+    rng = np.random.default_rng(0)
+    images, draws = rng.uniform(0, 255, (3, 6, 8, 3)), rng.random((3, 6))
+    layer = PhotometricDistortion(
+        brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1, blur_probability=0.5
+    )
+    whole = np.array(layer(images, draws))
+    for i in range(3):
+        alone = layer(images[i : i + 1], draws[i : i + 1])
+        np.testing.assert_allclose(alone[0], whole[i], rtol=1e-4, atol=1e-3)
+
+
+def test_config_round_trip():
+    layer = PhotometricDistortion(brightness=0.2, hue=0.1, blur_sigma=(0.3, 0.9))
+    again = PhotometricDistortion.from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+
+
+@pytest.mark.parametrize("sigma", [(0.0, 1.0), (2.0, 1.0)])
+def test_bad_sigma(sigma):
+    with pytest.raises(ValueError, match="blur_sigma"):
+        PhotometricDistortion(blur_sigma=sigma)
+
+
+def test_built_from_a_config():
+    data = {"dataset": "none", "crop_size": (8, 8), "batch_size": 1}
+    plain = build_distortion(Data(**data))
+    assert (plain.hue, plain.blur_probability) == (0.05, 0.0)
+    assert build_distortion(Data(**data, color_jitter=None)) is None
+    blurring = build_distortion(Data(**data, color_jitter=None, blur={"probability": 0.3}))
+    assert (blurring.strengths, blurring.blur_probability) == ((0.0, 0.0, 0.0), 0.3)
