@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 
-import _measuring
+from kseg.analysis import measuring
 
 SERVED = ("deeplabv3_r101", "hrnet_w48")  # What _torch_peers.py has as well.
 RUNTIMES = ("SavedModel", "SavedModel, PNG bytes", "LiteRT", "ONNX Runtime")
@@ -21,7 +21,7 @@ def compare_runtimes(arguments, name):
         ours = [sys.executable, SCRIPTS / "benchmark.py", "serving", "--only", name]
         ours += ["--size", height, width, "--classes", arguments.classes]
         ours += ["--threads", arguments.threads, "--folder", folder, "--variant"]
-        found = _measuring.in_new_process(*ours[1:], "export")
+        found = measuring.in_new_process(*ours[1:], "export")
         print(
             f"{name}, one image of {height} x {width}, {arguments.threads} threads, float32. "
             f"{found['weights']:.3f} M weights, {found['GFLOPs']:.0f} GFLOPs. Written in "
@@ -35,7 +35,7 @@ def compare_runtimes(arguments, name):
         processes = {}
         try:
             for runtime, command in commands.items():
-                processes[runtime] = _measuring.TimedProcess(command)
+                processes[runtime] = measuring.TimedProcess(command)
             for _ in range(arguments.rounds):
                 for process in processes.values():
                     process.measure()
@@ -142,4 +142,4 @@ def time_runtime(arguments):
         "LiteRT": lambda: portable_file(".tflite"),
         "ONNX Runtime": lambda: portable_file(".onnx"),
     }
-    _measuring.time_on_request(lambda: (load[arguments.variant](), {}))
+    measuring.time_on_request(lambda: (load[arguments.variant](), {}))

@@ -6,18 +6,21 @@ prints one line of JSON: seconds of a forward pass and of a training step, the b
 
     _torch_peers.py segmenter NAME HEIGHT WIDTH CLASSES THREADS KIND
 
-times the forward pass of a whole network on request, as `_measuring.TimedProcess` asks.
+times the forward pass of a whole network on request, as `measuring.TimedProcess` asks.
 """
 
 import json
+import pathlib
 import sys
 import time
 
 import timm
 import torch
-from _measuring import time_on_request
 from torch import nn
 from torch.nn import functional
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from kseg.analysis.measuring import time_on_request
 
 NAMES = {
     "hrnet_w48": "hrnet_w48",

@@ -22,11 +22,12 @@ import time
 
 START = time.perf_counter()
 
-import _common  # noqa: E402 - the clock starts before anything heavy.
 import _input_path  # noqa: E402
-import _measuring  # noqa: E402
 import _serving  # noqa: E402
-from _measuring import PeakMemory, best_seconds, fill_banks  # noqa: E402
+
+from kseg.analysis import measuring  # noqa: E402
+from kseg.analysis.measuring import PeakMemory, best_seconds, fill_banks  # noqa: E402
+from kseg.commands import console  # noqa: E402 - the clock starts before anything heavy.
 
 
 def parse_arguments():
@@ -110,7 +111,7 @@ def add_network_arguments(command, backbone, size, batch):
 def in_new_process(*arguments):
     """Runs this script once more with `arguments`; memory and start-up are measured cleanly."""
     try:
-        return _measuring.in_new_process(__file__, *arguments)
+        return measuring.in_new_process(__file__, *arguments)
     except subprocess.CalledProcessError:
         raise SystemExit(f"{' '.join(map(str, arguments))} failed") from None
 
@@ -723,4 +724,4 @@ def benchmark_serving(arguments):
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    _common.run(lambda: arguments.function(arguments))
+    console.run(lambda: arguments.function(arguments))

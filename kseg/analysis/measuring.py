@@ -1,4 +1,4 @@
-"""Time and memory of what a script runs."""
+"""Time and memory of what a command or a benchmark runs."""
 
 import json
 import subprocess
@@ -46,6 +46,7 @@ class PeakMemory:
 
     @property
     def megabytes(self):
+        """Extra memory, MB."""
         return (self._peak - self._before) / 1e6
 
     def _on_gpus(self, key):
@@ -64,13 +65,16 @@ def best_seconds(function, rounds):
     return min(times)
 
 
-def in_new_process(script, *arguments):
-    """Runs a script, and gives the JSON that its last line of output is.
+def in_new_process(*arguments):
+    """Runs Python, and gives the JSON that its last line of output is.
+
+    Args:
+        *arguments: of the interpreter: a script or `-m`, a module, and what these take.
 
     Raises:
         subprocess.CalledProcessError: if it fails.
     """
-    command = [sys.executable, str(script), *map(str, arguments)]
+    command = [sys.executable, *map(str, arguments)]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
 

@@ -3,8 +3,8 @@
 import dataclasses
 import json
 
-import _common
-from _progress import Progress
+from kseg.commands.console import check_classes
+from kseg.commands.progress import Progress
 
 _MAX_ACTIVATIONS = 24  # Classes with a Grad-CAM in a report.
 
@@ -19,6 +19,7 @@ class Images:
     batches: object
 
     def progress(self):
+        """Builds the progress line of a pass over the images."""
         return Progress(self.count)
 
 
@@ -41,6 +42,7 @@ def features(options):
 
 
 def report_features(options, run, images, found):
+    """Prints and writes the statistics of the features."""
     values = found.to_dict(run.classes.names)
     width = max(map(len, run.classes.names)) + 2
     print(f"{'class':<{width}}{'A':>8}{'samples':>9}")
@@ -76,6 +78,7 @@ def curves(options):
 
 
 def read_curves(run):
+    """Reads a run's scalars: those of training, and those of evaluation."""
     from kseg.analysis.curves import read_scalars
 
     return tuple(read_scalars(run.path / "tensorboard" / part) for part in ("train", "evaluation"))
@@ -105,6 +108,7 @@ def failures(options):
 
 
 def report_failures(options, run, images, collector):
+    """Prints and writes the confused classes."""
     from kseg.analysis.failures import confused_pairs
 
     names = run.classes.names
@@ -153,6 +157,7 @@ def tsne(options):
 
 
 def embedding_collector(options, run):
+    """Builds the collector of vectors for t-SNE."""
     from kseg.analysis.embeddings import EmbeddingCollector
 
     share = max(1, options.points // len(run.classes))
@@ -437,6 +442,7 @@ def open_run(options):
 
 
 def check_numbers(options):
+    """Refuses counts that are too small."""
     from kseg.errors import UserError
 
     for name, least in (("samples", 2), ("points", 1), ("images", 1)):
@@ -453,7 +459,7 @@ def open_images(options, run):
     data = run.config.data
     folder, split = options.data or data.folder, options.split or data.eval_split
     manifest = pipelines.read_manifest(folder)
-    _common.check_classes(run.classes.names, manifest)
+    check_classes(run.classes.names, manifest)
     batches = loader.evaluation_dataset(folder, split, batch_size=data.eval_batch_size)
     return Images(manifest.dataset, split, manifest.split(split).num_images, batches)
 
@@ -475,6 +481,7 @@ def spread_batches(images, count):
 
 
 def write_chart(file, figure):
+    """Writes a chart as PNG, and prints where."""
     from kseg import files
     from kseg.analysis import charts
 
@@ -493,6 +500,7 @@ def write_pictures(folder, pictures):
 
 
 def write_json(file, values):
+    """Writes an object as JSON."""
     from kseg import files
 
     files.write_bytes(file, (json.dumps(values, indent=2) + "\n").encode())

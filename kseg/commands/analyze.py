@@ -22,25 +22,24 @@ Pictures are PNG files in the folder `analysis` of the run. Needs `pip install -
 
 import argparse
 
-import _analyses
-import _common
-import _complexity
+from kseg.commands import analyses, complexity
 
 # Each takes the options, prints, and writes into the run's folder.
 ANALYSES = {
-    "complexity": _complexity.complexity,
-    "curves": _analyses.curves,
-    "failures": _analyses.failures,
-    "feature-maps": _analyses.feature_maps,
-    "features": _analyses.features,
-    "grad-cam": _analyses.grad_cam,
-    "panels": _analyses.panels,
-    "report": _analyses.report,
-    "tsne": _analyses.tsne,
+    "complexity": complexity.complexity,
+    "curves": analyses.curves,
+    "failures": analyses.failures,
+    "feature-maps": analyses.feature_maps,
+    "features": analyses.features,
+    "grad-cam": analyses.grad_cam,
+    "panels": analyses.panels,
+    "report": analyses.report,
+    "tsne": analyses.tsne,
 }
 
 
-def parse_arguments(arguments):
+def parse_arguments(arguments=None):
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -105,10 +104,7 @@ def parse_arguments(arguments):
 
 
 def main(arguments=None):
+    """Runs the command and returns its exit code."""
     options = parse_arguments(arguments)
     ANALYSES[options.what](options)
     return 0
-
-
-if __name__ == "__main__":
-    _common.run(main)

@@ -9,8 +9,8 @@ import pathlib
 import subprocess
 import sys
 
-import _common
-from _measuring import PeakMemory, best_seconds, fill_banks, in_new_process
+from kseg.analysis.measuring import PeakMemory, best_seconds, fill_banks, in_new_process
+from kseg.commands import console
 
 # Key in the results, what the table calls it, and what a number is divided by there.
 _ROWS = (
@@ -218,7 +218,7 @@ def peak_in_new_process(config, phase, column):
 
     work = json.dumps({"config": json.loads(config.to_json()), "phase": phase, "column": column})
     try:
-        return in_new_process(__file__, work)["peak_bytes"]
+        return in_new_process("-m", __name__, work)["peak_bytes"]
     except subprocess.CalledProcessError as error:
         if error.returncode == 2:  # It has said already what the user has to change.
             sys.exit(2)
@@ -272,6 +272,7 @@ def _classes_and_batch(config):
 
 
 def main():
+    """Runs the command and returns its exit code."""
     from kseg import config as config_module
 
     work = json.loads(sys.argv[1])
@@ -282,4 +283,4 @@ def main():
 
 
 if __name__ == "__main__":
-    _common.run(main)
+    console.run(main)

@@ -1,4 +1,4 @@
-"""What every script does the same way: quiet start, one clear line for the user's mistakes."""
+"""What all commands share: a quiet start, and one clear line for the user's mistakes."""
 
 import contextlib
 import errno

@@ -12,12 +12,11 @@ import json
 import math
 import pathlib
 
-import _common
-
 SUFFIX = ".weights.h5"
 
 
 def parse_arguments(arguments=None):
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -62,6 +61,7 @@ def parse_arguments(arguments=None):
 
 
 def main(arguments=None):
+    """Runs the command and returns its exit code."""
     options = parse_arguments(arguments)
     from kseg import files
     from kseg.errors import UserError
@@ -142,6 +142,7 @@ def loaded_part(segmenter, report):
 
 
 def describe(model):
+    """Describes a network: its name and size."""
     values = sum(math.prod(weight.shape) for weight in model.weights)
     return f"{model.name}, {len(model.weights)} weights, {values / 1e6:.2f} M values"
 
@@ -152,7 +153,3 @@ def save(model, output):
 
     with files.replace_file(output) as new:
         model.save_weights(new)
-
-
-if __name__ == "__main__":
-    _common.run(main)

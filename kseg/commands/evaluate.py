@@ -23,11 +23,12 @@ import pathlib
 import sys
 import tempfile
 
-import _common
-from _progress import Progress
+from kseg.commands.console import check_classes
+from kseg.commands.progress import Progress
 
 
 def parse_arguments(arguments=None):
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -166,6 +167,7 @@ def _only(parser, options, allowed, problem):
 
 
 def main(arguments=None):
+    """Runs the command and returns its exit code."""
     options = parse_arguments(arguments)
     if options.compare:
         return compare_runs(options)
@@ -196,7 +198,7 @@ def main(arguments=None):
         batch_size = options.batch_size or 4
 
     manifest = pipelines.read_manifest(folder)
-    _common.check_classes(classes.names, manifest)
+    check_classes(classes.names, manifest)
     batches = loader.evaluation_dataset(folder, split, batch_size=batch_size)
     boundary = BoundaryIou(len(classes), options.boundary) if options.boundary else None
     with contextlib.ExitStack() as stack:
@@ -407,7 +409,3 @@ def _positive(text):
     if value <= 0:
         raise argparse.ArgumentTypeError(f"must be positive, is {value}")
     return value
-
-
-if __name__ == "__main__":
-    _common.run(main)

@@ -12,10 +12,9 @@ import argparse
 import pathlib
 import sys
 
-import _common
-
 
 def parse_arguments(arguments=None):
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,6 +60,7 @@ def parse_arguments(arguments=None):
 
 
 def main(arguments=None):
+    """Runs the command and returns its exit code."""
     options = parse_arguments(arguments)
 
     from kseg import files
@@ -178,7 +178,3 @@ def compare(images, expected, found, reference):
         f"{100 * sum(agreements) / len(images):.4f} % of pixels get the same class, logits differ "
         f"by at most {max(differences):.2g}"
     )
-
-
-if __name__ == "__main__":
-    _common.run(main)

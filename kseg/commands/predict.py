@@ -29,8 +29,7 @@ import pathlib
 import sys
 import time
 
-import _common
-from _progress import Progress
+from kseg.commands.progress import Progress
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
@@ -40,6 +39,7 @@ _MOST_LOST = 1000  # Frames in a row that cannot be read, before the video count
 
 
 def parse_arguments(arguments=None):
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,6 +69,7 @@ def parse_arguments(arguments=None):
 
 
 def main(arguments=None):
+    """Runs the command and returns its exit code."""
     options = parse_arguments(arguments)
     source, output = pathlib.Path(options.input), pathlib.Path(options.output)
     video = source.is_file() and (source.suffix.lower() in _VIDEO_SUFFIXES or _is_animation(source))
@@ -449,7 +450,3 @@ def _is_image(path, source, output):
     hidden = any(part.startswith(".") for part in parts)
     inside = output.resolve() != source.resolve() and output.resolve() in path.resolve().parents
     return path.suffix.lower() in _SUFFIXES and path.is_file() and not hidden and not inside
-
-
-if __name__ == "__main__":
-    _common.run(main)

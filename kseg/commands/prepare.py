@@ -19,8 +19,6 @@ import argparse
 import os
 import re
 
-import _common
-
 SOURCES = {
     "ade20k": "ADEChallengeData2016; or tfds://scene_parse150 (100 of the classes)",
     "cadis": "the folders Video01 to Video25",
@@ -41,7 +39,8 @@ OPTIONS = (
 ENCODINGS = ("release_1_1", "release_1_0", "stuffthingmaps")
 
 
-def parse_arguments(arguments):
+def parse_arguments(arguments=None):
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -119,6 +118,7 @@ def parse_arguments(arguments):
 
 
 def add_folder_options(command):
+    """Adds the options of the data set `folder`."""
     command.add_argument("--classes", help="class table (JSON or CSV); default: in the source")
     command.add_argument("--images", metavar="FOLDER", help="of the images, in the source")
     command.add_argument("--labels", metavar="FOLDER", help="of the masks, in the source")
@@ -161,6 +161,7 @@ def parse_splits(texts):
 
 
 def positive(text):
+    """Parses an int of 1 or more."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
@@ -168,6 +169,7 @@ def positive(text):
 
 
 def quality(text):
+    """Parses the quality of JPEGs, 1 to 100."""
     value = int(text)
     if not 1 <= value <= 100:
         raise argparse.ArgumentTypeError(f"must be 1 to 100, not {value}")
@@ -175,6 +177,7 @@ def quality(text):
 
 
 def main(arguments=None):
+    """Runs the command and returns its exit code."""
     arguments = parse_arguments(arguments)
     # Nothing here needs an accelerator, and a training may be using it.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -225,7 +228,3 @@ def show(summary, manifest):
 
     print(data_report.as_text(summary))
     print(f"Look at {os.path.join(manifest.folder, data_report.PICTURE_FILE)} before training.")
-
-
-if __name__ == "__main__":
-    _common.run(main)

@@ -9,10 +9,9 @@ import math
 import pathlib
 import sys
 
-import _common
 
-
-def parse_arguments():
+def parse_arguments(arguments=None):
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,11 +29,12 @@ def parse_arguments():
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be trained, and stop"
     )
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main():
-    arguments = parse_arguments()
+def main(arguments=None):
+    """Runs the command and returns its exit code."""
+    arguments = parse_arguments(arguments)
     from kseg import config as config_module
     from kseg.errors import UserError
 
@@ -181,7 +181,3 @@ def dry_run(run, strategy):
     print(f"batch:  ({config.data.batch_size}, {height}, {width}, 3) uint8")
     print(f"steps:  {config.train.steps} on {strategy.num_replicas_in_sync} device(s)")
     return 0
-
-
-if __name__ == "__main__":
-    _common.run(main)

@@ -7,15 +7,14 @@ import tensorflow as tf
 
 from kseg.analysis.failures import image_mean_iou
 from kseg.analysis.features import FeatureCollector
+from kseg.commands import analyze
 from kseg.errors import UserError
 from kseg.layers import resize_labels
 from kseg.segmenters import inference_model
 from pipelines import loader
 from tests.analysis.test_report import check_self_contained
-from tests.scripts.tiny_run import NAMES, script, write_data, write_run
-from tests.scripts.tiny_run import tiny_run as tiny_run
-
-analyze = script("analyze")
+from tests.commands.tiny_run import NAMES, write_data, write_run
+from tests.commands.tiny_run import tiny_run as tiny_run
 
 
 def call(*arguments):

@@ -8,11 +8,10 @@ import tensorflow as tf
 
 import pipelines
 from kseg import backbones, config
+from kseg.analysis import measuring
+from kseg.commands import analyze, complexity
 from kseg.errors import UserError
-from tests.scripts.tiny_run import script
-from tests.scripts.tiny_run import tiny_run as tiny_run
-
-analyze, complexity, measuring = (script(n) for n in ("analyze", "_complexity", "_measuring"))
+from tests.commands.tiny_run import tiny_run as tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +31,13 @@ def contrastive(tiny_run, tmp_path_factory):
 @pytest.fixture
 def one_process(monkeypatch):
     """Memory is measured here: a new process would not know the tiny network."""
-    import _complexity
-
     asked = []
 
     def peak(experiment, phase, column):
         asked.append((phase, column))
         return 1000 * len(asked)
 
-    monkeypatch.setattr(_complexity, "peak_in_new_process", peak)
+    monkeypatch.setattr(complexity, "peak_in_new_process", peak)
     return asked
 
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 import tensorflow as tf
 
-from tests.scripts.tiny_run import script
+from kseg.commands import export
+from kseg.commands.console import file_problem
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -18,7 +19,6 @@ def call(name, *arguments):
 
 
 def test_errors_about_files_are_a_path_and_a_reason(tmp_path):
-    file_problem = script("_common").file_problem
     missing, full = tmp_path / "my [data]: 1" / "x", OSError(errno.ENOSPC, "full", "/a/b")
     assert file_problem(full) == "/a/b: full"
     for read in (missing.read_bytes, tf.io.gfile.GFile(str(missing), "rb").read):
@@ -32,11 +32,11 @@ def test_errors_about_files_are_a_path_and_a_reason(tmp_path):
 def test_start_is_quiet_and_other_lines_stay(tmp_path):
     """TensorFlow is imported; of all that its library says, only other lines are shown."""
     code = (
-        "import os, _common; "
-        "_common._quietly(lambda: os.write(2, b'oneDNN custom operations\\nreal\\n')); "
+        "import os; from kseg.commands import console; "
+        "console._quietly(lambda: os.write(2, b'oneDNN custom operations\\nreal\\n')); "
         "import tensorflow"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT}"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
@@ -74,7 +74,7 @@ def test_what_cannot_be_written_is_known_before_the_work(tmp_path, name, argumen
     ],
 )
 def test_the_ending_of_an_exported_file_tells_its_format(output, arguments, expected):
-    parse = script("export").parse_arguments
+    parse = export.parse_arguments
     arguments = ["--run", "x", "--output", output, *arguments]
     if expected:
         assert parse(arguments).format == expected

@@ -5,11 +5,9 @@ import pytest
 
 from kseg import backbones, files
 from kseg.backbones import build_backbone
+from kseg.commands import convert
 from kseg.errors import UserError
 from kseg.weights import load_weights
-from tests.scripts.tiny_run import script
-
-convert = script("convert_weights")
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from kseg import export
+from kseg.commands import evaluate
 from kseg.errors import UserError
 from kseg.evaluation import results
 from kseg.evaluation.boundary_iou import BoundaryIou
@@ -20,11 +21,9 @@ from kseg.training import distribution
 from pipelines import loader
 from pipelines.datasets.dataset import Taxonomy
 from pipelines.errors import DataError
+from tests.commands.tiny_run import NAMES, PALETTE, write_data
+from tests.commands.tiny_run import tiny_run as tiny_run
 from tests.evaluation import fake_cityscapes
-from tests.scripts.tiny_run import NAMES, PALETTE, script, write_data
-from tests.scripts.tiny_run import tiny_run as tiny_run
-
-evaluate = script("evaluate")
 
 
 @pytest.fixture(autouse=True)

@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 
 from kseg import export as library
+from kseg.commands import export
 from kseg.errors import UserError
 from kseg.export import portable
 from kseg.segmenters import inference_model
-from tests.scripts.tiny_run import NAMES, PALETTE, script
-from tests.scripts.tiny_run import tiny_run as tiny_run
-
-export = script("export")
+from tests.commands.tiny_run import NAMES, PALETTE
+from tests.commands.tiny_run import tiny_run as tiny_run
 
 
 def call(*arguments):

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from kseg import export
+from kseg.commands import predict
 from kseg.errors import UserError
 from kseg.evaluation import drawing
 from kseg.export import memory
 from kseg.export.onnx import export_onnx
 from kseg.runs import Classes
-from tests.scripts.tiny_run import PALETTE, SCRIPTS, script
+from tests.commands.tiny_run import PALETTE, SCRIPTS
 
-predict = script("predict")
 CLASSES = Classes(["red", "green", "blue"], PALETTE)
 
 

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 import pipelines
+from kseg.commands import prepare
 from pipelines.errors import DataError
+from tests.commands.tiny_run import SCRIPTS
 from tests.pipelines.tiny_data import noise_example, write_files, write_pairs
-from tests.scripts.tiny_run import SCRIPTS, script
-
-prepare_data = script("prepare_data")
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +17,7 @@ def environment(monkeypatch):
 
 
 def call(*arguments):
-    assert prepare_data.main([str(argument) for argument in arguments]) == 0
+    assert prepare.main([str(argument) for argument in arguments]) == 0
 
 
 def test_synthetic(tmp_path, capsys):
@@ -140,6 +139,6 @@ def test_a_mistake_is_one_line(tmp_path):
 @pytest.mark.parametrize("arguments", [[], ["kitti"], ["camvid"], ["synthetic", "--shards", "0"]])
 def test_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        prepare_data.main(arguments)
+        prepare.main(arguments)
     assert stop.value.code == 2
     assert "usage: " in capsys.readouterr().err

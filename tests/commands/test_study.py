@@ -18,7 +18,7 @@ from kseg.evaluation.image_counts import ImageCounts
 from kseg.studies import results
 from pipelines import records
 from pipelines.datasets.dataset import Taxonomy
-from tests.scripts.tiny_run import NAMES, PALETTE, Example
+from tests.commands.tiny_run import NAMES, PALETTE, Example
 from tests.studies.fakes import counts_of, line_of
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import importlib.util
 import pathlib
-import sys
 
 import cv2
 import numpy as np
@@ -18,16 +16,6 @@ from pipelines.datasets.dataset import Taxonomy
 NAMES = ["sky", "road", "car"]
 PALETTE = [[70, 130, 180], [128, 64, 128], [0, 0, 142]]
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
-
-
-def script(name):
-    """Imports a script as a call of it would: with its folder on the path."""
-    if str(SCRIPTS) not in sys.path:
-        sys.path.append(str(SCRIPTS))
-    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from kseg.evaluation.evaluator import Evaluator
 from kseg.runs import Classes
 from kseg.segmenters import build_segmenter, inference_model
 from pipelines import pictures
-from tests.scripts.tiny_run import scramble
+from tests.commands.tiny_run import scramble
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLASSES = Classes(["road", "sky", "tree"], [[128, 64, 128], [70, 130, 180], [0, 100, 0]])

@@ -1,0 +1,64 @@
+"""The command line: `kseg NAME ...`, or `python -m kseg.commands NAME ...`."""
+
+import importlib
+import sys
+
+import kseg
+from kseg.commands import console
+
+COMMANDS = {
+    "train": "train an experiment, evaluate its best weights and export them",
+    "evaluate": "score a run or a SavedModel, or compare two runs",
+    "predict": "label images or a video",
+    "export": "write a SavedModel, or a file for LiteRT or ONNX",
+    "prepare": "turn a data set into records, or check records",
+    "convert": "turn published weights into Keras weights",
+    "analyze": "look at what a run has learned",
+    "study": "train several arms with several seeds, and compare them",
+}
+
+
+def main():
+    """Runs the command that the first argument names; ends the process with its exit code."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+        sys.exit(0)
+    if name == "--version":
+        print(f"kseg {kseg.__version__}")
+        sys.exit(0)
+    if name not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(f"error: kseg has no command {name!r}. Choose from: {known}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"kseg {name}", *arguments]
+    run(name)
+
+
+def run(name):
+    """Runs a command with the arguments of the process, and ends the process.
+
+    Args:
+        name: str, of `COMMANDS`.
+    """
+    console.run(importlib.import_module(f"kseg.commands.{name}").main)
+
+
+def _help():
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: kseg COMMAND ...",
+            "",
+            "Semantic segmentation with supervised contrastive learning.",
+            "",
+            *lines,
+            "",
+            "kseg COMMAND --help tells more; kseg --version the version.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
