@@ -25,6 +25,7 @@ class Checked(typing.NamedTuple):
         labels: uint8 `(height, width)` of labels 0..N-1, 255 = ignored.
         digest: str, a hash of the decoded image: equal pictures have equal ones, however their
             files were compressed.
+        deep: bool, whether the image's file has more than 8 bits a channel.
     """
 
     image: bytes
@@ -32,6 +33,7 @@ class Checked(typing.NamedTuple):
     pixels: np.ndarray
     labels: np.ndarray
     digest: str
+    deep: bool
 
 
 def read_checked(example, taxonomy, *, value_range=None, turned_masks=None):
@@ -124,7 +126,8 @@ def _checked(picture, labels):
     if image is None:
         pixels = cv2.cvtColor(picture.pixels, cv2.COLOR_RGB2BGR)
         image, orientation = cv2.imencode(".png", pixels)[1].tobytes(), 1
-    return Checked(image, orientation, picture.pixels, labels, digest(picture.pixels))
+    found = digest(picture.pixels)
+    return Checked(image, orientation, picture.pixels, labels, found, picture.deep)
 
 
 def digest(pixels):

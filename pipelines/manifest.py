@@ -76,6 +76,8 @@ class Manifest:
         options: dict, how it was made.
         fingerprint: str, a hash of everything that it was made from.
         splits: dict from name to `Split`.
+        value_range: `[low, high]`, the values of images of more than 8 bits a channel that became 0
+            and 255, as declared or found; None if there is no such image.
         folder: str, where it was read.
         format: int, the version of kseg's record format.
     """
@@ -90,6 +92,7 @@ class Manifest:
     splits: dict[str, Split]
     folder: str
     format: int = FORMAT_VERSION
+    value_range: list[float] | None = None
 
     @property
     def num_classes(self):
@@ -194,6 +197,8 @@ def parse_manifest(folder):
             name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
             for name, split in values.pop("splits").items()
         }
+        # Manifests of earlier versions have a declared range among the options.
+        values.setdefault("value_range", values["options"].get("range"))
         return Manifest(**values, splits=splits, folder=str(folder), format=version)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):

@@ -15,7 +15,8 @@ files become uint8 RGB, upright:
   of pages are refused, as are other kinds and sizes of 2^29 pixels and more, all by name.
 
 What is decoded inside a graph (`pipelines.encoding`, `kseg.export.serving_input`) follows the same
-rule, bit for bit, for JPEG and PNG of 8 bits, and of 16 bits where no range is given.
+rule, bit for bit, for JPEG and PNG. The range of a data set's deep pictures goes with the run and
+the exported network, so that prediction reads deep pictures as preparation did.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from kseg import pixel_depth
 from pipelines.errors import DataError
 
 MAX_PIXELS = (1 << 29) - 1  # TensorFlow's decoders read no more.
@@ -90,11 +92,13 @@ class Picture(typing.NamedTuple):
             turned; in `pixels` that is done.
         content: bytes of the file where it can be stored as it is: a JPEG, or a PNG whose 8 bits,
             or higher 8 bits, are `pixels`; else None.
+        deep: bool, whether the file has more than 8 bits a channel.
     """
 
     pixels: np.ndarray
     orientation: int
     content: bytes | None
+    deep: bool = False
 
     @property
     def stored_size(self):
@@ -124,9 +128,9 @@ def read(content, value_range=None):
     try:
         if kind in ("JPEG", "PNG"):
             _check_header(content, kind)
-            pixels, kept = _decode(content, kind, value_range)
+            pixels, kept, deep = _decode(content, kind, value_range)
             turned = orientation(content)
-            return Picture(turn(pixels, turned), turned, content if kept else None)
+            return Picture(turn(pixels, turned), turned, content if kept else None, deep)
         return _read_with_pillow(content, kind, value_range)
     except DataError:
         raise
@@ -257,27 +261,16 @@ def to_8_bits(values, value_range=None):
         value_range: `(low, high)`, see `read`; None: of 16 bits the higher 8.
 
     Returns:
-        uint8 array. Whole numbers from 0 to 2^n - 1 lose their lower n - 8 bits; others become
-        `255 (value - low) / (high - low)`, rounded.
+        uint8 array, see `kseg.pixel_depth.to_8_bits`.
 
     Raises:
         DataError: if a range is needed and not given; if values are not finite.
     """
     if value_range is None:
         value_range = _range_of(values)
-    low, high = value_range
-    whole = values.dtype.kind == "u" and low == 0 and float(high).is_integer()
-    bits = int(high).bit_length()
-    if whole and bits >= 8 and high == 2**bits - 1:
-        return (np.minimum(values, int(high)) >> (bits - 8)).astype("uint8")
-    result = np.empty(values.shape, "uint8")
-    # Row by row: floating-point copies of aerial pictures would fill the memory.
-    for row, target in zip(values, result, strict=True):
-        row = row.astype("float64")
-        if not np.isfinite(row).all():
-            raise DataError("the picture holds values that are not finite (NaN or infinite)")
-        target[...] = np.rint(np.clip((row - low) / (high - low), 0, 1) * 255)
-    return result
+    if values.dtype.kind == "f" and not all(np.isfinite(row).all() for row in values):
+        raise DataError("the picture holds values that are not finite (NaN or infinite)")
+    return pixel_depth.to_8_bits(values, value_range)
 
 
 def check_range(value_range):
@@ -296,7 +289,7 @@ def _range_of(values):
     if values.dtype == np.uint16:
         largest = int(values.max(initial=0))
         if largest in (0, *range(1 << 15, 1 << 16)):
-            return 0, 0xFFFF
+            return pixel_depth.FULL_RANGE
         bits = max(largest.bit_length(), 8)
         raise DataError(
             f"the picture has 16 bits a channel and uses {bits} (largest value {largest}), so "
@@ -336,16 +329,21 @@ def _check_header(content, kind):
 
 
 def _decode(content, kind, value_range):
-    """Decodes a JPEG or PNG; gives uint8 RGB pixels, and whether the file itself has 8 bits."""
+    """Decodes a JPEG or PNG.
+
+    Returns:
+        `(pixels, kept, deep)`: uint8 RGB; whether they are the file's 8 or higher 8 bits; and
+        whether it has more than 8.
+    """
     import tensorflow as tf
 
     if kind == "JPEG":
-        return tf.io.decode_jpeg(content, channels=3, dct_method=JPEG_DCT).numpy(), True
+        return tf.io.decode_jpeg(content, channels=3, dct_method=JPEG_DCT).numpy(), True, False
     if content[24] < 16:
-        return tf.io.decode_png(content, channels=3).numpy(), True
+        return tf.io.decode_png(content, channels=3).numpy(), True, False
     values = tf.io.decode_png(content, channels=3, dtype="uint16").numpy()
-    whole = value_range in (None, (0, 0xFFFF))
-    return to_8_bits(values, value_range), whole
+    whole = value_range is None or tuple(value_range) == pixel_depth.FULL_RANGE
+    return to_8_bits(values, value_range), whole, True
 
 
 def _read_with_pillow(content, kind, value_range):
@@ -355,7 +353,7 @@ def _read_with_pillow(content, kind, value_range):
         values = _read_deep_tiff(content)
         if values is not None:
             pixels = to_8_bits(values, value_range)
-            return Picture(turn(pixels, turned), turned, None)
+            return Picture(turn(pixels, turned), turned, None, True)
     with _without_pixel_limit():
         image = Image.open(io.BytesIO(content), formats=[kind.upper()])
     with image:

@@ -32,6 +32,7 @@ import uuid
 
 import numpy as np
 
+from kseg.pixel_depth import FULL_RANGE
 from kseg.progress import Progress
 from pipelines import paths
 from pipelines.datasets.dataset import IGNORE_LABEL
@@ -186,6 +187,7 @@ def write(
             options=json.loads(json.dumps(options or {})),
             fingerprint=fingerprint,
             splits=described,
+            value_range=_value_range(value_range, shards.values()),
             folder=folder,
         )
         write_manifest(manifest)
@@ -305,6 +307,14 @@ def _write_in_threads(folder, jobs, workers, meter):
             pool.shutdown(cancel_futures=True)
             raise
     return shards, work.problems
+
+
+def _value_range(declared, shards):
+    """The range of deep images for the manifest: as declared, or as all of them were found."""
+    if declared is not None:
+        return list(declared)
+    # Without a declared range no other is read, see `pipelines.pictures`.
+    return list(FULL_RANGE) if any(shard.get("deep") for shard in shards) else None
 
 
 def _check_labels(splits, shards):
@@ -443,7 +453,7 @@ def _write_records(path, job, work):
     import tensorflow as tf
 
     offsets, position, sizes, classes, failed = [], 0, set(), [], False
-    contents, stored = [], []
+    contents, stored, deep = [], [], False
     pixels = np.zeros(len(job.taxonomy.class_names) + 1, "int64")
     images = np.zeros_like(pixels)
     with tf.io.TFRecordWriter(path) as writer:
@@ -451,7 +461,7 @@ def _write_records(path, job, work):
             if work.stopped:
                 break
             try:
-                record, labels, digest, code = _encode(example, job, number)
+                record, labels, digest, code, is_deep = _encode(example, job, number)
             except DataError as error:
                 work.problems.append(str(error))  # The others are looked at, too.
                 failed = True
@@ -465,6 +475,7 @@ def _write_records(path, job, work):
             classes.append(classes_in(labels))
             contents.append([example.id, *labels.shape, digest])
             stored.append(code)
+            deep |= is_deep
             pixels += counts
             images += counts > 0
             work.meter.advance()
@@ -482,6 +493,7 @@ def _write_records(path, job, work):
         "images": images.tolist(),
         "contents": contents,
         "stored": stored,
+        "deep": deep,
     }
 
 
@@ -517,8 +529,9 @@ def _encode(example, job, number):
     """Checks an example.
 
     Returns:
-        `(record, labels, digest, stored)`: labels uint8 `(height, width)`; `digest` is of the
-        picture, `stored` of image and labels as the record holds them.
+        `(record, labels, digest, stored, deep)`: labels uint8 `(height, width)`; `digest` is of
+        the picture, `stored` of image and labels as the record holds them; `deep` tells if the
+        image's file has more than 8 bits a channel.
     """
     from pipelines.encoding import encode_jpeg, encode_record
 
@@ -531,7 +544,7 @@ def _encode(example, job, number):
     stored = hashlib.sha256(image)
     stored.update(json.dumps([example.id, orientation, found.labels.shape]).encode())
     stored.update(np.ascontiguousarray(found.labels).data)
-    return record, found.labels, found.digest, stored.hexdigest()
+    return record, found.labels, found.digest, stored.hexdigest(), found.deep
 
 
 def classes_in(labels):

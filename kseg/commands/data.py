@@ -60,7 +60,8 @@ class ExperimentData:
         """What tells these data from others prepared in the same place: a dict for JSON.
 
         Returns:
-            dict with `dataset`, `classes` (names), and `splits`: for that of training and that of
+            dict with `dataset`, `classes` (names), `value_range` (of deep images, see
+            `pipelines.manifest.Manifest`), and `splits`: for that of training and that of
             evaluation `images` (their number), `pixels` (of each class, then of the ignored ones)
             and `content` (a hash of all images and masks).
         """
@@ -76,6 +77,7 @@ class ExperimentData:
         return {
             "dataset": self.manifest.dataset,
             "classes": self.manifest.class_names,
+            "value_range": self.manifest.value_range,
             "splits": splits,
         }
 

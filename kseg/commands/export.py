@@ -80,9 +80,15 @@ def main(arguments=None):
         return export_portable(options, run)
     if options.size:
         raise UserError("`--size` is for --format tflite and onnx. Leave it out")
-    images = check_images(options.check) if options.check else []
+    images = check_images(options.check, run.value_range) if options.check else []
     segmenter = run.segmenter(options.checkpoint, precision=options.precision)
-    export(segmenter, options.output, run.classes, overwrite=options.overwrite)
+    export(
+        segmenter,
+        options.output,
+        run.classes,
+        value_range=run.value_range,
+        overwrite=options.overwrite,
+    )
     print(f"SavedModel: {options.output} ({len(run.classes)} classes)")
     if images:
         compare(images, inference_model(segmenter), load(options.output), "the network in memory")
@@ -103,14 +109,22 @@ def export_portable(options, run):
         )
     if options.size and min(options.size) < 1:
         raise UserError(f"`--size` must be positive. Received: {options.size}")
-    images = check_images(options.check) if options.check else []
+    images = check_images(options.check, run.value_range) if options.check else []
     segmenter = run.segmenter(options.checkpoint, precision="float32")
     size = options.size
     if options.format == "tflite":
         size = size or run.config.data.crop_size
-        export_tflite(segmenter, options.output, run.classes, size, overwrite=options.overwrite)
+        write = export_tflite
     else:
-        export_onnx(segmenter, options.output, run.classes, size, overwrite=options.overwrite)
+        write = export_onnx
+    write(
+        segmenter,
+        options.output,
+        run.classes,
+        size,
+        value_range=run.value_range,
+        overwrite=options.overwrite,
+    )
     shown = "any size" if size is None else "{} x {}".format(*size)
     print(f"{options.format}: {options.output} ({len(run.classes)} classes, {shown})")
     if images:
@@ -118,7 +132,7 @@ def export_portable(options, run):
     return 0
 
 
-def check_images(path):
+def check_images(path, value_range):
     """Reads the first 8 images of a file or folder: uint8 RGB arrays. Names what it cannot read."""
     import pathlib
 
@@ -133,7 +147,7 @@ def check_images(path):
         if len(images) == 8 or not (file.is_file() or file == path):
             continue
         try:
-            images.append(pictures.read(file.read_bytes()).pixels)
+            images.append(pictures.read(file.read_bytes(), value_range).pixels)
         except (OSError, DataError) as error:
             reasons.append(f"{file}: {error}")
     shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if reasons[3:] else "")

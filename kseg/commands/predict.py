@@ -63,7 +63,7 @@ def parse_arguments(arguments=None):
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="values that become black and white in images of more than 8 bits a channel, as for "
-        "prepare_data.py",
+        "prepare_data.py; default: those of the training data, which the model knows",
     )
     return parser.parse_args(arguments)
 
@@ -82,7 +82,14 @@ def main(arguments=None):
 
     value_range = options.range and tuple(options.range)
     pictures.check_range(value_range)
-    label, palette, needs = load(pathlib.Path(options.saved_model))
+    label, palette, needs, known_range = load(pathlib.Path(options.saved_model))
+    if value_range is not None and known_range not in (None, value_range):
+        print(
+            f"note: the model was trained with --range {_shown(known_range)}, not "
+            f"{_shown(value_range)}",
+            file=sys.stderr,
+        )
+    value_range = value_range or known_range
     if video:
         return label_video(source, target, label, palette, needs)
     files.make_folder(output)
@@ -214,10 +221,11 @@ def load(path):
         path: `pathlib.Path` of a SavedModel, or of a file for LiteRT or ONNX.
 
     Returns:
-        `(label, palette, needs)`: function from a uint8 RGB array `(height, width, 3)` to class
-        numbers, uint8 `(height, width)`; the colours of the classes; and function from `(height,
-        width)` to the bytes of memory that the network needs for such an image, see
-        `kseg.export.memory.estimate`, or None where that is unknown, as on a GPU.
+        `(label, palette, needs, value_range)`: function from a uint8 RGB array `(height, width,
+        3)` to class numbers, uint8 `(height, width)`; the colours of the classes; function from
+        `(height, width)` to the bytes of memory that the network needs for such an image, see
+        `kseg.export.memory.estimate`, or None where that is unknown, as on a GPU; and the range of
+        deep images, or None, see `kseg.export.export`.
     """
     import tensorflow as tf
 
@@ -227,7 +235,7 @@ def load(path):
 
     if path.is_file():
         model = portable.load(path)
-        return model.label, model.classes.palette, None
+        return model.label, model.classes.palette, None, model.value_range
     model = export.load(path)
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False)
@@ -237,7 +245,16 @@ def load(path):
     needs = None
     if not tf.config.list_physical_devices("GPU"):
         needs = functools.partial(memory.estimate, model.signature)
-    return (lambda image: label(image[None])[0].numpy()), model.classes.palette, needs
+    return (
+        lambda image: label(image[None])[0].numpy(),
+        model.classes.palette,
+        needs,
+        model.value_range,
+    )
+
+
+def _shown(value_range):
+    return " ".join(f"{value:g}" for value in value_range)
 
 
 def plan_video(source, output):

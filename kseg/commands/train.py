@@ -152,7 +152,7 @@ def finish(run, result, evaluation_batches):
     drawing.write_png(folder / "panel.png", panel)
     saved_model = run.path / "saved_model"
     print("exporting them", flush=True)
-    export.export(segmenter, saved_model, classes, overwrite=True)
+    export.export(segmenter, saved_model, classes, value_range=run.value_range, overwrite=True)
     if result["best_step"] is not None:
         print(f"best:         mean IoU {result['best_mean_iou']:.4f} at step {result['best_step']}")
     print(f"scores:       {scores}")

@@ -8,7 +8,7 @@ from kseg.errors import UserError
 from kseg.export.network_file import export_file
 
 
-def export_tflite(segmenter, path, classes, size, *, overwrite=False):
+def export_tflite(segmenter, path, classes, size, *, value_range=None, overwrite=False):
     """Writes a float32 network for LiteRT, the runtime that was called TensorFlow Lite.
 
     Its input `images` is uint8 RGB `(1, height, width, 3)`, its output `logits` float32 `(1,
@@ -21,6 +21,7 @@ def export_tflite(segmenter, path, classes, size, *, overwrite=False):
         path: file to write. It is complete or not there at all.
         classes: `kseg.runs.Classes`.
         size: `(height, width)` of the images.
+        value_range: as for `kseg.export.export`; it goes to the JSON file.
         overwrite: bool, replace the file that is there.
 
     Raises:
@@ -34,7 +35,7 @@ def export_tflite(segmenter, path, classes, size, *, overwrite=False):
         )
         return converter.convert()
 
-    export_file(segmenter, path, classes, size, overwrite, "LiteRT", convert)
+    export_file(segmenter, path, classes, size, value_range, overwrite, "LiteRT", convert)
 
 
 def open_tflite(path, threads):

@@ -24,6 +24,7 @@ class PortableModel:
         classes: `kseg.runs.Classes`.
         size: `(height, width)` that images must have, or None: any.
         run: function of images, as a call takes them.
+        value_range: as for `kseg.export.export`.
 
     Call arguments:
         images: uint8 array `(batch, height, width, 3)`, a batch of one if `size` is not None.
@@ -32,8 +33,9 @@ class PortableModel:
         float32 array of logits `(batch, height, width, num_classes)`.
     """
 
-    def __init__(self, classes, size, run):
+    def __init__(self, classes, size, run, value_range=None):
         self.classes, self.size, self._run = classes, size, run
+        self.value_range = value_range
 
     def __call__(self, images):
         """Logits of images."""
@@ -55,7 +57,7 @@ class PortableModel:
         return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
 
 
-def export_file(segmenter, path, classes, size, overwrite, target, convert):
+def export_file(segmenter, path, classes, size, value_range, overwrite, target, convert):
     """Converts the inference view of a segmenter and writes it, with its classes beside it.
 
     Args:
@@ -63,6 +65,7 @@ def export_file(segmenter, path, classes, size, overwrite, target, convert):
         path: file to write; it is complete or not there at all.
         classes: `kseg.runs.Classes`.
         size: `(height, width)` of the images, in a batch of one; None: any size and batch.
+        value_range: as for `kseg.export.export`.
         overwrite: bool.
         target: str, the runtime, for messages.
         convert: function from a `tf.function` with one input, uint8 `images`, to bytes.
@@ -95,19 +98,19 @@ def export_file(segmenter, path, classes, size, overwrite, target, convert):
     except Exception as error:  # Converters raise whatever their stages raise.
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The converter to {target} cannot do this network ({reason})") from None
-    digests = [hashlib.sha256(content).hexdigest(), *_digests_beside(path, classes)]
-    text = classes.to_json(model_sha256=digests)
+    digests = [hashlib.sha256(content).hexdigest(), *_digests_beside(path, classes, value_range)]
+    text = classes.to_json(value_range=value_range, model_sha256=digests)
     _write({path.with_suffix(CLASSES_SUFFIX): text.encode(), path: content})
 
 
-def _digests_beside(path, classes):
+def _digests_beside(path, classes, value_range):
     """Digests of the other files that the file of the classes belongs to.
 
     `model.tflite` and `model.onnx` share `model.classes.json`.
 
     Args:
         path: file that is about to be written.
-        classes: `kseg.runs.Classes`; files of other classes are left out.
+        classes, value_range: as for `export_file`; files of others are left out.
 
     Returns:
         list of str.
@@ -116,7 +119,8 @@ def _digests_beside(path, classes):
         known, more = Classes.from_json(path.with_suffix(CLASSES_SUFFIX).read_text())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    if (known.names, known.palette) != (classes.names, classes.palette):
+    same_classes = (known.names, known.palette) == (classes.names, classes.palette)
+    if not same_classes or list(more.get("value_range") or []) != list(value_range or []):
         return []
     others = [f for f in path.parent.iterdir() if f.stem == path.stem and f.name != path.name]
     found = [hashlib.sha256(f.read_bytes()).hexdigest() for f in others if f.is_file()]

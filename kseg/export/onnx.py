@@ -9,7 +9,7 @@ from kseg.export.network_file import export_file
 _OPSET = 18
 
 
-def export_onnx(segmenter, path, classes, size=None, *, overwrite=False):
+def export_onnx(segmenter, path, classes, size=None, *, value_range=None, overwrite=False):
     """Writes a float32 network as ONNX, opset 18.
 
     Its input `images` is uint8 RGB `(batch, height, width, 3)`, its output `logits` float32
@@ -17,7 +17,7 @@ def export_onnx(segmenter, path, classes, size=None, *, overwrite=False):
     `kseg.export.litert.export_tflite`.
 
     Args:
-        segmenter, path, classes, overwrite: as for `kseg.export.litert.export_tflite`.
+        segmenter, path, classes, value_range, overwrite: as for `kseg.export.litert.export_tflite`.
         size: `(height, width)` of the images, with a batch of one; or None: any size and batch.
 
     Raises:
@@ -46,7 +46,7 @@ def export_onnx(segmenter, path, classes, size=None, *, overwrite=False):
         onnx.checker.check_model(model)  # The converter passes over what it does not know.
         return model.SerializeToString()
 
-    export_file(segmenter, path, classes, None, overwrite, "ONNX", convert)
+    export_file(segmenter, path, classes, None, value_range, overwrite, "ONNX", convert)
 
 
 def open_onnx(path, threads):

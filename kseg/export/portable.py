@@ -40,7 +40,8 @@ def load(path, *, threads=None):
         classes, more = Classes.from_json(text)
         if digest not in more.get("model_sha256", [digest]):
             raise ValueError(f"{path.with_suffix(CLASSES_SUFFIX).name} belongs to another file")
-        return PortableModel(classes, *runtime(path, threads or os.cpu_count()))
+        value_range = tuple(more.get("value_range") or ()) or None
+        return PortableModel(classes, *runtime(path, threads or os.cpu_count()), value_range)
     except UserError:
         raise
     except Exception as error:  # The runtimes raise whatever they like.

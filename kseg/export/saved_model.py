@@ -19,7 +19,7 @@ from kseg.segmenters import inference_model
 _CLASSES = "classes.json"
 
 
-def export(segmenter, path, classes, *, overwrite=False):
+def export(segmenter, path, classes, *, value_range=None, overwrite=False):
     """Writes a SavedModel for serving.
 
     The signature `serving_default` takes RGB images `images`, uint8 `(batch, height, width, 3)` of
@@ -30,7 +30,8 @@ def export(segmenter, path, classes, *, overwrite=False):
     probability of that class; a file is decoded upright, see `kseg.export.serving_input.decode`.
     Images of another shape, and float images that are not in 0 to 255, end in an error that says
     so. On the loaded object, `serve` takes either dtype, `class_names()` gives the names, string
-    `(num_classes,)`, and `palette()` the colours, uint8 `(num_classes, 3)`; both also stand in
+    `(num_classes,)`, `palette()` the colours, uint8 `(num_classes, 3)`, and `value_range()` the
+    range of deep images, float64 `(2,)`, or `(0,)` if there is none; all of them also stand in
     `assets/classes.json`. Only the weights that these logits need are in it: no projector, no
     auxiliary head (but the coarse logits of OCR, which its context is made of), no memory bank.
 
@@ -39,6 +40,8 @@ def export(segmenter, path, classes, *, overwrite=False):
         path: folder to write. It is complete or not there at all; a SavedModel that it replaces
             stays until the new one is complete.
         classes: `kseg.runs.Classes`.
+        value_range: `(low, high)`, the values of images of more than 8 bits a channel that became 0
+            and 255 in the training data; None if it had none, or that is not known.
         overwrite: bool, replace the SavedModel that is there.
 
     Raises:
@@ -58,8 +61,8 @@ def export(segmenter, path, classes, *, overwrite=False):
     with files.replace_folder(path) as new:
         # The asset's name is that of the file it is copied from.
         asset = pathlib.Path(tempfile.mkdtemp(dir=new.parent)) / _CLASSES
-        asset.write_text(classes.to_json())
-        module = _served_module(model, classes)
+        asset.write_text(classes.to_json(value_range=value_range))
+        module = _served_module(model, classes, value_range)
         module.classes = tf.saved_model.Asset(str(asset))
         tf.saved_model.save(
             module,
@@ -91,23 +94,27 @@ def load(path):
     if not path.is_dir():
         raise UserError(f"There is no SavedModel {path}. Write one with scripts/export.py")
     try:
-        classes, _ = Classes.from_json((path / "assets" / _CLASSES).read_text())
+        classes, more = Classes.from_json((path / "assets" / _CLASSES).read_text())
         with _without_pattern(path) as plain:
             loaded = tf.saved_model.load(str(plain))
         names = [name.decode() for name in loaded.class_names().numpy()]
         known = Classes(names, loaded.palette().numpy().tolist())
+        # SavedModels of earlier versions have none.
+        known_range = loaded.value_range().numpy().tolist() if "value_range" in more else []
+        value_range = list(more.get("value_range") or [])
     except Exception as error:  # TensorFlow's readers raise IndexError, KeyError and more.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} is not a SavedModel of kseg, or is damaged ({reason}). Write one with "
             "scripts/export.py"
         ) from None
-    if known != classes:
+    if known != classes or known_range != value_range:
         raise UserError(
             f"{path} is damaged: assets/{_CLASSES} has {len(classes)} classes, the model "
-            f"{len(known)}, or their names or colours differ. Write it again with scripts/export.py"
+            f"{len(known)}, or their names or colours, or the range of deep images, differ. Write "
+            "it again with scripts/export.py"
         )
-    model = ServedModel(loaded, classes)
+    model = ServedModel(loaded, classes, tuple(value_range) or None)
     # No XLA: it would compile the network anew for every size of images.
     model.compile(jit_compile=False)
     return model
@@ -136,16 +143,19 @@ class ServedModel(keras.Model):
     Args:
         loaded: what `tf.saved_model.load` gives.
         classes: `kseg.runs.Classes`.
+        value_range: as for `export`.
 
     Attributes:
         classes: `kseg.runs.Classes`.
+        value_range: as for `export`.
         signature: the function of `serving_default`.
     """
 
-    def __init__(self, loaded, classes):
+    def __init__(self, loaded, classes, value_range=None):
         super().__init__(name="served", dtype="float32")
         self._loaded = loaded
         self.classes = classes
+        self.value_range = value_range
         self.signature = loaded.signatures["serving_default"]
         self.mean_iou = MeanIoU(len(classes))
         self.built = True
@@ -206,7 +216,7 @@ def _check_target(path, overwrite):
         raise UserError(f"{path} holds a SavedModel already. Use --overwrite to replace it")
 
 
-def _served_module(model, classes):
+def _served_module(model, classes, value_range):
     """The inference model and its classes as what a SavedModel keeps: functions and weights."""
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]
@@ -237,7 +247,7 @@ def _served_module(model, classes):
 
     @tf.function(input_signature=[tf.TensorSpec((), "string", name="encoded")], autograph=False)
     def serve_bytes(encoded):
-        return label(decode(encoded))
+        return label(decode(encoded, value_range))
 
     @tf.function(input_signature=[], autograph=False)
     def class_names():
@@ -247,7 +257,12 @@ def _served_module(model, classes):
     def palette():
         return tf.constant(classes.palette, "uint8")
 
+    @tf.function(input_signature=[], autograph=False)
+    def range_of_deep_images():
+        return tf.constant(value_range or [], "float64")
+
     module.serve, module.class_names, module.palette = serve, class_names, palette
+    module.value_range = range_of_deep_images
     module.serve_image, module.serve_bytes = serve_image, serve_bytes
     return module
 

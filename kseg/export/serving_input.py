@@ -6,6 +6,8 @@ it ends in another operation's error, in a wrong answer, or in the end of the pr
 
 import tensorflow as tf
 
+from kseg import pixel_depth
+
 _ORIENTATION_TAG = 0x112
 _EXIF = b"Exif\0\0"
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -49,19 +51,21 @@ def check_images(images):
         return tf.identity(images)
 
 
-def decode(encoded):
+def decode(encoded, value_range=None):
     """Decodes a picture file as `predict.py` and the preparation of data do, bit for bit.
 
     Args:
         encoded: string scalar, a JPEG or PNG file.
+        value_range: `(low, high)`, the values of a PNG of 16 bits that become 0 and 255, see
+            `kseg.pixel_depth`; None: the higher 8 bits are taken.
 
     Returns:
         uint8 RGB `(height, width, 3)`, turned upright as EXIF says. One channel is repeated,
-        opacity dropped, of 16 bits the higher 8 are taken.
+        opacity dropped.
 
     Raises:
         tf.errors.InvalidArgumentError: as it is computed, if the file is another one or damaged, or
-            uses less than half of the range of 16 bits.
+            has 16 bits, no range is given, and it uses less than half of their range.
     """
     is_jpeg = tf.strings.substr(encoded, 0, 3) == _JPEG
     is_png = tf.strings.substr(encoded, 0, 8) == _PNG
@@ -75,15 +79,18 @@ def decode(encoded):
             tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
             _exif_in_jpeg(encoded, data),
         ),
-        lambda: (_decode_png(encoded, data), _exif_in_png(encoded, data)),
+        lambda: (_decode_png(encoded, data, value_range), _exif_in_png(encoded, data)),
     )
     orientation = _orientation(data[start[0] : start[1]])
     return tf.cond(orientation == 1, lambda: pixels, lambda: _turn(pixels, orientation))
 
 
-def _decode_png(encoded, data):
+def _decode_png(encoded, data, value_range):
     def deep():
         values = tf.io.decode_png(encoded, channels=3, dtype="uint16")
+        if value_range is not None:
+            table = tf.constant(pixel_depth.table_of_16_bits(value_range))
+            return tf.gather(table, tf.cast(values, "int32"))
         high = tf.reduce_max(tf.cast(values, "int32"))
         message = [
             "A PNG of 16 bits must use their range; this could hold fewer bits. Bring it to 8 bits "

@@ -62,6 +62,12 @@ class Run:
         self.classes = classes
         self.data = data
 
+    @property
+    def value_range(self):
+        """The range of deep images of its data, see `kseg.export.export`; None if not known."""
+        found = (self.data or {}).get("value_range")
+        return tuple(found) if found else None
+
     @classmethod
     def open(cls, path):
         """Opens an existing run.

@@ -59,6 +59,13 @@ def test_decodes_as_the_reader_of_the_host(content):
     np.testing.assert_array_equal(decode(content), pictures.read(content).pixels)
 
 
+@pytest.mark.parametrize("value_range", [(0, 4095), (0, 65535), (0.0, 1000.0), (-7, 40000.5)])
+def test_decodes_deep_images_with_a_range(value_range):
+    for content in (encode(DEEP), encode(DEEP[..., 0]), encode(DEEP // 100), encode(PIXELS)):
+        expected = pictures.read(content, value_range).pixels
+        np.testing.assert_array_equal(serving_input.decode(content, value_range), expected)
+
+
 @pytest.mark.parametrize("kind", ["jpeg", "png"])
 def test_both_read_damaged_tags_alike(kind):
     rng = np.random.default_rng(0)
