@@ -239,7 +239,7 @@ def _naming(path):
         reason = error.strerror or " ".join(final_name(str(error)).split())
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
             # HDF5 puts the reason into the middle of its message.
-            if error.errno is None and os.strerror(number) in reason:
+            if error.errno in (None, number) and os.strerror(number) in reason:
                 raise OSError(number, os.strerror(number), str(path)) from error
         if error.errno is None:
             raise OSError(errno.EIO, reason, str(path)) from error

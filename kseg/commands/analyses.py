@@ -311,6 +311,7 @@ def panels(options):
     check_numbers(options)
     runs = [Run.open(path) for path in options.runs]
     first = runs[0]
+    check_output(first)
     for run in runs[1:]:
         if run.classes.names != first.classes.names:
             raise UserError(f"{run.path} must have the classes of {first.path}")
@@ -438,7 +439,21 @@ def open_run(options):
     if not options.run:
         raise UserError(f"--what {options.what} needs --run, a folder of scripts/train.py")
     check_numbers(options)
-    return Run.open(options.run)
+    run = Run.open(options.run)
+    check_output(run)
+    return run
+
+
+def check_output(run):
+    """Refuses a run whose folder takes no results, before the work, of which nothing would be left.
+
+    Raises:
+        OSError: naming the folder.
+    """
+    from kseg import files
+
+    for part in ("analysis", "evaluation"):
+        files.check_contents(run.path / part)
 
 
 def check_numbers(options):

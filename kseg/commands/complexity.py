@@ -54,6 +54,8 @@ def complexity(options):
             f"The config {config.name!r} has no `contrast`: there is nothing to compare. Use one "
             "of a contrastive method, such as configs/camvid_small_contextrast.json"
         )
+    if output:
+        files.check_file(output)
     if options.rounds < 1:
         raise UserError(f"--rounds must be 1 or more. Received: {options.rounds}")
     gpus = tf.config.list_physical_devices("GPU")

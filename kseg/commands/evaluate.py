@@ -183,12 +183,17 @@ def main(arguments=None):
     from kseg.training.distribution import build_strategy
     from pipelines import loader
 
+    # Before the work, of which nothing would be left.
+    for file in filter(None, (options.output, options.submission)):
+        files.check_file(file)
     strategy = build_strategy()
     run = checkpoint = None
     if options.run:
         run = Run.open(options.run)
         data, classes, checkpoint = run.config.data, run.classes, options.checkpoint or "best"
         run.checkpoint(checkpoint)
+        if not options.output:
+            files.check_contents(run.path / "evaluation")
         folder, split = options.data or data.folder, options.split or data.eval_split
         batch_size = options.batch_size or data.eval_batch_size
     else:
@@ -212,9 +217,8 @@ def main(arguments=None):
         parts = [split] if own else [manifest.dataset, split]
         parts += [] if checkpoint in (None, "best") else [checkpoint]
         output = output_file(options, "-".join([*parts, *mode]))
-        # Before the work, of which nothing would be left.
-        for file in filter(None, (output, options.submission)):
-            files.check_file(file)
+        if output is not None:
+            files.check_file(output)
         evaluation = Evaluator(model, len(classes), strategy=strategy)(
             batches,
             num_examples=options.panels or 0,
@@ -326,6 +330,8 @@ def compare_runs(options):
     from kseg.evaluation import results
     from kseg.evaluation.compare import compare
 
+    if options.output:
+        files.check_file(options.output)
     sources = [evaluation_file(name, options.split) for name in options.compare]
     first, second = map(results.read, sources)
     names = list(first.found["classes"])

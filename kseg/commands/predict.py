@@ -82,6 +82,10 @@ def main(arguments=None):
 
     value_range = options.range and tuple(options.range)
     pictures.check_range(value_range)
+    if video:
+        files.check_file(target)
+    else:
+        files.check_contents(output)
     label, palette, needs, known_range = load(pathlib.Path(options.saved_model))
     if value_range is not None and known_range not in (None, value_range):
         print(

@@ -62,6 +62,7 @@ def run_study(
     if part is not None:
         chosen = chosen[part[0] - 1 :: part[1]]
     folder = pathlib.Path(output or f"studies/{plan.name}")
+    files.check_contents(folder)
     from kseg.commands.study_run import data_of  # It reads records, with TensorFlow.
 
     sources = {arm: data_of(config) for arm, config in plan.experiments.items()}

@@ -200,13 +200,21 @@ def attempt(config_file, folder):
     Raises:
         kseg.training.loop.Interrupted: after SIGINT or SIGTERM.
     """
+    from kseg.commands.console import file_problem
     from kseg.errors import UserError
-    from pipelines.errors import DataError
+    from kseg.training.loop import Interrupted
 
     try:
         run(config_file, folder)
-    except (UserError, DataError) as error:
+    except UserError as error:
         return str(error)
+    except Interrupted:
+        raise
+    except Exception as error:
+        problem = file_problem(error)
+        if problem is None:
+            raise
+        return problem
     return None
 
 

@@ -36,6 +36,7 @@ def main(arguments=None):
     """Runs the command and returns its exit code."""
     arguments = parse_arguments(arguments)
     from kseg import config as config_module
+    from kseg import files
     from kseg.errors import UserError
 
     config = config_module.load(arguments.config, arguments.overrides)
@@ -55,6 +56,8 @@ def main(arguments=None):
     from kseg.commands.data import ExperimentData
     from kseg.runs import Run, lock
 
+    if not arguments.dry_run and (cluster is None or cluster.is_chief):
+        files.check_contents(folder)
     data = ExperimentData.open(config)
     is_chief = cluster is None or cluster.is_chief
     for warning in data.check_labels() if is_chief else ():

@@ -64,16 +64,17 @@ def export(segmenter, path, classes, *, value_range=None, overwrite=False):
         asset.write_text(classes.to_json(value_range=value_range))
         module = _served_module(model, classes, value_range)
         module.classes = tf.saved_model.Asset(str(asset))
-        tf.saved_model.save(
-            module,
-            str(new),
-            signatures={
-                "serving_default": module.serve.get_concrete_function(_images("uint8")),
-                "serving_float": module.serve.get_concrete_function(_images("float32")),
-                "serving_image": module.serve_image.get_concrete_function(),
-                "serving_bytes": module.serve_bytes.get_concrete_function(),
-            },
-        )
+        signatures = {
+            "serving_default": module.serve.get_concrete_function(_images("uint8")),
+            "serving_float": module.serve.get_concrete_function(_images("float32")),
+            "serving_image": module.serve_image.get_concrete_function(),
+            "serving_bytes": module.serve_bytes.get_concrete_function(),
+        }
+        try:
+            tf.saved_model.save(module, str(new), signatures=signatures)
+        except tf.errors.OpError as error:  # A full disk; of the names in it none will remain.
+            reason = error.message.rsplit("; ", 1)[-1]
+            raise UserError(f"{path} cannot be written: {reason}") from error
 
 
 def load(path):
