@@ -1,7 +1,7 @@
-"""What `keras.ops` lacks: replicas, loops, rows of large variables, TensorFlow's own kernels.
+"""Backend features missing from `keras.ops`: replicas, loops, row access, TensorFlow's kernels.
 
-Below `kseg.training` this is the only package that imports TensorFlow. Code that uses one of its
-fused kernels takes `tf` from here, and has a form in `keras.ops` beside it for other backends.
+Below `kseg.training` this is the only package that imports TensorFlow. Code that needs one of its
+fused kernels imports `tf` from this package and provides a `keras.ops` version for other backends.
 """
 
 import keras

@@ -1,4 +1,4 @@
-"""Loops that `keras.ops` lacks under `tf.function`."""
+"""A scan for run-time lengths, which `keras.ops.scan` does not support under `tf.function`."""
 
 from keras import ops
 
@@ -6,22 +6,24 @@ from kseg.backend import tf
 
 
 def scan(step, carry, length, output_shapes=(), *, capacity=None):
-    """A loop with a carry that also stacks what each round gives, as `jax.lax.scan` does.
+    """Runs a loop with a carry and stacks the outputs of its rounds, as `jax.lax.scan` does.
 
-    It differs from `keras.ops.scan`: the number of rounds may be known only at run time, and a
-    round's output may have another shape than the carry. There is no gradient through it: it
-    serves functions that bring their own.
+    Unlike in `keras.ops.scan`, the number of rounds may be known only at run time, and an output
+    may differ in shape from the carry. The loop is not differentiable: it is meant for functions
+    that define their own gradient.
 
     Args:
-        step: `(carry, i) -> (carry, outputs)`; `i` is an int32 scalar, the others tuples.
-        carry: tuple of tensors, of the same shape and dtype in every round.
+        step: `(carry, i) -> (carry, outputs)`; `i` is an int32 scalar, `carry` and `outputs` are
+            tuples.
+        carry: tuple of tensors, each of the same shape and dtype in every round.
         length: int or int32 scalar tensor, the number of rounds.
-        output_shapes: tuple of static shapes, one for each output of a round; float32 all.
-        capacity: int, rows of the stacked outputs; needed if `length` is a tensor.
+        output_shapes: tuple of static shapes, one for each output of a round; all float32.
+        capacity: int, rows of the stacked outputs; required if `length` is a tensor.
 
     Returns:
-        `(carry, outputs)`: the last carry, and for each output an object with `read(i)`, what round
-        i gave, and `stack()`, all rounds, `(capacity, *shape)`, zeros for those that did not run.
+        `(carry, outputs)`: the last carry, and for each output an object with two methods:
+        `read(i)` returns the output of round i; `stack()` returns all rounds,
+        `(capacity, *shape)`, with zeros for those that did not run.
     """
     capacity = length if capacity is None else capacity
     if tf is not None:

@@ -1,4 +1,4 @@
-"""The precision of what is built, whatever was built before."""
+"""A context manager for the dtype policy under which layers are built."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ import keras
 
 @contextlib.contextmanager
 def building(policy):
-    """Makes a dtype policy that of all layers built in the block; afterwards it is as before.
+    """Sets Keras' global dtype policy within a block and restores the previous one afterwards.
 
     Args:
         policy: str, such as `"mixed_bfloat16"`, or `keras.DTypePolicy`.

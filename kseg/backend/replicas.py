@@ -1,15 +1,16 @@
 """Communication between the replicas of a `tf.distribute` strategy.
 
-Each function is the identity (or the constant of one replica) wherever there is nobody to talk to:
-without a strategy, with one replica, outside the replica context, while a functional model is
-being built, and on other backends than TensorFlow. So the code that calls them is written once.
+Each function is the identity (or returns the value for a single replica) where there is no other
+replica to communicate with: without a strategy, with one replica, outside the replica context,
+while a functional model is being built, and on backends other than TensorFlow. Callers therefore
+need no special cases.
 """
 
 from kseg.backend import tf
 
 
 def num_replicas():
-    """Counts the replicas that run this computation in step.
+    """Counts the replicas that run this computation in sync.
 
     Returns:
         int, 1 unless called in the replica context of a strategy with more replicas.
@@ -21,7 +22,7 @@ def num_replicas():
 
 
 def replica_id():
-    """Numbers this replica.
+    """Returns the index of this replica.
 
     Returns:
         int32 scalar tensor (or the int 0) in `[0, num_replicas())`.
@@ -36,9 +37,10 @@ def replica_id():
 def all_gather(x):
     """Concatenates the tensors of all replicas along axis 0, in the order of their ids.
 
-    The gradient of replica r's `x` is the sum over all replicas of the upstream gradients, cut to
-    the rows that came from r. Each replica must pass the same shape, also along axis 0: the
-    samplers have static shapes, and a ragged gather would cost another round of messages.
+    The gradient with respect to replica r's `x` is the sum over all replicas of the upstream
+    gradients, restricted to the rows that came from r. Each replica must pass the same shape,
+    including axis 0: the samplers have static shapes, and a ragged gather would cost another round
+    of communication.
 
     Args:
         x: tensor `(rows, ...)`, any numeric dtype.
@@ -49,8 +51,8 @@ def all_gather(x):
     replicas = num_replicas()
     if replicas == 1:
         return x
-    # A sum of one-hot slots instead of a gather: NCCL runs it without a copy through one device,
-    # and every strategy implements it. bool cannot be summed, so it travels as int32.
+    # A sum over one-hot slots instead of a gather: NCCL reduces it without a copy through a single
+    # device, and every strategy implements it. bool cannot be summed, so it is sent as int32.
     x = tf.convert_to_tensor(x)
     values = tf.cast(x, "int32") if x.dtype == tf.bool else x
     slots = tf.one_hot(replica_id(), replicas, dtype=values.dtype)
@@ -66,11 +68,11 @@ def all_gather(x):
 def all_reduce_sum(x):
     """Sums a tensor, or each of a list of tensors, over all replicas.
 
-    The gradient is again the sum over all replicas of the upstream gradients.
+    The gradient is likewise the sum of the upstream gradients over all replicas.
 
     Args:
-        x: tensor of one shape on all replicas, a numeric dtype; or a list of them, which are sent
-            together.
+        x: numeric tensor of the same shape on all replicas, or a list of such tensors, which are
+            sent together.
 
     Returns:
         like `x`, the same on every replica.

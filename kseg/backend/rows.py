@@ -1,4 +1,4 @@
-"""Large variables read and written in part, in place where the backend can."""
+"""Partial reads and writes of large variables, in place where the backend supports it."""
 
 from keras import ops
 
@@ -8,15 +8,16 @@ from kseg.backend import tf
 class RowReader:
     """Reads rows of a variable, a few at a time.
 
-    TensorFlow copies a variable that is written in part whenever it is read as a whole; a bank of
-    millions of rows would be copied in every step. This never reads more than it is asked for.
+    TensorFlow copies a variable that receives partial writes whenever it is read as a whole; a bank
+    of millions of rows would be copied in every step. This class reads only the requested rows.
 
     Args:
-        variable: `keras.Variable` `(rows, dim)`. Two axes: XLA cannot read rows of one of three.
+        variable: `keras.Variable` `(rows, dim)`. Exactly two axes: XLA cannot gather rows of a
+            variable with three.
 
     Attributes:
         shape: `(rows, dim)`.
-        dtype: str, of the variable.
+        dtype: str, the variable's dtype.
     """
 
     def __init__(self, variable):
@@ -25,9 +26,9 @@ class RowReader:
         self.dtype = variable.dtype
 
     def rows(self, start, count):
-        """Reads `count` (an int) rows from `start` on (an int or int32 tensor); `(count, dim)`."""
+        """Reads `count` rows from index `start` (int or int32 scalar) on; `(count, dim)`."""
         if tf is None:
-            # JAX slices tensors only.
+            # JAX slices only tensors.
             values = ops.convert_to_tensor(self._variable)
             return ops.slice(values, (start, 0), (count, self.shape[1]))
         return self.take(start + tf.range(count))
@@ -44,23 +45,22 @@ class RowReader:
 def write_rows(variable, positions, rows):
     """Overwrites rows of a variable in place.
 
-    Under a strategy every replica must call it with the same values, in replica context.
+    Under a strategy every replica must call this function with the same values, in replica context.
 
     Args:
         variable: `keras.Variable` `(rows, dim)`.
-        positions: int32 tensor `(count,)`, each place at most once; -1 marks a row that is not
-            written.
+        positions: int32 tensor `(count,)`, row indices, each at most once; -1 skips a row.
         rows: tensor `(count, dim)`.
     """
     rows = ops.cast(rows, variable.dtype)
-    # What is not written repeats the first row that is, or the variable's own first row: no kernel
-    # leaves out rows, but to write the same twice is to write it once.
+    # The scatter kernels cannot skip rows. A skipped row instead repeats the first one that is
+    # written, or the variable's own first row: writing the same values twice changes nothing.
     written = positions >= 0
     first = ops.argmax(ops.cast(written, "int32"))
     any_written = ops.any(written)
     spare = ops.where(any_written, ops.take(rows, first, axis=0), RowReader(variable).rows(0, 1)[0])
-    place = ops.where(any_written, ops.take(positions, first), 0)
-    positions = ops.where(written, positions, place)
+    spare_position = ops.where(any_written, ops.take(positions, first), 0)
+    positions = ops.where(written, positions, spare_position)
     rows = ops.where(written[:, None], rows, spare)
     positions = positions[:, None]
     if tf is None:

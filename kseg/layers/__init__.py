@@ -1,8 +1,8 @@
-"""The layers that all networks share: convolution, batch norm, resizing, normalization.
+"""Layers shared by all networks: convolution, batch norm, resizing, normalization.
 
-They exist for two reasons. A layer here hides what `keras.ops` lacks (resizing to a size known at
-run time), and it puts few nodes into TensorFlow's graph: a deep HRNet has 300 convolutions, and
-tracing and optimising their graph is what its first training step waits for.
+They exist for two reasons: they provide what Keras lacks (such as resizing to a size known only at
+run time), and they add few nodes to TensorFlow's graph. A deep HRNet has 300 convolutions, and
+tracing and optimizing their graph dominates the time to its first training step.
 """
 
 from kseg.layers.batch_norm import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, BatchNormalization

@@ -1,4 +1,4 @@
-"""ReLU as one node of the graph."""
+"""ReLU as a single graph node."""
 
 from keras import ops
 
@@ -6,7 +6,7 @@ from kseg.backend import tf
 
 
 def relu(x, max_value=None):
-    """Computes `max(x, 0)`, cut off at `max_value` if that is not None."""
+    """Computes `max(x, 0)`, capped at `max_value` unless that is None."""
     if max_value is not None:
         if max_value == 6:
             return ops.relu6(x) if tf is None else tf.raw_ops.Relu6(features=x)

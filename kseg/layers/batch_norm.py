@@ -1,6 +1,6 @@
-"""Batch normalization in fused kernels, over one replica or all of them."""
+"""Batch normalization by fused kernels, over one replica or all of them."""
 
-# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
+# ruff: noqa: D102 - Keras hooks (`call`, `build`, `get_config`...) are documented by their class.
 
 import math
 
@@ -9,29 +9,31 @@ import keras
 from kseg.backend import replicas, tf
 
 BATCH_NORM_EPSILON = 1e-5
-BATCH_NORM_MOMENTUM = 0.9  # PyTorch counts the other way round and calls it 0.1.
+BATCH_NORM_MOMENTUM = 0.9  # 0.1 in PyTorch, whose momentum weights the new statistics.
 
 
 @keras.saving.register_keras_serializable(package="kseg")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalisation in one fused kernel, with Keras' weights and numbers.
+    """Batch normalization by one fused kernel, with the weights and results of Keras' layer.
 
     On TensorFlow a rank-4 channels-last map goes through FusedBatchNormV3, one node instead of a
-    dozen; elsewhere, and for masks and renormalisation, this is plain Keras. The moving variance
-    is that of the batch itself, as in Keras; PyTorch's is n / (n - 1) times larger.
+    dozen; on other backends, and for masks and renormalization, Keras' implementation is used. The
+    moving variance averages the biased batch variance, as in Keras; PyTorch's is n / (n - 1) times
+    larger.
 
     Args:
         epsilon: float > 0. Defaults to PyTorch's 1e-5, not to Keras' 1e-3.
         momentum: float in [0, 1], the weight of the old moving statistics. Defaults to 0.9.
-        synchronized: bool. Takes the statistics over the batches of all replicas, by one
-            message forward and one backward. Without it every replica normalises by its own
-            batch and keeps its own moving statistics: what is saved, or read outside of the
-            replicas, is their mean, but inference on a replica uses its own.
-        moving_if_single: bool. Where a channel has one value in the batch (an image pooled to 1x1,
-            one image a replica), it has no variance: training would see the offset alone, and
-            inference something else. If True, such a batch is normalised by the moving statistics
-            in training too, and does not change them; those of a new layer leave it as it is.
-        others: as in `keras.layers.BatchNormalization`.
+        synchronized: bool. If True, compute the statistics over the batches of all replicas, with
+            one all-reduce forward and one backward. If False, every replica normalizes by its own
+            batch and keeps its own moving statistics: their mean is saved and is what code outside
+            the replicas reads, but inference on a replica uses that replica's.
+        moving_if_single: bool. A channel with a single value in the batch (an image pooled to 1x1,
+            one image per replica) has no variance: in training the output would be the offset
+            alone, unlike in inference. If True, such a batch is normalized by the moving
+            statistics in training too, and does not update them; the initial ones (mean 0,
+            variance 1) leave it unchanged.
+        **kwargs: as in `keras.layers.BatchNormalization`.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         super().__init__(
             epsilon=epsilon,
             momentum=momentum,
-            # Other backends have no replicas to synchronise, and Keras raises there.
+            # Other backends have no replicas to synchronize, and Keras raises an error there.
             synchronized=synchronized and tf is not None,
             **kwargs,
         )
@@ -58,8 +60,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def add_weight(self, *args, trainable=True, **kwargs):
         if trainable or tf is None or not tf.distribute.has_strategy():
             return super().add_weight(*args, trainable=trainable, **kwargs)
-        # Moving statistics under a strategy: each replica writes its own copy, without a message;
-        # reading from outside (saving, evaluating) gives the mean. `Layer.add_weight` lacks it.
+        # Moving statistics under a strategy: each replica updates its own copy without
+        # communication; a read from outside (saving, evaluating) returns the mean.
+        # `Layer.add_weight` has no `synchronization` argument.
         kwargs["initializer"] = keras.initializers.get(kwargs["initializer"])
         return keras.Variable(
             dtype=self.variable_dtype,
@@ -82,8 +85,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
             return self._normalize_synchronized(inputs)
         if not training:
             return self._fused(inputs, self.moving_mean, self.moving_variance, is_training=False)[0]
-        # The kernel moves the statistics itself, but its batch variance is n / (n - 1) times that
-        # of Keras: the old value goes in that much larger, and the new comes out that much smaller.
+        # The kernel updates the moving statistics itself, but with a batch variance n / (n - 1)
+        # times that of Keras: scale the old value up by this factor, and the new one down again.
         if None in (size := inputs.shape[:3]):
             count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:3]), "float32")
             correction = tf.maximum(count - 1.0, 1.0) / count
@@ -97,11 +100,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
             exponential_avg_factor=1.0 - self.momentum,
         )
         variance = variance * correction
-        if self.moving_if_single and values == [
-            None,
-            1,
-            1,
-        ]:  # Of a batch that may turn out to be of one image.
+        # A batch of 1x1 maps whose size is known only at run time: it may hold a single image.
+        if self.moving_if_single and values == [None, 1, 1]:
             several = count > 1.0
             moving = self.moving_mean, self.moving_variance
             outputs = tf.where(several, outputs, self._fused(inputs, *moving, is_training=False)[0])
@@ -137,11 +137,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def _synchronized_batch_norm(inputs, gamma, beta, epsilon):
-    """Normalises by the moments over the batches of all replicas.
+    """Normalizes by the moments over the batches of all replicas.
 
-    Written with its own gradient because the one that TensorFlow derives sends twice as many
-    messages and has several times as many nodes. The fused kernels do the work on whole maps, in
-    their inference mode, in which the moments are given to them.
+    Defines its own gradient because the one that TensorFlow derives needs twice as many all-reduces
+    and several times as many nodes. The fused kernels process the maps in inference mode, in which
+    the moments are inputs.
 
     Args:
         inputs: float tensor `(batch, height, width, channels)`.
@@ -149,7 +149,7 @@ def _synchronized_batch_norm(inputs, gamma, beta, epsilon):
         epsilon: float.
 
     Returns:
-        `(outputs, mean, variance)`: like `inputs`, and twice float32 `(channels,)`.
+        `(outputs, mean, variance)`: a tensor like `inputs`, and two float32 tensors `(channels,)`.
     """
     channels = gamma.shape[0]
     attributes = {"epsilon": epsilon, "is_training": False}
@@ -169,7 +169,7 @@ def _synchronized_batch_norm(inputs, gamma, beta, epsilon):
         )[0]
 
         def gradient(upstream, *_):  # The moments are only stored, never differentiated.
-            # The part of the gradient that takes the moments for constants...
+            # The part of the gradient that treats the moments as constants...
             partial, d_gamma, d_beta = tf.raw_ops.FusedBatchNormGradV3(
                 y_backprop=upstream,
                 x=inputs,
@@ -179,8 +179,8 @@ def _synchronized_batch_norm(inputs, gamma, beta, epsilon):
                 reserve_space_3=mean,  # Read in training mode only.
                 **attributes,
             )[:3]
-            # ... and what flows through them: slope * (sum dy + z * sum(dy z)) / count, written as
-            # a straight line in x = mean + z * std.
+            # ... and the part through them: slope * (sum dy + z * sum(dy z)) / count, written as
+            # a linear function of x = mean + z * std.
             all_gamma, all_beta = tf.split(
                 replicas.all_reduce_sum(tf.concat([d_gamma, d_beta], axis=0)), 2
             )
@@ -189,7 +189,7 @@ def _synchronized_batch_norm(inputs, gamma, beta, epsilon):
             slope = scale * inverse_std * all_gamma
             through = slope * tf.cast(inputs, "float32") + (scale * all_beta - slope * mean)
             d_inputs = tf.cast(tf.cast(partial, "float32") - through, inputs.dtype)
-            # Parameters get this replica's share: the trainer sums gradients over replicas.
+            # Parameter gradients are this replica's share: the trainer sums over replicas.
             return d_inputs, d_gamma, d_beta
 
         return (outputs, mean, variance), gradient

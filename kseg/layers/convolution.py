@@ -1,6 +1,6 @@
-"""Convolution, alone and with its batch norm, residual and activation."""
+"""Convolution, alone and fused with batch norm, residual sum and activation in one layer."""
 
-# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
+# ruff: noqa: D102 - Keras hooks (`call`, `build`, `get_config`...) are documented by their class.
 
 import functools
 
@@ -18,21 +18,22 @@ def _pair(value):
 
 @keras.saving.register_keras_serializable(package="kseg")
 class Conv2D(keras.layers.Conv2D):
-    """A convolution that pads both sides alike, as PyTorch does.
+    """A convolution that pads both sides equally, as PyTorch does.
 
     `padding="same"` adds `dilation * (kernel_size - 1) // 2` zeros on each side; the output has
-    `ceil(size / stride)` rows and columns. Keras and TensorFlow pad a strided convolution on the
-    far side first, which shifts the map by a pixel against published weights.
+    `ceil(size / stride)` rows and columns. Keras and TensorFlow pad a strided convolution at the
+    bottom and right first, which shifts the map by a pixel relative to published PyTorch weights.
 
     Args:
         filters: int, output channels.
         kernel_size: odd int, or a pair of them.
-        strides, dilation_rate, padding, use_bias and others: as in `keras.layers.Conv2D`, except
-            that `padding` defaults to `"same"` and `use_bias` to False. Weights are drawn
-            normally with variance 2 / fan-out (He et al., ICCV 2015) unless
+        strides, dilation_rate, padding, use_bias, **kwargs: as in `keras.layers.Conv2D`, except
+            that `padding` defaults to `"same"` and `use_bias` to False. Weights are drawn from a
+            normal distribution of variance 2 / fan-out (He et al., ICCV 2015) unless
             `kernel_initializer` is given.
-        tensorflow_padding: bool. Pads `padding="same"` as TensorFlow and Keras do: with stride 2
-            alike on both sides of an odd size, a zero less in front of an even one.
+        tensorflow_padding: bool. If True, `padding="same"` pads as TensorFlow and Keras do: with
+            stride 2 equally on both sides of an odd size, with one zero less at the top and left
+            of an even one.
 
     Raises:
         ValueError: if `padding="same"` and a kernel size is even, or `data_format` is not
@@ -70,13 +71,13 @@ class Conv2D(keras.layers.Conv2D):
             )
         if padding == "same" and any(size % 2 == 0 for size in self.kernel_size):
             raise ValueError(
-                "An even `kernel_size` cannot be padded alike on both sides. "
+                "An even `kernel_size` cannot be padded equally on both sides. "
                 f"Received: kernel_size={self.kernel_size}. Use padding='valid'."
             )
 
     @property
     def _margins(self):
-        """Rows and columns of zeros on each side."""
+        """Rows and columns of zeros added on each side."""
         if self.padding != "same":
             return 0, 0
         return tuple(
@@ -86,15 +87,16 @@ class Conv2D(keras.layers.Conv2D):
 
     def convolution_op(self, inputs, kernel):
         rows, columns = self._margins
-        # With stride 1, TensorFlow pads alike by itself. Else the zeros are put there by hand: its
-        # explicit padding has no oneDNN gradient, which cost 40 % of a bfloat16 HRNet step on CPU.
+        # With stride 1, TensorFlow's "same" is symmetric. Otherwise pad by a separate op: the
+        # convolution's explicit padding has no oneDNN gradient, which cost 40 % of a bfloat16 HRNet
+        # step on CPU.
         same = self.padding == "same" and (self.strides == (1, 1) or self.tensorflow_padding)
         if (rows or columns) and not same:
             margins = ((0, 0), (rows, rows), (columns, columns), (0, 0))
             inputs = ops.pad(inputs, margins) if tf is None else tf.pad(inputs, margins)
         padding = "same" if same else "valid"
         if tf is not None and self.groups == 1:
-            # The op itself: keras.ops.conv wraps it in checks that take longer than tracing it.
+            # The raw op: the checks in keras.ops.conv take longer than tracing the op itself.
             return tf.raw_ops.Conv2D(
                 input=inputs,
                 filter=kernel,
@@ -130,14 +132,14 @@ class Conv2D(keras.layers.Conv2D):
 
 
 class NormalizedConvolution(keras.layers.Layer):
-    """What `ConvNorm` and `kseg.layers.depthwise.DepthwiseConvNorm` share: all but the convolution.
+    """Base of `ConvNorm` and `kseg.layers.depthwise.DepthwiseConvNorm`: all but the convolution.
 
     Args:
-        make_convolution: function `(dtype, name)` to the convolution.
-        relu: bool, whether the result goes through a ReLU.
-        max_value: None, or the float that the ReLU is cut off at: 6 for ReLU6.
+        make_convolution: function `(dtype, name)` that returns the convolution layer.
+        relu: bool, whether to apply a ReLU to the result.
+        max_value: float or None, the upper bound of the ReLU: 6 for ReLU6.
         epsilon: float > 0, of the batch norm.
-        synchronized, moving_if_single: bools, of the batch norm.
+        synchronized, moving_if_single: bools, as in `BatchNormalization`.
     """
 
     def __init__(
@@ -193,9 +195,9 @@ class NormalizedConvolution(keras.layers.Layer):
 class ConvNorm(NormalizedConvolution):
     """Convolution, batch norm, an optional residual sum and an optional ReLU, in one call.
 
-    `relu(norm(conv(inputs)) + residual)`: one Keras layer where there would be four, since in a
-    deep network Keras' bookkeeping per call takes longer than tracing the operations. Its two
-    weighted parts are the layers `convolution` and `normalization`, with their usual weights.
+    `relu(norm(conv(inputs)) + residual)`: one Keras layer instead of four, since in a deep network
+    Keras' overhead per layer call exceeds the tracing of the operations. Its weights belong to
+    two sublayers, `convolution` and `normalization`.
 
     Args:
         filters: int, output channels.
@@ -205,10 +207,10 @@ class ConvNorm(NormalizedConvolution):
         use_bias: bool, of the convolution. Redundant before a batch norm, but some published
             checkpoints have it.
         tensorflow_padding: bool, as in `Conv2D`.
-        relu: bool, whether the result goes through a ReLU.
-        max_value: None, or the float that the ReLU is cut off at: 6 for ReLU6.
+        relu: bool, whether to apply a ReLU to the result.
+        max_value: float or None, the upper bound of the ReLU: 6 for ReLU6.
         epsilon: float > 0, of the batch norm. Defaults to PyTorch's 1e-5.
-        synchronized, moving_if_single: bools, of the batch norm.
+        synchronized, moving_if_single: bools, as in `BatchNormalization`.
 
     Call arguments:
         inputs: float tensor `(batch, height, width, channels)`.

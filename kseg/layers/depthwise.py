@@ -1,6 +1,6 @@
-"""Depthwise convolution, and the choice of how it is computed."""
+"""Depthwise convolution, with a choice of implementation."""
 
-# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
+# ruff: noqa: D102 - Keras hooks (`call`, `build`, `get_config`...) are documented by their class.
 
 import functools
 
@@ -15,28 +15,28 @@ IMPLEMENTATIONS = ("grouped", "shifted")
 
 
 def default_implementation():
-    """The implementation that a layer uses where none is named: `"grouped"` on every backend."""
+    """Default of `DepthwiseConv2D`'s `implementation`: `"grouped"` on every backend."""
     return "grouped"
 
 
 @keras.saving.register_keras_serializable(package="kseg")
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """A convolution of each channel by itself, without bias.
+    """A convolution applied to each channel separately, without bias.
 
-    Pads as TensorFlow's "same" does: alike on both sides, but with stride 2 and an even size with a
-    zero less in front.
+    Pads as TensorFlow's "same" does: equally on both sides, except that with stride 2 an even size
+    gets one zero less at the top and left.
 
     Args:
         kernel_size: odd int, or a pair of them.
         strides: int or pair, 1 or 2.
         dilation_rate: int or pair.
-        removed_stride: bool. The convolution stands for one of stride 2 whose input had only every
-            `dilation_rate`-th row and column, and gives its outputs at every
-            `2 * dilation_rate`-th place: it pads as that one did.
+        removed_stride: bool. If True, the convolution replaces one of stride 2 whose input had only
+            every `dilation_rate`-th row and column. It pads as that one did, so that its outputs at
+            every `2 * dilation_rate`-th row and column equal the original outputs.
         implementation: `"grouped"`: the backend's depthwise convolution. `"shifted"`: the sum over
-            the kernel's places of the shifted map times one weight a channel, in float32; the same
-            numbers up to rounding, from element-wise operations only, for compilers whose grouped
-            convolutions or their gradients are slow. None: `default_implementation()`.
+            kernel positions of the shifted map times one weight per channel, in float32. It agrees
+            up to rounding and uses element-wise operations only, for compilers whose grouped
+            convolutions, or the gradients of these, are slow. None: `default_implementation()`.
 
     Call arguments:
         inputs: float tensor `(batch, height, width, channels)`.
@@ -46,7 +46,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
     Raises:
         ValueError: if `implementation` is unknown, a kernel size is even, a stride is above 2, or
-            `removed_stride` is set beside a stride of 2.
+            `removed_stride` is combined with a stride of 2.
     """
 
     def __init__(self, kernel_size, *, removed_stride=False, implementation=None, **kwargs):
@@ -54,7 +54,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
             "padding": "same",
             "use_bias": False,
             "data_format": "channels_last",
-            # Fan-out of a depthwise kernel: its places.
+            # The fan-out of a depthwise kernel is its number of positions.
             "depthwise_initializer": keras.initializers.VarianceScaling(
                 2.0, "fan_out", "untruncated_normal"
             ),
@@ -68,7 +68,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
             )
         if any(size % 2 == 0 for size in self.kernel_size):
             raise ValueError(
-                "An even `kernel_size` cannot be padded alike on both sides. "
+                "An even `kernel_size` cannot be padded equally on both sides. "
                 f"Received: kernel_size={self.kernel_size}"
             )
         if not set(self.strides) <= {1, 2}:
@@ -85,7 +85,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         if self.removed_stride:
             inputs, padding = self._pad(inputs), "valid"
         if tf is not None and self.dilation_rate == (1, 1):
-            # The op itself, as in `kseg.layers.Conv2D`.
+            # The raw op, as in `kseg.layers.Conv2D`.
             return tf.raw_ops.DepthwiseConv2dNative(
                 input=inputs,
                 filter=self.kernel,
@@ -102,7 +102,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         )
 
     def _pad(self, inputs):
-        """Adds the zeros under which the convolution without padding is this one."""
+        """Pads with zeros so that an unpadded ("valid") convolution yields this layer's output."""
         margins = []
         for size, kernel, rate, stride in zip(
             ops.shape(inputs)[1:3], self.kernel_size, self.dilation_rate, self.strides, strict=True

@@ -1,6 +1,6 @@
-"""Stochastic depth."""
+"""Stochastic depth, with the same draws for one replica and for several."""
 
-# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
+# ruff: noqa: D102 - Keras hooks (`call`, `build`, `get_config`...) are documented by their class.
 
 import keras
 from keras import ops
@@ -13,8 +13,8 @@ class DropPath(keras.layers.Layer):
     """Drops the residual branch of whole samples in training (Huang et al., ECCV 2016).
 
     Args:
-        rate: float in [0, 1), how likely a sample is set to 0. What is kept is scaled up by
-            `1 / (1 - rate)`, which keeps the expected value.
+        rate: float in [0, 1), the probability of setting a sample to 0. The others are multiplied
+            by `1 / (1 - rate)`, which preserves the expected value.
         seed: int or None.
 
     Call arguments:
@@ -45,14 +45,14 @@ class DropPath(keras.layers.Layer):
 
 
 def drop_path_scales(inputs, rate, seed_generator, branches=1):
-    """Draws by what stochastic depth multiplies the samples of residual branches.
+    """Draws the factors by which stochastic depth multiplies samples of residual branches.
 
     Args:
-        inputs: tensor `(batch, height, width, channels)`, this replica's.
+        inputs: tensor `(batch, height, width, channels)` of this replica.
         rate: float in [0, 1).
-        seed_generator: `keras.random.SeedGenerator`, in the same state on all replicas, which draw
-            for the global batch and take their part.
-        branches: int, drawn at once.
+        seed_generator: `keras.random.SeedGenerator`, in the same state on all replicas: each draws
+            for the global batch and keeps its own part.
+        branches: int, number of branches to draw for.
 
     Returns:
         float32 tensor `(branches, batch, 1, 1, 1)`: 0, or `1 / (1 - rate)`.

@@ -1,6 +1,6 @@
 """Normalization of images and of embeddings."""
 
-# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
+# ruff: noqa: D102 - Keras hooks (`call`, `build`, `get_config`...) are documented by their class.
 
 import keras
 import numpy as np
@@ -25,14 +25,14 @@ class ImageNormalization(keras.layers.Layer):
     """
 
     def __init__(self, *, mean=IMAGENET_MEAN, std=IMAGENET_STD, **kwargs):
-        # Not autocast: bfloat16 would round interpolated pixels before they are centred.
+        # No autocast: bfloat16 would round interpolated pixels before they are centered.
         super().__init__(autocast=False, **kwargs)
         self.mean = tuple(mean)
         self.std = tuple(std)
 
     def call(self, inputs):
-        centred = ops.cast(inputs, "float32") - np.array(self.mean, "float32")
-        return ops.cast(centred * (1.0 / np.array(self.std, "float32")), self.compute_dtype)
+        centered = ops.cast(inputs, "float32") - np.array(self.mean, "float32")
+        return ops.cast(centered * (1.0 / np.array(self.std, "float32")), self.compute_dtype)
 
     def compute_output_spec(self, inputs):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
@@ -48,7 +48,7 @@ class UnitNormalization(keras.layers.Layer):
     `x / max(norm(x), epsilon)`: a zero vector stays zero, and its gradient is finite.
 
     Args:
-        epsilon: float > 0, the smallest norm that is divided by.
+        epsilon: float > 0, the lower bound of the divisor.
 
     Call arguments:
         inputs: float tensor `(..., channels)`.
@@ -63,7 +63,7 @@ class UnitNormalization(keras.layers.Layer):
 
     def call(self, inputs):
         squared_norm = ops.sum(ops.square(inputs), axis=-1, keepdims=True)
-        # The maximum stands inside the root, whose own gradient at zero is infinite.
+        # The maximum is taken inside the root, whose gradient at zero is infinite.
         return inputs * ops.rsqrt(ops.maximum(squared_norm, self.epsilon**2))
 
     def compute_output_spec(self, inputs):

@@ -1,4 +1,4 @@
-"""Photometric distortion on the device that trains, so that the host moves bytes only."""
+"""Photometric distortion on the accelerator, which relieves the input pipeline on the host."""
 
 import math
 
@@ -13,15 +13,16 @@ _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523,
 class PhotometricDistortion(keras.layers.Layer):
     """Changes brightness, contrast, saturation and hue of each image, and blurs some.
 
-    The four are one affine map of colours, in this order, nothing clipped in between: factors
-    uniform in `1 +- strength`, contrast about the image's mean luma, the hue's angle uniform in
-    `+- hue` turns. A Gaussian blur follows. What an image gets depends on its draws alone.
+    The four changes, in this order, form one affine map of the colors, without clipping in between:
+    factors uniform in `1 +- strength`, contrast about the image's mean luma, hue rotated by a
+    uniform fraction of a turn in `+- hue`. A Gaussian blur follows. The result for an image depends
+    only on that image and its draws.
 
     Args:
         brightness, contrast, saturation: floats in [0, 1), the strengths.
-        hue: float in [0, 0.5], turns.
+        hue: float in [0, 0.5], fraction of a turn.
         blur_probability: float in [0, 1].
-        blur_sigma: `(least, most)`, pixels, uniform.
+        blur_sigma: `(least, most)`, pixels; the blur's sigma is uniform in between.
 
     Call arguments:
         images: tensor `(batch, height, width, 3)`, RGB, 0 to 255; static height and width.
@@ -72,21 +73,21 @@ class PhotometricDistortion(keras.layers.Layer):
         return images
 
     def color_maps(self, draws, mean_luma):
-        """The affine maps of colours.
+        """Computes the affine color map of each image.
 
         Args:
             draws: float32 tensor `(batch, 4)`, uniform in [0, 1).
-            mean_luma: float32 tensor `(batch,)`, of each image.
+            mean_luma: float32 tensor `(batch,)`, the mean luma of each image.
 
         Returns:
-            `(matrices, offsets)`, float32 `(batch, 3, 3)` and `(batch,)`: a colour, as a row, times
-            its matrix, plus the offset.
+            `(matrices, offsets)`, float32 `(batch, 3, 3)` and `(batch,)`: a color, as a row vector,
+            is multiplied by the matrix, and the offset is added to each channel.
         """
         strengths = ops.convert_to_tensor(self.strengths, "float32")
         factors = 1.0 + (2.0 * draws[:, :3] - 1.0) * strengths
         brightness, contrast, saturation = (factors[:, i] for i in range(3))
         angle = (2.0 * draws[:, 3] - 1.0) * (self.hue * 2.0 * math.pi)
-        # A turn of the chroma plane is a combination of three fixed maps of colours.
+        # A rotation of the chroma plane is a linear combination of three fixed color maps.
         back = np.linalg.inv(_YIQ)
         keep, along, across = (
             ops.convert_to_tensor((back @ np.array(m, "float64") @ _YIQ).T, "float32")
@@ -97,34 +98,34 @@ class PhotometricDistortion(keras.layers.Layer):
             )
         )
         cos, sin = ((f(angle) * saturation)[:, None, None] for f in (ops.cos, ops.sin))
-        turns = keep + cos * along + sin * across
-        matrices = turns * (brightness * contrast)[:, None, None]
-        # Grey stays grey under the turn, so the offset only needs contrast and brightness.
+        rotations = keep + cos * along + sin * across
+        matrices = rotations * (brightness * contrast)[:, None, None]
+        # The rotation preserves gray, so the offset depends on contrast and brightness only.
         return matrices, mean_luma * brightness * (1.0 - contrast)
 
-    def _blur(self, images, chosen, size):
-        """A separable Gaussian for each image, as a sum of shifted images."""
+    def _blur(self, images, selection_draws, sigma_draws):
+        """Convolves each image with a separable Gaussian, as a sum of shifted images."""
         low, high = self.blur_sigma
         radius = math.ceil(3 * high)
-        sigma = (low + (high - low) * size)[:, None]
-        steps = ops.arange(-radius, radius + 1, dtype="float32")[None]
-        weights = ops.exp(-ops.square(steps / sigma) / 2.0)
+        sigma = (low + (high - low) * sigma_draws)[:, None]
+        offsets = ops.arange(-radius, radius + 1, dtype="float32")[None]
+        weights = ops.exp(-ops.square(offsets / sigma) / 2.0)
         weights = weights / ops.sum(weights, axis=1, keepdims=True)
-        blurred = (chosen < self.blur_probability)[:, None]
-        weights = ops.where(blurred, weights, ops.cast(steps == 0, "float32"))
+        blurred = (selection_draws < self.blur_probability)[:, None]
+        weights = ops.where(blurred, weights, ops.cast(offsets == 0, "float32"))
         weights = weights[:, :, None, None, None]
         for axis in (1, 2):
             length = images.shape[axis]
-            # Beyond the edges the outermost pixels go on.
-            places = np.clip(np.arange(-radius, length + radius), 0, length - 1)
-            extended = ops.take(images, places, axis=axis)
+            # Replicate padding: the border pixels repeat beyond the edges.
+            indices = np.clip(np.arange(-radius, length + radius), 0, length - 1)
+            extended = ops.take(images, indices, axis=axis)
             images = sum(
                 weights[:, k] * _slice(extended, k, length, axis) for k in range(2 * radius + 1)
             )
         return images
 
     def get_config(self):
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         names = ("brightness", "contrast", "saturation")
         return {
             **super().get_config(),
@@ -140,13 +141,13 @@ def _slice(x, start, length, axis):
 
 
 def build_distortion(data):
-    """Builds the distortion of a config.
+    """Builds the distortion that a config describes.
 
     Args:
         data: `kseg.config.schema.Data`.
 
     Returns:
-        `PhotometricDistortion`, or None if there is nothing to be distorted.
+        `PhotometricDistortion`, or None if the config asks for no distortion.
     """
     arguments = data.color_jitter.model_dump() if data.color_jitter else {}
     if data.blur:

@@ -1,6 +1,6 @@
-"""Resizing of maps and labels, with the sampling points of PyTorch."""
+"""Resizing of feature maps and labels, with the sampling points of PyTorch."""
 
-# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
+# ruff: noqa: D102 - Keras hooks (`call`, `build`, `get_config`...) are documented by their class.
 
 import functools
 
@@ -15,8 +15,7 @@ from kseg.layers.activation import relu
 def ceil_divide(size, divisor):
     """Divides a size, int >= 0 or an int32 scalar, and rounds up.
 
-    Without negative numbers, unlike `-(-size // divisor)`: the quotients of those are rounded
-    towards zero in ONNX.
+    Avoids negative numbers, unlike `-(-size // divisor)`: ONNX rounds their quotients toward zero.
     """
     return (size + divisor - 1) // divisor
 
@@ -25,8 +24,8 @@ def resize(x, size, *, interpolation="bilinear", align_corners=False):
     """Resizes maps to a size that may be known only at run time.
 
     Sampling points are PyTorch's: `(i + 0.5) * in / out - 0.5` for bilinear interpolation,
-    `i * (in - 1) / (out - 1)` with `align_corners`, and `floor(i * in / out)` for nearest. Nothing
-    is smoothed when shrinking.
+    `i * (in - 1) / (out - 1)` with `align_corners`, and `floor(i * in / out)` for nearest. There is
+    no antialiasing when shrinking.
 
     Args:
         x: tensor `(batch, height, width, channels)`. Float for bilinear interpolation, any
@@ -36,18 +35,18 @@ def resize(x, size, *, interpolation="bilinear", align_corners=False):
         align_corners: bool, for bilinear interpolation only.
 
     Returns:
-        tensor `(batch, *size, channels)` of the dtype of `x`. Every float dtype is interpolated
-        bilinearly in float32, and so is its gradient.
+        tensor `(batch, *size, channels)` of the dtype of `x`. Bilinear interpolation and its
+        gradient are computed in float32 for every float dtype.
 
     Raises:
-        ValueError: if `interpolation` is unknown, or `align_corners` is asked for with nearest.
+        ValueError: if `interpolation` is unknown, or `align_corners` is set for nearest.
     """
     _check_interpolation(interpolation, align_corners)
     if tf is None:
         return _resize_by_gathering(x, size, interpolation, align_corners)
     if interpolation == "nearest":
         return tf.raw_ops.ResizeNearestNeighbor(images=x, size=size)
-    # The cast comes first: of maps that are not float32, XLA's gradient of this op is garbage.
+    # Cast first: XLA's gradient of this op is wrong for every dtype but float32.
     other = tf.as_dtype(x.dtype) != tf.float32
     resized = tf.raw_ops.ResizeBilinear(
         images=tf.cast(x, "float32") if other else x,
@@ -64,7 +63,9 @@ def _check_interpolation(interpolation, align_corners):
             f"`interpolation` must be 'bilinear' or 'nearest'. Received: {interpolation=}"
         )
     if align_corners and interpolation == "nearest":
-        raise ValueError("`align_corners` is for bilinear interpolation. Received: 'nearest'.")
+        raise ValueError(
+            "`align_corners` is for bilinear interpolation only. Received: interpolation='nearest'."
+        )
 
 
 def _resize_by_gathering(x, size, interpolation, align_corners):
@@ -87,7 +88,7 @@ def _resize_by_gathering(x, size, interpolation, align_corners):
 
 @functools.cache
 def _sampling_points(input_size, output_size, interpolation, align_corners):
-    """Gives, for each output row, the two input rows around it and the second one's weight."""
+    """Returns the two input rows around each output row, and the weight of the second."""
     rows = np.arange(output_size, dtype="float32")
     if interpolation == "nearest":
         points = np.floor(rows * np.float32(input_size / output_size))
@@ -101,14 +102,14 @@ def _sampling_points(input_size, output_size, interpolation, align_corners):
 
 
 def _spatial_size(x):
-    """`(height, width)` of a map: ints where all are known, else an int32 tensor."""
+    """`(height, width)` of a map: ints if both are static, else an int32 tensor."""
     if tf is None or None not in x.shape[1:3]:
         return tuple(x.shape[1:3])
     return tf.shape(x)[1:3]
 
 
 def resize_labels(labels, height, width):
-    """Brings labels to a feature map's size by nearest sampling (half-pixel centres).
+    """Resizes labels to the size of a feature map by nearest sampling (half-pixel centers).
 
     Args:
         labels: int tensor `(batch, label_height, label_width)`, static height and width.
@@ -119,7 +120,7 @@ def resize_labels(labels, height, width):
         int32 tensor `(batch, height, width)`; index i holds source `floor((i + 0.5) * in / out)`.
 
     Raises:
-        ValueError: if the labels have another rank than 3.
+        ValueError: if the rank of the labels is not 3.
     """
     if len(labels.shape) != 3:
         raise ValueError(
@@ -136,7 +137,7 @@ def resize_labels(labels, height, width):
 
 @keras.saving.register_keras_serializable(package="kseg")
 class ResizeLike(keras.layers.Layer):
-    """Resizes a map to the height and width of another, known at run time or before.
+    """Resizes a map to the height and width of another, static or known only at run time.
 
     Args:
         interpolation, align_corners: as in `kseg.layers.resize`.
@@ -149,7 +150,7 @@ class ResizeLike(keras.layers.Layer):
         float tensor `(batch, new_height, new_width, channels)` in the compute dtype.
 
     Raises:
-        ValueError: if `interpolation` is unknown, or `align_corners` is asked for with nearest.
+        ValueError: if `interpolation` is unknown, or `align_corners` is set for nearest.
     """
 
     def __init__(self, *, interpolation="bilinear", align_corners=False, **kwargs):
@@ -182,21 +183,21 @@ class ResizeLike(keras.layers.Layer):
 class ResizeAndSum(keras.layers.Layer):
     """Resizes maps of equal channels to one size, sums them, and applies a ReLU.
 
-    The end of HRNet's exchange between resolutions. The sum runs from the first map to the last.
+    The last step of HRNet's exchange between resolutions. The maps are added in their order.
 
     Args:
+        like: int, index into the inputs of the map whose size the output has.
         interpolation, align_corners: as in `kseg.layers.resize`.
-        relu: bool, whether the sum goes through a ReLU.
+        relu: bool, whether to apply a ReLU to the sum.
 
     Call arguments:
-        inputs: list of float tensors `(batch, height_i, width_i, channels)`.
-        like: index into `inputs` of the map that has the size of the output.
+        inputs: list of float tensors `(batch, height_i, width_i, channels)`, from fine to coarse.
 
     Returns:
         float tensor `(batch, height_like, width_like, channels)` in the compute dtype.
 
     Raises:
-        ValueError: if `interpolation` is unknown, or `align_corners` is asked for with nearest.
+        ValueError: if `interpolation` is unknown, or `align_corners` is set for nearest.
     """
 
     def __init__(self, like, *, interpolation="bilinear", align_corners=False, relu=True, **kwargs):
@@ -211,7 +212,7 @@ class ResizeAndSum(keras.layers.Layer):
         size = _spatial_size(inputs[self.like])
         total = None
         for index, x in enumerate(inputs):
-            if index > self.like:  # The maps that follow are coarser.
+            if index > self.like:  # The later maps are coarser.
                 x = resize(
                     x, size, interpolation=self.interpolation, align_corners=self.align_corners
                 )

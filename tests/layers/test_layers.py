@@ -250,7 +250,7 @@ def test_bilinear_resize_and_its_gradient(size, new_size, align_corners, how):
     function = {
         "static": lambda x, like: layer(x, like=like),
         "dynamic": tf.function(lambda x, like: layer(x, like=like), input_signature=[unknown] * 2),
-        "other backends": lambda x, like: layers._resize_by_gathering(
+        "other backends": lambda x, like: layers.resizing._resize_by_gathering(
             x, like.shape[1:3], "bilinear", align_corners
         ),
     }[how]
@@ -273,7 +273,7 @@ def test_nearest_resize(size, new_size):
     np.testing.assert_array_equal(
         layers.resize(labels, new_size, interpolation="nearest"), expected
     )
-    gathered = layers._resize_by_gathering(labels, new_size, "nearest", False)
+    gathered = layers.resizing._resize_by_gathering(labels, new_size, "nearest", False)
     np.testing.assert_array_equal(gathered, expected)
 
 
