@@ -1,4 +1,4 @@
-"""Backbones: an image to feature maps at several strides."""
+"""Backbones, which map an image to feature maps at several strides, and their registry."""
 
 from kseg.backbones.backbone import Backbone
 from kseg.backbones.efficientnet_lite import (
@@ -50,7 +50,7 @@ def build_backbone(name, **arguments):
         **arguments: arguments of that builder.
 
     Returns:
-        `Backbone` from normalised images to a dict of feature maps.
+        `Backbone` from normalized images to a dict of feature maps.
 
     Raises:
         ValueError: if `name` is unknown.

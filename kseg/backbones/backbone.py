@@ -1,4 +1,6 @@
-# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
+"""The model class of all backbones, which carries strides and normalization through saving."""
+
+# ruff: noqa: D102 - Keras hooks (`call`, `build`, `get_config`...) are documented by their class.
 
 import keras
 
@@ -7,17 +9,17 @@ from kseg.layers import IMAGENET_MEAN, IMAGENET_STD
 
 @keras.saving.register_keras_serializable(package="kseg")
 class Backbone(keras.Model):
-    """A functional model from normalised images to feature maps, which knows their strides.
+    """A functional model from normalized images to feature maps, with known strides.
 
-    Its input is a float tensor `(batch, height, width, 3)`, its output a dict
+    The input is a float tensor `(batch, height, width, 3)`, the output a dict
     `{"c2": ..., "c5": ...}` of float tensors `(batch, ceil(height / stride),
     ceil(width / stride), channels)`, from fine to coarse.
 
     Args:
         *args, **kwargs: as in `keras.Model`: `inputs`, `outputs`, `name`.
-        strides: dict from the name of each output to its stride in pixels of the input.
-        mean, std: three floats each in units of 0 to 255, how its images are normalised; a
-            segmenter does so. Defaults to ImageNet's.
+        strides: dict from the name of each output to its stride in input pixels.
+        mean, std: three floats each, in units of 0 to 255: the normalization that the weights
+            expect, which the segmenter applies. Defaults to ImageNet's.
     """
 
     # Keras rebuilds a functional subclass only if its constructor takes (*args, **kwargs).

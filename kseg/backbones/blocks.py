@@ -1,6 +1,6 @@
-"""Residual blocks (He et al., CVPR 2016), shared by the networks that consist of them.
+"""Residual blocks (He et al., CVPR 2016), shared by ResNet and HRNet.
 
-Their layers are named after torchvision's: `<name>_conv1` is convolution and batch norm in one.
+The layers are named after torchvision's; `<name>_conv1` is a convolution with its batch norm.
 """
 
 
@@ -8,13 +8,14 @@ def basic_block(conv_norm, x, channels, *, strides=1, dilation_rates=(1, 1), sho
     """Adds two 3x3 convolutions to the shortcut.
 
     Args:
-        conv_norm: function `(filters, kernel_size, **arguments)` to a `kseg.layers.ConvNorm`.
+        conv_norm: function `(filters, kernel_size, **arguments)` that returns a
+            `kseg.layers.ConvNorm`.
         x: symbolic float tensor `(batch, height, width, any)`.
         channels: int, width of the block and of its output.
-        strides: int, of the first convolution.
-        dilation_rates: two ints, of the convolutions.
+        strides: int, strides of the first convolution.
+        dilation_rates: two ints, one for each convolution.
         shortcut: symbolic tensor of the output's shape, or None: `x`.
-        name: str, prefix of the layers' names.
+        name: str, prefix of the layer names.
 
     Returns:
         symbolic float tensor `(batch, ceil(height / strides), ceil(width / strides), channels)`.
@@ -26,12 +27,12 @@ def basic_block(conv_norm, x, channels, *, strides=1, dilation_rates=(1, 1), sho
 
 
 def bottleneck(conv_norm, x, channels, *, strides=1, dilation_rates=(1, 1), shortcut=None, name):
-    """Adds 1x1, 3x3 and 1x1 convolutions to the shortcut; the stride is that of the 3x3 one.
+    """Adds 1x1, 3x3 and 1x1 convolutions to the shortcut; the 3x3 one is strided.
 
     Args:
         conv_norm, x, strides, shortcut, name: as in `basic_block`.
-        channels: int, width of the 3x3 convolution; the output has four times it.
-        dilation_rates: two ints, of which the first is that of the 3x3 convolution.
+        channels: int, width of the 3x3 convolution; the output is four times as wide.
+        dilation_rates: two ints; the 3x3 convolution uses the first, the second has no effect.
 
     Returns:
         symbolic float tensor

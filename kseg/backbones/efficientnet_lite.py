@@ -1,3 +1,5 @@
+"""EfficientNet-Lite with dilation for lower output strides, and its published sizes 0 to 2."""
+
 import functools
 import math
 
@@ -14,7 +16,7 @@ _KERNEL_SIZES = (3, 3, 5, 3, 5, 5, 3)
 _EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 _STRIDES = (1, 2, 2, 2, 1, 2, 1)
 
-# Images are normalised so, in units of 0 to 255 (`MEAN_RGB` and `STDDEV_RGB` of the original).
+# Image normalization, in units of 0 to 255 (`MEAN_RGB` and `STDDEV_RGB` of the original).
 MEAN = (127.0, 127.0, 127.0)
 STD = (128.0, 128.0, 128.0)
 BATCH_NORM_EPSILON = 1e-3
@@ -34,35 +36,35 @@ def build_efficientnet_lite(
 ):
     """Builds an EfficientNet-Lite: inverted residual blocks with ReLU6, no squeeze-and-excitation.
 
-    Layers are named after the parameters of timm, `.` written as `_`; a convolution and its batch
-    norm are one layer. Strided convolutions pad as TensorFlow does, whatever the size.
+    Layers are named after timm's parameters, with `_` for `.`; a convolution and its batch norm are
+    one layer. Strided convolutions pad as in TensorFlow, for every input size.
 
-    A stage that may not stride any more multiplies the dilation of those behind it instead, as in
-    `kseg.backbones.build_resnet`: at every `stride`-th position the dilated network puts out what
-    the strided one does.
+    A stage whose stride would exceed `output_stride` multiplies the dilation of the later blocks
+    instead, as in `kseg.backbones.build_resnet`: at every `stride`-th position the outputs of the
+    dilated network equal those of the strided one.
 
     Sources: Tan and Le, "EfficientNet", ICML 2019; github.com/tensorflow/tpu,
-    `models/official/efficientnet/lite`. Batch norms have momentum 0.9 in Keras' sense, not the
-    0.99 of the original, which is for runs of 10^5 steps and more.
+    `models/official/efficientnet/lite`. Departure: batch norms have momentum 0.9 in Keras' sense,
+    not the 0.99 of the original, which suits runs of 10^5 steps and more.
 
     Args:
         channels: seven ints, output channels of the stages.
         repeats: seven ints, blocks of the stages.
         stem_channels: int, channels of the first convolution.
-        top_channels: int, channels of the 1x1 convolution behind the last block, which is `c5`.
+        top_channels: int, channels of the 1x1 convolution after the last block, which is `c5`.
         output_stride: 8, 16 or 32, the stride of `c5`.
-        drop_path_rate: float in [0, 1). In training block i of n drops its residual branch with
-            probability `drop_path_rate * i / n`, for each sample by itself (stochastic depth).
-        depthwise: how depthwise convolutions are computed, see `kseg.layers.DepthwiseConv2D`.
-        synchronized_batch_norm: bool, statistics over all replicas.
+        drop_path_rate: float in [0, 1). In training, block i of n drops its residual branch with
+            probability `drop_path_rate * i / n`, independently for each sample (stochastic depth).
+        depthwise: str or None, `implementation` of `kseg.layers.DepthwiseConv2D`.
+        synchronized_batch_norm: bool, whether batch-norm statistics span all replicas.
         name: str, the model's name.
 
     Returns:
-        `Backbone` with outputs `c2` to `c5` of 24, 40, 112 and 1280 channels in Lite0: the maps
-        before each stride, and the last. Any input size; images normalised by `(x - 127) / 128`.
+        `Backbone` with outputs `c2` to `c5` (24, 40, 112 and 1280 channels in Lite0): the maps
+        before each stride, and the last. Any input size; images normalized by `(x - 127) / 128`.
 
     Raises:
-        ValueError: if there are not seven stages, `output_stride` is none of the above, or
+        ValueError: if there are not seven stages, `output_stride` is not 8, 16 or 32, or
             `drop_path_rate` is not in [0, 1).
     """
     if len(channels) != 7 or len(repeats) != 7:
@@ -84,7 +86,7 @@ def build_efficientnet_lite(
     maps, strides = [], []
     stride, dilation, block, num_blocks = 2, 1, 0, sum(repeats)
     for stage in range(7):
-        # The convolution whose stride is taken out still has the dilation of the blocks before.
+        # A convolution whose stride is removed keeps the dilation of the preceding blocks.
         step, first_dilation, removed_stride = 1, dilation, False
         if _STRIDES[stage] == 2:
             maps.append(x)
@@ -111,7 +113,7 @@ def build_efficientnet_lite(
             block += 1
     maps.append(conv_norm(top_channels, 1, name="conv_head")(x))
     strides.append(stride)
-    stages = ("c2", "c3", "c4", "c5")  # The map before the first stage that strides has stride 2.
+    stages = ("c2", "c3", "c4", "c5")  # Without `maps[0]`, which has stride 2.
     return Backbone(
         image,
         dict(zip(stages, maps[1:], strict=True)),
@@ -136,9 +138,9 @@ def _inverted_residual(
     drop_path_rate,
     name,
 ):
-    """Widens a map, filters each channel, narrows it, and adds the shortcut where it fits."""
+    """Expands a map, filters each channel, projects, and adds the shortcut if shapes allow."""
     shortcut = x if x.shape[-1] == channels and strides == 1 and not removed_stride else None
-    project = "conv_pw"  # As timm calls it in blocks that do not expand.
+    project = "conv_pw"  # timm's name in blocks without expansion.
     if expansion > 1:
         x = conv_norm(expansion * x.shape[-1], 1, name=f"{name}_conv_pw")(x)
         project = "conv_pwl"
@@ -157,12 +159,12 @@ def _inverted_residual(
 
 
 def scaled(width, depth):
-    """Scales Lite0, all but its stem, its top and the repeats of its first and last stage.
+    """Scales Lite0, except its stem, its top and the repeats of its first and last stage.
 
     Args:
-        width: float, factor of the channels, which are rounded to multiples of 8, down by 10 % at
-            most.
-        depth: float, factor of the repeats, which are rounded up.
+        width: float, factor for the channels, which are rounded to multiples of 8, downward by at
+            most 10 %.
+        depth: float, factor for the repeats, which are rounded up.
 
     Returns:
         dict, the arguments `channels` and `repeats` of `build_efficientnet_lite`.

@@ -1,3 +1,5 @@
+"""HRNet (Wang et al., TPAMI 2020) and its published sizes."""
+
 import functools
 
 import keras
@@ -24,26 +26,27 @@ def build_hrnet(
 ):
     """Builds a high-resolution network: parallel branches that exchange features.
 
-    Layers are named after the parameters of the published checkpoints, `.` written as `_`; a
+    Layers are named after the parameters of the published checkpoints, with `_` for `.`; a
     convolution and its batch norm are one `ConvNorm`.
 
-    The upsampling in the exchange differs between publications: timm and the ImageNet code take
-    the nearest neighbour, the segmentation code interpolates bilinearly with `align_corners` true
-    or false by configuration. The weights have the same shapes in each; the default is bilinear
-    without `align_corners`, as every other resize in kseg.
+    Published code differs in the upsampling of the exchange: timm and the ImageNet code use the
+    nearest neighbor, the segmentation code bilinear interpolation with a configurable
+    `align_corners`. The weights have the same shapes in each; the default is bilinear without
+    `align_corners`, as in every other resize of kseg.
 
     Source: Wang et al., "Deep High-Resolution Representation Learning for Visual Recognition",
     TPAMI 2020, and github.com/HRNet/HRNet-Semantic-Segmentation.
 
     Args:
-        channels: four ints, the width of the branches at strides 4, 8, 16, 32.
-        modules: three ints, how often stages 2, 3 and 4 exchange.
-        blocks: three ints, the residual blocks of each branch in a module of those stages.
-        stage1_channels: int, width of the bottlenecks of stage 1, which put out four times it.
+        channels: four ints, widths of the branches at strides 4, 8, 16, 32.
+        modules: three ints, numbers of modules (each ends in an exchange) in stages 2, 3 and 4.
+        blocks: three ints, residual blocks of each branch in a module of those stages.
+        stage1_channels: int, width of the bottlenecks of stage 1, whose output is four times as
+            wide.
         stage1_blocks: int, number of those bottlenecks.
         stem_channels: int, width of the first convolution. The second has 64.
-        interpolation, align_corners: how the exchange upsamples, as in `kseg.layers.resize`.
-        synchronized_batch_norm: bool, statistics over all replicas.
+        interpolation, align_corners: upsampling of the exchange, as in `kseg.layers.resize`.
+        synchronized_batch_norm: bool, whether batch-norm statistics span all replicas.
         name: str, the model's name.
 
     Returns:
@@ -88,7 +91,7 @@ def _residual_blocks(conv_norm, x, blocks, name):
 
 
 def _transition(conv_norm, branches, channels, name):
-    """Opens one coarser branch, and brings the others to their width where it differs."""
+    """Adds a coarser branch, and projects the others to their new width where it differs."""
     outputs = []
     for index, width in enumerate(channels):
         if index == len(branches):
@@ -102,7 +105,7 @@ def _transition(conv_norm, branches, channels, name):
 
 
 def _exchange(conv_norm, resize_and_sum, branches, name):
-    """Adds to every branch what all others hold, brought to its resolution and width."""
+    """Adds all other branches to each one, brought to its resolution and width."""
     outputs = []
     for target, goal in enumerate(branches):
         width = goal.shape[-1]

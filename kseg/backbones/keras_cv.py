@@ -1,5 +1,6 @@
-# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
-"""The door to keras-cv's backbones. keras-cv is archived: nothing else in kseg imports it."""
+"""An adapter for keras-cv's backbones. keras-cv is archived: no other module of kseg imports it."""
+
+# ruff: noqa: D102 - Keras hooks (`call`, `build`, `get_config`...) are documented by their class.
 
 import keras
 from keras import ops
@@ -22,38 +23,38 @@ def build_keras_cv(
     synchronized_batch_norm=False,
     name="keras_cv",
 ):
-    """Makes a backbone of kseg out of one of keras-cv.
+    """Adapts a keras-cv backbone to kseg.
 
-    ResNetV2, EfficientNetV2, EfficientNetLite, MobileNetV3, CSPDarkNet, DenseNet, MiT and any
-    other with four pyramid levels. Its batch norms are replaced by `kseg.layers`' with the same
-    weights and settings: one fused kernel, synchronised if asked for. An image whose sides are no
-    multiples of 32 is padded with zeros on its far sides, and the maps are cropped again.
+    Supports ResNetV2, EfficientNetV2, EfficientNetLite, MobileNetV3, CSPDarkNet, DenseNet, MiT and
+    any other with four pyramid levels. Batch norms are replaced by those of `kseg.layers` with the
+    same weights and settings: one fused kernel, optionally synchronized. An image whose sides are
+    not multiples of 32 is padded with zeros at the bottom and right, and the maps are cropped.
 
     Args:
         class_name: str, a class of `keras_cv.models`, such as `"EfficientNetLiteBackbone"`; with
             `arguments`. Either this or `preset`.
-        arguments: dict, the arguments of the class (for a preset: what is to differ), all but
-            `include_rescaling`. Some classes work on images of one size only, and MiT on square
-            ones: give `"input_shape": (512, 512, 3)`. Sides that are multiples of 32.
+        arguments: dict, arguments of the class (for a preset: those to override), except
+            `include_rescaling`. Some classes accept images of one size only, and MiT square ones
+            only: pass `"input_shape": (512, 512, 3)`, with sides that are multiples of 32.
         preset: str, a preset of keras-cv, such as `"efficientnetv2_s_imagenet"`, which is
             downloaded.
-        load_weights: bool, whether a preset's weights are wanted, or its architecture only.
+        load_weights: bool, whether to load a preset's weights or only its architecture.
         output_stride: 8, 16 or 32, the stride of `c5`. Below 32 the last stages are dilated instead
-            of strided, as in `build_resnet`; for networks that pad before they stride, such as
-            EfficientNetLite.
-        mean, std: three floats each in units of 0 to 255: the normalisation that the weights are
-            made for. The default divides by 255, as keras-cv does.
-        synchronized_batch_norm: bool, statistics over all replicas.
+            of strided, as in `build_resnet`. Requires a network with separate padding layers before
+            its strided convolutions, such as EfficientNetLite.
+        mean, std: three floats each, in units of 0 to 255: the normalization that the weights
+            expect. The default divides by 255, as keras-cv does.
+        synchronized_batch_norm: bool, whether batch-norm statistics span all replicas.
         name: str, the model's name.
 
     Returns:
         `Backbone` with outputs `c2` to `c5` at strides 4, 8, 16, 32, none above `output_stride`.
-        Any input size, unless `input_shape` says otherwise.
+        Any input size, unless `input_shape` fixes it.
 
     Raises:
         ValueError: if not exactly one of `class_name` and `preset` is given, the class is unknown
-            or takes other arguments, the preset or the `output_stride` cannot be had, or there are
-            fewer than four pyramid levels.
+            or does not take the arguments, the preset is not available, the network does not
+            support the `output_stride`, or there are fewer than four pyramid levels.
     """
     if (class_name is None) == (preset is None):
         raise ValueError(
@@ -72,7 +73,7 @@ def build_keras_cv(
             "A keras_cv backbone must have four pyramid levels. "
             f"{class_name or preset} has {levels}"
         )
-    # The deepest four: P2 to P5, but P1 to P4 in MiT, which counts from its first stage.
+    # The deepest four: P2 to P5, or P1 to P4 in MiT, which counts its stages from 1.
     outputs = {
         stage: source.get_layer(source.pyramid_level_inputs[level]).output
         for stage, level in zip(STRIDES, levels[-4:], strict=True)
@@ -117,13 +118,13 @@ def _from_class(class_name, arguments):
         )
     try:
         return classes[class_name](**arguments)
-    except Exception as error:  # Whatever its layers say to arguments that they cannot use.
+    except Exception as error:  # Layers raise errors of any type for unusable arguments.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"keras_cv.models.{class_name} cannot be built: {reason}") from error
 
 
 def _from_preset(preset, load_weights, arguments):
-    # The base class knows no presets: each class its own.
+    # The base class lists no presets; each class lists its own.
     owners = {name: cls for cls in _classes().values() for name in cls.presets}
     if preset not in owners:
         raise ValueError(f"keras_cv has no preset {preset!r}. Choose from {sorted(owners)}")
@@ -132,8 +133,8 @@ def _from_preset(preset, load_weights, arguments):
     except Exception as error:  # keras-cv raises a bare Exception when a download fails.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
-            f"keras_cv cannot give the preset {preset!r}: {reason}. Presets are downloaded; use "
-            "`class_name` and `arguments` on a machine without network"
+            f"keras_cv cannot load the preset {preset!r}: {reason}. Presets are downloaded; use "
+            "`class_name` and `arguments` on a machine without network access"
         ) from None
 
 
@@ -146,17 +147,17 @@ def _with_our_batch_norm(layer, synchronized):
 
 
 def _dilate(network, output_stride):
-    """Makes the layers that keep a network's stride from growing beyond a limit.
+    """Builds the dilated layers that limit a network's output stride.
 
-    Where the stride is taken out, positions keep their pixels: what the strided network sees at
-    place i, the dilated one sees at place 2 i.
+    Where a stride of 2 is removed, position 2 i of the dilated network sees the same pixels as
+    position i of the strided one.
 
     Args:
         network: functional model.
         output_stride: 8, 16 or 32.
 
     Returns:
-        dict from the name of a layer to the layer that stands for it.
+        dict from a layer's name to its replacement.
     """
     if output_stride not in (8, 16, 32):
         raise ValueError(f"`output_stride` must be 8, 16 or 32. Received: {output_stride=}")
@@ -180,9 +181,9 @@ def _dilate(network, output_stride):
             step > 1 and size > 1 and padding is None
         ):
             raise ValueError(
-                "`output_stride` below 32 is for networks of convolutions that are padded by "
-                f"layers of their own where they stride. Received: {output_stride=}, and "
-                f"{layer.name!r} is none. Use 32"
+                "`output_stride` below 32 needs a network whose strided convolutions are padded by "
+                f"separate layers. Received: {output_stride=}, and {layer.name!r} is not such a "
+                "convolution. Use 32"
             )
         config = layer.get_config()
         config.update(strides=(1, 1), dilation_rate=(rate, rate))
@@ -236,10 +237,10 @@ class PadToMultiple(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kseg")
 class CropToStride(keras.layers.Layer):
-    """Cuts a map to the part that belongs to an image, before it was padded on its far sides.
+    """Crops a map to the part that covers an image as it was before `PadToMultiple`.
 
     Args:
-        stride: int > 0, pixels of the image for one place of the map.
+        stride: int > 0, stride of the map in pixels of the image.
 
     Call arguments:
         inputs: float tensor `(batch, any, any, channels)`.

@@ -1,3 +1,5 @@
+"""ResNet with dilation for lower output strides, its variants v1b to v1d and published sizes."""
+
 import functools
 
 import keras
@@ -23,38 +25,38 @@ def build_resnet(
 ):
     """Builds a residual network whose last stages may be dilated instead of strided.
 
-    Layers are named after the parameters of torchvision and timm, `.` written as `_`; a
-    convolution and its batch norm are one `ConvNorm`. The stride of a bottleneck is that of its
-    3x3 convolution.
+    Layers are named after the parameters of torchvision and timm, with `_` for `.`; a convolution
+    and its batch norm are one `ConvNorm`. In a bottleneck the 3x3 convolution is strided.
 
-    A stage that may not stride any more multiplies the dilation instead. Its first block still
-    has the dilation of the stage before, so that the published weights see what they were trained
-    on: the dilated network puts out, at every `stride`-th position, what the strided one does.
+    A stage whose stride would exceed `output_stride` doubles the dilation instead. Its first block
+    keeps the dilation of the previous stage, so that published weights still apply: at every
+    `stride`-th position the outputs of the dilated network equal those of the strided one.
 
     Sources: He et al., "Deep Residual Learning", CVPR 2016; He et al., "Bag of Tricks", CVPR 2019
     (v1c, v1d: ResNet-C and -D); Chen et al., "Rethinking Atrous Convolution", 2017 (output stride,
     multi-grid). Names and the pooling of dilated v1d shortcuts are those of timm.
 
     Args:
-        blocks: four ints, the blocks of each stage.
+        blocks: four ints, numbers of blocks of the stages.
         block: `"basic"` (ResNet-18, -34) or `"bottleneck"`.
-        channels: four ints, the width of each stage; bottlenecks put out four times it.
-        variant: `"v1b"`: a 7x7 convolution first. `"v1c"`: three 3x3 convolutions instead.
-            `"v1d"`: v1c whose strided shortcuts average 2x2 pixels before their 1x1 convolution.
-        stem_channels: int, channels after the first convolution(s); in v1c and v1d the first two
-            have half of it. 64 in the papers; RegionContrast's code has 128.
+        channels: four ints, widths of the stages; the output of a bottleneck is four times as wide.
+        variant: `"v1b"`: a stem of one 7x7 convolution. `"v1c"`: a deep stem of three 3x3
+            convolutions. `"v1d"`: v1c with strided shortcuts that average 2x2 pixels before their
+            1x1 convolution.
+        stem_channels: int, output channels of the stem; in v1c and v1d its first two convolutions
+            have half as many. 64 in the papers, 128 in RegionContrast's code.
         output_stride: 8, 16 or 32, the stride of `c5`.
-        multi_grid: ints that multiply the dilation of the blocks of the last stage in turn, the
-            first included, such as `(1, 2, 4)` (4, 8 and 16 at output stride 8); or None.
-        synchronized_batch_norm: bool, statistics over all replicas.
+        multi_grid: ints that multiply the dilation of the last stage's blocks, cyclically from the
+            first block on, such as `(1, 2, 4)` (4, 8 and 16 at output stride 8); or None.
+        synchronized_batch_norm: bool, whether batch-norm statistics span all replicas.
         name: str, the model's name.
 
     Returns:
         `Backbone` with outputs `c2` to `c5`. Any input size.
 
     Raises:
-        ValueError: if `block`, `variant` or `output_stride` is none of the above, `stem_channels`
-            is odd in a deep stem, or `multi_grid` is empty.
+        ValueError: if `block`, `variant` or `output_stride` is not one of the above,
+            `stem_channels` is odd in a deep stem, or `multi_grid` is empty.
     """
     if block not in ("basic", "bottleneck"):
         raise ValueError(f"`block` must be 'basic' or 'bottleneck'. Received: {block=}")
@@ -68,7 +70,7 @@ def build_resnet(
             f"convolutions. Received: {stem_channels=}"
         )
     if multi_grid is not None and not multi_grid:
-        raise ValueError("`multi_grid` must have a number. Received: (). Use None for no grid.")
+        raise ValueError("`multi_grid` must not be empty. Received: (). Use None for no grid.")
     conv_norm = functools.partial(ConvNorm, synchronized=synchronized_batch_norm)
 
     image = keras.Input((None, None, 3), name="image")
@@ -78,7 +80,7 @@ def build_resnet(
         x = conv_norm(stem_channels // 2, 3, strides=2, name="conv1_0")(image)
         x = conv_norm(stem_channels // 2, 3, name="conv1_3")(x)
         x = conv_norm(stem_channels, 3, name="conv1_6")(x)
-    # Zeros are as good as -inf here: nothing is below them after a ReLU.
+    # Zeros are as good as -inf here: no value is negative after a ReLU.
     x = keras.layers.ZeroPadding2D(1, name="maxpool_pad")(x)
     x = keras.layers.MaxPooling2D(3, strides=2, name="maxpool")(x)
 
@@ -144,7 +146,7 @@ def _stage(conv_norm, x, channels, *, block, strides, dilations, average_shortcu
 
 
 def _average(x, strides, name):
-    """Averages 2x2 pixels. With stride 1 the map keeps its size: zeros stand beyond its end."""
+    """Averages 2x2 pixels. With stride 1, zeros after the last row and column keep the size."""
     if strides > 1:
         return keras.layers.AveragePooling2D(2, padding="same", name=name)(x)
     x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"{name}_pad")(x)

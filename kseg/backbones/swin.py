@@ -1,5 +1,6 @@
-# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
-"""Swin transformers: attention within windows, which shift from block to block."""
+"""Swin transformers: attention within windows that are shifted in every second block."""
+
+# ruff: noqa: D102 - Keras hooks (`call`, `build`, `get_config`...) are documented by their class.
 
 import math
 
@@ -13,7 +14,8 @@ from kseg.layers import Conv2D, ceil_divide, drop_path_scales
 
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 LAYER_NORM_EPSILON = 1e-5
-# Added to the scores of places that only the shift brought together. Not -inf, as in the original.
+# Added to the scores of positions that only the cyclic shift made neighbors; -100 as in the
+# original, not -inf.
 MASKED = -100.0
 
 _ROOT_HALF = math.sqrt(0.5)
@@ -34,28 +36,29 @@ def build_swin(
 ):
     """Builds a Swin transformer for dense prediction.
 
-    Layers are named after the parameters of Microsoft's segmentation code, `.` written as `_`; a
-    block is one layer. As there, each block pads its map with zeros at the bottom and right to
-    multiples of the window and then shifts it. The window always has its full size, and every
-    second block shifts, also where one window covers the map; the classification code does
-    otherwise.
+    Layers are named after the parameters of Microsoft's segmentation code, with `_` for `.`; a
+    block is one layer. As in that code, each block pads its map with zeros at the bottom and right
+    to multiples of the window size and then shifts it. Unlike in the classification code, the
+    window always has its full size, and every second block shifts even if one window covers the
+    whole map.
 
     Source: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows",
     ICCV 2021; github.com/SwinTransformer/Swin-Transformer-Semantic-Segmentation.
 
     Args:
-        embed_dim: int, width of the first stage. It doubles from stage to stage.
-        depths: four ints, the blocks of each stage. Every second one shifts by half a window.
-        num_heads: four ints, the attention heads of each stage.
+        embed_dim: int, width of the first stage; each later stage is twice as wide.
+        depths: four ints, numbers of blocks of the stages. Every second block shifts by half a
+            window.
+        num_heads: four ints, attention heads of the stages.
         window_size: int, rows and columns of a window.
-        mlp_ratio: float, hidden width of the perceptrons in widths of their stage.
-        drop_path_rate: float in [0, 1), how likely the last block drops each of its residual
-            branches in training, for each sample by itself (stochastic depth, Huang et al., ECCV
-            2016). The rate rises linearly from 0 in the first block.
+        mlp_ratio: float, hidden width of a block's MLP relative to the stage's width.
+        drop_path_rate: float in [0, 1), the probability that the last block drops each of its
+            residual branches in training, independently for each sample (stochastic depth, Huang
+            et al., ECCV 2016). The rate rises linearly from 0 in the first block.
         qkv_bias: bool, whether queries, keys and values have biases.
-        output_norms: bool, whether every output goes through a layer norm of its own, as in
-            segmentation networks. The feature extractors of timm have none.
-        synchronized_batch_norm: bool. No effect: there is no batch norm in a Swin.
+        output_norms: bool, whether each output has its own layer norm, as in segmentation networks.
+            timm's feature extractors have none.
+        synchronized_batch_norm: bool. No effect: a Swin has no batch norm.
         name: str, the model's name.
 
     Returns:
@@ -64,7 +67,7 @@ def build_swin(
 
     Raises:
         ValueError: if the channels of a stage are not divisible by its heads, `depths` or
-            `num_heads` are not four, or `drop_path_rate` is not in [0, 1).
+            `num_heads` does not have four numbers, or `drop_path_rate` is not in [0, 1).
     """
     del synchronized_batch_norm
     if not 0 <= drop_path_rate < 1:
@@ -100,40 +103,40 @@ def build_swin(
 
 
 def relative_position_index(window_size):
-    """Numbers the offsets between the places of a window.
+    """Indexes the offsets between the positions of a window.
 
     Args:
         window_size: int.
 
     Returns:
         int32 array `(window_size^2, window_size^2)`: for each query (row) and key (column) the row
-        of the bias table that belongs to the offset from the key to the query. Offsets count from
-        `1 - window_size`, the horizontal one faster.
+        of the bias table for the offset from the key to the query. The table starts at offset
+        `1 - window_size` in both directions; the horizontal offset varies fastest.
     """
-    place = np.arange(window_size)
-    offset = place[:, None] - place[None, :] + window_size - 1
+    position = np.arange(window_size)
+    offset = position[:, None] - position[None, :] + window_size - 1
     index = offset[:, None, :, None] * (2 * window_size - 1) + offset[None, :, None, :]
     return index.reshape(window_size**2, window_size**2).astype("int32")
 
 
 def shift_mask(height, width, window_size, shift):
-    """Masks attention between places that only the cyclic shift brought into one window.
+    """Masks attention between positions that only the cyclic shift brought into one window.
 
     Args:
-        height, width: ints or int32 scalars, the size of the map before it is padded.
+        height, width: ints or int32 scalars, the size of the map before padding.
         window_size, shift: ints, 0 < shift < window_size.
 
     Returns:
-        float32 tensor `(windows, window_size^2, window_size^2)`: 0 where two places belong
-        together, else -100.
+        float32 tensor `(windows, window_size^2, window_size^2)`: 0 where two positions are in the
+        same region of the map, else -100.
     """
 
     def regions(size):
-        """Numbers the parts of the map that rows come from, `(windows, window_size)`."""
+        """Region index of each row (or column) of the shifted map, `(windows, window_size)`."""
         size = ceil_divide(size, window_size) * window_size
-        place = ops.arange(size)
-        last = ops.cast(place >= size - window_size, "int32")
-        wrapped = ops.cast(place >= size - shift, "int32")
+        position = ops.arange(size)
+        last = ops.cast(position >= size - window_size, "int32")
+        wrapped = ops.cast(position >= size - shift, "int32")
         return ops.reshape(last + wrapped, (-1, window_size))
 
     rows, columns = regions(height), regions(width)
@@ -143,16 +146,17 @@ def shift_mask(height, width, window_size, shift):
 
 
 def partition_windows(x, window_size, shift, groups):
-    """Cuts a map into windows, and its channels into groups.
+    """Partitions a map into windows, and its channels into groups.
 
     Args:
         x: tensor `(batch, height, width, groups * dim)`.
-        window_size: int. The map is padded with zeros at its bottom and right to multiples of it.
-        shift: int. The padded map is rolled by that much to the top and to the left.
+        window_size: int. The map is zero-padded at the bottom and right to multiples of it.
+        shift: int. The padded map is rolled up and to the left by this many positions.
         groups: int.
 
     Returns:
-        tensor `(groups, batch * windows, window_size^2, dim)`, windows and places row by row.
+        tensor `(groups, batch * windows, window_size^2, dim)`, windows and positions in row-major
+        order.
     """
     batch, height, width, channels = ops.shape(x)
     x = _pad_to_multiple(x, window_size)
@@ -166,7 +170,7 @@ def partition_windows(x, window_size, shift, groups):
 
 
 def merge_windows(windows, window_size, shift, size):
-    """Puts windows back into a map: undoes `partition_windows`.
+    """Reassembles windows into a map: the inverse of `partition_windows`.
 
     Args:
         windows: tensor `(groups, batch * windows, window_size^2, dim)`.
@@ -184,7 +188,7 @@ def merge_windows(windows, window_size, shift, size):
     x = ops.reshape(x, (batch, rows * window_size, columns * window_size, groups * dim))
     if shift:
         x = ops.roll(x, (shift, shift), axis=(1, 2))
-    # The gradient of `x[...]` takes TensorFlow ten times as long.
+    # Not `x[...]`, whose gradient is ten times as slow on TensorFlow.
     return ops.slice(x, (0, 0, 0, 0), (batch, height, width, groups * dim))
 
 
@@ -210,7 +214,7 @@ def _linear(x, kernel, bias=None, activation=None):
     shape = ops.shape(x)
     x = _matmul(ops.reshape(x, (-1, shape[-1])), kernel)
     if bias is not None:
-        # Not `+`, whose gradient takes TensorFlow more nodes and more time.
+        # Not `+`, whose gradient is slower on TensorFlow and has more nodes.
         x = x + bias if tf is None else tf.nn.bias_add(x, ops.convert_to_tensor(bias))
     if activation is not None:
         x = activation(x)
@@ -218,16 +222,16 @@ def _linear(x, kernel, bias=None, activation=None):
 
 
 def _upstream(arguments, upstream):
-    """What a gradient function is called with; the PyTorch backend passes it by name."""
+    """Returns the upstream gradient, which the PyTorch backend passes by name."""
     return arguments[0] if upstream is None else upstream
 
 
 @ops.custom_gradient
 def standardize(x):
-    """Brings every pixel's vector to zero mean and unit variance: a layer norm without weights.
+    """Standardizes each pixel's vector to zero mean and unit variance: an unweighted layer norm.
 
-    `(x - mean) / sqrt(variance + 1e-5)`, in float32. Its gradient is made of its outputs and one
-    number a pixel, so that the inputs need not be kept.
+    `(x - mean) / sqrt(variance + 1e-5)`, in float32. The gradient needs only the outputs and one
+    number per pixel, so that the inputs need not be kept.
 
     Args:
         x: float tensor `(..., channels)`.
@@ -235,11 +239,11 @@ def standardize(x):
     Returns:
         float tensor like `x`.
     """
-    centred = ops.cast(x, "float32")
-    centred = centred - ops.mean(centred, axis=-1, keepdims=True)
-    variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
+    centered = ops.cast(x, "float32")
+    centered = centered - ops.mean(centered, axis=-1, keepdims=True)
+    variance = ops.mean(ops.square(centered), axis=-1, keepdims=True)
     inverse_std = ops.rsqrt(variance + LAYER_NORM_EPSILON)
-    outputs = ops.cast(centred * inverse_std, x.dtype)
+    outputs = ops.cast(centered * inverse_std, x.dtype)
 
     def gradient(*arguments, upstream=None):
         upstream = ops.cast(_upstream(arguments, upstream), "float32")
@@ -252,7 +256,7 @@ def standardize(x):
 
 
 def _gelu(x):
-    # Not `ops.gelu`, which is made of erfc on TensorFlow: ONNX has none.
+    # Not `ops.gelu`, which uses erfc on TensorFlow: ONNX has no such operator.
     return 0.5 * x * (1.0 + ops.erf(x * _ROOT_HALF))
 
 
@@ -260,8 +264,8 @@ def _gelu(x):
 def scaled_gelu(u):
     """`u (1 + erf(u))`, which is `sqrt(2) gelu(sqrt(2) u)`.
 
-    GELU (Hendrycks and Gimpel, 2016) in fewer passes over memory: the factors go into the weights
-    around it, and the gradient computes erf once more instead of keeping it.
+    GELU (Hendrycks and Gimpel, 2016) in fewer passes over memory: the factors are folded into the
+    adjacent weights, and the gradient recomputes erf instead of keeping it.
 
     Args:
         u: float tensor.
@@ -282,24 +286,24 @@ def attend(query, key, value, bias):
     """Attention within windows: `softmax(query key^T + bias) value`, softmax in float32.
 
     Args:
-        query, key, value: float tensors `(heads, batch * windows, places, dim)`.
-        bias: float32 tensor `(heads, windows or 1, places, places)`.
+        query, key, value: float tensors `(heads, batch * windows, positions, dim)`.
+        bias: float32 tensor `(heads, windows or 1, positions, positions)`.
 
     Returns:
         float tensor like `value`.
     """
-    heads, windows, places, _ = ops.shape(bias)
-    by_image = (heads, -1, windows, places, places)
+    heads, windows, positions, _ = ops.shape(bias)
+    by_image = (heads, -1, windows, positions, positions)
 
     scores = ops.cast(_matmul(query, key, transpose_b=True), "float32")
     weights = ops.softmax(ops.reshape(scores, by_image) + bias[:, None])
-    weights = ops.reshape(ops.cast(weights, value.dtype), (heads, -1, places, places))
+    weights = ops.reshape(ops.cast(weights, value.dtype), (heads, -1, positions, positions))
     outputs = _matmul(weights, value)
 
     def gradient(*arguments, upstream=None):
         upstream = _upstream(arguments, upstream)
         d_weights = ops.cast(_matmul(upstream, value, transpose_b=True), "float32")
-        # sum_j weights_ij d_weights_ij, where it is cheaper: over dim instead of places.
+        # sum_j weights_ij d_weights_ij, as a cheaper sum: over dim instead of positions.
         mean = ops.sum(ops.cast(upstream * outputs, "float32"), axis=-1, keepdims=True)
         d_scores = (d_weights - mean) * ops.cast(weights, "float32")
         d_bias = ops.sum(ops.reshape(d_scores, by_image), axis=1)
@@ -324,7 +328,7 @@ def _initializer():
 
 @_register
 class Linear(keras.layers.Layer):
-    """A matrix product over the channels, and a bias.
+    """A dense layer over the channels.
 
     Args:
         units: int, output channels.
@@ -361,7 +365,7 @@ class Linear(keras.layers.Layer):
 
 @_register
 class LayerNorm(keras.layers.Layer):
-    """Layer norm over the channels (Ba et al., 2016), with its statistics in float32.
+    """Layer norm over the channels (Ba et al., 2016), with statistics in float32.
 
     `gamma (x - mean) / sqrt(variance + 1e-5) + beta`.
 
@@ -390,14 +394,14 @@ def _reduced(sides, stride):
 
 @_register
 class PatchEmbedding(keras.layers.Layer):
-    """Projects patches of 4 x 4 pixels to vectors, and normalises them.
+    """Projects patches of 4 x 4 pixels to vectors, and applies a layer norm.
 
     Args:
         embed_dim: int, output channels.
 
     Call arguments:
-        inputs: float tensor `(batch, height, width, channels)`. It is padded with zeros at its
-            bottom and right to multiples of 4.
+        inputs: float tensor `(batch, height, width, channels)`. It is zero-padded at the bottom
+            and right to multiples of 4.
 
     Returns:
         float tensor `(batch, ceil(height / 4), ceil(width / 4), embed_dim)` in the compute dtype.
@@ -435,13 +439,13 @@ class PatchEmbedding(keras.layers.Layer):
 
 @_register
 class PatchMerging(keras.layers.Layer):
-    """Halves a map: joins the channels of 2 x 2 pixels, normalises, projects to twice the width.
+    """Downsamples by 2: concatenates 2 x 2 pixels, normalizes, projects to twice the width.
 
-    The joined pixels stand in the order top left, bottom left, top right, bottom right.
+    The pixels are concatenated in the order top left, bottom left, top right, bottom right.
 
     Call arguments:
-        inputs: float tensor `(batch, height, width, channels)`. It is padded with zeros at its
-            bottom and right to even sides.
+        inputs: float tensor `(batch, height, width, channels)`. It is zero-padded at the bottom
+            and right to even sides.
 
     Returns:
         float tensor `(batch, ceil(height / 2), ceil(width / 2), 2 * channels)` in the compute
@@ -472,7 +476,7 @@ class PatchMerging(keras.layers.Layer):
 
 @_register
 class ShiftMask(keras.layers.Layer):
-    """Makes `shift_mask` for the size of a map, once for all blocks of a stage.
+    """Computes `shift_mask` for the size of a map, once for all blocks of a stage.
 
     Args:
         window_size, shift: ints.
@@ -493,8 +497,8 @@ class ShiftMask(keras.layers.Layer):
         return shift_mask(*ops.shape(inputs)[1:3], self.window_size, self.shift)
 
     def compute_output_spec(self, inputs):
-        places = self.window_size**2
-        return keras.KerasTensor((None, places, places), dtype="float32")
+        positions = self.window_size**2
+        return keras.KerasTensor((None, positions, positions), dtype="float32")
 
     def get_config(self):
         return {**super().get_config(), "window_size": self.window_size, "shift": self.shift}
@@ -502,24 +506,25 @@ class ShiftMask(keras.layers.Layer):
 
 @_register
 class SwinBlock(keras.layers.Layer):
-    """Attention within windows and a perceptron, each behind a layer norm and with a shortcut.
+    """Attention within windows and an MLP, each after a layer norm and with a shortcut.
 
     `y = x + attention(norm1(x))`, then `y + mlp(norm2(y))` (Liu et al., Eq. 3). The attention has a
-    learned bias for each offset between two places (Eq. 4).
+    learned bias for each offset between two positions (Eq. 4).
 
     Args:
-        num_heads: int, attention heads. Their widths add up to the channels.
-        window_size: int.
-        shift: int, by how much the map is shifted before it is cut into windows.
-        mlp_ratio: float, hidden width of the perceptron in channels.
+        num_heads: int, attention heads, each `channels / num_heads` wide.
+        window_size: int, rows and columns of a window.
+        shift: int, cyclic shift of the map before its partition into windows.
+        mlp_ratio: float, hidden width of the MLP relative to the channels.
         qkv_bias: bool, whether queries, keys and values have biases.
-        drop_path_rate: float in [0, 1), how likely each branch is dropped in training, for each
-            sample by itself. What is kept is scaled up, which keeps the expected value.
-        seed: int or None, of the drops.
+        drop_path_rate: float in [0, 1), the probability of dropping each branch in training,
+            independently for each sample. Kept branches are scaled up, which preserves the
+            expected value.
+        seed: int or None, for the drops.
 
     Call arguments:
         inputs: float tensor `(batch, height, width, channels)`.
-        shift_mask: tensor as from `shift_mask`, if the block shifts; else None.
+        shift_mask: the result of `shift_mask` if the block shifts, else None.
         training: bool, whether branches are dropped.
 
     Returns:
@@ -594,7 +599,7 @@ class SwinBlock(keras.layers.Layer):
         return x + keep_mlp(self._mlp(x, training))
 
     def _draw(self, inputs, training):
-        """Two functions that drop samples of a branch."""
+        """Returns two functions that drop samples, one for each branch."""
         if not training or self.drop_path_rate == 0:
             return (lambda x: x,) * 2
         scales = drop_path_scales(inputs, self.drop_path_rate, self.seed_generator, branches=2)
@@ -605,11 +610,11 @@ class SwinBlock(keras.layers.Layer):
         *size, channels = ops.shape(x)
         bias, output_bias = None, self.proj.bias
         if self.qkv_bias:
-            # Windows are padded behind this product, not before it as in the original, where the
-            # padding has keys and values, which are the biases. Those of the keys add the same to
-            # all scores of a query, which has no effect; those of the values pass through the
-            # attention, whose weights sum to 1. So the padding may be zero if the former are left
-            # out and the latter are added behind.
+            # The original pads the windows before this product, so that the keys and values of the
+            # padding equal the biases. Here they are padded after it. A key bias adds the same to
+            # all scores of a query, which has no effect; a value bias passes through the attention,
+            # whose weights sum to 1. The padding may therefore be zero if the key bias is omitted
+            # and the value bias is added after the attention.
             bias = self.qkv.bias * ops.cast(self._bias_scale, x.dtype)
             value_bias = self.qkv.bias[None, 2 * channels :]
             output_bias = output_bias + _matmul(value_bias, self.proj.kernel)[0]
@@ -620,20 +625,20 @@ class SwinBlock(keras.layers.Layer):
         return _linear(x, self.proj.kernel, output_bias)
 
     def _score_bias(self, shift_mask):
-        """What is added to the scores; float32 `(heads, windows or 1, places, places)`."""
-        places = self.window_size**2
+        """Bias of the attention scores; float32 `(heads, windows or 1, positions, positions)`."""
+        positions = self.window_size**2
         # Along axis 1: the gradient of a look-up along axis 0 is sparse in TensorFlow.
         bias = ops.take(ops.transpose(self.position_bias), self._index, axis=1)
-        bias = ops.reshape(bias, (self.num_heads, 1, places, places))
+        bias = ops.reshape(bias, (self.num_heads, 1, positions, positions))
         return bias if shift_mask is None else bias + ops.cast(shift_mask, "float32")
 
     def _mlp(self, x, training):
-        """The perceptron behind its norm."""
+        """Layer norm and MLP."""
         if not training:
-            # Written as converters know it: LiteRT has no erf but in this.
+            # The form of GELU that converters recognize: LiteRT supports erf only as part of it.
             x = _linear(self.norm2.call(x), self.fc1.kernel, self.fc1.bias, _gelu)
             return _linear(x, self.fc2.kernel, self.fc2.bias)
-        # gelu(x) = scaled_gelu(x / sqrt(2)) / sqrt(2): the factors go into the weights around it.
+        # gelu(x) = scaled_gelu(x / sqrt(2)) / sqrt(2), with the factors folded into the weights.
         norm, fc1, fc2 = self.norm2, self.fc1, self.fc2
         x = standardize(x) * (norm.gamma * _ROOT_HALF) + norm.beta * _ROOT_HALF
         x = scaled_gelu(_linear(x, fc1.kernel, fc1.bias * _ROOT_HALF))
@@ -671,10 +676,10 @@ swin_t = _published("swin_t", 96, (2, 2, 6, 2), _SMALL, "Builds Swin-T.")
 swin_s = _published("swin_s", 96, (2, 2, 18, 2), _SMALL, "Builds Swin-S.")
 swin_b = _published("swin_b", 128, (2, 2, 18, 2), _BASE, "Builds Swin-B.")
 swin_l = _published("swin_l", 192, (2, 2, 18, 2), _LARGE, "Builds Swin-L.")
-# Windows of the weights that were pretrained on images of 384 x 384.
+# Window size of the weights that were pretrained on images of 384 x 384.
 swin_b_384 = _published(
-    "swin_b_384", 128, (2, 2, 18, 2), _BASE, "Builds Swin-B of windows of 12.", window_size=12
+    "swin_b_384", 128, (2, 2, 18, 2), _BASE, "Builds Swin-B with windows of 12.", window_size=12
 )
 swin_l_384 = _published(
-    "swin_l_384", 192, (2, 2, 18, 2), _LARGE, "Builds Swin-L of windows of 12.", window_size=12
+    "swin_l_384", 192, (2, 2, 18, 2), _LARGE, "Builds Swin-L with windows of 12.", window_size=12
 )

@@ -1,9 +1,10 @@
-"""Heads: feature maps to logits.
+"""Segmentation heads, which map features to logits, and their registry.
 
-A head is a function `(features, num_classes, *, synchronized_batch_norm, **arguments)` over the
-symbolic outputs of a backbone. It returns a dict of symbolic tensors: `logits` in float32,
-`aux_logits` in float32 if it has them, and `features`, the map just before the classifier and
-before its dropout. It may add maps of its own, such as those of a feature pyramid, to project.
+A head is a function `(features, num_classes, *, synchronized_batch_norm, **arguments)` of the
+symbolic outputs of a backbone. It returns a dict of symbolic tensors: `logits` in float32;
+`aux_logits` in float32 if it has an auxiliary classifier; `features`, the map just before the
+classifier and its dropout. It may return further maps, such as those of a feature pyramid, which
+can be projected.
 """
 
 from kseg.heads.deeplabv3 import deeplabv3_head
@@ -30,7 +31,7 @@ def build_head(name, features, num_classes, **arguments):
         **arguments: arguments of that head.
 
     Returns:
-        dict of symbolic tensors, see this module.
+        dict of symbolic tensors, see the module's docstring.
 
     Raises:
         ValueError: if `name` is unknown, a stage is missing, or `num_classes` is not positive.

@@ -1,13 +1,15 @@
+"""The classifier layer that ends every head."""
+
 import keras
 
 from kseg.layers import Conv2D
 
 
 def classifier(num_classes, name):
-    """Makes the last layer of a head: a 1x1 convolution with bias, in float32.
+    """Creates the last layer of a head: a 1x1 convolution with bias, in float32.
 
-    Its weights start small (standard deviation 0.01, Long et al. and mmsegmentation), so that the
-    first predictions are near uniform.
+    Small initial weights (standard deviation 0.01, as in mmsegmentation) make the first predictions
+    nearly uniform.
 
     Args:
         num_classes: int, channels of the logits.

@@ -1,4 +1,6 @@
-# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
+"""The DeepLabV3 head: atrous spatial pyramid pooling (ASPP)."""
+
+# ruff: noqa: D102 - Keras hooks (`call`, `build`, `get_config`...) are documented by their class.
 
 import functools
 
@@ -23,12 +25,13 @@ def deeplabv3_head(
     synchronized_batch_norm=False,
     name="deeplabv3",
 ):
-    """Applies atrous spatial pyramid pooling: the deepest stage seen at several scales at once.
+    """Applies atrous spatial pyramid pooling to the deepest stage.
 
-    A 1x1 convolution, one 3x3 convolution for each dilation rate, and the mean of the whole image
-    are concatenated and fused by a 3x3 convolution. The rates 12, 24, 36 are for output stride 8;
-    halve them at 16. With one image a replica the batch norm behind the mean has one value a
-    channel; it then uses its moving statistics, see `kseg.layers.BatchNormalization`.
+    The outputs of a 1x1 convolution and of one 3x3 convolution per dilation rate, and the mean over
+    the image, are concatenated and fused by a 3x3 convolution. The rates 12, 24, 36 are for output
+    stride 8; halve them at 16. With one image per replica the batch norm after the mean sees a
+    single value per channel; it then uses its moving statistics, see
+    `kseg.layers.BatchNormalization`.
 
     Sources: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017,
     Sec. 3.3; the decoder of github.com/hzhupku/RegionContrast, and torchvision's with `project`.
@@ -39,13 +42,13 @@ def deeplabv3_head(
         channels: int, width of the fused map.
         aspp_channels: int, width of each branch, and of their projection.
         rates: ints, the dilation rates.
-        project: bool. True: a 1x1 convolution comes before the 3x3 one, and the image's mean last
-            in the concatenation, as in torchvision. False: neither, as in RegionContrast and
-            mmsegmentation.
-        dropout: float in [0, 1), the share of whole channels dropped before the classifier.
-        aux_channels: int, width of the auxiliary head, which sits on `c4`.
-        synchronized_batch_norm: bool, statistics over all replicas.
-        name: str, prefix of the layers' names.
+        project: bool. True, as in torchvision: a 1x1 convolution precedes the 3x3 one, and the
+            image mean is concatenated last. False, as in RegionContrast and mmsegmentation: no
+            such convolution, and the mean is concatenated first.
+        dropout: float in [0, 1), the fraction of channels dropped before the classifier.
+        aux_channels: int, width of the auxiliary head on `c4`.
+        synchronized_batch_norm: bool, whether batch-norm statistics span all replicas.
+        name: str, prefix of the layer names.
 
     Returns:
         dict of symbolic tensors: `logits` float32 `(batch, height, width, num_classes)` and
@@ -86,7 +89,7 @@ def deeplabv3_head(
 
 @keras.saving.register_keras_serializable(package="kseg")
 class Spread(keras.layers.Layer):
-    """Repeats one vector over a whole map.
+    """Broadcasts one vector over a whole map.
 
     Call arguments:
         inputs: float tensor `(batch, 1, 1, channels)`.

@@ -1,3 +1,5 @@
+"""The HRNetV2 head, and the concatenation at the finest stage that OCR shares with it."""
+
 import keras
 
 from kseg.heads.classifier import classifier
@@ -5,12 +7,12 @@ from kseg.layers import ConvNorm, ResizeLike
 
 
 def concatenate_at_finest(features, *, interpolation="bilinear", align_corners=False, name):
-    """Brings all maps to the size of the finest and concatenates them, from fine to coarse.
+    """Resizes all maps to the size of the finest and concatenates them, from fine to coarse.
 
     Args:
         features: dict from `c2` ... to symbolic float tensors `(batch, height, width, channels)`.
         interpolation, align_corners: as in `kseg.layers.resize`.
-        name: str, prefix of the layers' names.
+        name: str, prefix of the layer names.
 
     Returns:
         symbolic float tensor `(batch, height, width, sum of channels)`.
@@ -37,9 +39,9 @@ def hrnet_head(
     Args:
         features: dict from `c2` ... `c5` to symbolic float tensors.
         num_classes: int, channels of the logits.
-        align_corners: bool, of the bilinear upsampling.
-        synchronized_batch_norm: bool, statistics over all replicas.
-        name: str, prefix of the layers' names.
+        align_corners: bool, for the bilinear upsampling.
+        synchronized_batch_norm: bool, whether batch-norm statistics span all replicas.
+        name: str, prefix of the layer names.
 
     Returns:
         dict of symbolic tensors at the size of the finest map: `logits` float32

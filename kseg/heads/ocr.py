@@ -1,4 +1,6 @@
-# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
+"""The object-contextual head (OCR) and its two attention layers."""
+
+# ruff: noqa: D102 - Keras hooks (`call`, `build`, `get_config`...) are documented by their class.
 
 import functools
 
@@ -25,9 +27,9 @@ def ocr_head(
 ):
     """Applies the object-contextual head: pixels attend to the regions of the classes.
 
-    Coarse logits, softmax over the pixels, give one weight map per class; the mean of the pixel
-    features under it represents that class. Every pixel attends to these representations, and the
-    result joins its own features.
+    The softmax of coarse logits over the pixels yields one weight map per class; the mean of the
+    pixel features under it represents that class. Every pixel attends to these representations, and
+    the result is concatenated with its own features.
 
     Source: Yuan et al., "Object-Contextual Representations for Semantic Segmentation", ECCV 2020;
     `seg_hrnet_ocr.py` of github.com/HRNet/HRNet-Semantic-Segmentation, with its biases, for HRNet;
@@ -38,18 +40,19 @@ def ocr_head(
         num_classes: int, channels of the logits.
         channels: int, width of the pixel features and of the output.
         key_channels: int, width of queries, keys and values.
-        source: `"pyramid"`: pixels and coarse logits see all stages, brought to the finest and
-            concatenated (HRNet). `"deepest"`: pixels see `c5`, the coarse logits come from `c4`
-            by a 3x3 convolution (dilated ResNet).
-        dropout: float in [0, 1), the share of whole channels dropped before the classifier.
-        align_corners: bool, of the bilinear upsampling.
-        synchronized_batch_norm: bool, statistics over all replicas.
-        name: str, prefix of the layers' names.
+        source: `"pyramid"`: pixel features and coarse logits come from all stages, resized to the
+            finest and concatenated (HRNet). `"deepest"`: the pixel features come from `c5`, the
+            coarse logits from `c4` by an auxiliary head (dilated ResNet).
+        dropout: float in [0, 1), the fraction of channels dropped before the classifier.
+        align_corners: bool, for the bilinear upsampling.
+        synchronized_batch_norm: bool, whether batch-norm statistics span all replicas.
+        name: str, prefix of the layer names.
 
     Returns:
-        dict of symbolic tensors at the size of the finest map, or of `c5`: `logits` and
-        `aux_logits` (the coarse ones; with `"deepest"` at the size of `c4`) float32
-        `(batch, height, width, num_classes)`, `features` `(batch, height, width, channels)`.
+        dict of symbolic tensors at the size of the finest map (`"pyramid"`) or of `c5`
+        (`"deepest"`): `logits` and `aux_logits` (the coarse logits; with `"deepest"` at the size of
+        `c4`) float32 `(batch, height, width, num_classes)`, `features`
+        `(batch, height, width, channels)`.
 
     Raises:
         ValueError: if `source` is unknown.
@@ -98,14 +101,14 @@ class ObjectRegions(keras.layers.Layer):
     """Represents each class by the mean of the pixel features under its soft region.
 
     `f_k = sum_i softmax_i(logits_ik) x_i`, i over the pixels of one image (Yuan et al., Eq. 2).
-    In float32: the weights of a large image are below what bfloat16 sums reliably.
+    Computed in float32: the weights in a large image are too small for sums in bfloat16.
 
     Call arguments:
         pixels: float tensor `(batch, height, width, channels)`.
         logits: float tensor `(batch, height, width, num_classes)`.
 
     Returns:
-        float32 tensor `(batch, num_classes, 1, channels)`, a map so that convolutions apply.
+        float32 tensor `(batch, num_classes, 1, channels)`, of rank 4 so that convolutions apply.
     """
 
     def __init__(self, dtype="float32", **kwargs):

@@ -1,4 +1,6 @@
-# ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
+"""The UPerNet head: a feature pyramid with pyramid pooling."""
+
+# ruff: noqa: D102 - Keras hooks (`call`, `build`, `get_config`...) are documented by their class.
 
 import functools
 
@@ -24,10 +26,10 @@ def upernet_head(
 ):
     """Applies UPerNet: a feature pyramid over all stages, with pyramid pooling at its top.
 
-    The deepest stage is pooled to a few grids, which are projected, brought back to its size,
-    concatenated with it and fused. From there maps are upsampled and added, from coarse to fine, to
-    1x1 projections of the other stages; each sum goes through a 3x3 convolution. All levels are
-    fused at the size of the finest.
+    The deepest stage is pooled to a few grids, which are projected, resized to its size,
+    concatenated with it and fused. From coarse to fine, the result is upsampled and added to a 1x1
+    projection of the next stage; a 3x3 convolution of each sum is a level of the pyramid. All
+    levels are fused at the size of the finest.
 
     Sources: Xiao et al., "Unified Perceptual Parsing for Scene Understanding", ECCV 2018, Fig. 4;
     Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017; `UPerHead` of mmsegmentation.
@@ -37,11 +39,11 @@ def upernet_head(
         num_classes: int, channels of the logits.
         channels: int, width of the pyramid.
         pool_sizes: ints, rows and columns of the grids that the deepest stage is pooled to.
-        aux_channels: int, width of the auxiliary head, which sits on `c4`.
-        dropout: float in [0, 1), the share of whole channels dropped before the classifiers.
-        align_corners: bool, of the bilinear upsampling.
-        synchronized_batch_norm: bool, statistics over all replicas.
-        name: str, prefix of the layers' names.
+        aux_channels: int, width of the auxiliary head on `c4`.
+        dropout: float in [0, 1), the fraction of channels dropped before the classifiers.
+        align_corners: bool, for the bilinear upsampling.
+        synchronized_batch_norm: bool, whether batch-norm statistics span all replicas.
+        name: str, prefix of the layer names.
 
     Returns:
         dict of symbolic tensors: `logits` float32 `(batch, height, width, num_classes)` and
@@ -92,10 +94,10 @@ def upernet_head(
 
 
 def pooling_matrix(size, bins):
-    """Averages `size` rows to `bins` rows, as a matrix.
+    """Builds the matrix that averages `size` rows to `bins` rows.
 
-    Bin i covers the rows from `floor(i size / bins)` to before `ceil((i + 1) size / bins)`: bins
-    overlap where the size is no multiple of their number, and repeat rows where it is smaller.
+    Bin i covers the rows in `[floor(i size / bins), ceil((i + 1) size / bins))`: bins overlap if
+    the size is not a multiple of their number, and repeat rows if it is smaller.
 
     Args:
         size: int, or int32 scalar.
@@ -113,9 +115,9 @@ def pooling_matrix(size, bins):
 
 @keras.saving.register_keras_serializable(package="kseg")
 class AdaptiveAveragePooling2D(keras.layers.Layer):
-    """Averages a map to a grid of a given size, whatever its own: `pooling_matrix` on both sides.
+    """Averages a map of any size to a fixed grid: `pooling_matrix` along both axes.
 
-    The same as PyTorch's `AdaptiveAvgPool2d`; computed in float32.
+    Equals PyTorch's `AdaptiveAvgPool2d`; computed in float32.
 
     Args:
         bins: int, rows and columns of the grid.

@@ -1,6 +1,6 @@
 """The losses as `keras.losses.Loss`, for `model.compile(loss=...)` of any Keras model."""
 
-# ruff: noqa: D102 - what Keras calls (`call`, `get_config`...) is documented by its class.
+# ruff: noqa: D102 - Keras hooks (`call`, `get_config`...) are documented by their class.
 
 import keras
 

@@ -203,7 +203,7 @@ def test_preset(monkeypatch):
     monkeypatch.setattr(cls, "from_preset", from_preset)
     backbone = build_backbone("keras_cv", preset="resnet50_v2_imagenet")
     assert backbone.output["c5"].shape[-1] == 128
-    with pytest.raises(ValueError, match="cannot give the preset 'resnet18_v2': URL fetch failure"):
+    with pytest.raises(ValueError, match="cannot load the preset 'resnet18_v2': URL fetch failure"):
         build_backbone("keras_cv", preset="resnet18_v2")
 
 
