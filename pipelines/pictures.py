@@ -14,7 +14,7 @@ files become uint8 RGB, upright:
 * Of several pictures in a file (MPO, overviews of a TIFF) the first is read; animations and stacks
   of pages are refused, as are other kinds and sizes of 2^29 pixels and more, all by name.
 
-What is decoded inside a graph (`pipelines.encoding`, `kseg.export.serving_input`) follows the same
+What is decoded inside a graph (`pipelines.encoding`, `kseg.serving.serving_input`) follows the same
 rule, bit for bit, for JPEG and PNG. The range of a data set's deep pictures goes with the run and
 the exported network, so that prediction reads deep pictures as preparation did.
 """

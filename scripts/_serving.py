@@ -65,12 +65,12 @@ def export_network(arguments, head, backbone, backbone_arguments, head_arguments
     """Writes a network of random weights in all formats."""
     import tensorflow as tf
 
-    from kseg import export
+    from kseg import serving
     from kseg.analysis.complexity import count_flops, count_parameters
-    from kseg.export.litert import export_tflite
-    from kseg.export.onnx import export_onnx
     from kseg.runs import Classes
     from kseg.segmenters import build_segmenter, inference_model
+    from kseg.serving.litert import export_tflite
+    from kseg.serving.onnx import export_onnx
 
     segmenter = build_segmenter(
         backbone,
@@ -84,7 +84,7 @@ def export_network(arguments, head, backbone, backbone_arguments, head_arguments
     folder, size = pathlib.Path(arguments.folder), tuple(arguments.size)
     seconds = {}
     for runtime, write in {
-        "SavedModel": lambda: export.export(segmenter, folder / "model", classes),
+        "SavedModel": lambda: serving.export_saved_model(segmenter, folder / "model", classes),
         "LiteRT": lambda: export_tflite(segmenter, folder / "model.tflite", classes, size),
         "ONNX": lambda: export_onnx(
             segmenter, folder / "model.onnx", classes, size, overwrite=True
@@ -131,7 +131,7 @@ def time_runtime(arguments):
         return lambda: signature(encoded=encoded)["classes"].numpy()
 
     def portable_file(ending):
-        from kseg.export import portable
+        from kseg.serving import portable
 
         model = portable.load(path.with_suffix(ending), threads=arguments.threads)
         return lambda: model(images)

@@ -177,9 +177,9 @@ def main(arguments=None):
     from kseg.evaluation import results
     from kseg.evaluation.boundary_iou import BoundaryIou
     from kseg.evaluation.evaluator import Evaluator
-    from kseg.export import load
     from kseg.runs import Run
     from kseg.segmenters import inference_model
+    from kseg.serving import load_saved_model
     from kseg.training.distribution import build_strategy
     from pipelines import loader
 
@@ -198,7 +198,7 @@ def main(arguments=None):
         batch_size = options.batch_size or data.eval_batch_size
     else:
         with strategy.scope():
-            model = load(options.saved_model)
+            model = load_saved_model(options.saved_model)
         classes, folder, split = model.classes, options.data, options.split or "val"
         batch_size = options.batch_size or 4
 

@@ -5,7 +5,7 @@
 
 The SavedModel takes RGB images of any size, uint8 or float32 in 0 to 255, and gives logits of that
 size. Names and colours of the classes are in it. Its signatures are described at
-`kseg.export.export`; the files for LiteRT and ONNX at `kseg.export.portable`.
+`kseg.serving.export_saved_model`; the files for LiteRT and ONNX at `kseg.serving.portable`.
 """
 
 import argparse
@@ -71,9 +71,9 @@ def main(arguments=None):
     if pathlib.Path(options.run).is_dir():
         check(options.output)
 
-    from kseg.export import export, load
     from kseg.runs import Run
     from kseg.segmenters import inference_model
+    from kseg.serving import export_saved_model, load_saved_model
 
     run = Run.open(options.run)
     if options.format != "saved_model":
@@ -82,7 +82,7 @@ def main(arguments=None):
         raise UserError("`--size` is for --format tflite and onnx. Leave it out")
     images = check_images(options.check, run.value_range) if options.check else []
     segmenter = run.segmenter(options.checkpoint, precision=options.precision)
-    export(
+    export_saved_model(
         segmenter,
         options.output,
         run.classes,
@@ -91,7 +91,12 @@ def main(arguments=None):
     )
     print(f"SavedModel: {options.output} ({len(run.classes)} classes)")
     if images:
-        compare(images, inference_model(segmenter), load(options.output), "the network in memory")
+        compare(
+            images,
+            inference_model(segmenter),
+            load_saved_model(options.output),
+            "the network in memory",
+        )
     return 0
 
 
@@ -99,8 +104,8 @@ def export_portable(options, run):
     """Writes one file for LiteRT or ONNX, in float32, and compares it on real images."""
 
     from kseg.errors import UserError
-    from kseg.export.litert import export_tflite
-    from kseg.export.onnx import export_onnx
+    from kseg.serving.litert import export_tflite
+    from kseg.serving.onnx import export_onnx
 
     if options.precision not in (None, "float32"):
         raise UserError(
@@ -167,22 +172,22 @@ def compare_with_saved_model(options, segmenter, classes, images, size):
     import cv2
     import numpy as np
 
-    from kseg.export import export, load, portable
+    from kseg.serving import export_saved_model, load_saved_model, portable
 
     if size:
         images = [cv2.resize(np.ascontiguousarray(image), tuple(size)[::-1]) for image in images]
     file = portable.load(options.output)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model"
-        export(segmenter, path, classes)
-        compare(images, load(path), file, "a SavedModel of it")
+        export_saved_model(segmenter, path, classes)
+        compare(images, load_saved_model(path), file, "a SavedModel of it")
 
 
 def compare(images, expected, found, reference):
     """Prints how far the logits of two models are from each other."""
     import numpy as np
 
-    from kseg.export import portable
+    from kseg.serving import portable
 
     batches = [np.ascontiguousarray(image)[None] for image in images]
     compared = [portable.compare(expected(batch), found(batch)) for batch in batches]

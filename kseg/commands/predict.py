@@ -201,7 +201,7 @@ def find_too_large(jobs, needs):
 
 def too_large(size, needs):
     """Says why an image of `(height, width)` cannot be labelled; None if it can."""
-    from kseg.export import memory
+    from kseg.serving import memory
 
     shown = f"{size[1]} x {size[0]} pixels"
     if math.prod(size) < 1 << 20:
@@ -228,19 +228,19 @@ def load(path):
         `(label, palette, needs, value_range)`: function from a uint8 RGB array `(height, width,
         3)` to class numbers, uint8 `(height, width)`; the colours of the classes; function from
         `(height, width)` to the bytes of memory that the network needs for such an image, see
-        `kseg.export.memory.estimate`, or None where that is unknown, as on a GPU; and the range of
-        deep images, or None, see `kseg.export.export`.
+        `kseg.serving.memory.estimate`, or None where that is unknown, as on a GPU; and the range of
+        deep images, or None, see `kseg.serving.export_saved_model`.
     """
     import tensorflow as tf
 
-    from kseg import export
+    from kseg import serving
     from kseg.evaluation.evaluator import predict
-    from kseg.export import memory, portable
+    from kseg.serving import memory, portable
 
     if path.is_file():
         model = portable.load(path)
         return model.label, model.classes.palette, None, model.value_range
-    model = export.load(path)
+    model = serving.load_saved_model(path)
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False)
     def label(images):

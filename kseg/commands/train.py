@@ -127,7 +127,7 @@ def _lost_workers():
 
 def finish(run, result, evaluation_batches):
     """Evaluates and exports the best weights, and says where everything is."""
-    from kseg import export
+    from kseg import serving
     from kseg.evaluation import drawing, results
     from kseg.evaluation.evaluator import Evaluator
     from kseg.segmenters import inference_model
@@ -155,7 +155,9 @@ def finish(run, result, evaluation_batches):
     drawing.write_png(folder / "panel.png", panel)
     saved_model = run.path / "saved_model"
     print("exporting them", flush=True)
-    export.export(segmenter, saved_model, classes, value_range=run.value_range, overwrite=True)
+    serving.export_saved_model(
+        segmenter, saved_model, classes, value_range=run.value_range, overwrite=True
+    )
     if result["best_step"] is not None:
         print(f"best:         mean IoU {result['best_mean_iou']:.4f} at step {result['best_step']}")
     print(f"scores:       {scores}")

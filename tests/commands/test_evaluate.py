@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg import export
+from kseg import serving
 from kseg.commands import evaluate
 from kseg.errors import UserError
 from kseg.evaluation import results
@@ -98,7 +98,7 @@ def test_other_data_set_has_its_own_file(tiny_run, tmp_path):
 def saved_model(tiny_run, tmp_path_factory):
     """The tiny run's network, exported."""
     path = tmp_path_factory.mktemp("exported") / "model"
-    export.export(tiny_run.segmenter(), path, tiny_run.classes)
+    serving.export_saved_model(tiny_run.segmenter(), path, tiny_run.classes)
     return path
 
 
@@ -109,7 +109,7 @@ def small_model(tiny_run, tmp_path_factory):
     image = keras.Input((None, None, 3))
     model = keras.Model(image, {"logits": keras.layers.Conv2D(3, 1, use_bias=False)(image)})
     model.set_weights([np.eye(3)[None, None]])
-    export.export(model, path, tiny_run.classes)
+    serving.export_saved_model(model, path, tiny_run.classes)
     return path
 
 

@@ -4,11 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
-from kseg import export as library
+from kseg import serving
 from kseg.commands import export
 from kseg.errors import UserError
-from kseg.export import portable
 from kseg.segmenters import inference_model
+from kseg.serving import portable
 from tests.commands.tiny_run import NAMES, PALETTE
 from tests.commands.tiny_run import tiny_run as tiny_run
 
@@ -25,7 +25,7 @@ def test_exports_a_checkpoint(tiny_run, tmp_path, capsys):
     arguments = ["--run", tiny_run.path, "--output", tmp_path / "model", "--checkpoint", 7]
     cv2.imwrite(str(tmp_path / "a.png"), images()[0])
     call(*arguments, "--check", tmp_path / "a.png")
-    model = library.load(tmp_path / "model")
+    model = serving.load_saved_model(tmp_path / "model")
     expected = inference_model(tiny_run.segmenter("7"))(images())
     np.testing.assert_allclose(model(images()), expected, rtol=1e-3, atol=1e-3)
     assert (model.classes.names, model.classes.palette) == (NAMES, PALETTE)
@@ -40,7 +40,7 @@ def test_precision_and_overwrite(tiny_run, tmp_path):
     (tmp_path / "saved_model.pb").write_text("an older one")
     arguments = ["--run", tiny_run.path, "--output", tmp_path, "--overwrite"]
     call(*arguments, "--precision", "mixed_bfloat16")
-    logits = library.load(tmp_path)(images())
+    logits = serving.load_saved_model(tmp_path)(images())
     exact = inference_model(tiny_run.segmenter())(images())
     difference = np.abs(logits - exact).max() / np.abs(exact).max()
     assert logits.dtype == "float32"

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kseg import export
+from kseg import serving
 from kseg.commands import predict
 from kseg.errors import UserError
 from kseg.evaluation import drawing
-from kseg.export import memory
-from kseg.export.onnx import export_onnx
 from kseg.runs import Classes
+from kseg.serving import memory
+from kseg.serving.onnx import export_onnx
 from tests.commands.tiny_run import PALETTE, SCRIPTS
 
 CLASSES = Classes(["red", "green", "blue"], PALETTE)
@@ -33,7 +33,7 @@ def channels_model():
 @pytest.fixture(scope="module")
 def saved_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "model"
-    export.export(channels_model(), path, CLASSES)
+    serving.export_saved_model(channels_model(), path, CLASSES)
     return path
 
 

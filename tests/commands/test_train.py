@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import pipelines
-from kseg import export
+from kseg import serving
 from kseg.runs import Run
 from pipelines import loader
 
@@ -65,7 +65,7 @@ def test_the_quickstart_shortened(folder):
     assert set(scores["classes"]) == set(run.classes.names)
 
     # The exported model gives the run's score.
-    model = export.load(run.path / "saved_model")
+    model = serving.load_saved_model(run.path / "saved_model")
     dataset = loader.evaluation_dataset(folder / "data/synthetic", "val", batch_size=4)
     mean_iou = model.evaluate(dataset, verbose=0, return_dict=True)["mean_iou"]
     np.testing.assert_allclose(mean_iou, scores["mean_iou"], atol=1e-6)

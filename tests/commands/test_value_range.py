@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg import config, export
+from kseg import config
 from kseg.commands import predict, prepare
 from kseg.commands.data import ExperimentData
 from kseg.export import portable
-from kseg.export.onnx import export_onnx
 from kseg.runs import Classes, Run
+from kseg.serving.onnx import export_onnx
 from pipelines import loader, pictures
 
 SIZE = (9, 14)
@@ -103,9 +103,9 @@ def test_deep_images_are_read_alike_everywhere(tmp_path, capsys, limits, given, 
     np.testing.assert_array_equal(prepared["a"][..., 0], told)
 
     model = red_model()
-    export.export(model, tmp_path / "model", GREYS, value_range=run.value_range)
+    serving.export_saved_model(model, tmp_path / "model", GREYS, value_range=run.value_range)
     export_onnx(model, tmp_path / "model.onnx", GREYS, value_range=run.value_range)
-    served = export.load(tmp_path / "model")
+    served = serving.load_saved_model(tmp_path / "model")
     loaded = tf.saved_model.load(str(tmp_path / "model"))
     np.testing.assert_array_equal(loaded.value_range(), expected)
     assert served.value_range == portable.load(tmp_path / "model.onnx").value_range == expected

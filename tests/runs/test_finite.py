@@ -2,11 +2,11 @@ import keras
 import numpy as np
 import pytest
 
-from kseg import export
+from kseg import serving
 from kseg.errors import UserError
-from kseg.export.onnx import export_onnx
 from kseg.runs import Classes
 from kseg.runs.finite import describe_non_finite
+from kseg.serving.onnx import export_onnx
 
 
 def test_the_first_is_named_and_all_are_counted():
@@ -30,7 +30,7 @@ def test_a_network_with_nan_is_not_exported(tmp_path):
     model.weights[0].assign(np.full(model.weights[0].shape, np.nan))
     classes = Classes(["a", "b"], [[0, 0, 0], [1, 1, 1]])
     for write in (
-        lambda path: export.export(model, path, classes),
+        lambda path: serving.export_saved_model(model, path, classes),
         lambda path: export_onnx(model, path.with_suffix(".onnx"), classes),
     ):
         with pytest.raises(UserError, match="'classifier/kernel' of 2 arrays are not"):

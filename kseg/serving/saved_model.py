@@ -11,15 +11,15 @@ import tensorflow as tf
 from kseg import files
 from kseg.errors import UserError
 from kseg.evaluation.metrics import MeanIoU
-from kseg.export.serving_input import check_images, decode
 from kseg.runs import Classes
 from kseg.runs.finite import check_weights
 from kseg.segmenters import inference_model
+from kseg.serving.serving_input import check_images, decode
 
 _CLASSES = "classes.json"
 
 
-def export(segmenter, path, classes, *, value_range=None, overwrite=False):
+def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=False):
     """Writes a SavedModel for serving.
 
     The signature `serving_default` takes RGB images `images`, uint8 `(batch, height, width, 3)` of
@@ -27,7 +27,7 @@ def export(segmenter, path, classes, *, value_range=None, overwrite=False):
     height, width, num_classes)` at the size of the images. `serving_image` takes one `image`, uint8
     `(height, width, 3)`, and `serving_bytes` the bytes of one JPEG or PNG file, `encoded`, a string
     without axes; both give `classes`, uint8 `(height, width)`, and `confidence`, float32 alike, the
-    probability of that class; a file is decoded upright, see `kseg.export.serving_input.decode`.
+    probability of that class; a file is decoded upright, see `kseg.serving.serving_input.decode`.
     Images of another shape, and float images that are not in 0 to 255, end in an error that says
     so. On the loaded object, `serve` takes either dtype, `class_names()` gives the names, string
     `(num_classes,)`, `palette()` the colours, uint8 `(num_classes, 3)`, and `value_range()` the
@@ -77,11 +77,11 @@ def export(segmenter, path, classes, *, value_range=None, overwrite=False):
             raise UserError(f"{path} cannot be written: {reason}") from error
 
 
-def load(path):
+def load_saved_model(path):
     """Loads an exported SavedModel as a compiled Keras model.
 
     Args:
-        path: folder that `export` wrote.
+        path: folder that `export_saved_model` wrote.
 
     Returns:
         `ServedModel`: `predict` and calls give logits; `evaluate(dataset)` gives the mean IoU.
@@ -172,7 +172,7 @@ class ServedModel(keras.Model):
         Raises:
             ValueError: if the shape of the images is another.
             tf.errors.InvalidArgumentError: if it is found only in the graph, or float images are
-                not in 0 to 255, see `kseg.export.serving_input.check_images`.
+                not in 0 to 255, see `kseg.serving.serving_input.check_images`.
         """
         images = tf.convert_to_tensor(images)
         shape = images.shape

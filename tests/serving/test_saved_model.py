@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from kseg import export
+from kseg import serving
 from kseg.backbones import build_hrnet
 from kseg.errors import UserError
 from kseg.evaluation.evaluator import Evaluator
@@ -60,7 +60,7 @@ def exported(tmp_path_factory):
     keras.utils.set_random_seed(0)
     segmenter = tiny_segmenter()
     path = tmp_path_factory.mktemp("export") / "deep" / "model"
-    export.export(segmenter, path, CLASSES)
+    serving.export_saved_model(segmenter, path, CLASSES)
     return segmenter, path
 
 
@@ -108,10 +108,10 @@ def test_network_stands_in_the_file_once(exported):
 FRESH = """
 import sys
 import numpy as np
-from kseg import export
+from kseg import serving
 
 path, inputs, outputs = sys.argv[1:]
-model = export.load(path)
+model = serving.load_saved_model(path)
 with np.load(inputs) as arrays:
     found = {name: np.asarray(model(images)) for name, images in arrays.items()}
 np.savez(outputs, **found)
@@ -165,7 +165,7 @@ def test_images_of_other_shapes_are_an_error(exported, shape):
             signatures[name](images=tf.zeros(shape, dtype))
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"Shape of .*expected shape"):
         signatures["serving_image"](image=tf.zeros(shape[1:], "uint8"))
-    model = export.load(exported[1])
+    model = serving.load_saved_model(exported[1])
     with pytest.raises(ValueError, match=r"must be RGB, \(batch, height, width, 3\)"):
         model(np.zeros(shape, "uint8"))
     model.predict(batch(count=1)["image"], verbose=0)
@@ -174,7 +174,7 @@ def test_images_of_other_shapes_are_an_error(exported, shape):
 
 
 def test_float_images_in_0_to_1_are_an_error(exported):
-    model = export.load(exported[1])
+    model = serving.load_saved_model(exported[1])
     images = batch(count=1)["image"]
     model(images.astype("float32"))
     for wrong in (images / 255, images / 127.5 - 1):
@@ -199,7 +199,7 @@ def test_evaluate_gives_the_mean_iou_of_the_run(exported):
     assert 0 < expected < 1
     logits = inference_model(segmenter)(batch()["image"])
     assert len(np.unique(np.argmax(logits, axis=-1))) > 1, "the test would be weak"
-    model = export.load(path)
+    model = serving.load_saved_model(path)
     for dataset in (batches(), batches().map(lambda b: (b["image"], b["label"]))):
         found = model.evaluate(dataset, verbose=0)
         assert isinstance(found, float)
@@ -212,7 +212,7 @@ def test_evaluate_gives_the_mean_iou_of_the_run(exported):
 
 def test_predict(exported):
     segmenter, path = exported
-    model = export.load(path)
+    model = serving.load_saved_model(path)
     images = batch(count=3)["image"]
     expected = inference_model(segmenter)(images)
     for data in (
@@ -226,7 +226,7 @@ def test_predict(exported):
 
 
 def test_classes_of_the_loaded_model(exported):
-    model = export.load(exported[1])
+    model = serving.load_saved_model(exported[1])
     assert model.classes == CLASSES
 
 
@@ -234,7 +234,7 @@ def test_classes_of_the_loaded_model(exported):
 def test_a_folder_whose_name_reads_like_a_pattern(exported, tmp_path, name):
     _, path = exported
     shutil.copytree(path, tmp_path / name)
-    loaded, other = export.load(path), export.load(tmp_path / name)
+    loaded, other = serving.load_saved_model(path), serving.load_saved_model(tmp_path / name)
     images = np.random.default_rng(0).integers(0, 256, (1, 40, 56, 3)).astype("uint8")
     np.testing.assert_array_equal(other.predict(images), loaded.predict(images))
     assert other.classes == loaded.classes
@@ -243,13 +243,13 @@ def test_a_folder_whose_name_reads_like_a_pattern(exported, tmp_path, name):
 def test_loaded_model_is_not_trained(exported):
     images = batch()
     with pytest.raises(NotImplementedError, match="cannot be trained"):
-        export.load(exported[1]).fit(images["image"], images["label"], verbose=0)
+        serving.load_saved_model(exported[1]).fit(images["image"], images["label"], verbose=0)
 
 
 def test_does_not_change_the_segmenter(exported):
     segmenter, path = exported
     before = [weight.numpy() for weight in segmenter.weights]
-    model = export.load(path)
+    model = serving.load_saved_model(path)
     model(batch()["image"], training=True)
     for weight, value in zip(segmenter.weights, before, strict=True):
         np.testing.assert_array_equal(weight.numpy(), value)
@@ -265,7 +265,7 @@ def small_segmenter(num_classes=3):
 
 
 def test_leaves_out_an_auxiliary_head(tmp_path):
-    export.export(small_segmenter(), tmp_path / "model", CLASSES)
+    serving.export_saved_model(small_segmenter(), tmp_path / "model", CLASSES)
     variables = tf.saved_model.load(str(tmp_path / "model")).weights
     assert sorted(variable.name for variable in variables) == ["logits/bias:0", "logits/kernel:0"]
 
@@ -273,51 +273,53 @@ def test_leaves_out_an_auxiliary_head(tmp_path):
 def test_overwrites_only_when_asked(tmp_path):
     path = tmp_path / "model"
     path.mkdir()  # An empty folder is no obstacle.
-    export.export(small_segmenter(), path, CLASSES)
-    before = export.load(path)(batch()["image"])
+    serving.export_saved_model(small_segmenter(), path, CLASSES)
+    before = serving.load_saved_model(path)(batch()["image"])
     with pytest.raises(UserError, match=r"holds a SavedModel already\. Use --overwrite"):
-        export.export(small_segmenter(), path, CLASSES)
-    np.testing.assert_array_equal(export.load(path)(batch()["image"]), before)
-    export.export(small_segmenter(), path, CLASSES, overwrite=True)
-    assert not np.allclose(export.load(path)(batch()["image"]), before)
+        serving.export_saved_model(small_segmenter(), path, CLASSES)
+    np.testing.assert_array_equal(serving.load_saved_model(path)(batch()["image"]), before)
+    serving.export_saved_model(small_segmenter(), path, CLASSES, overwrite=True)
+    assert not np.allclose(serving.load_saved_model(path)(batch()["image"]), before)
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
 def test_replaces_nothing_that_is_no_saved_model(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"no SavedModel\. Give another folder"):
-        export.export(small_segmenter(), tmp_path, CLASSES, overwrite=True)
+        serving.export_saved_model(small_segmenter(), tmp_path, CLASSES, overwrite=True)
     with pytest.raises(UserError, match="is a file"):
-        export.export(small_segmenter(), tmp_path / "notes.txt", CLASSES, overwrite=True)
+        serving.export_saved_model(
+            small_segmenter(), tmp_path / "notes.txt", CLASSES, overwrite=True
+        )
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_failed_export_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "model"
-    export.export(small_segmenter(), path, CLASSES)
+    serving.export_saved_model(small_segmenter(), path, CLASSES)
 
     def fail(*arguments, **options):
         raise OSError("disk full")
 
     monkeypatch.setattr(tf.saved_model, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        export.export(small_segmenter(), path, CLASSES, overwrite=True)
-    export.load(path)
+        serving.export_saved_model(small_segmenter(), path, CLASSES, overwrite=True)
+    serving.load_saved_model(path)
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
 def test_failed_replacement_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "model"
-    export.export(small_segmenter(), path, CLASSES)
-    before = export.load(path)(batch()["image"])
+    serving.export_saved_model(small_segmenter(), path, CLASSES)
+    before = serving.load_saved_model(path)(batch()["image"])
 
     def fail(path):
         raise OSError(errno.ENOSPC, "no space")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="no space"):
-        export.export(small_segmenter(), path, CLASSES, overwrite=True)
-    np.testing.assert_array_equal(export.load(path)(batch()["image"]), before)
+        serving.export_saved_model(small_segmenter(), path, CLASSES, overwrite=True)
+    np.testing.assert_array_equal(serving.load_saved_model(path)(batch()["image"]), before)
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
@@ -325,7 +327,7 @@ def test_works_where_it_is_moved_to(exported, tmp_path):
     segmenter, path = exported
     copy = shutil.copytree(path, tmp_path / "moved")
     images = batch()["image"]
-    model = export.load(copy)
+    model = serving.load_saved_model(copy)
     np.testing.assert_allclose(
         model(images), inference_model(segmenter)(images), rtol=1e-3, atol=1e-3
     )
@@ -335,12 +337,12 @@ def test_works_where_it_is_moved_to(exported, tmp_path):
 def test_names_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="file is a file, not a folder"):
-        export.export(small_segmenter(), tmp_path / "file" / "model", CLASSES)
+        serving.export_saved_model(small_segmenter(), tmp_path / "file" / "model", CLASSES)
 
 
 def test_refuses_other_classes(tmp_path):
     with pytest.raises(ValueError, match="must have the 3 classes"):
-        export.export(small_segmenter(4), tmp_path / "model", CLASSES)
+        serving.export_saved_model(small_segmenter(4), tmp_path / "model", CLASSES)
 
 
 def damage_nothing_there(path):
@@ -396,10 +398,10 @@ def damage_classes_text(path):
     ],
 )
 def test_load_names_what_is_wrong(tmp_path, damage):
-    export.export(small_segmenter(), tmp_path / "model", CLASSES)
+    serving.export_saved_model(small_segmenter(), tmp_path / "model", CLASSES)
     path, message = damage(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
-        export.load(path)
+        serving.load_saved_model(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -408,7 +410,9 @@ def test_folders_with_characters_of_patterns(tmp_path):
     """TensorFlow's loader takes the name of a folder for a pattern of names."""
     path = tmp_path / "my [model] *?" / "of a"
     segmenter = small_segmenter()
-    export.export(segmenter, path, CLASSES)
+    serving.export_saved_model(segmenter, path, CLASSES)
     images = batch()["image"]
     expected = inference_model(segmenter)(images)
-    np.testing.assert_allclose(export.load(path)(images), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        serving.load_saved_model(path)(images), expected, rtol=1e-5, atol=1e-5
+    )

@@ -2,9 +2,9 @@ import keras
 import pytest
 import tensorflow as tf
 
-from kseg import export
-from kseg.export import memory
+from kseg import serving
 from kseg.runs import Classes
+from kseg.serving import memory
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def signature(tmp_path_factory):
     wide = keras.layers.Conv2D(64, 3, padding="same", name="wide")(image)
     model = keras.Model(image, {"logits": keras.layers.Conv2D(2, 1, name="logits")(wide)})
     path = tmp_path_factory.mktemp("memory") / "model"
-    export.export(model, path, Classes(["a", "b"], [[0, 0, 0], [1, 1, 1]]))
+    serving.export_saved_model(model, path, Classes(["a", "b"], [[0, 0, 0], [1, 1, 1]]))
     return tf.saved_model.load(str(path)).signatures["serving_default"]
 
 

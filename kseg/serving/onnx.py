@@ -4,7 +4,7 @@ import importlib.util
 import os
 
 from kseg.errors import UserError
-from kseg.export.network_file import export_file
+from kseg.serving.network_file import export_file
 
 _OPSET = 18
 
@@ -14,15 +14,15 @@ def export_onnx(segmenter, path, classes, size=None, *, value_range=None, overwr
 
     Its input `images` is uint8 RGB `(batch, height, width, 3)`, its output `logits` float32
     `(batch, height, width, num_classes)`; names and colours are beside it as for
-    `kseg.export.litert.export_tflite`.
+    `kseg.serving.litert.export_tflite`.
 
     Args:
-        segmenter, path, classes, value_range, overwrite: as for `kseg.export.litert.export_tflite`.
+        segmenter, path, classes, value_range, overwrite: as for `kseg.serving.litert.export_tflite`.
         size: `(height, width)` of the images, with a batch of one; or None: any size and batch.
 
     Raises:
-        UserError: if tf2onnx is not installed; else as for `kseg.export.litert.export_tflite`.
-        ValueError: as for `kseg.export.litert.export_tflite`.
+        UserError: if tf2onnx is not installed; else as for `kseg.serving.litert.export_tflite`.
+        ValueError: as for `kseg.serving.litert.export_tflite`.
     """
     if importlib.util.find_spec("tf2onnx") is None:
         raise UserError("ONNX needs the extra `onnx`: pip install kseg[onnx]")

@@ -24,7 +24,7 @@ class PortableModel:
         classes: `kseg.runs.Classes`.
         size: `(height, width)` that images must have, or None: any.
         run: function of images, as a call takes them.
-        value_range: as for `kseg.export.export`.
+        value_range: as for `kseg.serving.export_saved_model`.
 
     Call arguments:
         images: uint8 array `(batch, height, width, 3)`, a batch of one if `size` is not None.
@@ -65,13 +65,13 @@ def export_file(segmenter, path, classes, size, value_range, overwrite, target, 
         path: file to write; it is complete or not there at all.
         classes: `kseg.runs.Classes`.
         size: `(height, width)` of the images, in a batch of one; None: any size and batch.
-        value_range: as for `kseg.export.export`.
+        value_range: as for `kseg.serving.export_saved_model`.
         overwrite: bool.
         target: str, the runtime, for messages.
         convert: function from a `tf.function` with one input, uint8 `images`, to bytes.
 
     Raises:
-        UserError, ValueError: as `kseg.export.litert.export_tflite` says.
+        UserError, ValueError: as `kseg.serving.litert.export_tflite` says.
     """
     path = pathlib.Path(path)
     if path.is_dir():

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kseg.export import serving_input
+from kseg.serving import serving_input
 from pipelines import pictures
 from pipelines.errors import DataError
 from tests.pipelines.tiny_data import encode, smooth_example

@@ -5,7 +5,7 @@ import importlib.util
 import tensorflow as tf
 
 from kseg.errors import UserError
-from kseg.export.network_file import export_file
+from kseg.serving.network_file import export_file
 
 
 def export_tflite(segmenter, path, classes, size, *, value_range=None, overwrite=False):
@@ -21,7 +21,7 @@ def export_tflite(segmenter, path, classes, size, *, value_range=None, overwrite
         path: file to write. It is complete or not there at all.
         classes: `kseg.runs.Classes`.
         size: `(height, width)` of the images.
-        value_range: as for `kseg.export.export`; it goes to the JSON file.
+        value_range: as for `kseg.serving.export_saved_model`; it goes to the JSON file.
         overwrite: bool, replace the file that is there.
 
     Raises:

@@ -23,7 +23,7 @@ def estimate(signature, size):
     Scratch memory of operations is not in it, nor what is held longer as branches run in parallel.
 
     Args:
-        signature: `serving_default` of a loaded SavedModel that `kseg.export.export` wrote.
+        signature: `serving_default` of a SavedModel that `export_saved_model` wrote.
         size: `(height, width)` of one image.
 
     Returns:

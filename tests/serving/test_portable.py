@@ -15,13 +15,13 @@ from kseg.backbones import (
     build_swin,
 )
 from kseg.errors import UserError
-from kseg.export import portable
-from kseg.export.litert import export_tflite
-from kseg.export.onnx import export_onnx
 from kseg.layers import Conv2D, ResizeLike
 from kseg.runs import Classes
 from kseg.segmenters import build_segmenter, inference_model
-from tests.export.test_saved_model import CLASSES, small_segmenter
+from kseg.serving import portable
+from kseg.serving.litert import export_tflite
+from kseg.serving.onnx import export_onnx
+from tests.serving.test_saved_model import CLASSES, small_segmenter
 
 RESNET = functools.partial(
     build_resnet, blocks=(1, 1, 1, 1), channels=(4, 4, 8, 8), stem_channels=4

@@ -7,10 +7,10 @@ import pathlib
 import numpy as np
 
 from kseg.errors import UserError
-from kseg.export.litert import open_tflite
-from kseg.export.network_file import CLASSES_SUFFIX, PortableModel
-from kseg.export.onnx import open_onnx
 from kseg.runs import Classes
+from kseg.serving.litert import open_tflite
+from kseg.serving.network_file import CLASSES_SUFFIX, PortableModel
+from kseg.serving.onnx import open_onnx
 
 
 def load(path, *, threads=None):
