@@ -18,6 +18,10 @@ class UnavailableError(UserError):
     """Something that has to be downloaded, and cannot be."""
 
 
+class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it.
+    """Work was asked to stop by SIGINT or SIGTERM, and has saved its state."""
+
+
 @contextlib.contextmanager
 def as_user_error(what):
     """Makes errors of builders, which a config's values lead to, mistakes of the user's.

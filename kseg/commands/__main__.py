@@ -14,6 +14,7 @@ COMMANDS = {
     "prepare": "turn a data set into records, or check records",
     "convert": "turn published weights into Keras weights",
     "analyze": "look at what a run has learned",
+    "config": "print a config that comes with kseg, or copy it",
     "study": "train several arms with several seeds, and compare them",
 }
 

@@ -5,6 +5,7 @@ import errno
 import importlib.abc
 import importlib.util
 import os
+import pathlib
 import re
 import sys
 import tempfile
@@ -53,13 +54,17 @@ sys.meta_path.insert(0, _QuietImport())
 def run(main):
     """Calls `main()`; a mistake of the user's is one line on stderr and exit code 2."""
     from kseg import waiting
-    from kseg.errors import UserError
+    from kseg.errors import Interrupted, UserError
 
     waiting.watch_signals()
     try:
+        check_pipelines()
         sys.exit(main())
     except UserError as error:
         _stop(error)
+    except Interrupted as stop:
+        print(stop)
+        sys.exit(130)
     except BrokenPipeError:
         # Whoever read the output has gone, such as `head`. Python would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -85,6 +90,25 @@ def run(main):
         )
     except KeyboardInterrupt:
         _end("interrupted", 130)
+
+
+def check_pipelines():
+    """Refuses to work where another package `pipelines` hides that of kseg.
+
+    Raises:
+        UserError: if `import pipelines` does not find the package that lies beside kseg.
+    """
+    from kseg.errors import UserError
+
+    expected = pathlib.Path(__file__).parents[2] / "pipelines" / "__init__.py"
+    spec = importlib.util.find_spec("pipelines")
+    found = spec and spec.origin
+    if not found or not expected.exists() or not os.path.samefile(found, expected):
+        where = found or (spec and list(spec.submodule_search_locations or [])) or "nothing"
+        raise UserError(
+            "The package `pipelines` of kseg is hidden by another of this name, or missing. "
+            f"Found: {where}. Rename that one, or start in another folder"
+        )
 
 
 def file_problem(error):

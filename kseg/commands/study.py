@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 from kseg import files
-from kseg.errors import UserError
+from kseg.errors import Interrupted, UserError
 from kseg.studies import design, results
 
 _BACKEND = "tensorflow"
@@ -89,10 +89,6 @@ def run_study(
         "finished": finished,
         "missing": [run for run in chosen if run not in finished],
     }
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it.
-    """The study was asked to stop; the same call resumes it."""
 
 
 def _check_classes(plan, sources):
@@ -341,21 +337,17 @@ def parse_arguments(arguments=None):
 def main(arguments=None):
     """Runs the command and returns its exit code."""
     options = parse_arguments(arguments)
-    try:
-        found = run_study(
-            options.study,
-            output=options.output,
-            arms=options.arms,
-            seeds=options.seeds,
-            part=options.part,
-            ray=options.ray,
-            train=not options.table,
-            keep_runs=options.keep_runs,
-            report=lambda line: print(line, flush=True),
-        )
-    except Interrupted as stop:
-        print(stop)
-        return 130
+    found = run_study(
+        options.study,
+        output=options.output,
+        arms=options.arms,
+        seeds=options.seeds,
+        part=options.part,
+        ray=options.ray,
+        train=not options.table,
+        keep_runs=options.keep_runs,
+        report=lambda line: print(line, flush=True),
+    )
     print(found["table"])
     for file in found["files"]:
         print(f"written: {file}")

@@ -58,7 +58,7 @@ def run(config_file, folder):
         dict, the result's line without the names of study, arm and seed.
 
     Raises:
-        kseg.training.loop.Interrupted: after SIGINT or SIGTERM.
+        kseg.errors.Interrupted: after SIGINT or SIGTERM.
         UserError: if config or data are wrong or a loss is not finite.
     """
     from kseg import config as config_module
@@ -198,7 +198,7 @@ def attempt(config_file, folder):
     """Makes a run as `run` does; gives the line about a mistake of the user's, None without one.
 
     Raises:
-        kseg.training.loop.Interrupted: after SIGINT or SIGTERM.
+        kseg.errors.Interrupted: after SIGINT or SIGTERM.
     """
     from kseg.commands.console import file_problem
     from kseg.errors import UserError
@@ -220,7 +220,7 @@ def attempt(config_file, folder):
 
 def main(arguments):
     """Makes a run; a mistake of the user's is one line on stderr and exit code 2."""
-    from kseg.training.loop import Interrupted
+    from kseg.errors import Interrupted
 
     try:
         error = attempt(*arguments)

@@ -34,19 +34,54 @@ def parse_arguments(arguments=None):
 
 def main(arguments=None):
     """Runs the command and returns its exit code."""
-    arguments = parse_arguments(arguments)
+    options = parse_arguments(arguments)
+    from kseg import config as config_module
+
+    config = config_module.load(options.config, options.overrides)
+    if options.dry_run:
+        dry_run(config, options.run)
+        return 0
+    train(config, run=options.run, restart=options.restart)
+    return 0
+
+
+def train(config, *, run=None, overrides=(), restart=False):
+    """Trains an experiment, evaluates its best weights and exports them.
+
+    Resumes a run that was stopped; of a finished one it computes the scores again. What it does is
+    printed. In a cluster (`TF_CONFIG`) every worker calls it.
+
+    Args:
+        config: path of a JSON file, name of a config that comes with kseg, or
+            `kseg.config.Experiment`.
+        run: folder of the run; None: `runs/<name of the config>`.
+        overrides: strings `"key=value"`, see `kseg.config.load`; only with a file or name.
+        restart: bool, delete the run that is in the folder first.
+
+    Returns:
+        dict with `run` (`kseg.runs.Run`), `best_step` (int or None), `best_mean_iou` (float or
+        None), `scores` (`kseg.evaluation.metrics.Scores` of the best weights), and the paths
+        `scores_file`, `panel` and `saved_model`; of a worker that is not the chief an empty dict.
+
+    Raises:
+        UserError: if the config, the data or the folder cannot be used, or training fails.
+        kseg.errors.Interrupted: after SIGINT or SIGTERM, with the state saved.
+    """
     from kseg import config as config_module
     from kseg import files
     from kseg.errors import UserError
 
-    config = config_module.load(arguments.config, arguments.overrides)
-    folder = pathlib.Path(arguments.run or f"runs/{config.name}")
+    if not isinstance(config, config_module.Experiment):
+        config = config_module.load(config, overrides)
+    elif overrides:
+        raise ValueError(f"`overrides` are for a file. Received: {overrides=} with an Experiment")
+    folder = pathlib.Path(run or f"runs/{config.name}")
 
     from kseg.training.cluster import read_cluster
     from kseg.training.distribution import build_strategy
 
-    cluster = None if arguments.dry_run else read_cluster()
-    if cluster and arguments.restart:
+    cluster = read_cluster()
+    if cluster and restart:
         raise UserError(
             "--restart is for one machine: here another may be reading already. Delete the folder "
             f"{folder} and start all workers without it"
@@ -60,22 +95,21 @@ def main(arguments=None):
         files.check_contents(folder)
     data = ExperimentData.open(config)
     is_chief = cluster is None or cluster.is_chief
-    for warning in data.check_labels() if is_chief else ():
-        print(f"warning: {warning}", file=sys.stderr, flush=True)
-    if arguments.dry_run:
-        return dry_run(Run(folder, config, data.classes), strategy)
     if not is_chief:
-        return train(Run(folder, config, data.classes, data.identity()), data, strategy, cluster)
+        _train(Run(folder, config, data.classes, data.identity()), data, strategy, cluster)
+        return {}
+    for warning in data.check_labels():
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
     with lock.hold(folder):
         Run.clean(folder)
-        if arguments.restart:
+        if restart:
             Run.delete(folder)
-        run = Run.create(folder, config, data.classes, data.identity())
-        return train(run, data, strategy, cluster)
+        created = Run.create(folder, config, data.classes, data.identity())
+        return _train(created, data, strategy, cluster)
 
 
-def train(run, data, strategy, cluster):
-    """Trains and finishes a run; gives the exit code."""
+def _train(run, data, strategy, cluster):
+    """Trains and finishes a run; gives what `train` returns."""
     from kseg.errors import UserError
     from kseg.training import loop
     from kseg.training.distribution import anywhere, check_agreement, describe_devices
@@ -93,22 +127,18 @@ def train(run, data, strategy, cluster):
             strategy=strategy,
             cluster=cluster,
         )
-    except loop.Interrupted as stop:
-        print(stop)
-        return 130
     except _lost_workers() as error:
         if cluster is None:
             raise
         raise UserError(
             f"worker {cluster.worker} of {cluster.num_workers} lost another one. Start all of them "
-            "again: the same command goes on from the newest checkpoint. TensorFlow says: "
+            "again: the same command resumes from the newest checkpoint. TensorFlow says: "
             + " ".join(error.message.split())[:300]
         ) from None
-    if is_chief:
-        finish(run, result, data.evaluation_batches())
+    finished = finish(run, result, data.evaluation_batches()) if is_chief else {}
     if cluster:
         anywhere(strategy, False)
-    return 0
+    return finished
 
 
 def _lost_workers():
@@ -126,7 +156,7 @@ def _lost_workers():
 
 
 def finish(run, result, evaluation_batches):
-    """Evaluates and exports the best weights, and says where everything is."""
+    """Evaluates and exports the best weights; prints and returns where everything is."""
     from kseg import serving
     from kseg.evaluation import drawing, results
     from kseg.evaluation.evaluator import Evaluator
@@ -164,13 +194,34 @@ def finish(run, result, evaluation_batches):
     print(f"pictures:     {folder / 'panel.png'}")
     print(f"SavedModel:   {saved_model}")
     print(f"TensorBoard:  tensorboard --logdir {run.path.parent}")
+    return {
+        "run": run,
+        "best_step": result["best_step"],
+        "best_mean_iou": result["best_mean_iou"],
+        "scores": evaluation.scores,
+        "scores_file": scores,
+        "panel": folder / "panel.png",
+        "saved_model": saved_model,
+    }
 
 
-def dry_run(run, strategy):
-    """Prints the resolved config, the model, the steps and the batch."""
+def dry_run(config, folder=None):
+    """Prints the resolved config, the model, the steps and the batch.
+
+    Args:
+        config: `kseg.config.Experiment`.
+        folder: of the run, which is neither read nor made; None: the default one.
+    """
+    from kseg.commands.data import ExperimentData
+    from kseg.runs import Run
+    from kseg.training.distribution import build_strategy
     from kseg.training.loop import build_trainer
 
-    config = run.config
+    strategy = build_strategy(config.train.devices)
+    data = ExperimentData.open(config)
+    for warning in data.check_labels():
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    run = Run(folder or f"runs/{config.name}", config, data.classes)
     print(config.to_json(), end="")
     trainer = build_trainer(run, strategy)
     total, deployed = (
@@ -185,4 +236,3 @@ def dry_run(run, strategy):
     height, width = config.data.crop_size
     print(f"batch:  ({config.data.batch_size}, {height}, {width}, 3) uint8")
     print(f"steps:  {config.train.steps} on {strategy.num_replicas_in_sync} device(s)")
-    return 0

@@ -1,6 +1,7 @@
 """Experiments as JSON files: the schema, the reading of files, and what is said of mistakes."""
 
 from kseg.config.loading import extend, flatten, load, parse, read_json
+from kseg.config.loading import load as load_config
 from kseg.config.messages import describe
 from kseg.config.schema import ConfigError, Experiment, Section, json_schema
 
@@ -13,6 +14,7 @@ __all__ = [
     "flatten",
     "json_schema",
     "load",
+    "load_config",
     "parse",
     "read_json",
 ]

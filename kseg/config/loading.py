@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -25,7 +26,8 @@ def load(path, overrides=()) -> Experiment:
     replaces what it stands for.
 
     Args:
-        path: JSON file. Its stem is the default of `name`.
+        path: JSON file, or the name of a config that comes with kseg, see `find`. Its stem is the
+            default of `name`.
         overrides: strings `"a.b=value"`; the value is JSON, or else a plain string. A number in the
             key is a position in a list: `"contrast.0.weight=0.2"`. Where a smaller `train.steps`
             ends before the file's warm-ups or first steps of objectives do, all of these are
@@ -34,7 +36,7 @@ def load(path, overrides=()) -> Experiment:
     Raises:
         ConfigError: if a file is missing, not JSON, extends itself, or they break the schema.
     """
-    path = pathlib.Path(path)
+    path = find(path)
     values = copy.deepcopy(_read(path, (), {}))
     steps = _steps(values)
     for override in overrides:
@@ -109,10 +111,40 @@ def extend(path, values) -> Experiment:
     Raises:
         ConfigError: as `load` does.
     """
-    path = pathlib.Path(path)
+    path = find(path)
     merged = _merge(_read(path, (), {}), values)
     merged.setdefault("name", path.stem)
     return parse(merged, source=str(path))
+
+
+def shipped():
+    """Finds the folder of the configs that come with kseg.
+
+    Returns:
+        `pathlib.Path`: inside of the installed package, or `configs` of the checkout.
+    """
+    package = pathlib.Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def find(name, folder=None):
+    """Finds a config file by its path, or by the name of a config that comes with kseg.
+
+    Args:
+        name: path, or name such as `camvid_small_ce` or `base/camvid`, with or without `.json`.
+        folder: `pathlib.Path` that a path is relative to; None: the current one.
+
+    Returns:
+        `pathlib.Path`. A path that exists wins over a name; if there is neither, the path.
+    """
+    path = pathlib.Path(name) if folder is None else folder / name
+    plain = re.fullmatch(r"[\w-]+(?:/[\w-]+)?(?:\.json)?", str(name))
+    if plain and not os.path.lexists(path):
+        candidate = shipped() / f"{str(name).removesuffix('.json')}.json"
+        if candidate.is_file() and candidate.name != "schema.json":
+            return candidate
+    return path
 
 
 def _read(path, readers, known):
@@ -143,7 +175,7 @@ def _read(path, readers, known):
             )
         merged = {}
         for base in bases:
-            inherited = dict(_read(path.parent / base, (*readers, resolved), known))
+            inherited = dict(_read(find(base, path.parent), (*readers, resolved), known))
             inherited.pop("name", None)
             merged = _merge(merged, inherited)
         known[resolved] = _merge(merged, values)
@@ -168,6 +200,9 @@ def read_json(path) -> dict:
         known = sorted(p.name for p in path.parent.glob("*.json") if p.name != "schema.json")
         near = difflib.get_close_matches(path.name, known, n=1)
         hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+        named = [p.stem for p in shipped().glob("*.json")] if path.parent == pathlib.Path() else []
+        if near_name := difflib.get_close_matches(path.stem, named, n=1):
+            hint = f" Did you mean {near_name[0]}, which comes with kseg?"
         raise ConfigError(f"There is no config file {path}.{hint}") from None
     except ConfigError:
         raise

@@ -10,7 +10,7 @@ import numpy as np
 
 from kseg import waiting
 from kseg.backend.precision import building
-from kseg.errors import UserError, as_user_error
+from kseg.errors import Interrupted, UserError, as_user_error
 from kseg.evaluation.evaluator import Evaluator
 from kseg.layers.photometric import build_distortion
 from kseg.progress import Progress
@@ -35,10 +35,6 @@ class NonFiniteLossError(UserError):
 
 class NonFiniteWeightsError(UserError):
     """A weight, or other state of the training, is NaN or infinite."""
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it.
-    """The run was asked to stop, and has saved its state."""
 
 
 @as_user_error("The experiment")
@@ -237,7 +233,7 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
             if stopping and step < settings.steps:
                 if cluster:  # A worker that is gone takes the others with it: the chief comes last.
                     anywhere(strategy, False)
-                raise Interrupted(f"stopped at step {step}; the same command goes on from there")
+                raise Interrupted(f"stopped at step {step}; the same command resumes there")
     if is_chief:
         board.close()
     return {

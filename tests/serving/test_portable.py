@@ -67,6 +67,7 @@ HEADS = {
     "deeplabv3": {"channels": 8, "aspp_channels": 8, "aux_channels": 8},
     "upernet": {"channels": 8, "aux_channels": 8},
 }
+EXPORTS = {"tflite": export_tflite, "onnx": export_onnx}
 NETWORKS = [
     ("hrnet", "hrnet"),
     ("resnet", "upernet"),
@@ -135,7 +136,7 @@ def colours(request, tmp_path_factory):
     segmenter = small_segmenter()
     segmenter.get_layer("logits").set_weights([np.eye(3)[None, None], np.zeros(3)])
     path = tmp_path_factory.mktemp("colours") / f"model.{request.param}"
-    getattr(portable, f"export_{request.param}")(segmenter, path, CLASSES, (8, 12))
+    EXPORTS[request.param](segmenter, path, CLASSES, (8, 12))
     return path
 
 
@@ -167,7 +168,7 @@ class Unusual(keras.layers.Layer):
 @pytest.mark.parametrize("kind, target", [("tflite", "LiteRT"), ("onnx", "ONNX")])
 def test_network_that_cannot_be_converted_leaves_what_was_there(kind, target, tmp_path):
     path = tmp_path / f"model.{kind}"
-    write = getattr(portable, f"export_{kind}")
+    write = EXPORTS[kind]
     write(small_segmenter(), path, CLASSES, (8, 12))
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert set(before) == {f"model.{kind}", "model.classes.json"}

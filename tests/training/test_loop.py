@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kseg import config
 from kseg.contrast.multi_scale import MultiScaleContrast
-from kseg.errors import UserError
+from kseg.errors import Interrupted, UserError
 from kseg.runs import Run
 from kseg.training import loop
 from tests.training.tiny import (
@@ -178,7 +178,7 @@ def test_a_stop_signal_saves_the_state(tmp_path):
 
         return tf.data.Dataset.from_generator(generate, output_signature=spec)
 
-    with pytest.raises(loop.Interrupted, match=r"stopped at step \d+; the same command goes on"):
+    with pytest.raises(Interrupted, match=r"stopped at step \d+; the same command resumes"):
         train(run, batches)
     (step,) = run.checkpoint_steps()
     assert 1 <= step < 50

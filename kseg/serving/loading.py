@@ -1,0 +1,27 @@
+"""One way to load whatever `kseg export` wrote."""
+
+import pathlib
+
+
+def load(path):
+    """Loads an exported network.
+
+    Args:
+        path: folder of a SavedModel, or file for LiteRT or ONNX.
+
+    Returns:
+        `kseg.serving.ServedModel`, a compiled Keras model, for a folder;
+        `kseg.serving.network_file.PortableModel` for a file. Both take uint8 images
+        `(batch, height, width, 3)` and give float32 logits `(batch, height, width, num_classes)`,
+        and have the names and colours of the classes as `classes`.
+
+    Raises:
+        UserError: if there is no such network, it is damaged, or its runtime is not installed.
+    """
+    if pathlib.Path(path).is_file():
+        from kseg.serving import portable
+
+        return portable.load(path)
+    from kseg.serving.saved_model import load_saved_model
+
+    return load_saved_model(path)
