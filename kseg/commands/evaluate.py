@@ -120,58 +120,114 @@ def parse_arguments(arguments=None):
     group.add_argument("--seed", type=int, help="default: 0")
 
     options = parser.parse_args(arguments)
-    _check(parser, options)
+    _check(options, parser.error)
     return options
 
 
-def _check(parser, options):
-    """Refuses arguments that do not go together, or are out of range."""
+def _check(options, refuse):
+    """Refuses arguments that do not go together, or are out of range: calls `refuse(message)`."""
     if options.compare:
         allowed = ("compare", "split", "output", "resamples", "confidence", "seed")
-        _only(parser, options, allowed, "does not go with --compare")
+        _only(refuse, options, allowed, "does not go with --compare")
         if options.confidence is not None and not 0 < options.confidence < 1:
-            parser.error(f"--confidence must be in (0, 1), is {options.confidence}")
+            refuse(f"--confidence must be in (0, 1), is {options.confidence}")
     else:
         allowed = {*vars(options)} - {"resamples", "confidence", "seed"}
-        _only(parser, options, allowed, "goes with --compare")
+        _only(refuse, options, allowed, "goes with --compare")
     if options.saved_model:
         if not options.data:
-            parser.error("--saved-model needs --data")
+            refuse("--saved-model needs --data")
         if options.checkpoint or options.precision:
-            parser.error("--checkpoint and --precision go with --run: a SavedModel is as it is")
+            refuse("--checkpoint and --precision go with --run: a SavedModel is as it is")
         if options.panels and not options.output:
-            parser.error("--panels with --saved-model needs --output, to know where to write")
+            refuse("--panels with --saved-model needs --output, to know where to write")
         if options.sliding_window == []:
-            parser.error("--sliding-window with --saved-model needs HEIGHT WIDTH")
+            refuse("--sliding-window with --saved-model needs HEIGHT WIDTH")
     if options.output and pathlib.Path(options.output).suffix != ".json":
-        parser.error(f"--output must end in .json, is {options.output}")
+        refuse(f"--output must end in .json, is {options.output}")
     if options.submission and pathlib.Path(options.submission).suffix != ".zip":
-        parser.error(f"--submission must end in .zip, is {options.submission}")
+        refuse(f"--submission must end in .zip, is {options.submission}")
     if options.scales and min(options.scales) <= 0:
-        parser.error(f"--scales must be above 0, are {' '.join(map(str, options.scales))}")
+        refuse(f"--scales must be above 0, are {' '.join(map(str, options.scales))}")
     window = options.sliding_window
     if window and len(window) != 2:
-        parser.error(f"--sliding-window takes HEIGHT WIDTH or nothing, got {len(window)} numbers")
+        refuse(f"--sliding-window takes HEIGHT WIDTH or nothing, got {len(window)} numbers")
     if options.overlap is not None and window is None:
-        parser.error("--overlap goes with --sliding-window")
+        refuse("--overlap goes with --sliding-window")
     if options.overlap is not None and not 0 <= options.overlap < 1:
-        parser.error(f"--overlap must be in [0, 1), is {options.overlap}")
+        refuse(f"--overlap must be in [0, 1), is {options.overlap}")
     if options.boundary is not None and not 0 < options.boundary < 1:
-        parser.error(f"--boundary must be in (0, 1), is {options.boundary}")
+        refuse(f"--boundary must be in (0, 1), is {options.boundary}")
 
 
-def _only(parser, options, allowed, problem):
+def _only(refuse, options, allowed, problem):
     for name, value in vars(options).items():
         if name not in allowed and value is not None and value is not False:
-            parser.error(f"--{name.replace('_', '-')} {problem}")
+            refuse(f"--{name.replace('_', '-')} {problem}")
 
 
 def main(arguments=None):
     """Runs the command and returns its exit code."""
     options = parse_arguments(arguments)
     if options.compare:
-        return compare_runs(options)
+        compare_runs(options)
+    else:
+        _evaluate(options)
+    return 0
 
+
+def evaluate(
+    run=None,
+    *,
+    saved_model=None,
+    checkpoint=None,
+    data=None,
+    split=None,
+    batch_size=None,
+    precision=None,
+    output=None,
+    panels=None,
+    scales=None,
+    flip=False,
+    sliding_window=None,
+    overlap=None,
+    boundary=None,
+    cityscapes_ground_truth=None,
+    submission=None,
+):
+    """Scores a trained run or a SavedModel on a split of prepared data, and prints the table.
+
+    Args:
+        run: folder of a run; or give `saved_model` and `data`.
+        saved_model: folder that `kseg.export` wrote.
+        scales: floats, or `[]`: 0.5, 0.75, ... 2.0; None: the image as it is.
+        sliding_window: `(height, width)`, or `[]`: the crop size of the run; None: whole images.
+        checkpoint, data, split, batch_size, precision, output, panels, flip, overlap, boundary,
+        cityscapes_ground_truth, submission: as the options of `kseg evaluate --help`.
+
+    Returns:
+        dict with `scores` (`kseg.evaluation.metrics.Scores`), `results` (dict, what the JSON file
+        holds), and `output`, the path of that file or None.
+
+    Raises:
+        UserError: if arguments do not go together, or the run, the data or a file cannot be used.
+    """
+    options = argparse.Namespace(
+        **locals(), compare=None, resamples=None, confidence=None, seed=None
+    )
+    from kseg.errors import UserError
+
+    def refuse(message):
+        raise UserError(message)
+
+    if (run is None) == (saved_model is None):
+        refuse(f"One of `run` and `saved_model` must be given. Received: {run}, {saved_model}")
+    _check(options, refuse)
+    return _evaluate(options)
+
+
+def _evaluate(options):
+    """Evaluates what the options name; gives what `evaluate` returns."""
     import pipelines
     from kseg import files
     from kseg.evaluation import results
@@ -241,16 +297,16 @@ def main(arguments=None):
             write_zip(writer.files.values(), options.submission)
             print(f"submission: {options.submission}")
 
+    found = {
+        "dataset": manifest.dataset,
+        "split": split,
+        "checkpoint": checkpoint,
+        **settings,
+        **({"dilation_ratio": options.boundary} if boundary else {}),
+        **evaluation.to_dict(classes.names, **more),
+        **official,
+    }
     if output is not None:
-        found = {
-            "dataset": manifest.dataset,
-            "split": split,
-            "checkpoint": checkpoint,
-            **settings,
-            **({"dilation_ratio": options.boundary} if boundary else {}),
-            **evaluation.to_dict(classes.names, **more),
-            **official,
-        }
         results.write(output, found, evaluation.image_counts)
         print(f"scores:     {output}, {output.with_suffix('.csv').name}")
     if run and output is not None:
@@ -260,7 +316,7 @@ def main(arguments=None):
     if options.panels:
         draw(output.with_suffix(""), evaluation, classes)
         print(f"pictures:   {output.with_suffix('')}")
-    return 0
+    return {"scores": evaluation.scores, "results": found, "output": output}
 
 
 def wrap(model, num_classes, options, crop_size, batch_size):
@@ -361,7 +417,6 @@ def compare_runs(options):
         found = {"first": str(sources[0]), "second": str(sources[1]), **comparison.to_dict(names)}
         files.write_text(output, json.dumps(found, indent=2) + "\n")
         print(f"comparison: {output}")
-    return 0
 
 
 def evaluation_file(name, split):

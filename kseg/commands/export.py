@@ -12,6 +12,8 @@ import argparse
 import pathlib
 import sys
 
+_FORMATS = {".tflite": "tflite", ".onnx": "onnx"}
+
 
 def parse_arguments(arguments=None):
     """Parses the command line."""
@@ -52,7 +54,7 @@ def parse_arguments(arguments=None):
     )
     options = parser.parse_args(arguments)
     ending = pathlib.Path(options.output).suffix.lower()
-    by_ending = {".tflite": "tflite", ".onnx": "onnx"}.get(ending, "saved_model")
+    by_ending = _FORMATS.get(ending, "saved_model")
     options.format = options.format or by_ending
     if by_ending not in ("saved_model", options.format):
         parser.error(f"--output {options.output} does not fit --format {options.format}")
@@ -61,8 +63,57 @@ def parse_arguments(arguments=None):
 
 def main(arguments=None):
     """Runs the command and returns its exit code."""
-    options = parse_arguments(arguments)
+    _export(parse_arguments(arguments))
+    return 0
 
+
+def export(
+    run,
+    output,
+    *,
+    checkpoint="best",
+    precision=None,
+    format=None,
+    size=None,
+    check=None,
+    overwrite=False,
+):
+    """Writes a trained run as a SavedModel, or as one file for LiteRT or ONNX.
+
+    Args:
+        run: folder of a run.
+        output: folder or file to write.
+        checkpoint: `"best"`, `"latest"` or a step.
+        precision: `"float32"` or `"mixed_bfloat16"`, of the network; None: that of its training.
+        format: `"saved_model"`, `"tflite"` or `"onnx"`; None: by the ending of `output`.
+        size: `(height, width)` of images; None: for LiteRT the crop of the training, for ONNX any.
+        check: image or folder of images on which what was written is compared; None: no check.
+        overwrite: bool, replace what is there.
+
+    Returns:
+        `pathlib.Path`, what was written; `kseg.load` reads it.
+
+    Raises:
+        UserError: if the run cannot be read, the output cannot be written, or the converter cannot
+            do this network.
+    """
+    ending = pathlib.Path(output).suffix.lower()
+    options = argparse.Namespace(
+        run=str(run),
+        output=str(output),
+        checkpoint=str(checkpoint),
+        precision=precision,
+        format=format or _FORMATS.get(ending, "saved_model"),
+        size=size,
+        check=check,
+        overwrite=overwrite,
+    )
+    _export(options)
+    return pathlib.Path(output)
+
+
+def _export(options):
+    """Exports what the options name."""
     from kseg import files
     from kseg.errors import UserError
 
@@ -77,7 +128,8 @@ def main(arguments=None):
 
     run = Run.open(options.run)
     if options.format != "saved_model":
-        return export_portable(options, run)
+        export_portable(options, run)
+        return
     if options.size:
         raise UserError("`--size` is for --format tflite and onnx. Leave it out")
     images = check_images(options.check, run.value_range) if options.check else []
@@ -97,7 +149,6 @@ def main(arguments=None):
             load_saved_model(options.output),
             "the network in memory",
         )
-    return 0
 
 
 def export_portable(options, run):
@@ -134,7 +185,6 @@ def export_portable(options, run):
     print(f"{options.format}: {options.output} ({len(run.classes)} classes, {shown})")
     if images:
         compare_with_saved_model(options, segmenter, run.classes, images, size)
-    return 0
 
 
 def check_images(path, value_range):

@@ -71,7 +71,28 @@ def parse_arguments(arguments=None):
 def main(arguments=None):
     """Runs the command and returns its exit code."""
     options = parse_arguments(arguments)
-    source, output = pathlib.Path(options.input), pathlib.Path(options.output)
+    predict(options.saved_model, options.input, options.output, value_range=options.range)
+    return 0
+
+
+def predict(saved_model, source, output, *, value_range=None):
+    """Labels images or a video, and writes class numbers and overlays.
+
+    Args:
+        saved_model: what `kseg.export` wrote: a folder, or a file for LiteRT or ONNX.
+        source: image, folder of images, or video.
+        output: folder to write.
+        value_range: `(low, high)`, values that become black and white in images of more than 8
+            bits a channel; None: those of the training data.
+
+    Returns:
+        list of `pathlib.Path`, the written images of class numbers; of a video the overlay.
+
+    Raises:
+        UserError: if something cannot be read or written, or some images could not be labelled;
+            the others are then.
+    """
+    source, output = pathlib.Path(source), pathlib.Path(output)
     video = source.is_file() and (source.suffix.lower() in _VIDEO_SUFFIXES or _is_animation(source))
     target = plan_video(source, output) if video else None
     jobs = [] if video else plan(source, output)
@@ -80,13 +101,13 @@ def main(arguments=None):
     from kseg.errors import UserError
     from pipelines import pictures
 
-    value_range = options.range and tuple(options.range)
+    value_range = value_range and tuple(value_range)
     pictures.check_range(value_range)
     if video:
         files.check_file(target)
     else:
         files.check_contents(output)
-    label, palette, needs, known_range = load(pathlib.Path(options.saved_model))
+    label, palette, needs, known_range = load(pathlib.Path(saved_model))
     if value_range is not None and known_range not in (None, value_range):
         print(
             f"note: the model was trained with --range {_shown(known_range)}, not "
@@ -95,7 +116,8 @@ def main(arguments=None):
         )
     value_range = value_range or known_range
     if video:
-        return label_video(source, target, label, palette, needs)
+        label_video(source, target, label, palette, needs)
+        return [target]
     files.make_folder(output)
     unlabelled = find_too_large(jobs, needs)
     left = [job for job in jobs if job[0] not in unlabelled]
@@ -108,7 +130,7 @@ def main(arguments=None):
             f"{len(shown)} of {len(jobs)} images could not be labelled: "
             f"{'; '.join(shown[:5])}{more}{others}"
         )
-    return 0
+    return [label_file for _, label_file, _ in jobs]
 
 
 def label_images(jobs, total, label, palette, value_range, unlabelled, output):
@@ -367,7 +389,6 @@ def label_video(source, target, label, palette, needs):
             f"{source} ends after {count} of {promised} frames: it is cut off or damaged there. "
             f"{target} has those {count}"
         )
-    return 0
 
 
 def frame_rate(rate):

@@ -203,7 +203,7 @@ def main(arguments=None):
     name = arguments.command
     if name == "cadis":
         name = f"cadis_task{arguments.task}"
-    manifest = pipelines.prepare(
+    prepare(
         name,
         getattr(arguments, "source", None),
         arguments.output,
@@ -218,8 +218,28 @@ def main(arguments=None):
         distribute=None if arguments.beam is None else beam.distributor(arguments.beam),
         **options,
     )
-    show(data_report.read(manifest), manifest)
     return 0
+
+
+def prepare(dataset, source=None, output=None, **options):
+    """Prepares a data set, and prints its report.
+
+    Args:
+        dataset: str, its name, such as `"camvid"` or `"folder"`.
+        source, output, **options: as for `pipelines.prepare`.
+
+    Returns:
+        `pipelines.manifest.Manifest`.
+
+    Raises:
+        pipelines.DataError: if the source is not what was expected, or the output cannot be made.
+    """
+    import pipelines
+    from pipelines import data_report
+
+    manifest = pipelines.prepare(dataset, source, output, **options)
+    show(data_report.read(manifest), manifest)
+    return manifest
 
 
 def show(summary, manifest):

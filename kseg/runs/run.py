@@ -64,7 +64,7 @@ class Run:
 
     @property
     def value_range(self):
-        """The range of deep images of its data, see `kseg.serving.export_saved_model`; None if not known."""
+        """The range of deep images in its data, `(low, high)`, or None if that is not known."""
         found = (self.data or {}).get("value_range")
         return tuple(found) if found else None
 

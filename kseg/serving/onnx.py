@@ -17,7 +17,7 @@ def export_onnx(segmenter, path, classes, size=None, *, value_range=None, overwr
     `kseg.serving.litert.export_tflite`.
 
     Args:
-        segmenter, path, classes, value_range, overwrite: as for `kseg.serving.litert.export_tflite`.
+        segmenter, path, classes, value_range, overwrite: as for `export_tflite`.
         size: `(height, width)` of the images, with a batch of one; or None: any size and batch.
 
     Raises:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg import config
+from kseg import config, serving
 from kseg.commands import predict, prepare
 from kseg.commands.data import ExperimentData
-from kseg.export import portable
 from kseg.runs import Classes, Run
+from kseg.serving import portable
 from kseg.serving.onnx import export_onnx
 from pipelines import loader, pictures
 
