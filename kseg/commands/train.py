@@ -91,7 +91,7 @@ def train(config, *, run=None, overrides=(), restart=False):
     from kseg.commands.data import ExperimentData
     from kseg.runs import Run, lock
 
-    if not arguments.dry_run and (cluster is None or cluster.is_chief):
+    if cluster is None or cluster.is_chief:
         files.check_contents(folder)
     data = ExperimentData.open(config)
     is_chief = cluster is None or cluster.is_chief
