@@ -51,7 +51,8 @@ def write(manifest, contents=None, *, seed=0):
     if contents is None:
         contents = {split: _read_contents(manifest, split) for split in manifest.splits}
     report = summarize(manifest, contents)
-    picture = draw_samples(manifest, seed=seed)
+    with Progress(f"drawing {PICTURE_FILE}"):
+        picture = draw_samples(manifest, seed=seed)
     png = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
     paths.write_bytes(os.path.join(manifest.folder, PICTURE_FILE), png)
     text = json.dumps(report, indent=1) + "\n"

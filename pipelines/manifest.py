@@ -107,8 +107,8 @@ class Manifest:
         """
         if name not in self.splits:
             raise DataError(
-                f"{self.folder} has no split {name!r}. It has: {', '.join(self.splits)}. Set "
-                "data.train_split or data.eval_split to one of them"
+                f"{self.folder} has no split {name!r}. It has: {', '.join(self.splits)}. Name "
+                "one of them by --split, data.train_split or data.eval_split"
             )
         return self.splits[name]
 

@@ -4,6 +4,7 @@ import os
 import sys
 import unicodedata
 
+from kseg.progress import Progress
 from pipelines import data_report, datasets, paths, records
 from pipelines.datasets import tfds_source
 from pipelines.errors import DataError
@@ -53,7 +54,8 @@ def prepare(
         raise DataError(f"{name!r} is made from files. Give its download: a folder or an archive")
     output = output or f"data/{name}"
     paths.check_folder(output)
-    found = _find(dataset, name, source, options)
+    with Progress("looking for images and labels", shown=progress):
+        found = _find(dataset, name, source, options)
     if progress:
         for note in found.notes:
             print(f"note: {note}", file=sys.stderr, flush=True)

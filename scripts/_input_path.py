@@ -9,6 +9,12 @@ def compare(arguments):
     import tempfile
 
     import cv2
+
+    import pipelines
+
+    if arguments.data:  # Before TensorFlow is imported.
+        pipelines.read_manifest(arguments.data).split(arguments.split)
+
     import tensorflow as tf
 
     cv2.setNumThreads(1)

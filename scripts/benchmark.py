@@ -28,6 +28,7 @@ import _serving  # noqa: E402
 from kseg.analysis import measuring  # noqa: E402
 from kseg.analysis.measuring import PeakMemory, best_seconds, fill_banks  # noqa: E402
 from kseg.commands import console  # noqa: E402 - the clock starts before anything heavy.
+from kseg.errors import UserError  # noqa: E402
 
 
 def parse_arguments():
@@ -576,7 +577,10 @@ def benchmark_models(arguments):
     names = arguments.only or [*NETWORKS, *PEERS]
     unknown = set(names) - {*NETWORKS, *PEERS}
     if unknown:
-        raise SystemExit(f"unknown: {sorted(unknown)}. Choose from {[*NETWORKS, *PEERS]}")
+        raise UserError(
+            f"--only names no network: {', '.join(sorted(unknown))}. Choose from "
+            f"{', '.join([*NETWORKS, *PEERS])}"
+        )
     networks = [name for name in names if name in NETWORKS]
     if networks:
         print(f"networks at the papers' crops, batch {arguments.batch}, {arguments.precision}")
@@ -711,7 +715,10 @@ def measure_backbone(arguments, name):
 def benchmark_serving(arguments):
     unknown = set(arguments.only) - set(NETWORKS)
     if unknown:
-        raise SystemExit(f"unknown: {sorted(unknown)}. Choose from {[*NETWORKS]}")
+        raise UserError(
+            f"--only names no network: {', '.join(sorted(unknown))}. Choose from "
+            f"{', '.join(NETWORKS)}"
+        )
     if arguments.variant == "export":
         name = arguments.only[0]
         network = {key: x for key, x in NETWORKS[name].items() if key != "size"}

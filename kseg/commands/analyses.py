@@ -4,40 +4,59 @@ import dataclasses
 import json
 
 from kseg.commands.console import check_classes
-from kseg.commands.progress import Progress
+from kseg.progress import Progress
 
 _MAX_ACTIVATIONS = 24  # Classes with a Grad-CAM in a report.
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The images that a run is looked at with."""
+    """The images that a run is looked at with.
 
+    Attributes:
+        folder: str, prepared data.
+        dataset: str, its name.
+        split: str.
+        count: int, number of images.
+        batch_size: int.
+    """
+
+    folder: str
     dataset: str
     split: str
     count: int
-    batches: object
+    batch_size: int
 
-    def progress(self):
-        """Builds the progress line of a pass over the images."""
-        return Progress(self.count)
+    @property
+    def batches(self):
+        """`tf.data.Dataset`, see `pipelines.loader.evaluation_dataset`."""
+        from pipelines import loader
+
+        return loader.evaluation_dataset(self.folder, self.split, batch_size=self.batch_size)
+
+    def looking(self):
+        """Progress over all of them, a context."""
+        return Progress("looking at the images", self.count)
 
 
 def features(options):
     """Prints A, U and U_l, and writes them to the run's evaluation/features.json."""
-    from kseg.analysis.features import feature_statistics
-
     run = open_run(options)
     images = open_images(options, run)
-    found = feature_statistics(
-        load_segmenter(options, run),
-        images.batches,
-        len(run.classes),
-        unit_norm=not options.raw,
-        samples_per_class=options.samples,
-        seed=options.seed,
-        progress=images.progress(),
-    )
+
+    from kseg.analysis.features import feature_statistics
+
+    segmenter = load_segmenter(options, run)
+    with images.looking() as progress:
+        found = feature_statistics(
+            segmenter,
+            images.batches,
+            len(run.classes),
+            unit_norm=not options.raw,
+            samples_per_class=options.samples,
+            seed=options.seed,
+            progress=progress.update,
+        )
     report_features(options, run, images, found)
 
 
@@ -65,12 +84,14 @@ def report_features(options, run, images, found):
 
 def curves(options):
     """Draws the training curves."""
-    from kseg.analysis import charts
     from kseg.analysis.extras import require
     from kseg.errors import UserError
 
     require("matplotlib")
     run = open_run(options)
+
+    from kseg.analysis import charts
+
     train, evaluation = read_curves(run)
     if not train and not evaluation:
         raise UserError(f"{run.path} has no TensorBoard events, in {run.path / 'tensorboard'}")
@@ -86,15 +107,18 @@ def read_curves(run):
 
 def failures(options):
     """Draws the worst images; prints the confused classes, and writes both as JSON."""
+    run = open_run(options)
+    images = open_images(options, run)
+
     from kseg.analysis.failures import FailureCollector
     from kseg.analysis.observation import observe
     from kseg.evaluation import drawing
 
-    run = open_run(options)
-    images = open_images(options, run)
     collector = FailureCollector(len(run.classes), count=options.images)
-    for seen in observe(load_segmenter(options, run), images.batches, progress=images.progress()):
-        collector.add(seen)
+    segmenter = load_segmenter(options, run)
+    with images.looking() as progress:
+        for seen in observe(segmenter, images.batches, progress=progress.update):
+            collector.add(seen)
     classes = run.classes
     folder = run.path / "analysis" / "failures"
     pictures = []
@@ -140,19 +164,20 @@ def report_failures(options, run, images, collector):
 def tsne(options):
     """Draws t-SNEs, and writes what TensorBoard's projector reads."""
     from kseg.analysis.extras import require
-    from kseg.analysis.observation import observe
 
     require("matplotlib", "sklearn")
     run = open_run(options)
     images = open_images(options, run)
+
+    from kseg.analysis.observation import observe
+
     collector = embedding_collector(options, run)
-    for seen in observe(
-        load_segmenter(options, run),
-        images.batches,
-        unit_norm=not options.raw,
-        progress=images.progress(),
-    ):
-        collector.add(seen)
+    segmenter = load_segmenter(options, run)
+    with images.looking() as progress:
+        for seen in observe(
+            segmenter, images.batches, unit_norm=not options.raw, progress=progress.update
+        ):
+            collector.add(seen)
     report_embeddings(options, run, images, collector)
 
 
@@ -181,7 +206,8 @@ def report_embeddings(options, run, images, collector):
             print(f"t-SNE:       none of {name}: there are only {len(found.classes)}")
             continue
         title = {"pixels": "pixels", "regions": "region centres"}[name]
-        layouts[title] = t_sne(found.vectors, seed=options.seed), found.classes
+        with Progress(f"t-SNE of {len(found.classes)} {title}"):
+            layouts[title] = t_sne(found.vectors, seed=options.seed), found.classes
         figure = charts.point_map(
             *layouts[title],
             classes.palette,
@@ -202,18 +228,23 @@ def report_embeddings(options, run, images, collector):
 
 def feature_maps(options):
     """Draws the features' principal components on images spread over the split."""
+    run = open_run(options)
+    images = open_images(options, run)
+
     from kseg.analysis.feature_maps import principal_colors
     from kseg.analysis.observation import observe
     from kseg.evaluation import drawing
 
-    run = open_run(options)
-    images = open_images(options, run)
     classes = run.classes
     rows, maps = [], []
     batches = spread_batches(images, options.images)
-    for seen in observe(load_segmenter(options, run), batches, unit_norm=not options.raw):
-        maps.append(seen.features[0])
-        rows.append([seen.images[0], drawing.colorize_truth(seen.labels[0], classes.palette)])
+    segmenter = load_segmenter(options, run)
+    with Progress("looking at the images", min(options.images, images.count)) as progress:
+        for seen in observe(
+            segmenter, batches, unit_norm=not options.raw, progress=progress.update
+        ):
+            maps.append(seen.features[0])
+            rows.append([seen.images[0], drawing.colorize_truth(seen.labels[0], classes.palette)])
     pictures = [
         [*row, drawing.enlarge(colors, row[0].shape[:2])]
         for row, colors in zip(rows, principal_colors(maps), strict=True)
@@ -227,23 +258,26 @@ def feature_maps(options):
 
 def grad_cam(options):
     """Draws the Grad-CAM of each class on the image that has most of it."""
+    run = open_run(options)
+    images = open_images(options, run)
+    names = run.classes.names
+    chosen, maps = choose_classes(options, names), stages(options, run)
+
     import numpy as np
 
     from kseg.analysis.grad_cam import ClassImages
     from kseg.evaluation import drawing
 
-    run = open_run(options)
-    images = open_images(options, run)
-    names = run.classes.names
-    chosen = choose_classes(options, names)
-    segmenter = load_segmenter(options, run, maps=stages(options, run))
+    segmenter = load_segmenter(options, run, maps=maps)
     found = ClassImages(len(names))
-    for batch in images.batches:
-        found.add(
-            [name.decode() for name in batch["id"].numpy()],
-            np.asarray(batch["image"]),
-            np.asarray(batch["label"]),
-        )
+    with images.looking() as progress:
+        for batch in images.batches:
+            found.add(
+                [name.decode() for name in batch["id"].numpy()],
+                np.asarray(batch["image"]),
+                np.asarray(batch["label"]),
+            )
+            progress.advance(len(batch["image"]))
     kept = {n: image for n, image in found.images().items() if n in chosen}
     folder = run.path / "analysis" / "grad-cam"
     for old in folder.glob("*.png"):
@@ -290,18 +324,17 @@ def activations(segmenter, stages, kept):
 
     explain = GradCAM(segmenter, stages)
     results = []
-    for n, (name, image) in kept.items():
-        heat = {stage: maps[0] for stage, maps in explain(image[None], n).items()}
-        results.append(Activation(n, name, image, heat))
+    with Progress("Grad-CAM", len(kept), unit="classes") as progress:
+        for n, (name, image) in kept.items():
+            heat = {stage: maps[0] for stage, maps in explain(image[None], n).items()}
+            results.append(Activation(n, name, image, heat))
+            progress.advance()
     return results
 
 
 def panels(options):
     """Draws several runs side by side, where the last differs most from the first."""
-    from kseg.analysis.failures import ComparisonCollector
-    from kseg.analysis.observation import observe
     from kseg.errors import UserError
-    from kseg.evaluation import drawing
     from kseg.runs import Run
 
     if len(options.runs) < 2:
@@ -310,6 +343,8 @@ def panels(options):
         )
     check_numbers(options)
     runs = [Run.open(path) for path in options.runs]
+    for run in runs:
+        run.checkpoint(options.checkpoint)
     first = runs[0]
     check_output(first)
     for run in runs[1:]:
@@ -318,16 +353,19 @@ def panels(options):
     names = [run.path.name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]
+    images = open_images(options, first)
+
+    from kseg.analysis.failures import ComparisonCollector
+    from kseg.analysis.observation import observe
+    from kseg.evaluation import drawing
+
     collector = ComparisonCollector(len(first.classes), count=options.images)
-    progress = open_images(options, first).progress()
-    views = [
-        observe(load_segmenter(options, run), open_images(options, first).batches) for run in runs
-    ]
-    done = 0
-    for seen in zip(*views, strict=True):
-        collector.add(seen)
-        done += len(seen[0].ids)
-        progress(done)
+    segmenters = [load_segmenter(options, run) for run in runs]
+    views = [observe(segmenter, images.batches) for segmenter in segmenters]
+    with images.looking() as progress:
+        for seen in zip(*views, strict=True):
+            collector.add(seen)
+            progress.advance(len(seen[0].ids))
     classes = first.classes
     pictures = []
     for example in collector.examples():
@@ -345,9 +383,16 @@ def panels(options):
 
 def report(options):
     """Writes the HTML report, and the files of the analyses in it."""
+    from kseg.analysis.extras import require
+
+    require("matplotlib", "sklearn")
+    run = open_run(options)
+    images = open_images(options, run)
+    classes = run.classes
+    wanted, observed = choose_classes(options, classes.names), stages(options, run)
+
     from kseg import files
     from kseg.analysis import report as page
-    from kseg.analysis.extras import require
     from kseg.analysis.failures import (
         FailureCollector,
         confused_pairs,
@@ -361,11 +406,7 @@ def report(options):
     from kseg.analysis.selection import spread
     from kseg.evaluation.metrics import Scores
 
-    require("matplotlib", "sklearn")
-    run = open_run(options)
-    images = open_images(options, run)
-    classes = run.classes
-    segmenter = load_segmenter(options, run, maps=stages(options, run))
+    segmenter = load_segmenter(options, run, maps=observed)
 
     # One pass of the network for everything.
     failed = FailureCollector(len(classes), count=options.images)
@@ -373,23 +414,24 @@ def report(options):
     of_classes = ClassImages(len(classes))
     statistics, examples, maps, done = None, [], [], 0
     chosen = set(spread(options.images, images.count))
-    for seen in observe(
-        segmenter, images.batches, unit_norm=not options.raw, progress=images.progress()
-    ):
-        dim = seen.features.shape[-1]
-        statistics = statistics or FeatureCollector(
-            len(classes), dim, samples_per_class=options.samples, seed=options.seed
-        )
-        statistics.add(seen.features.reshape(-1, dim), seen.feature_labels.reshape(-1))
-        failed.add(seen)
-        embeddings.add(seen)
-        of_classes.add(seen.ids, seen.images, seen.labels)
-        for i in range(len(seen.ids)):
-            if done + i in chosen:
-                value = image_mean_iou(seen.labels[i], seen.predictions[i], len(classes))
-                examples.append(take_example([seen], i, [value]))
-                maps.append(seen.features[i].copy())
-        done += len(seen.ids)
+    with images.looking() as progress:
+        for seen in observe(
+            segmenter, images.batches, unit_norm=not options.raw, progress=progress.update
+        ):
+            dim = seen.features.shape[-1]
+            statistics = statistics or FeatureCollector(
+                len(classes), dim, samples_per_class=options.samples, seed=options.seed
+            )
+            statistics.add(seen.features.reshape(-1, dim), seen.feature_labels.reshape(-1))
+            failed.add(seen)
+            embeddings.add(seen)
+            of_classes.add(seen.ids, seen.images, seen.labels)
+            for i in range(len(seen.ids)):
+                if done + i in chosen:
+                    value = image_mean_iou(seen.labels[i], seen.predictions[i], len(classes))
+                    examples.append(take_example([seen], i, [value]))
+                    maps.append(seen.features[i].copy())
+            done += len(seen.ids)
 
     found = statistics.statistics()
     report_features(options, run, images, found)
@@ -397,8 +439,7 @@ def report(options):
     layouts = report_embeddings(options, run, images, embeddings)
     scores = Scores(failed.matrix)
     common = set((-failed.matrix.sum(axis=1)).argsort(kind="stable")[:_MAX_ACTIVATIONS].tolist())
-    wanted = choose_classes(options, classes.names) & common
-    kept = {n: image for n, image in of_classes.images().items() if n in wanted}
+    kept = {n: image for n, image in of_classes.images().items() if n in wanted & common}
     train, evaluation = read_curves(run)
     text = page.render(
         page.RunReport(
@@ -440,6 +481,8 @@ def open_run(options):
         raise UserError(f"--what {options.what} needs --run, a folder of scripts/train.py")
     check_numbers(options)
     run = Run.open(options.run)
+    if options.what != "curves":  # They need no checkpoint.
+        run.checkpoint(options.checkpoint)
     check_output(run)
     return run
 
@@ -469,20 +512,19 @@ def check_numbers(options):
 def open_images(options, run):
     """Opens what `--data` and `--split` name; by default what the run evaluates on."""
     import pipelines
-    from pipelines import loader
 
     data = run.config.data
     folder, split = options.data or data.folder, options.split or data.eval_split
     manifest = pipelines.read_manifest(folder)
     check_classes(run.classes.names, manifest)
-    batches = loader.evaluation_dataset(folder, split, batch_size=data.eval_batch_size)
-    return Images(manifest.dataset, split, manifest.split(split).num_images, batches)
+    count = manifest.split(split).num_images
+    return Images(folder, manifest.dataset, split, count, data.eval_batch_size)
 
 
 def load_segmenter(options, run, maps=()):
     """Builds the run's network with the weights that `--checkpoint` names."""
-
-    return run.segmenter(options.checkpoint, maps=maps)
+    with Progress("loading the network"):
+        return run.segmenter(options.checkpoint, maps=maps)
 
 
 def spread_batches(images, count):

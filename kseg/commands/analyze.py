@@ -1,4 +1,4 @@
-"""Looks at what a run has learned, in numbers and pictures.
+"""Shows what a run has learned, in numbers and pictures.
 
     python scripts/analyze.py --run runs/quickstart --what report
     python scripts/analyze.py --runs runs/baseline runs/contrast --what panels
@@ -13,16 +13,14 @@ features      how well the features just before the classifier stay together wit
 tsne          t-SNE of pixels' features and of region centres; the same points with pictures for
               TensorBoard's Embedding Projector
 feature-maps  the features' principal components as colours
-grad-cam      what speaks for each class, on the image that has most of it
+grad-cam      the pixels that speak for each class, on the image that has most of it
 panels        several runs side by side, on the images where the last differs most from the first
 report        all of it in one HTML file that needs nothing else
 
-Pictures are PNG files in the folder `analysis` of the run. Needs `pip install -e ".[analysis]"`.
+Pictures are PNG files in the folder `analysis` of the run. Needs pip install 'kseg[analysis]'.
 """
 
-import argparse
-
-from kseg.commands import analyses, complexity
+from kseg.commands import analyses, complexity, console
 
 # Each takes the options, prints, and writes into the run's folder.
 ANALYSES = {
@@ -40,11 +38,9 @@ ANALYSES = {
 
 def parse_arguments(arguments=None):
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.Parser(description=__doc__)
     parser.add_argument("--what", required=True, choices=sorted(ANALYSES))
-    parser.add_argument("--run", metavar="FOLDER", help="that scripts/train.py wrote")
+    parser.add_argument("--run", metavar="FOLDER", help="folder of a run, such as runs/quickstart")
     parser.add_argument(
         "--runs", nargs="+", metavar="FOLDER", default=[], help="panels: two or more, in order"
     )
@@ -52,7 +48,9 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--data", metavar="FOLDER", help="prepared data; default: that of the (first) run"
     )
-    parser.add_argument("--split", help="default: that which the (first) run evaluates on")
+    parser.add_argument(
+        "--split", help="split of the data; default: data.eval_split of the (first) run"
+    )
     parser.add_argument(
         "--images", type=int, default=6, metavar="N", help="how many to show; default: 6"
     )
@@ -75,14 +73,16 @@ def parse_arguments(arguments=None):
         nargs="+",
         metavar="STAGE",
         default=["c5", "features"],
-        help="grad-cam: maps to look at, such as c4; default: c5 features",
+        help="grad-cam: feature maps, such as c4; default: c5 features",
     )
     parser.add_argument(
-        "--classes", nargs="+", metavar="NAME", help="grad-cam: default: all that occur"
+        "--classes", nargs="+", metavar="NAME", help="grad-cam: classes; default: all that occur"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the samples and of the t-SNE")
     parser.add_argument(
-        "--raw", action="store_true", help="features as they are; else scaled to unit norm"
+        "--seed", type=int, default=0, help="seed of the samples and of the t-SNE; default: 0"
+    )
+    parser.add_argument(
+        "--raw", action="store_true", help="features as they are; default: scaled to unit norm"
     )
     group = parser.add_argument_group("complexity")
     group.add_argument("--config", metavar="FILE", help="JSON, in place of a run")
@@ -94,7 +94,7 @@ def parse_arguments(arguments=None):
         dest="overrides",
         help="change a key of the config, such as data.batch_size=2; may be repeated",
     )
-    group.add_argument("--rounds", type=int, default=5, help="of timing; default: 5")
+    group.add_argument("--rounds", type=int, default=5, help="rounds of timing; default: 5")
     group.add_argument(
         "--output",
         metavar="FILE",

@@ -32,13 +32,11 @@ def complexity(options):
     Raises:
         UserError: if the config has no contrastive objective, or psutil is missing.
     """
-    import importlib.util
-
-    import tensorflow as tf
-
     from kseg import config as config_module
     from kseg import files
+    from kseg.analysis.extras import require
     from kseg.errors import UserError
+    from kseg.progress import Progress
     from kseg.runs import Run
 
     output = options.output and pathlib.Path(options.output)
@@ -58,21 +56,25 @@ def complexity(options):
         files.check_file(output)
     if options.rounds < 1:
         raise UserError(f"--rounds must be 1 or more. Received: {options.rounds}")
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus and importlib.util.find_spec("psutil") is None:
-        raise UserError(
-            "Memory of a CPU is measured with psutil. Install it: pip install 'kseg[analysis]'"
-        )
+    require("psutil")
+    _describe_data(config)
+    if output:
+        files.check_file(output)
 
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
     # First, while this process has not taken the memory of a GPU for itself.
-    peaks = {
-        (phase, column): peak_in_new_process(config, phase, column)
-        for phase in ("training", "inference")
-        for column in ("without", "contrast")
-    }
+    peaks = {}
+    with Progress("measuring memory", 4, unit="processes") as progress:
+        for phase in ("training", "inference"):
+            for column in ("without", "contrast"):
+                peaks[phase, column] = peak_in_new_process(config, phase, column)
+                progress.advance()
     tf.get_logger().setLevel("ERROR")  # TensorFlow's counter of FLOPs warns of its own means.
-    subject = Subject(config)
-    found = subject.sizes_and_times(options.rounds)
+    with Progress("building, compiling and timing training steps and predictions"):
+        subject = Subject(config)
+        found = subject.sizes_and_times(options.rounds)
     for phase, columns in found.items():
         for column, values in columns.items():
             values["peak_bytes"] = peaks[phase, column]
@@ -230,33 +232,51 @@ def peak_in_new_process(config, phase, column):
         ) from None
 
 
-def _classes_and_batch(config):
-    """Gives `(classes, data set, batch)` for a config."""
+def _describe_data(config):
+    """Finds the classes of a config, and the images to measure with.
+
+    Returns:
+        `(classes, source, manifest)`: `kseg.runs.Classes`; the name of the data set that the
+        images are of; and its `pipelines.manifest.Manifest`, None where the config's is not
+        prepared: the images are synthetic then.
+
+    Raises:
+        UserError: if the data is damaged, or only prepared data could tell the classes.
+    """
     import pipelines
     from kseg.errors import UserError
-    from kseg.layers.photometric import build_distortion
     from kseg.runs import Classes
-    from pipelines import loader
+    from pipelines import manifest as manifests
     from pipelines.datasets.dataset import Taxonomy
 
     data = config.data
-    scales = data.scale_range
-    try:
+    if manifests.exists(data.folder):
         manifest = pipelines.read_manifest(data.folder)
-        folder, source, split = data.folder, manifest.dataset, data.train_split
-        images = manifest.split(split).images[:-1]
-        classes = Classes(manifest.class_names, manifest.palette, images)
-    except pipelines.DataError:
-        folder, source, split = "data/synthetic", "synthetic", "train"
+        images = manifest.split(data.train_split).images[:-1]
+        return Classes(manifest.class_names, manifest.palette, images), manifest.dataset, manifest
+    try:
+        taxonomy = Taxonomy.load(data.dataset)
+    except (FileNotFoundError, KeyError):
+        raise UserError(
+            f"The classes of {data.dataset!r} are known once it is prepared, with "
+            "scripts/prepare_data.py"
+        ) from None
+    return Classes(taxonomy.class_names, taxonomy.palette), "synthetic", None
+
+
+def _classes_and_batch(config):
+    """Gives `(classes, data set, batch)` for a config."""
+    import pipelines
+    from kseg.layers.photometric import build_distortion
+    from pipelines import loader
+
+    data = config.data
+    scales = data.scale_range
+    classes, source, manifest = _describe_data(config)
+    folder, split = data.folder, data.train_split
+    if manifest is None:
+        folder, split = "data/synthetic", "train"
         pipelines.prepare_once(source, folder)
-        try:
-            taxonomy = Taxonomy.load(data.dataset)
-        except (FileNotFoundError, KeyError):
-            raise UserError(
-                f"The classes of {data.dataset!r} are known once it is prepared, with "
-                "scripts/prepare_data.py"
-            ) from None
-        classes = Classes(taxonomy.class_names, taxonomy.palette)
         size = pipelines.read_manifest(folder).split(split).image_size
         # A scene fills the crop.
         scales = (max(most / there for most, there in zip(data.crop_size, size, strict=True)),) * 2

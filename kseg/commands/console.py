@@ -1,54 +1,28 @@
 """What all commands share: a quiet start, and one clear line for the user's mistakes."""
 
+import argparse
 import contextlib
 import errno
-import importlib.abc
 import importlib.util
 import os
 import pathlib
 import re
 import sys
-import tempfile
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import kseg.quiet  # noqa: F401 - before TensorFlow is imported.
+
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-# What TensorFlow says of itself as it is loaded, before its log levels hold.
-_CHATTER = ("All log messages before absl::InitializeLog", "oneDNN custom", "Could not find cuda")
 
+class Parser(argparse.ArgumentParser):
+    """Parses a command line. Help keeps the lines of the description; a mistake is one line."""
 
-class _QuietImport(importlib.abc.MetaPathFinder):
-    """Takes TensorFlow's lines about itself out of stderr while it is imported; others stay."""
+    def __init__(self, **arguments):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **arguments)
 
-    def find_spec(self, name, path=None, target=None):
-        if name != "tensorflow":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None:
-            execute = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: _quietly(execute, module)
-        return spec
-
-
-def _quietly(function, *arguments):
-    """Calls a function whose library writes to stderr past Python."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            return function(*arguments)
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            said.seek(0)
-            for line in said.read().decode(errors="replace").splitlines():
-                if not any(part in line for part in _CHATTER):
-                    print(line, file=sys.stderr, flush=True)
-
-
-sys.meta_path.insert(0, _QuietImport())
+    def error(self, message):
+        """Ends the process with one line and exit code 2."""
+        self.exit(2, f"error: {message}. See {self.prog} --help\n")
 
 
 def run(main):

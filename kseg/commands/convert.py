@@ -7,19 +7,18 @@ A config names the written file as `model.backbone.weights` (or `model.weights`,
 whole network, made with --config). Sources are described at `kseg.weights.load_weights`.
 """
 
-import argparse
 import json
 import math
 import pathlib
+
+from kseg.commands import console
 
 SUFFIX = ".weights.h5"
 
 
 def parse_arguments(arguments=None):
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.Parser(description=__doc__)
     parser.add_argument(
         "--source",
         required=True,
@@ -28,7 +27,7 @@ def parse_arguments(arguments=None):
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument("--backbone", metavar="NAME", help="a backbone, such as resnet50")
     network.add_argument(
-        "--config", help="JSON file of an experiment: its whole network, or as far as it is loaded"
+        "--config", help="JSON file of an experiment: its whole network, or the part that is loaded"
     )
     parser.add_argument(
         "--set",
@@ -65,6 +64,8 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     from kseg import files
     from kseg.errors import UserError
+    from kseg.progress import Progress
+    from kseg.weights.hub import check_source
 
     output = pathlib.Path(options.output)
     if not output.name.endswith(SUFFIX):
@@ -74,33 +75,53 @@ def main(arguments=None):
     if not output.parent.is_dir():
         raise UserError(f"There is no folder {output.parent} to write {output.name} to")
     files.check_file(output)
+    check_source(options.source)
+    if options.backbone:
+        build = backbone_builder(options)
+    else:
+        build = segmenter_builder(options)
 
-    model = build_backbone(options) if options.backbone else build_segmenter(options)
     from kseg.weights import load_weights
 
-    report = load_weights(
-        model,
-        options.source,
-        backbone_only=options.backbone_only,
-        ignore=options.ignore,
-        allow_missing=options.allow_missing,
-    )
-    print(report)
+    with Progress("building the network"):
+        model = build()
+    with Progress("loading the weights"):
+        report = load_weights(
+            model,
+            options.source,
+            backbone_only=options.backbone_only,
+            ignore=options.ignore,
+            allow_missing=options.allow_missing,
+        )
+    print(report, flush=True)
     written = model if options.backbone else loaded_part(model, report)
-    save(written, output)
+    with Progress(f"writing {output}"):
+        save(written, output)
     print(f"wrote {output}: {describe(written)}")
     return 0
 
 
-def build_backbone(options):
-    """Builds the backbone that the command line names."""
-    from kseg.backbones import build_backbone
+def backbone_builder(options):
+    """Checks the backbone that the command line names; gives a function that builds it."""
+    from kseg.config.schema import backbone_names
     from kseg.errors import UserError
 
-    try:
-        return build_backbone(options.backbone, **dict(map(parse_override, options.overrides)))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"The backbone {options.backbone!r} cannot be built: {error}") from None
+    arguments = dict(map(parse_override, options.overrides))
+    names = backbone_names()
+    if options.backbone not in names:
+        raise UserError(
+            f"There is no backbone {options.backbone!r}. Choose from {', '.join(sorted(names))}"
+        )
+
+    def build():
+        from kseg.backbones import build_backbone
+
+        try:
+            return build_backbone(options.backbone, **arguments)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"The backbone {options.backbone!r} cannot be built: {error}") from None
+
+    return build
 
 
 def parse_override(text):
@@ -116,10 +137,9 @@ def parse_override(text):
         return key, value
 
 
-def build_segmenter(options):
-    """Builds the network of a config, without projectors."""
+def segmenter_builder(options):
+    """Reads a config; gives a function that builds its network, without projectors."""
     from kseg import config as config_module
-    from kseg.segmenters import segmenter_from_config
     from pipelines import datasets, read_manifest
 
     config = config_module.load(options.config, options.overrides)
@@ -127,9 +147,15 @@ def build_segmenter(options):
         known = read_manifest(config.data.folder)
     else:
         known = datasets.get(config.data.dataset).taxonomy()
-    return segmenter_from_config(
-        config.model, len(known.class_names), precision=config.train.precision
-    )
+
+    def build():
+        from kseg.segmenters import segmenter_from_config
+
+        return segmenter_from_config(
+            config.model, len(known.class_names), precision=config.train.precision
+        )
+
+    return build
 
 
 def loaded_part(segmenter, report):

@@ -23,15 +23,13 @@ import pathlib
 import sys
 import tempfile
 
+from kseg.commands import console
 from kseg.commands.console import check_classes
-from kseg.commands.progress import Progress
 
 
 def parse_arguments(arguments=None):
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.Parser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", help="folder of a run, such as runs/quickstart")
     source.add_argument("--saved-model", metavar="DIR", help="what scripts/export.py wrote")
@@ -39,22 +37,25 @@ def parse_arguments(arguments=None):
         "--compare", nargs=2, metavar=("A", "B"), help="two evaluated runs, or their JSON files"
     )
     parser.add_argument(
-        "--checkpoint", help="of the run: best (default), latest, or a step such as 3000"
+        "--checkpoint", help="checkpoint of the run: best (default), latest, or a step such as 3000"
     )
     parser.add_argument(
         "--data", metavar="FOLDER", help="prepared data; default: that of the run's config"
     )
-    parser.add_argument("--split", help="default: data.eval_split of the run; val for a SavedModel")
+    parser.add_argument(
+        "--split",
+        help="split of the data; default: data.eval_split of the run; val for a SavedModel",
+    )
     parser.add_argument(
         "--batch-size",
         type=_positive,
-        help="images, or windows, at once on each device; default: data.eval_batch_size of the "
+        help="images, or windows, in a batch on each device; default: data.eval_batch_size of the "
         "run; else 4",
     )
     parser.add_argument(
         "--precision",
         choices=("float32", "mixed_bfloat16"),
-        help="of the run's network; default: that of its training",
+        help="precision of the run's network; default: that of its training",
     )
     parser.add_argument(
         "--output",
@@ -71,7 +72,7 @@ def parse_arguments(arguments=None):
         "a folder that has the name of the JSON without .json",
     )
 
-    group = parser.add_argument_group("how the network looks at images")
+    group = parser.add_argument_group("inference")
     group.add_argument(
         "--scales",
         type=float,
@@ -89,7 +90,9 @@ def parse_arguments(arguments=None):
         "numbers the crop_size of the run",
     )
     group.add_argument(
-        "--overlap", type=float, help="of neighbouring windows, in [0, 1); default: a third"
+        "--overlap",
+        type=float,
+        help="overlap of neighbouring windows, in [0, 1); default: a third",
     )
 
     group = parser.add_argument_group("further scores")
@@ -114,10 +117,12 @@ def parse_arguments(arguments=None):
         help="also write the predictions for the evaluation server of Cityscapes",
     )
 
-    group = parser.add_argument_group("the interval of --compare")
-    group.add_argument("--resamples", type=_positive, help="default: 1000")
-    group.add_argument("--confidence", type=float, help="in (0, 1); default: 0.95")
-    group.add_argument("--seed", type=int, help="default: 0")
+    group = parser.add_argument_group("interval of --compare")
+    group.add_argument("--resamples", type=_positive, help="number of resamples; default: 1000")
+    group.add_argument(
+        "--confidence", type=float, help="confidence of the interval, in (0, 1); default: 0.95"
+    )
+    group.add_argument("--seed", type=int, help="seed of the resamples; default: 0")
 
     options = parser.parse_args(arguments)
     _check(options, parser.error)
@@ -231,18 +236,9 @@ def _evaluate(options):
     import pipelines
     from kseg import files
     from kseg.evaluation import results
-    from kseg.evaluation.boundary_iou import BoundaryIou
-    from kseg.evaluation.evaluator import Evaluator
     from kseg.runs import Run
-    from kseg.segmenters import inference_model
-    from kseg.serving import load_saved_model
-    from kseg.training.distribution import build_strategy
-    from pipelines import loader
+    from kseg.serving.checks import read_classes
 
-    # Before the work, of which nothing would be left.
-    for file in filter(None, (options.output, options.submission)):
-        files.check_file(file)
-    strategy = build_strategy()
     run = checkpoint = None
     if options.run:
         run = Run.open(options.run)
@@ -253,34 +249,48 @@ def _evaluate(options):
         folder, split = options.data or data.folder, options.split or data.eval_split
         batch_size = options.batch_size or data.eval_batch_size
     else:
-        with strategy.scope():
-            model = load_saved_model(options.saved_model)
-        classes, folder, split = model.classes, options.data, options.split or "val"
+        classes, _ = read_classes(options.saved_model)
+        folder, split = options.data, options.split or "val"
         batch_size = options.batch_size or 4
-
     manifest = pipelines.read_manifest(folder)
+    num_images = manifest.split(split).num_images
     check_classes(classes.names, manifest)
+    check_cityscapes(options, manifest)
+    own = run is not None and manifest.dataset == run.config.data.dataset
+    parts = [split] if own else [manifest.dataset, split]
+    parts += [] if checkpoint in (None, "best") else [checkpoint]
+    output = output_file(options, "-".join([*parts, *modes(options)]))
+    # Before the work, of which nothing would be left.
+    for file in filter(None, (output, options.submission)):
+        files.check_file(file)
+
+    from kseg.evaluation.boundary_iou import BoundaryIou
+    from kseg.evaluation.evaluator import Evaluator
+    from kseg.progress import Progress
+    from kseg.segmenters import inference_model
+    from kseg.serving import load_saved_model
+    from kseg.training.distribution import build_strategy
+    from pipelines import loader
+
+    strategy = build_strategy()
     batches = loader.evaluation_dataset(folder, split, batch_size=batch_size)
     boundary = BoundaryIou(len(classes), options.boundary) if options.boundary else None
     with contextlib.ExitStack() as stack:
         writer = label_images(options, manifest, batches, stack)
-        if run:
-            with strategy.scope():
+        with Progress("loading the network"), strategy.scope():
+            if run:
                 model = inference_model(run.segmenter(checkpoint, precision=options.precision))
+            else:
+                model = load_saved_model(options.saved_model)
         crop_size = run.config.data.crop_size if run else None
-        model, mode, settings = wrap(model, len(classes), options, crop_size, batch_size)
-        own = run is not None and manifest.dataset == run.config.data.dataset
-        parts = [split] if own else [manifest.dataset, split]
-        parts += [] if checkpoint in (None, "best") else [checkpoint]
-        output = output_file(options, "-".join([*parts, *mode]))
-        if output is not None:
-            files.check_file(output)
-        evaluation = Evaluator(model, len(classes), strategy=strategy)(
-            batches,
-            num_examples=options.panels or 0,
-            progress=Progress(manifest.split(split).num_images),
-            consumers=[consumer for consumer in (boundary, writer) if consumer],
-        )
+        model, settings = wrap(model, len(classes), options, crop_size, batch_size)
+        with Progress("evaluating", num_images) as progress:
+            evaluation = Evaluator(model, len(classes), strategy=strategy)(
+                batches,
+                num_examples=options.panels or 0,
+                progress=progress.update,
+                consumers=[consumer for consumer in (boundary, writer) if consumer],
+            )
         more = {"categories": manifest.categories, "groups": manifest.groups}
         more["boundary_iou"] = boundary.iou if boundary else None
         if evaluation.scores.matrix.any():
@@ -323,43 +333,59 @@ def wrap(model, num_classes, options, crop_size, batch_size):
     """Gives a model that looks at images as the options say.
 
     Returns:
-        `(model, mode, settings)`: parts of the name of the result, and what JSON holds of it.
+        `(model, settings)`: the settings as JSON holds them.
     """
     from kseg.evaluation.scaled_views import SCALES, MultiScale
     from kseg.evaluation.sliding_window import SlidingWindow
 
-    mode, settings = [], {}
+    settings = {}
     if options.sliding_window is not None:
         window = options.sliding_window or crop_size
         overlap = 1 / 3 if options.overlap is None else options.overlap
         model = SlidingWindow(model, num_classes, window, overlap=overlap, batch_size=batch_size)
-        mode.append("sliding")
         settings |= {"window": list(window), "overlap": overlap}
     scales = [1.0] if options.scales is None else options.scales or list(SCALES)
     if scales != [1.0] or options.flip:
         model = MultiScale(model, num_classes, scales, flip=options.flip)
-        mode += ["ms"] * (scales != [1.0]) + ["flip"] * options.flip
         settings |= {"scales": scales, "flip": options.flip}
-    return model, mode, settings
+    return model, settings
 
 
-def label_images(options, manifest, batches, stack):
-    """What writes the predictions for Cityscapes, or None; all that can be is checked before."""
+def modes(options):
+    """The parts of the name of the result that tell how the network looks at images."""
+    return [
+        *(["sliding"] if options.sliding_window is not None else []),
+        *(["ms"] if options.scales not in (None, [1.0]) else []),
+        *(["flip"] if options.flip else []),
+    ]
+
+
+def check_cityscapes(options, manifest):
+    """Refuses the official scores where they cannot be computed."""
     if not options.submission and not options.cityscapes_ground_truth:
-        return None
+        return
     from kseg.errors import UserError
     from kseg.evaluation import cityscapes
-    from kseg.evaluation.cityscapes_submission import LabelImages, frame_of
-    from pipelines.datasets.dataset import IGNORE_LABEL, Taxonomy
 
     if manifest.dataset != "cityscapes":
         raise UserError(
             "--submission and --cityscapes-ground-truth are for the data set 'cityscapes'. "
             f"{manifest.folder} holds {manifest.dataset!r}"
         )
-    first = frame_of(next(iter(batches))["id"][0].numpy().decode())
     if options.cityscapes_ground_truth:
         cityscapes.check_installed()
+
+
+def label_images(options, manifest, batches, stack):
+    """What writes the predictions for Cityscapes, or None."""
+    if not options.submission and not options.cityscapes_ground_truth:
+        return None
+    from kseg.evaluation import cityscapes
+    from kseg.evaluation.cityscapes_submission import LabelImages, frame_of
+    from pipelines.datasets.dataset import IGNORE_LABEL, Taxonomy
+
+    first = frame_of(next(iter(batches))["id"][0].numpy().decode())
+    if options.cityscapes_ground_truth:
         cityscapes.find_ground_truth(options.cityscapes_ground_truth, [first])
     label_map = Taxonomy.load(manifest.dataset).label_map
     values = {label: value for value, label in label_map.items() if label != IGNORE_LABEL}
@@ -370,11 +396,12 @@ def label_images(options, manifest, batches, stack):
 def official_results(options, writer):
     """Scores the written predictions by cityscapesscripts, and prints them."""
     from kseg.evaluation import cityscapes
+    from kseg.progress import Progress
 
     frames = list(writer.files)
     truth = cityscapes.find_ground_truth(options.cityscapes_ground_truth, frames)
-    print(f"scoring {len(frames)} images with cityscapesscripts", flush=True)
-    found = cityscapes.official_scores(list(writer.files.values()), truth)
+    with Progress(f"scoring {len(frames)} images with cityscapesscripts"):
+        found = cityscapes.official_scores(list(writer.files.values()), truth)
     print(cityscapes.table(found))
     return {"cityscapes": found}
 
@@ -385,6 +412,7 @@ def compare_runs(options):
     from kseg.errors import UserError
     from kseg.evaluation import results
     from kseg.evaluation.compare import compare
+    from kseg.progress import Progress
 
     if options.output:
         files.check_file(options.output)
@@ -397,7 +425,8 @@ def compare_runs(options):
         )
     chosen = {key: getattr(options, key) for key in ("resamples", "confidence", "seed")}
     chosen = {key: value for key, value in chosen.items() if value is not None}
-    comparison = compare(first.image_counts, second.image_counts, **chosen)
+    with Progress("comparing"):
+        comparison = compare(first.image_counts, second.image_counts, **chosen)
     for file, read in zip(sources, (first, second), strict=True):
         if not read.has_checksum:
             print(

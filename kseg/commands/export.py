@@ -11,15 +11,16 @@ size. Names and colours of the classes are in it. Its signatures are described a
 import argparse
 import pathlib
 import sys
+import tempfile
+
+from kseg.commands import console
 
 _FORMATS = {".tflite": "tflite", ".onnx": "onnx"}
 
 
 def parse_arguments(arguments=None):
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.Parser(description=__doc__)
     parser.add_argument("--run", required=True, help="folder of a run, such as runs/quickstart")
     parser.add_argument("--output", required=True, metavar="PATH", help="folder or file to write")
     parser.add_argument(
@@ -28,11 +29,10 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--precision",
         choices=("float32", "mixed_bfloat16"),
-        help="of the network; default: that of its training. The logits are float32 either way",
+        help="precision of the network; default: that of its training. The logits are float32 "
+        "either way",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace a SavedModel that is there"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument(
         "--format",
         choices=("saved_model", "tflite", "onnx"),
@@ -43,7 +43,7 @@ def parse_arguments(arguments=None):
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="of images; tflite: default the crop of the training; onnx: default any size",
+        help="size of the images; default for tflite: the crop of the training; for onnx: any size",
     )
     parser.add_argument(
         "--check",
@@ -114,88 +114,101 @@ def export(
 
 def _export(options):
     """Exports what the options name."""
-    from kseg import files
-    from kseg.errors import UserError
+    from kseg.runs import Run
 
     # Before the work, of which nothing would be left.
-    check = files.check_folder if options.format == "saved_model" else files.check_file
-    if pathlib.Path(options.run).is_dir():
-        check(options.output)
+    check_options(options)
+    run = Run.open(options.run)
+    run.checkpoint(options.checkpoint)
+    images = check_images(options.check, run.value_range) if options.check else []
+    if options.format != "saved_model":
+        return export_portable(options, run, images)
 
-    from kseg.runs import Run
+    from kseg.progress import Progress
     from kseg.segmenters import inference_model
     from kseg.serving import export_saved_model, load_saved_model
 
-    run = Run.open(options.run)
-    if options.format != "saved_model":
-        export_portable(options, run)
-        return
-    if options.size:
-        raise UserError("`--size` is for --format tflite and onnx. Leave it out")
-    images = check_images(options.check, run.value_range) if options.check else []
-    segmenter = run.segmenter(options.checkpoint, precision=options.precision)
-    export_saved_model(
-        segmenter,
-        options.output,
-        run.classes,
-        value_range=run.value_range,
-        overwrite=options.overwrite,
-    )
-    print(f"SavedModel: {options.output} ({len(run.classes)} classes)")
-    if images:
-        compare(
-            images,
-            inference_model(segmenter),
-            load_saved_model(options.output),
-            "the network in memory",
+    with Progress("exporting a SavedModel"):
+        segmenter = run.segmenter(options.checkpoint, precision=options.precision)
+        export_saved_model(
+            segmenter,
+            options.output,
+            run.classes,
+            value_range=run.value_range,
+            overwrite=options.overwrite,
         )
+    print(f"SavedModel: {options.output} ({len(run.classes)} classes)", flush=True)
+    if images:
+        with Progress("checking it", len(images)) as progress:
+            found = load_saved_model(options.output)
+            text = compare(images, inference_model(segmenter), found, progress)
+        print(text.format("the network in memory"))
 
 
-def export_portable(options, run):
-    """Writes one file for LiteRT or ONNX, in float32, and compares it on real images."""
-
+def check_options(options):
+    """Refuses what cannot be exported, and a target that cannot be written."""
+    from kseg import files
     from kseg.errors import UserError
+    from kseg.serving import checks
+
+    output = pathlib.Path(options.output)
+    if options.format == "saved_model":
+        if options.size:
+            raise UserError("`--size` is for --format tflite and onnx. Leave it out")
+        checks.check_folder_target(output, options.overwrite)
+        check = files.check_folder
+    else:
+        if options.precision not in (None, "float32"):
+            raise UserError(
+                f"`--format {options.format}` is written in float32. Received: --precision "
+                f"{options.precision}. Leave it out"
+            )
+        if options.size and min(options.size) < 1:
+            raise UserError(f"`--size` must be positive. Received: {options.size}")
+        if options.format == "onnx":
+            checks.require("tf2onnx")
+        if options.check:
+            checks.require("onnxruntime" if options.format == "onnx" else "ai_edge_litert")
+        checks.check_file_target(output, options.overwrite)
+        check = files.check_file
+    if pathlib.Path(options.run).is_dir():  # Else nothing will be written.
+        check(output)
+
+
+def export_portable(options, run, images):
+    """Writes one file for LiteRT or ONNX, in float32, and compares it on real images."""
+    from kseg.progress import Progress
     from kseg.serving.litert import export_tflite
     from kseg.serving.onnx import export_onnx
 
-    if options.precision not in (None, "float32"):
-        raise UserError(
-            f"`--format {options.format}` is written in float32. Received: --precision "
-            f"{options.precision}. Leave it out"
-        )
-    if options.size and min(options.size) < 1:
-        raise UserError(f"`--size` must be positive. Received: {options.size}")
-    images = check_images(options.check, run.value_range) if options.check else []
-    segmenter = run.segmenter(options.checkpoint, precision="float32")
-    size = options.size
+    size, write = options.size, export_onnx
     if options.format == "tflite":
-        size = size or run.config.data.crop_size
-        write = export_tflite
-    else:
-        write = export_onnx
-    write(
-        segmenter,
-        options.output,
-        run.classes,
-        size,
-        value_range=run.value_range,
-        overwrite=options.overwrite,
-    )
+        size, write = size or run.config.data.crop_size, export_tflite
+    with Progress(f"exporting {options.format}"):
+        segmenter = run.segmenter(options.checkpoint, precision="float32")
+        write(
+            segmenter,
+            options.output,
+            run.classes,
+            size,
+            value_range=run.value_range,
+            overwrite=options.overwrite,
+        )
     shown = "any size" if size is None else "{} x {}".format(*size)
-    print(f"{options.format}: {options.output} ({len(run.classes)} classes, {shown})")
+    print(f"{options.format}: {options.output} ({len(run.classes)} classes, {shown})", flush=True)
     if images:
         compare_with_saved_model(options, segmenter, run.classes, images, size)
 
 
 def check_images(path, value_range):
     """Reads the first 8 images of a file or folder: uint8 RGB arrays. Names what it cannot read."""
-    import pathlib
-
     from kseg.errors import UserError
     from pipelines import pictures
     from pipelines.errors import DataError
 
     path = pathlib.Path(path)
+    if not path.exists():
+        raise UserError(f"There is no {path}. Give --check an image, or a folder of images")
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     images, reasons = [], []
     for file in files:
@@ -216,34 +229,39 @@ def check_images(path, value_range):
 
 def compare_with_saved_model(options, segmenter, classes, images, size):
     """Prints how far a file's logits are from those of a SavedModel of the same network."""
-    import pathlib
-    import tempfile
-
     import cv2
     import numpy as np
 
+    from kseg.progress import Progress
     from kseg.serving import export_saved_model, load_saved_model, portable
 
     if size:
         images = [cv2.resize(np.ascontiguousarray(image), tuple(size)[::-1]) for image in images]
     file = portable.load(options.output)
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress("checking it", len(images)) as progress,
+    ):
         path = pathlib.Path(folder) / "model"
         export_saved_model(segmenter, path, classes)
-        compare(images, load_saved_model(path), file, "a SavedModel of it")
+        text = compare(images, load_saved_model(path), file, progress)
+    print(text.format("a SavedModel of it"))
 
 
-def compare(images, expected, found, reference):
-    """Prints how far the logits of two models are from each other."""
+def compare(images, expected, found, progress):
+    """Tells how far the logits of two models are from each other, with `{}` for the first."""
     import numpy as np
 
     from kseg.serving import portable
 
     batches = [np.ascontiguousarray(image)[None] for image in images]
-    compared = [portable.compare(expected(batch), found(batch)) for batch in batches]
+    compared = []
+    for batch in batches:
+        compared.append(portable.compare(expected(batch), found(batch)))
+        progress.advance()
     agreements, differences = zip(*compared, strict=True)
-    print(
-        f"{len(images)} images, against {reference}: "
+    return (
+        f"{len(images)} images, against {{}}: "
         f"{100 * sum(agreements) / len(images):.4f} % of pixels get the same class, logits differ "
         f"by at most {max(differences):.2g}"
     )

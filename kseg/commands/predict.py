@@ -3,7 +3,8 @@
     python scripts/predict.py --saved-model model --input photos --output labels
     python scripts/predict.py --saved-model model --input drive.mp4 --output labels
 
-What works on images of one size only resizes them to it, and the labels back to the image.
+A model for one image size (LiteRT, some ONNX files) gets each image resized to that size; its
+labels are resized back.
 
 For each image STEM.jpg it writes STEM.png, one channel of class numbers from 0, and
 STEM_overlay.png, the classes' colours over the image. A folder is searched with its subfolders,
@@ -17,7 +18,6 @@ upright, without sound, of the same frame rate (at most 1 % of a frame off) and 
 odd, the last row or column is repeated, because the codec has even sizes only.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import contextlib
@@ -29,7 +29,7 @@ import pathlib
 import sys
 import time
 
-from kseg.commands.progress import Progress
+from kseg.commands import console
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
@@ -40,9 +40,7 @@ _MOST_LOST = 1000  # Frames in a row that cannot be read, before the video count
 
 def parse_arguments(arguments=None):
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.Parser(description=__doc__)
     parser.add_argument(
         "--saved-model",
         required=True,
@@ -99,6 +97,7 @@ def predict(saved_model, source, output, *, value_range=None):
 
     from kseg import files
     from kseg.errors import UserError
+    from kseg.progress import Progress
     from pipelines import pictures
 
     value_range = value_range and tuple(value_range)
@@ -107,7 +106,9 @@ def predict(saved_model, source, output, *, value_range=None):
         files.check_file(target)
     else:
         files.check_contents(output)
-    label, palette, needs, known_range = load(pathlib.Path(saved_model))
+    check_model(pathlib.Path(saved_model))
+    with Progress("loading the model"):
+        label, palette, needs, known_range = load(pathlib.Path(saved_model))
     if value_range is not None and known_range not in (None, value_range):
         print(
             f"note: the model was trained with --range {_shown(known_range)}, not "
@@ -148,6 +149,7 @@ def label_images(jobs, total, label, palette, value_range, unlabelled, output):
     import tensorflow as tf
 
     from kseg.evaluation import drawing
+    from kseg.progress import Progress
 
     def write(image, labels, label_file, overlay_file):
         drawing.write_png(label_file, labels)
@@ -162,9 +164,12 @@ def label_images(jobs, total, label, palette, value_range, unlabelled, output):
             unlabelled[path] = "its name is too long for that of its overlay"
 
     timed, start, writing, reading = 0, None, collections.deque(), collections.deque()
-    done, progress = len(unlabelled), Progress(total)
     waiting = iter(jobs)
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    with (
+        Progress("labelling", total) as progress,
+        concurrent.futures.ThreadPoolExecutor(4) as pool,
+    ):
+        progress.update(len(unlabelled))
         while True:
             for job in itertools.islice(waiting, _READ_AHEAD - len(reading)):
                 reading.append((job, pool.submit(read, job[0], value_range)))
@@ -185,8 +190,7 @@ def label_images(jobs, total, label, palette, value_range, unlabelled, output):
                     start = start or time.perf_counter()  # The first call compiles.
             if reason:
                 unlabelled[path] = reason
-            done += 1
-            progress(done)
+            progress.advance()
         for job in writing:
             finish(*job)
     speed = f", {timed / (time.perf_counter() - start):.2f} a second" if timed else ""
@@ -240,6 +244,23 @@ def too_large(size, needs):
     return f"{shown} need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free"
 
 
+def check_model(path):
+    """Refuses what cannot label images, as far as that shows without loading it.
+
+    Args:
+        path: `pathlib.Path`, as for `load`.
+
+    Raises:
+        UserError: if it is missing or damaged, or the package that runs it is not installed.
+    """
+    from kseg.serving import checks
+
+    if path.is_file():
+        checks.check_network_file(path)
+    else:
+        checks.read_classes(path)
+
+
 def load(path):
     """Loads what is to label images.
 
@@ -253,15 +274,18 @@ def load(path):
         `kseg.serving.memory.estimate`, or None where that is unknown, as on a GPU; and the range of
         deep images, or None, see `kseg.serving.export_saved_model`.
     """
+    if path.is_file():
+        from kseg.serving import portable
+
+        model = portable.load(path)
+        return model.label, model.classes.palette, None, model.value_range
+
     import tensorflow as tf
 
     from kseg import serving
     from kseg.evaluation.evaluator import predict
-    from kseg.serving import memory, portable
+    from kseg.serving import memory
 
-    if path.is_file():
-        model = portable.load(path)
-        return model.label, model.classes.palette, None, model.value_range
     model = serving.load_saved_model(path)
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False)
@@ -319,6 +343,7 @@ def label_video(source, target, label, palette, needs):
     from kseg import files
     from kseg.errors import UserError
     from kseg.evaluation import drawing
+    from kseg.progress import Progress
 
     capture = cv2.VideoCapture(str(source))
     # Upright: what is the default depends on the version of OpenCV.
@@ -334,10 +359,10 @@ def label_video(source, target, label, palette, needs):
     rate, told = frame_rate(capture.get(cv2.CAP_PROP_FPS))
     promised = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
     codec = cv2.VideoWriter_fourcc(*"mp4v")
-    progress = Progress(max(promised, 1))
     count, lost, start, overlay = 0, 0, None, None
     with contextlib.ExitStack() as stack:
         stack.callback(capture.release)
+        progress = stack.enter_context(Progress("labelling", promised, unit="frames"))
         new = stack.enter_context(files.replace_file(target))
         writer = cv2.VideoWriter(str(new), codec, rate, even[::-1])
         stack.callback(writer.release)
@@ -365,7 +390,7 @@ def label_video(source, target, label, palette, needs):
                 writer.write(overlay)
                 count += 1
                 start = start or time.perf_counter()  # The first call compiles.
-                progress(count + lost)
+                progress.update(count + lost)
             else:
                 gap += 1
                 if count + lost + gap > promised or gap > _MOST_LOST:

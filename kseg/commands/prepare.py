@@ -12,12 +12,14 @@ r"""Turns a data set into the records that training reads, or checks records.
 Beside the records stand report.json and report.png: sizes, classes, images that are in two splits,
 and random images with their labels. Look at them before training.
 
-A run that was stopped goes on where it was; what is complete is left as it is.
+The same command resumes a preparation that was stopped; what is complete is left as it is.
 """
 
 import argparse
 import os
 import re
+
+from kseg.commands import console
 
 SOURCES = {
     "ade20k": "ADEChallengeData2016; or tfds://scene_parse150 (100 of the classes)",
@@ -31,6 +33,16 @@ SOURCES = {
     "oxford_iiit_pet": "images and annotations, or tfds://oxford_iiit_pet",
     "pascal_context": "VOCdevkit/VOC2010 and the annotations: trainval (MATLAB), JSON or PNGs",
 }
+TITLES = {
+    "ade20k": "ADE20K, 150 classes",
+    "cadis": "CaDIS, eye surgery; --task chooses the classes",
+    "camvid": "CamVid, 11 classes",
+    "cityscapes": "Cityscapes, 19 classes",
+    "coco_stuff": "COCO-Stuff, 171 classes",
+    "folder": "your own images and masks",
+    "oxford_iiit_pet": "Oxford-IIIT Pet, 3 classes",
+    "pascal_context": "PASCAL-Context, 59 or 60 classes",
+}
 # Of one data set each; named as in its module.
 OPTIONS = (
     *("seed", "train_images", "val_images", "size", "encoding", "data_dir"),
@@ -41,11 +53,9 @@ ENCODINGS = ("release_1_1", "release_1_0", "stuffthingmaps")
 
 def parse_arguments(arguments=None):
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = console.Parser(add_help=False)
     common.add_argument("--output", help="folder of the records; default: data/<data set>")
     common.add_argument(
         "--image-format",
@@ -83,7 +93,9 @@ def parse_arguments(arguments=None):
         help="write the shards on an Apache Beam runner; all that follows is options of Beam",
     )
     for name, help_text in SOURCES.items():
-        command = commands.add_parser(name, parents=[common], help=f"prepare {name}")
+        command = commands.add_parser(
+            name, parents=[common], help=TITLES.get(name, f"the same with --task {name[-1]}")
+        )
         command.add_argument(
             "--source",
             required=True,
@@ -101,7 +113,7 @@ def parse_arguments(arguments=None):
         if name == "coco_stuff":
             command.add_argument("--encoding", choices=ENCODINGS, help="what the labels hold")
     command = commands.add_parser(
-        "synthetic", parents=[common], help="make street scenes; needs no download"
+        "synthetic", parents=[common], help="computed street scenes; needs no download"
     )
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--train-images", type=positive, default=200, metavar="N")
@@ -111,7 +123,7 @@ def parse_arguments(arguments=None):
     )
     command = commands.add_parser("verify", help="check every record of a prepared folder")
     command.add_argument("folder")
-    command = commands.add_parser("report", help="make the report of a prepared folder anew")
+    command = commands.add_parser("report", help="write the report of a prepared folder again")
     command.add_argument("folder")
     command.add_argument("--seed", type=int, default=0, help="chooses the images of the picture")
     return parser.parse_args(arguments)
@@ -185,6 +197,7 @@ def main(arguments=None):
     from pipelines import beam, data_report, paths
 
     if arguments.command == "verify":
+        pipelines.read_manifest(arguments.folder)  # Before TensorFlow is imported.
         manifest = pipelines.verify(arguments.folder)
         print(f"{manifest.folder}: all records are sound")
         return 0

@@ -2,7 +2,7 @@
 
 Trains every arm of the study with every seed, one run after the other, and prints and writes the
 table: means, paired differences to the baseline with intervals, costs. It can be stopped at any
-time; the same command resumes. docs/studies.md tells the rest.
+time; the same command resumes. See docs/studies.md.
 """
 
 import argparse
@@ -15,6 +15,9 @@ import subprocess
 import sys
 
 from kseg import files
+from kseg.analysis.extras import require
+from kseg.commands import console
+from kseg.commands.study_run import data_of
 from kseg.errors import Interrupted, UserError
 from kseg.studies import design, results
 
@@ -62,9 +65,10 @@ def run_study(
     if part is not None:
         chosen = chosen[part[0] - 1 :: part[1]]
     folder = pathlib.Path(output or f"studies/{plan.name}")
+    require("scipy", "matplotlib", extra="study", what="The table of a study")
+    if ray:
+        require("ray", extra="ray", what="--ray")
     files.check_contents(folder)
-    from kseg.commands.study_run import data_of  # It reads records, with TensorFlow.
-
     sources = {arm: data_of(config) for arm, config in plan.experiments.items()}
     class_names = _check_classes(plan, sources)
     settings = {
@@ -198,10 +202,8 @@ def _collect(plan, folder, arm, seed, settings, part, keep_runs):
 
 def _on_ray(plan, missing, folder, settings, part, keep_runs, report, address):
     """Spreads runs over a Ray cluster; a run whose worker is lost is made again."""
-    try:
-        import ray
-    except ImportError:
-        raise UserError("--ray needs Ray. Use pip install 'kseg[ray]'") from None
+    import ray
+
     local = address == "local"
     try:
         ray.init(address=None if local else address, log_to_driver=False, logging_level="ERROR")
@@ -304,12 +306,10 @@ def _draw(path, arms, title):
 
 def parse_arguments(arguments=None):
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.Parser(description=__doc__)
     parser.add_argument("--study", required=True, help="JSON file, see docs/studies.md")
     parser.add_argument("--output", help="folder of the results; default: studies/<name>")
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms")
     parser.add_argument(
         "--seeds", nargs="+", type=int, metavar="SEED", help="these instead of the study's"
     )
@@ -326,7 +326,7 @@ def parse_arguments(arguments=None):
         "machine; needs kseg[ray]",
     )
     parser.add_argument(
-        "--table", action="store_true", help="train nothing: the table of what there is"
+        "--table", action="store_true", help="train nothing: write the table of the results so far"
     )
     parser.add_argument(
         "--keep-runs", action="store_true", help="keep the folders of finished runs"

@@ -1,20 +1,19 @@
 """Trains an experiment: python scripts/train.py --config configs/quickstart.json
 
-Trains, evaluates, keeps the best weights, and exports them. The same command goes on with a run
-that was stopped, and shows again what a finished one came to.
+Trains, evaluates, keeps the best weights, and exports them. The same command resumes a run that
+was stopped, and shows the results of a finished one again.
 """
 
-import argparse
 import math
 import pathlib
 import sys
 
+from kseg.commands import console
+
 
 def parse_arguments(arguments=None):
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = console.Parser(description=__doc__)
     parser.add_argument("--config", required=True, help="JSON file, see configs/README.md")
     parser.add_argument(
         "--set",
@@ -69,28 +68,25 @@ def train(config, *, run=None, overrides=(), restart=False):
     """
     from kseg import config as config_module
     from kseg import files
+    from kseg.commands.data import ExperimentData
     from kseg.errors import UserError
+    from kseg.runs import Run, lock
+    from kseg.training.cluster import read_cluster
+    from kseg.training.initialization import check_pretrained
 
     if not isinstance(config, config_module.Experiment):
         config = config_module.load(config, overrides)
     elif overrides:
         raise ValueError(f"`overrides` are for a file. Received: {overrides=} with an Experiment")
     folder = pathlib.Path(run or f"runs/{config.name}")
-
-    from kseg.training.cluster import read_cluster
-    from kseg.training.distribution import build_strategy
-
     cluster = read_cluster()
     if cluster and restart:
         raise UserError(
             "--restart is for one machine: here another may be reading already. Delete the folder "
             f"{folder} and start all workers without it"
         )
-    strategy = build_strategy(config.train.devices, cluster)
-
-    from kseg.commands.data import ExperimentData
-    from kseg.runs import Run, lock
-
+    # In a cluster TensorFlow wants it before anything else; else mistakes are found before.
+    strategy = build_strategy(config, cluster) if cluster else None
     if cluster is None or cluster.is_chief:
         files.check_contents(folder)
     data = ExperimentData.open(config)
@@ -102,10 +98,23 @@ def train(config, *, run=None, overrides=(), restart=False):
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     with lock.hold(folder):
         Run.clean(folder)
+        created = Run(folder, config, data.classes, data.identity())
+        if restart or not created.checkpoint_steps():
+            check_pretrained(config.model)
+        if not restart:
+            created = Run.create(folder, config, data.classes, data.identity())
+        strategy = strategy or build_strategy(config)
         if restart:
             Run.delete(folder)
-        created = Run.create(folder, config, data.classes, data.identity())
+            created = Run.create(folder, config, data.classes, data.identity())
         return _train(created, data, strategy, cluster)
+
+
+def build_strategy(config, cluster=None):
+    """Chooses the devices of a config, see `kseg.training.distribution.build_strategy`."""
+    from kseg.training import distribution
+
+    return distribution.build_strategy(config.train.devices, cluster)
 
 
 def _train(run, data, strategy, cluster):
@@ -135,7 +144,10 @@ def _train(run, data, strategy, cluster):
             "again: the same command resumes from the newest checkpoint. TensorFlow says: "
             + " ".join(error.message.split())[:300]
         ) from None
-    finished = finish(run, result, data.evaluation_batches()) if is_chief else {}
+    finished = {}
+    if is_chief:
+        count = data.manifest.split(run.config.data.eval_split).num_images
+        finished = finish(run, result, data.evaluation_batches(), count)
     if cluster:
         anywhere(strategy, False)
     return finished
@@ -155,18 +167,19 @@ def _lost_workers():
     )
 
 
-def finish(run, result, evaluation_batches):
-    """Evaluates and exports the best weights; prints and returns where everything is."""
+def finish(run, result, evaluation_batches, count):
+    """Evaluates the best weights on `count` images and exports them; says where everything is."""
     from kseg import serving
     from kseg.evaluation import drawing, results
     from kseg.evaluation.evaluator import Evaluator
+    from kseg.progress import Progress
     from kseg.segmenters import inference_model
 
     classes = run.classes
-    print("evaluating the best weights", flush=True)
-    segmenter = run.segmenter("best")
-    evaluator = Evaluator(inference_model(segmenter), len(classes))
-    evaluation = evaluator(evaluation_batches, num_examples=4)
+    with Progress("evaluating the best weights", count) as progress:
+        segmenter = run.segmenter("best")
+        evaluator = Evaluator(inference_model(segmenter), len(classes))
+        evaluation = evaluator(evaluation_batches, num_examples=4, progress=progress.update)
     more = {"categories": classes.categories, "groups": classes.groups}
     print(evaluation.scores.table(classes.names, **more))
 
@@ -184,10 +197,10 @@ def finish(run, result, evaluation_batches):
     panel = drawing.panel(evaluation.examples, classes.names, classes.palette)
     drawing.write_png(folder / "panel.png", panel)
     saved_model = run.path / "saved_model"
-    print("exporting them", flush=True)
-    serving.export_saved_model(
-        segmenter, saved_model, classes, value_range=run.value_range, overwrite=True
-    )
+    with Progress("exporting the best weights"):
+        serving.export_saved_model(
+            segmenter, saved_model, classes, value_range=run.value_range, overwrite=True
+        )
     if result["best_step"] is not None:
         print(f"best:         mean IoU {result['best_mean_iou']:.4f} at step {result['best_step']}")
     print(f"scores:       {scores}")
@@ -213,21 +226,24 @@ def dry_run(config, folder=None):
         folder: of the run, which is neither read nor made; None: the default one.
     """
     from kseg.commands.data import ExperimentData
+    from kseg.progress import Progress
     from kseg.runs import Run
-    from kseg.training.distribution import build_strategy
-    from kseg.training.loop import build_trainer
 
-    strategy = build_strategy(config.train.devices)
     data = ExperimentData.open(config)
     for warning in data.check_labels():
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     run = Run(folder or f"runs/{config.name}", config, data.classes)
-    print(config.to_json(), end="")
-    trainer = build_trainer(run, strategy)
-    total, deployed = (
-        sum(math.prod(v.shape) for v in model.weights) / 1e6
-        for model in (trainer.segmenter, run.build_segmenter())
-    )
+    print(config.to_json(), end="", flush=True)
+
+    from kseg.training.loop import build_trainer
+
+    strategy = build_strategy(config)
+    with Progress(f"building {config.model.head.name} on {config.model.backbone.name}"):
+        trainer = build_trainer(run, strategy)
+        total, deployed = (
+            sum(math.prod(v.shape) for v in model.weights) / 1e6
+            for model in (trainer.segmenter, run.build_segmenter())
+        )
     outputs = ", ".join(sorted(trainer.segmenter.output))
     print(
         f"model:  {config.model.head.name} on {config.model.backbone.name}, {len(run.classes)} "

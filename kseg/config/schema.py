@@ -1,6 +1,7 @@
 """The schema of an experiment: what a config may say, and the default of each key."""
 
 import json
+import typing
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -101,6 +102,12 @@ class KerasCVBackbone(Backbone):
                 f"Received: class_name={self.class_name!r}, preset={self.preset!r}"
             )
         return self
+
+
+def backbone_names():
+    """Names of all backbones; list of str."""
+    annotations = [cls.model_fields["name"].annotation for cls in Backbone.__subclasses__()]
+    return [name for annotation in annotations for name in typing.get_args(annotation)]
 
 
 class OCRHead(Section):

@@ -1,4 +1,4 @@
-"""Everything a run needs to go on, in one file that is written whole or not at all."""
+"""Everything that resuming a run needs, in one file that is written whole or not at all."""
 
 import itertools
 import json
@@ -96,7 +96,7 @@ def _load(path, variables):
     """Reads meta data and the arrays of some variables; whatever is wrong is a `UserError`."""
     if not path.exists():
         raise UserError(f"There is no checkpoint {path}")
-    named, advice = f"The checkpoint {path}", "Delete it to go on from an older one"
+    named, advice = f"The checkpoint {path}", "Delete it to resume from an older one"
     with refuse_damage(named, "checkpoint of a run", advice), open_npz(path) as file:
         meta = json.loads(str(file.read(_META)))
         if not isinstance(meta, dict):

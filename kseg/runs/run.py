@@ -198,7 +198,7 @@ class Run:
             )
 
     def _check_same(self, before):
-        """Refuses to go on with a run of another config, classes or data."""
+        """Refuses to resume a run of another config, classes or data."""
         changed = _differences(before.config, self.config)
         of_data = _data_differences(before.data, self.data)
         of_data = of_data or _class_differences(before.classes, self.classes)

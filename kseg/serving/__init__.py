@@ -1,5 +1,16 @@
 """Networks for serving: SavedModels, and single files for LiteRT and ONNX."""
 
-from kseg.serving.saved_model import ServedModel, export_saved_model, load_saved_model
+import importlib
 
 __all__ = ["ServedModel", "export_saved_model", "load_saved_model"]
+
+
+def __getattr__(name):
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # When it is first used: `kseg.serving.checks` needs no TensorFlow.
+    return getattr(importlib.import_module("kseg.serving.saved_model"), name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -1,10 +1,8 @@
 """Networks for LiteRT, the runtime that was called TensorFlow Lite."""
 
-import importlib.util
-
 import tensorflow as tf
 
-from kseg.errors import UserError
+from kseg.serving.checks import require
 from kseg.serving.network_file import export_file
 
 
@@ -48,8 +46,7 @@ def open_tflite(path, threads):
     Raises:
         UserError: if the runtime is not installed.
     """
-    if importlib.util.find_spec("ai_edge_litert") is None:
-        raise UserError("Running LiteRT files needs the extra `litert`: pip install kseg[litert]")
+    require("ai_edge_litert")
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path), num_threads=threads)

@@ -6,15 +6,11 @@ import pathlib
 
 import cv2
 import numpy as np
-import tensorflow as tf
 
 from kseg import files
 from kseg.errors import UserError
 from kseg.runs import Classes
-from kseg.runs.finite import check_weights
-from kseg.segmenters import inference_model
-
-CLASSES_SUFFIX = ".classes.json"
+from kseg.serving.checks import CLASSES_SUFFIX, check_file_target
 
 
 class PortableModel:
@@ -73,11 +69,13 @@ def export_file(segmenter, path, classes, size, value_range, overwrite, target, 
     Raises:
         UserError, ValueError: as `kseg.serving.litert.export_tflite` says.
     """
+    import tensorflow as tf  # Here: these files are run without it.
+
+    from kseg.runs.finite import check_weights
+    from kseg.segmenters import inference_model
+
     path = pathlib.Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder. Give a file to write")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already. Use --overwrite to replace it")
+    check_file_target(path, overwrite)
     model = inference_model(segmenter)
     if model.output.shape[-1] != len(classes):
         raise ValueError(

@@ -1,9 +1,8 @@
 """Networks as ONNX."""
 
-import importlib.util
 import os
 
-from kseg.errors import UserError
+from kseg.serving.checks import require
 from kseg.serving.network_file import export_file
 
 _OPSET = 18
@@ -24,8 +23,7 @@ def export_onnx(segmenter, path, classes, size=None, *, value_range=None, overwr
         UserError: if tf2onnx is not installed; else as for `kseg.serving.litert.export_tflite`.
         ValueError: as for `kseg.serving.litert.export_tflite`.
     """
-    if importlib.util.find_spec("tf2onnx") is None:
-        raise UserError("ONNX needs the extra `onnx`: pip install kseg[onnx]")
+    require("tf2onnx")
 
     def convert(function):
         import onnx
@@ -59,8 +57,7 @@ def open_onnx(path, threads):
     Raises:
         UserError: if the runtime is not installed.
     """
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise UserError("Running ONNX needs the extra `onnx`: pip install kseg[onnx]")
+    require("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

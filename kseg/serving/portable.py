@@ -8,8 +8,9 @@ import numpy as np
 
 from kseg.errors import UserError
 from kseg.runs import Classes
+from kseg.serving.checks import CLASSES_SUFFIX
 from kseg.serving.litert import open_tflite
-from kseg.serving.network_file import CLASSES_SUFFIX, PortableModel
+from kseg.serving.network_file import PortableModel
 from kseg.serving.onnx import open_onnx
 
 
@@ -34,7 +35,7 @@ def load(path, *, threads=None):
         digest = hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error}). Write it with scripts/export.py"
+            f"{error.filename}: {error.strerror}. Write {path} with scripts/export.py"
         ) from None
     try:
         classes, more = Classes.from_json(text)

@@ -14,9 +14,13 @@ from kseg.evaluation.metrics import MeanIoU
 from kseg.runs import Classes
 from kseg.runs.finite import check_weights
 from kseg.segmenters import inference_model
+from kseg.serving.checks import (
+    CLASSES_FILE,
+    broken_saved_model,
+    check_folder_target,
+    read_classes,
+)
 from kseg.serving.serving_input import check_images, decode
-
-_CLASSES = "classes.json"
 
 
 def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=False):
@@ -50,7 +54,7 @@ def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=
         ValueError: if the segmenter has another number of classes.
     """
     path = pathlib.Path(path)
-    _check_target(path, overwrite)
+    check_folder_target(path, overwrite)
     model = inference_model(segmenter)
     if model.output.shape[-1] != len(classes):
         raise ValueError(
@@ -60,7 +64,7 @@ def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=
     check_weights(model, "a SavedModel")
     with files.replace_folder(path) as new:
         # The asset's name is that of the file it is copied from.
-        asset = pathlib.Path(tempfile.mkdtemp(dir=new.parent)) / _CLASSES
+        asset = pathlib.Path(tempfile.mkdtemp(dir=new.parent)) / CLASSES_FILE
         asset.write_text(classes.to_json(value_range=value_range))
         module = _served_module(model, classes, value_range)
         module.classes = tf.saved_model.Asset(str(asset))
@@ -90,12 +94,8 @@ def load_saved_model(path):
         UserError: if there is no such SavedModel, or it is damaged.
     """
     path = pathlib.Path(path)
-    if not path.exists():
-        files.clean(path.parent)
-    if not path.is_dir():
-        raise UserError(f"There is no SavedModel {path}. Write one with scripts/export.py")
+    classes, more = read_classes(path)
     try:
-        classes, more = Classes.from_json((path / "assets" / _CLASSES).read_text())
         with _without_pattern(path) as plain:
             loaded = tf.saved_model.load(str(plain))
         names = [name.decode() for name in loaded.class_names().numpy()]
@@ -104,14 +104,10 @@ def load_saved_model(path):
         known_range = loaded.value_range().numpy().tolist() if "value_range" in more else []
         value_range = list(more.get("value_range") or [])
     except Exception as error:  # TensorFlow's readers raise IndexError, KeyError and more.
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path} is not a SavedModel of kseg, or is damaged ({reason}). Write one with "
-            "scripts/export.py"
-        ) from None
+        raise broken_saved_model(path, error) from None
     if known != classes or known_range != value_range:
         raise UserError(
-            f"{path} is damaged: assets/{_CLASSES} has {len(classes)} classes, the model "
+            f"{path} is damaged: assets/{CLASSES_FILE} has {len(classes)} classes, the model "
             f"{len(known)}, or their names or colours, or the range of deep images, differ. Write "
             "it again with scripts/export.py"
         )
@@ -202,19 +198,6 @@ class ServedModel(keras.Model):
         if isinstance(data, dict):
             return self(data["image"])
         return self(data[0] if isinstance(data, (tuple, list)) else data)
-
-
-def _check_target(path, overwrite):
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise UserError(f"{path} is a file. Give a folder for the SavedModel")
-    if not any(path.iterdir()):
-        return
-    if not (path / "saved_model.pb").exists():
-        raise UserError(f"{path} holds something that is no SavedModel. Give another folder")
-    if not overwrite:
-        raise UserError(f"{path} holds a SavedModel already. Use --overwrite to replace it")
 
 
 def _served_module(model, classes, value_range):

@@ -274,7 +274,7 @@ def _resume(run, state, *, is_chief):
         if not _is_better(best.get("mean_iou"), None):  # NaN, of an earlier version.
             best = {"mean_iou": None, "step": None}
         if is_chief:
-            print(f"going on from step {meta['step']} of {run.config.train.steps}", flush=True)
+            print(f"resuming from step {meta['step']} of {run.config.train.steps}", flush=True)
         return {"initial_weights": "unknown", **meta, "best": best}
     return None
 

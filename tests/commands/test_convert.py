@@ -88,12 +88,12 @@ def test_config_with_a_whole_network(tmp_path, capsys):
     options = convert.parse_arguments(
         ["--source", "x", "--config", str(config(tmp_path)), "--output", "y"]
     )
-    whole = convert.build_segmenter(options)
+    whole = convert.segmenter_builder(options)()
     whole.save_weights(tmp_path / "x.weights.h5")
     output = tmp_path / "y.weights.h5"
     call("--source", tmp_path / "x.weights.h5", "--config", config(tmp_path), "--output", output)
     assert f"wrote {output}: segmenter, {len(whole.weights)} weights" in capsys.readouterr().out
-    report = load_weights(convert.build_segmenter(options), output)
+    report = load_weights(convert.segmenter_builder(options)(), output)
     assert not report.missing
     assert not report.unused
 
@@ -104,7 +104,7 @@ def test_config_with_a_whole_network(tmp_path, capsys):
         (["--source", "gone.npz"], r"There is no weights file gone\.npz"),
         (["--output", "y.h5"], r"must end in \.weights\.h5"),
         (["--output", "gone/y.weights.h5"], "There is no folder gone"),
-        (["--backbone", "resnet19"], "cannot be built: Unknown backbone"),
+        (["--backbone", "resnet19"], "There is no backbone 'resnet19'. Choose from .*resnet18"),
         (["--set", "variant=v1e"], "cannot be built: `variant` must be"),
         (["--set", "variant"], "--set takes key=value"),
         (["--set", "speed=2"], "cannot be built: .*speed"),

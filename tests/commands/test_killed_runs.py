@@ -98,7 +98,7 @@ def test_two_processes_and_a_killed_one_give_the_same_bits(folder, methods):
     killed.kill()
     killed.communicate()
     finish(whole)
-    assert "going on from step 2 of 4" in finish(start(folder, name, two))
+    assert "resuming from step 2 of 4" in finish(start(folder, name, two))
     assert_same(folder, one, two)
 
 

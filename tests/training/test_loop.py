@@ -65,7 +65,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, capsys, settings):
     stopped = create_run(tmp_path / "stopped", **settings)
     capsys.readouterr()
     assert train(stopped) == result
-    assert "going on from step 2 of 4" in capsys.readouterr().out
+    assert "resuming from step 2 of 4" in capsys.readouterr().out
     one, two = (arrays(run.checkpoint("latest")) for run in (whole, stopped))
     assert one.keys() == two.keys()
     assert any("momentum" in name for name in one) and any("seed" in name for name in one)
@@ -289,7 +289,7 @@ def test_a_checkpoint_of_nans_is_left_for_the_one_before(tmp_path, capsys):
     capsys.readouterr()
     assert train(run) == result
     out, err = capsys.readouterr()
-    assert "going on from step 3 of 4" in out and "step-00000004.npz" in err
+    assert "resuming from step 3 of 4" in out and "step-00000004.npz" in err
     assert np.isfinite(arrays(path)["model/stem/convolution/kernel"]).all()
 
 

@@ -133,7 +133,7 @@ def test_a_killed_worker_ends_the_other_and_both_go_on(folder, alone):
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert "lost another one" in line
     chief, _ = finish(start_both(folder, "--run", "runs/killed"))
-    assert "going on from step" in chief
+    assert "resuming from step" in chief
     assert_equal(state(folder, "killed", 60), alone[60])
 
 

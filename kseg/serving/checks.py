@@ -1,0 +1,126 @@
+"""What can be refused before a network is built: targets, packages, exported networks."""
+
+import importlib.util
+import pathlib
+
+from kseg import files
+from kseg.errors import UserError
+from kseg.runs.classes import Classes
+
+CLASSES_FILE = "classes.json"  # In the assets of a SavedModel.
+CLASSES_SUFFIX = ".classes.json"  # Of the file beside one for LiteRT or ONNX.
+_PACKAGES = {
+    "tf2onnx": "Writing ONNX needs the extra `onnx`: pip install 'kseg[onnx]'",
+    "onnxruntime": "Running ONNX needs the extra `onnx`: pip install 'kseg[onnx]'",
+    "ai_edge_litert": "Running LiteRT files needs the extra `litert`: pip install 'kseg[litert]'",
+}
+
+
+def require(package):
+    """Makes sure that an optional package is there.
+
+    Args:
+        package: `"tf2onnx"`, `"onnxruntime"` or `"ai_edge_litert"`.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise UserError(_PACKAGES[package])
+
+
+def check_folder_target(path, overwrite):
+    """Refuses a folder that a SavedModel must not be written to.
+
+    Args:
+        path: `pathlib.Path`.
+        overwrite: bool, a SavedModel that is there may be replaced.
+
+    Raises:
+        UserError: if it is a file, holds something else, or a SavedModel that is to stay.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is a file. Give a folder for the SavedModel")
+    if not any(path.iterdir()):
+        return
+    if not (path / "saved_model.pb").exists():
+        raise UserError(f"{path} holds something that is no SavedModel. Give another folder")
+    if not overwrite:
+        raise UserError(f"{path} holds a SavedModel already. Use --overwrite to replace it")
+
+
+def check_file_target(path, overwrite):
+    """Refuses a file that a network must not be written to.
+
+    Args:
+        path: `pathlib.Path`.
+        overwrite: bool, a file that is there may be replaced.
+
+    Raises:
+        UserError: if it is a folder, or a file that is to stay.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Give a file to write")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already. Use --overwrite to replace it")
+
+
+def read_classes(path):
+    """Reads the classes of a SavedModel without loading it.
+
+    Args:
+        path: folder that `kseg.export` wrote.
+
+    Returns:
+        `(classes, more)`: `kseg.runs.Classes`, and a dict of what else its file tells.
+
+    Raises:
+        UserError: if there is no such SavedModel, or it is seen to be damaged.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        files.clean(path.parent)
+    if not path.is_dir():
+        raise UserError(f"There is no SavedModel {path}. Write one with scripts/export.py")
+    try:
+        if not (path / "saved_model.pb").is_file():
+            raise ValueError("it holds no saved_model.pb")
+        return Classes.from_json((path / "assets" / CLASSES_FILE).read_text())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise broken_saved_model(path, error) from None
+
+
+def broken_saved_model(path, error):
+    """The UserError about a SavedModel whose reading ended in `error`."""
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        f"{path} is not a SavedModel of kseg, or is damaged ({reason}). Write one with "
+        "scripts/export.py"
+    )
+
+
+def check_network_file(path):
+    """Refuses a file that is none for LiteRT or ONNX, or whose runtime is missing.
+
+    Args:
+        path: `pathlib.Path`.
+
+    Returns:
+        str, the package that runs it.
+
+    Raises:
+        UserError: if it, or the file of its classes, cannot be read, or the package is missing.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+        path.with_suffix(CLASSES_SUFFIX).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: {error.strerror}. Write {path} with scripts/export.py"
+        ) from None
+    package = "ai_edge_litert" if head[4:] == b"TFL3" else "onnxruntime"
+    require(package)
+    return package
