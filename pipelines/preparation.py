@@ -94,7 +94,7 @@ def _find(dataset, name, source, options):
             raise DataError(f"A source from tfds:// must be the only source. Received: {sources}")
         return tfds_source.find(name, str(sources[0]), **options)
     if options.get("data_dir") is not None:
-        raise DataError("`data_dir` is for tfds:// sources. Leave it out")
+        raise DataError("--data-dir is for tfds:// sources. Leave it out")
     return dataset.find(source, **options)
 
 
@@ -103,7 +103,7 @@ def _leave_out(splits, skip):
     skip = {unicodedata.normalize("NFC", name) for name in skip}
     unknown = skip - {example.id for examples in splits.values() for example in examples}
     if unknown:
-        raise DataError(f"`skip` must name examples. There is no {', '.join(sorted(unknown)[:3])}")
+        raise DataError(f"--skip must name examples. There is no {', '.join(sorted(unknown)[:3])}")
     return {
         split: [example for example in examples if example.id not in skip]
         for split, examples in splits.items()

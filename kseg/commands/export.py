@@ -154,17 +154,17 @@ def check_options(options):
     output = pathlib.Path(options.output)
     if options.format == "saved_model":
         if options.size:
-            raise UserError("`--size` is for --format tflite and onnx. Leave it out")
+            raise UserError("--size is for --format tflite and onnx. Leave it out")
         checks.check_folder_target(output, options.overwrite)
         check = files.check_folder
     else:
         if options.precision not in (None, "float32"):
             raise UserError(
-                f"`--format {options.format}` is written in float32. Received: --precision "
+                f"--format {options.format} is written in float32. Received: --precision "
                 f"{options.precision}. Leave it out"
             )
         if options.size and min(options.size) < 1:
-            raise UserError(f"`--size` must be positive. Received: {options.size}")
+            raise UserError(f"--size must be positive. Received: {options.size}")
         if options.format == "onnx":
             checks.require("tf2onnx")
         if options.check:

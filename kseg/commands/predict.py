@@ -1,5 +1,6 @@
-"""Labels images or a video with a SavedModel, or with a file for LiteRT or ONNX.
+"""Labels images or a video with a run, a SavedModel, or a file for LiteRT or ONNX.
 
+    python scripts/predict.py --run runs/quickstart --input photos --output labels
     python scripts/predict.py --saved-model model --input photos --output labels
     python scripts/predict.py --saved-model model --input drive.mp4 --output labels
 
@@ -27,6 +28,7 @@ import itertools
 import math
 import pathlib
 import sys
+import tempfile
 import time
 
 from kseg.commands import console
@@ -41,11 +43,16 @@ _MOST_LOST = 1000  # Frames in a row that cannot be read, before the video count
 def parse_arguments(arguments=None):
     """Parses the command line."""
     parser = console.Parser(description=__doc__)
-    parser.add_argument(
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--run", metavar="FOLDER", help="folder of a run, such as runs/quickstart")
+    model.add_argument(
         "--saved-model",
-        required=True,
         metavar="PATH",
         help="what scripts/export.py wrote: a folder, or a file for LiteRT or ONNX",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        help="checkpoint of the run: best (default), latest, or a step such as 3000",
     )
     parser.add_argument(
         "--input",
@@ -63,23 +70,35 @@ def parse_arguments(arguments=None):
         help="values that become black and white in images of more than 8 bits a channel, as for "
         "prepare_data.py; default: those of the training data, which the model knows",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.checkpoint and not options.run:
+        parser.error("--checkpoint goes with --run: a SavedModel is as it is")
+    return options
 
 
 def main(arguments=None):
     """Runs the command and returns its exit code."""
     options = parse_arguments(arguments)
-    predict(options.saved_model, options.input, options.output, value_range=options.range)
+    checkpoint = (options.checkpoint or "best") if options.run else None
+    predict(
+        options.run or options.saved_model,
+        options.input,
+        options.output,
+        checkpoint=checkpoint,
+        value_range=options.range,
+    )
     return 0
 
 
-def predict(saved_model, source, output, *, value_range=None):
+def predict(model, source, output, *, checkpoint=None, value_range=None):
     """Labels images or a video, and writes class numbers and overlays.
 
     Args:
-        saved_model: what `kseg.export` wrote: a folder, or a file for LiteRT or ONNX.
+        model: what `kseg.export` wrote: a folder, or a file for LiteRT or ONNX; with `checkpoint`
+            the folder of a run.
         source: image, folder of images, or video.
         output: folder to write.
+        checkpoint: `"best"`, `"latest"` or a step of a run; None: `model` is no run.
         value_range: `(low, high)`, values that become black and white in images of more than 8
             bits a channel; None: those of the training data.
 
@@ -106,9 +125,13 @@ def predict(saved_model, source, output, *, value_range=None):
         files.check_file(target)
     else:
         files.check_contents(output)
-    check_model(pathlib.Path(saved_model))
+    if checkpoint is None:
+        check_model(pathlib.Path(model))
     with Progress("loading the model"):
-        label, palette, needs, known_range = load(pathlib.Path(saved_model))
+        if checkpoint is None:
+            label, palette, needs, known_range = load(pathlib.Path(model))
+        else:
+            label, palette, needs, known_range = load_run(model, checkpoint)
     if value_range is not None and known_range not in (None, value_range):
         print(
             f"note: the model was trained with --range {_shown(known_range)}, not "
@@ -303,6 +326,27 @@ def load(path):
     )
 
 
+def load_run(path, checkpoint):
+    """Loads the network of a run as `load` does, by way of a SavedModel of it.
+
+    Args:
+        path: folder of a run.
+        checkpoint: as for `kseg.runs.Run.checkpoint`.
+    """
+    from kseg.runs import Run
+
+    run = Run.open(path)
+    run.checkpoint(checkpoint)
+
+    from kseg.serving import export_saved_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = pathlib.Path(folder) / "model"
+        segmenter = run.segmenter(checkpoint)
+        export_saved_model(segmenter, model, run.classes, value_range=run.value_range)
+        return load(model)
+
+
 def _shown(value_range):
     return " ".join(f"{value:g}" for value in value_range)
 
@@ -457,7 +501,7 @@ def plan(source, output):
         raise UserError(f"There is no image or folder {source}")
     if source.is_dir() and output.resolve() == source.resolve():
         # The next call would take these labels for images.
-        raise UserError(f"`--output` must be another folder than `--input`. Received: {output}")
+        raise UserError(f"--output must be another folder than --input. Received: {output}")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file. Use a folder for --output")
     inputs = {image.resolve() for image in images}

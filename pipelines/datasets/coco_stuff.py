@@ -46,7 +46,7 @@ def find(source, encoding=ENCODINGS[0]):
         DataError: if the layout is another, a file lacks its partner, or the encoding is unknown.
     """
     if encoding not in ENCODINGS:
-        raise DataError(f"`encoding` must be one of {', '.join(ENCODINGS)}. Received: {encoding!r}")
+        raise DataError(f"--encoding must be one of {', '.join(ENCODINGS)}. Received: {encoding!r}")
     source = open_source(source)
     official = source.find("imageLists", "images", "annotations")
     if official is None:

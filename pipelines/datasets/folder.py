@@ -103,9 +103,9 @@ def find(
     """
     for name, value, choices in (("masks", masks, MASKS), ("unknown", unknown, UNKNOWN)):
         if value not in choices:
-            raise DataError(f"`{name}` must be one of {', '.join(choices)}. Received: {value!r}")
+            raise DataError(f"--{name} must be one of {', '.join(choices)}. Received: {value!r}")
     if (images is None) != (labels is None):
-        raise DataError("Give both `images` and `labels`, or neither")
+        raise DataError("Give both --images and --labels, or neither")
     source = open_source(source)
     table, notes = _read_table(source, classes)
     places = _divided(*_given(source, images, labels)) if images else _search(source)
@@ -115,7 +115,7 @@ def find(
         if split:
             raise DataError(
                 f"{source.name} is divided into folders already: {', '.join(places)}. Leave out "
-                "`split`"
+                "--split"
             )
         splits = {name: pair_files(*found) for name, found in files.items()}
     else:
@@ -354,7 +354,7 @@ def _divide(source, images, labels, place, split, seed):
             splits[name] = pair_listed(names, images, labels, file)
         return splits
     if len(ratios) < len(lists):
-        raise DataError("`split` takes ratios for all splits, or list files for all")
+        raise DataError("--split takes ratios for all splits, or list files for all")
     if min(ratios.values()) <= 0 or abs(sum(ratios.values()) - 1) > 1e-6:
         raise DataError(
             f"The ratios of the splits must be positive and sum to 1. Received: {ratios}"

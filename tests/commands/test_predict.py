@@ -174,7 +174,7 @@ def test_refuses_before_it_writes(saved_model, tmp_path):
         call(saved_model, tmp_path / "missing", out)
     with pytest.raises(UserError, match="There is no SavedModel"):
         call(tmp_path / "missing", tmp_path / "in", out)
-    with pytest.raises(UserError, match="another folder than `--input`"):
+    with pytest.raises(UserError, match="another folder than --input"):
         call(saved_model, tmp_path / "in", tmp_path / "in")
     with pytest.raises(UserError, match=r"a\.png would be overwritten"):
         call(saved_model, tmp_path / "in" / "a.png", tmp_path / "in")
