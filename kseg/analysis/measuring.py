@@ -1,4 +1,4 @@
-"""Time and memory of what a command or a benchmark runs."""
+"""Measurement of time and memory, for reports of cost and for benchmarks."""
 
 import json
 import subprocess
@@ -8,10 +8,10 @@ import time
 
 
 class PeakMemory:
-    """Extra memory while the block runs, in MB: of the GPUs if there are any, else of this process.
+    """Extra memory while the block runs: of the GPUs if there are any, else of this process.
 
-    On a CPU it is the resident memory, looked at every 2 ms; it needs psutil. With several GPUs it
-    is that of the one with most.
+    On a CPU it is resident memory, sampled every 2 ms, which needs psutil. With several GPUs it is
+    the memory of the one that used most.
     """
 
     def __enter__(self):
@@ -56,7 +56,15 @@ class PeakMemory:
 
 
 def best_seconds(function, rounds):
-    """The shortest of several times: other work on the machine only ever adds to them."""
+    """Times a function several times and returns the shortest time, which noise affects least.
+
+    Args:
+        function: callable without arguments.
+        rounds: int > 0.
+
+    Returns:
+        float, seconds.
+    """
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -66,10 +74,13 @@ def best_seconds(function, rounds):
 
 
 def in_new_process(*arguments):
-    """Runs Python, and gives the JSON that its last line of output is.
+    """Runs Python and parses its last line of output as JSON.
 
     Args:
-        *arguments: of the interpreter: a script or `-m`, a module, and what these take.
+        *arguments: of the interpreter: a script, or `-m` and a module, and their arguments.
+
+    Returns:
+        the parsed value.
 
     Raises:
         subprocess.CalledProcessError: if it fails.
@@ -79,72 +90,12 @@ def in_new_process(*arguments):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def time_on_request(prepare):
-    """Times a function once for each line of standard input: the other end of `TimedProcess`.
-
-    Prints a line of JSON each: the seconds that preparing and a first call took, then `[seconds,
-    processor seconds]` of one more call.
-
-    Args:
-        prepare: function that gives the function to time, and a dict of what else to tell.
-    """
-    start = time.perf_counter()
-    function, found = prepare()
-    function()
-    print(json.dumps({"ready": time.perf_counter() - start, **found}), flush=True)
-    for _ in sys.stdin:
-        before = time.perf_counter(), time.process_time()
-        function()
-        after = time.perf_counter(), time.process_time()
-        print(json.dumps([end - begin for begin, end in zip(before, after, strict=True)]))
-        sys.stdout.flush()
-
-
-class TimedProcess:
-    """A process that times one call at a time, so that several can take turns.
-
-    Each has the machine to itself while it is measured, and noise hits all alike.
-
-    Args:
-        command: list of what to run. It calls `time_on_request`.
-
-    Attributes:
-        found: dict that the process printed when it was ready.
-        times: list of `[seconds, processor seconds]`.
-    """
-
-    def __init__(self, command):
-        command = [str(part) for part in command]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.times = []
-        self.found = self._read()
-
-    def measure(self):
-        """Times one call."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        self.times.append(self._read())
-
-    def best(self):
-        """The shortest time, and the least processor time, in seconds."""
-        return tuple(min(times) for times in zip(*self.times, strict=True))
-
-    def close(self):
-        """Ends the process."""
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _read(self):
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{' '.join(self._process.args)} failed")
-        return json.loads(line)
-
-
 def fill_banks(objectives):
-    """Puts random unit vectors into all slots of the memory banks: what a long run comes to."""
+    """Fills the memory banks with random unit vectors, as they are after a long run.
+
+    Args:
+        objectives: iterable; those without a memory bank are skipped.
+    """
     import numpy as np
 
     rng = np.random.default_rng(0)

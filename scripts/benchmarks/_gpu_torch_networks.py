@@ -3,18 +3,12 @@
 The layers are those of kseg's heads, with the same widths, so that the arithmetic is the same.
 """
 
-import pathlib
-import sys
-
 import _gpu_shared as shared
 import timm
 import torch
+from _torch_peers import conv_norm, enlarge, hrnet_branches
 from torch import nn
 from torch.nn import functional
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-from _torch_peers import conv_norm, enlarge, hrnet_branches
 
 
 class HRNetBackbone(nn.Module):

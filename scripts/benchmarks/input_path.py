@@ -1,33 +1,67 @@
-"""The input path for `benchmark.py pipeline`: records to batches, the usual way beside it."""
+"""Processor time of an image from records to batches, against whole images through OpenCV.
 
+The usual way decodes, resizes and jitters whole images; kseg's loader decodes the window of a crop.
+The images are made up, of the sizes and file sizes of Cityscapes and ADE20K; `--data` measures the
+loader on a prepared data set instead. Everything runs on one core, whose processor time hardly
+depends on the other work of the machine. Times are the shortest of several rounds, in which the two
+ways alternate. At the end the resident memory of a long run is printed.
+"""
+
+import functools
 import math
+import tempfile
 import time
+
+import _measuring
+
+import pipelines
+from kseg.commands import console
+
+SETS = {
+    "Cityscapes-like, 1024x2048, crop 512x1024": ((1024, 2048), (512, 1024), 4.0, 95),
+    "ADE20K-like, 512x683, crop 512x512": ((512, 683), (512, 512), 2.0, 85),
+}
+TOY_SETS = {"toy, 96x160, crop 64x96": ((96, 160), (64, 96), 4.0, 90)}
+SCENE = (256, 512)  # Height and width of a painted scene.
+
+
+def main(argv=None):
+    """Runs the benchmark and returns its exit code."""
+    positive = _measuring.positive
+    parser = _measuring.build_parser(__doc__)
+    parser.add_argument("--images", type=positive, default=8, help="of each set, all different")
+    parser.add_argument("--samples", type=positive, default=240, help="images that are timed")
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument(
+        "--steps", type=positive, default=10_000, help="over which memory is watched"
+    )
+    parser.add_argument("--data", metavar="FOLDER", help="a prepared data set, measured instead")
+    parser.add_argument("--split", default="train", help="of --data")
+    parser.add_argument(
+        "--crop",
+        type=positive,
+        nargs=2,
+        default=(512, 512),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of --data",
+    )
+    parser.add_argument(
+        "--scale", type=float, nargs=2, default=(0.5, 2.0), metavar=("LEAST", "MOST")
+    )
+    toy = {"images": 2, "samples": 16, "rounds": 1, "steps": 20, "crop": (64, 96)}
+    return _measuring.main(parser, argv, compare=compare, toy=toy)
 
 
 def compare(arguments):
-    """Processor time of an image on one core: what other work the machine does hardly matters."""
-    import tempfile
-
-    import cv2
-
-    import pipelines
-
-    if arguments.data:  # Before TensorFlow is imported.
+    """Prints milliseconds by set and stage, and the memory of a long run."""
+    if arguments.data:  # Checked before TensorFlow is imported.
         pipelines.read_manifest(arguments.data).split(arguments.split)
-
-    import tensorflow as tf
-
-    cv2.setNumThreads(1)
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    limit_threads()
     if arguments.data:
         show_pipeline(arguments, arguments.data, arguments.split, arguments.crop)
         return
     scenes = paint_scenes(16)
-    sets = {
-        "Cityscapes-like, 1024x2048, crop 512x1024": ((1024, 2048), (512, 1024), 4.0, 95),
-        "ADE20K-like, 512x683, crop 512x512": ((512, 683), (512, 512), 2.0, 85),
-    }
+    sets = TOY_SETS if arguments.toy else SETS
     with tempfile.TemporaryDirectory() as folder:
         for number, (title, (size, crop, noise, quality)) in enumerate(sets.items()):
             examples = [
@@ -37,11 +71,30 @@ def compare(arguments):
         watch_memory(arguments, f"{folder}/memory", scenes)
 
 
-class MadeExample:
-    """A made photograph as a PNG and a JPEG, with its label PNG.
+def limit_threads():
+    """Limits OpenCV and TensorFlow to one core; TensorFlow must not have started."""
+    import cv2
+    import tensorflow as tf
 
-    The JPEG can be cut into bands, as those that prepare_data.py makes: for the usual way that
-    makes no difference.
+    cv2.setNumThreads(1)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+class MadeExample:
+    """A made-up photograph as a PNG and as JPEGs, with its labels as a PNG.
+
+    One JPEG has the restart markers of those that preparation writes, which let a loader decode
+    bands; they make no difference to the usual way.
+
+    Args:
+        number: int.
+        pixels: uint8 `(height, width, 3)`, BGR.
+        labels: uint8 `(height, width)`.
+        quality: int, of the JPEGs.
+
+    Attributes:
+        stored: `"jpeg"`, `"plain_jpeg"` or `"png"`, the file that `read` returns.
     """
 
     def __init__(self, number, pixels, labels, quality):
@@ -57,17 +110,22 @@ class MadeExample:
         self.stored = "jpeg"
 
     def read(self):
+        """The bytes of image and labels."""
         return getattr(self, self.stored), self.label
 
 
 def paint_scenes(count):
-    """Images and labels of synthetic scenes, 256x512."""
+    """Paints synthetic scenes.
+
+    Returns:
+        list of `(pixels, labels)`: uint8 `(*SCENE, 3)` BGR, and uint8 `SCENE`.
+    """
     import cv2
     import numpy as np
 
     from pipelines.datasets import synthetic
 
-    found = synthetic.find(train_images=count, val_images=1, size=(256, 512))
+    found = synthetic.find(train_images=count, val_images=1, size=SCENE)
     examples = found.splits["train"]
     contents = [example.read() for example in examples]
     return [
@@ -77,11 +135,22 @@ def paint_scenes(count):
 
 
 def photograph(number, scenes, size, noise, quality):
-    """A mosaic of scenes with a sensor's noise: as many bytes as a photograph has."""
+    """Makes a mosaic of scenes with sensor noise, which compresses like a photograph.
+
+    Args:
+        number: int, seed and id.
+        scenes: from `paint_scenes`.
+        size: `(height, width)`.
+        noise: float, standard deviation in grey levels.
+        quality: int, of the JPEGs.
+
+    Returns:
+        `MadeExample`.
+    """
     import numpy as np
 
     rng = np.random.default_rng(number)
-    rows, columns = (-(-length // part) for length, part in zip(size, (256, 512), strict=True))
+    rows, columns = (-(-length // part) for length, part in zip(size, SCENE, strict=True))
     chosen = rng.integers(0, len(scenes), (rows, columns))
     pixels, labels = (
         np.concatenate([np.concatenate([scenes[i][k] for i in row], 1) for row in chosen])
@@ -93,8 +162,7 @@ def photograph(number, scenes, size, noise, quality):
 
 
 def compare_pipelines(arguments, folder, title, examples, crop):
-    import functools
-
+    """Prints the milliseconds of both ways for each stored format of one set."""
     from pipelines import records
     from pipelines.datasets import synthetic
 
@@ -116,7 +184,7 @@ def compare_pipelines(arguments, folder, title, examples, crop):
         f"{title}, scale 0.5 to 2, flip, jitter; JPEG {size['jpeg']:.0f} kB, PNG "
         f"{size['png']:.0f} kB"
     )
-    print("ms of processor time an image, best of rounds that alternate")
+    print("ms of processor time an image, shortest of alternating rounds")
     jitter = measure_distortion(arguments, crop)
     times = dict.fromkeys(ways, math.inf)
     for _ in range(arguments.rounds):
@@ -124,7 +192,7 @@ def compare_pipelines(arguments, folder, title, examples, crop):
             times[way] = min(times[way], measure())
     for way, names in {
         "JPEG with bands": ("usual, jpeg", "kseg, jpeg"),
-        "JPEG as it came": ("usual, plain_jpeg", "kseg, plain_jpeg"),
+        "JPEG without bands": ("usual, plain_jpeg", "kseg, plain_jpeg"),
         "PNG originals": ("usual, png", "kseg, png"),
         "PNG, stored as JPEG": ("usual, png", "kseg, jpeg"),
     }.items():
@@ -139,7 +207,11 @@ def compare_pipelines(arguments, folder, title, examples, crop):
 
 
 def usual_way(arguments, stored, examples, crop):
-    """Decodes all, resizes all, crops, mirrors, jitters colours, with OpenCV; s an image."""
+    """Decodes, resizes, crops, mirrors and jitters whole images with OpenCV.
+
+    Returns:
+        float, seconds of processor time an image.
+    """
     import cv2
     import numpy as np
 
@@ -167,7 +239,7 @@ def usual_way(arguments, stored, examples, crop):
         image, labels = image[window], labels[window]
         if rng.random() < 0.5:
             image, labels = image[:, ::-1], labels[:, ::-1]
-        # Colour jitter on bytes, through tables and the HSV space: the cheapest of the usual ways.
+        # Colour jitter of bytes through tables and HSV, the fastest form in common use.
         brightness, contrast, saturation = rng.uniform(0.75, 1.25, 3)
         image = cv2.convertScaleAbs(
             np.ascontiguousarray(image),
@@ -188,6 +260,7 @@ def usual_way(arguments, stored, examples, crop):
 
 
 def loader_seconds(arguments, folder, split, crop):
+    """Seconds of processor time an image of kseg's loader."""
     from pipelines import loader
 
     dataset = loader.training_dataset(
@@ -203,11 +276,11 @@ def loader_seconds(arguments, folder, split, crop):
 
 
 def dataset_seconds(arguments, dataset, batch_size):
-    """Processor time of one element of a batch."""
+    """Seconds of processor time of one element of a batch."""
     iterator = iter(dataset)
     for _ in range(3):
         next(iterator)
-    # What was made ahead stays made ahead: in the long run an image costs what it costs.
+    # Prefetching stays as far ahead as it is now, so it does not change the cost of an image.
     start = time.process_time()
     count = max(arguments.samples // batch_size, 1)
     for _ in range(count):
@@ -216,13 +289,14 @@ def dataset_seconds(arguments, dataset, batch_size):
 
 
 def show_pipeline(arguments, folder, split, crop):
+    """Prints the milliseconds of the loader on a prepared data set."""
     seconds = min(loader_seconds(arguments, folder, split, crop) for _ in range(arguments.rounds))
     print(f"{1e3 * seconds:.2f} ms of processor time an image, {1 / seconds:.0f} a second and core")
     show_stages(arguments, folder, split, crop)
 
 
 def show_stages(arguments, folder, split, crop):
-    """What each stage adds to those before it."""
+    """Prints the milliseconds that each stage adds to those before it."""
     import tensorflow as tf
 
     from pipelines import augment
@@ -281,7 +355,11 @@ def show_stages(arguments, folder, split, crop):
 
 
 def measure_distortion(arguments, crop):
-    """Colour jitter where the network trains, here a CPU core, beside keras-cv's layer."""
+    """Times the colour jitter of the training step on a core, against keras-cv's layer.
+
+    Returns:
+        float, seconds of processor time an image of kseg's layer.
+    """
     import keras_cv
     import tensorflow as tf
 
@@ -317,7 +395,7 @@ def measure_distortion(arguments, crop):
 
 
 def watch_memory(arguments, folder, scenes):
-    """Resident memory of many steps on a small set."""
+    """Prints the resident memory of this process over many steps on a small set."""
     import psutil
 
     from pipelines import loader, records
@@ -337,3 +415,7 @@ def watch_memory(arguments, folder, scenes):
         if step in marks:
             resident.append(f"{psutil.Process().memory_info().rss / 1e6:.1f} MB at step {step}")
     print("resident memory: " + ", ".join(resident))
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,30 +1,30 @@
-"""Times networks of PyTorch, for `benchmark.py`. Needs torch and timm, not kseg.
+"""Times networks of PyTorch, for `models.py` and `serving.py`. Needs torch and timm, not kseg.
 
     _torch_peers.py backbone NAME HEIGHT WIDTH BATCH ROUNDS THREADS
 
-prints one line of JSON: seconds of a forward pass and of a training step, the best of the rounds.
+prints one line of JSON: seconds of a forward pass and of a training step, the shortest of the
+rounds.
 
     _torch_peers.py segmenter NAME HEIGHT WIDTH CLASSES THREADS KIND
 
-times the forward pass of a whole network on request, as `measuring.TimedProcess` asks.
+times the forward pass of a whole network on request, see `_measuring.TimedProcess`.
 """
 
+import functools
 import json
-import pathlib
 import sys
 import time
 
 import timm
 import torch
+from _measuring import time_on_request
 from torch import nn
 from torch.nn import functional
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from kseg.analysis.measuring import time_on_request
 
 NAMES = {
     "hrnet_w48": "hrnet_w48",
     "resnet101": "resnet101",
+    "resnet18": "resnet18",
     "swin_t": "swin_tiny_patch4_window7_224",
 }
 
@@ -50,7 +50,7 @@ def enlarge(x, like):
 
 
 class Segmenter(nn.Module):
-    """Pixels of 0 to 255 to logits of the image's size: what kseg's inference model computes."""
+    """From pixels of 0 to 255 to logits of the image's size, as kseg's inference model."""
 
     def __init__(self, num_classes, features):
         super().__init__()
@@ -65,16 +65,20 @@ class Segmenter(nn.Module):
 
 
 class DeepLabV3(Segmenter):
-    """ResNet-101 of output stride 8 with ASPP, as `deeplabv3_r101` of benchmark.py."""
+    """ResNet-101 of output stride 8 with ASPP, as `deeplabv3_r101` of `_networks.py`."""
 
-    def __init__(self, num_classes):
-        super().__init__(num_classes, 256)
-        self.backbone = timm.create_model("resnet101c", num_classes=0, output_stride=8)
-        self.mean_branch = conv_norm(2048, 256, 1)
+    def __init__(self, num_classes, backbone="resnet101c", width=256):
+        super().__init__(num_classes, width)
+        self.backbone = timm.create_model(backbone, num_classes=0, output_stride=8)
+        deepest = self.backbone.num_features
+        self.mean_branch = conv_norm(deepest, width, 1)
         self.branches = nn.ModuleList(
-            [conv_norm(2048, 256, 1), *(conv_norm(2048, 256, 3, rate) for rate in (12, 24, 36))]
+            [
+                conv_norm(deepest, width, 1),
+                *(conv_norm(deepest, width, 3, rate) for rate in (12, 24, 36)),
+            ]
         )
-        self.fusion = conv_norm(1280, 256, 3)
+        self.fusion = conv_norm(5 * width, width, 3)
 
     def features(self, image):
         x = self.backbone.forward_features(image)
@@ -83,14 +87,14 @@ class DeepLabV3(Segmenter):
 
 
 class HRNet(Segmenter):
-    """HRNet-W48 with its plain head, as `hrnet_w48` of benchmark.py."""
+    """HRNet-W48 with its plain head, as `hrnet_w48` of `_networks.py`."""
 
     def __init__(self, num_classes):
         channels = (48, 96, 192, 384)
         super().__init__(num_classes, sum(channels))
         self.backbone = timm.create_model("hrnet_w48", num_classes=0, head="")
         for module in self.backbone.modules():
-            if isinstance(module, nn.Upsample):  # timm's are of the nearest neighbour.
+            if isinstance(module, nn.Upsample):  # timm upsamples by nearest neighbour.
                 module.mode, module.align_corners = "bilinear", False
         self.fusion = conv_norm(sum(channels), sum(channels), 1, bias=True)
 
@@ -100,10 +104,15 @@ class HRNet(Segmenter):
         return self.fusion(torch.cat([enlarge(x, like=finest) for x in branches], 1))
 
 
-SEGMENTERS = {"deeplabv3_r101": DeepLabV3, "hrnet_w48": HRNet}
+SEGMENTERS = {
+    "deeplabv3_r101": DeepLabV3,
+    "hrnet_w48": HRNet,
+    "deeplabv3_toy": functools.partial(DeepLabV3, backbone="resnet18", width=16),
+}
 
 
 def time_segmenter(name, height, width, num_classes, threads, kind):
+    """Times the forward pass of a network on request; the arguments are str."""
     torch.set_num_threads(int(threads))
     image = torch.randint(0, 256, (1, 3, int(height), int(width))).float()
 
@@ -123,10 +132,11 @@ def time_segmenter(name, height, width, num_classes, threads, kind):
 
 
 def time_backbone(name, *numbers):
+    """Prints the seconds of a backbone's forward pass and training step; the arguments are str."""
     height, width, batch, rounds, threads = map(int, numbers)
     torch.set_num_threads(threads)
     arguments = {"img_size": (height, width)} if name.startswith("swin") else {}
-    if name.startswith("resnet"):
+    if name == "resnet101":
         arguments = {"output_stride": 8}
     if name.startswith("hrnet"):
         arguments = {"head": ""}  # The four branches, without the classifier's convolutions.
