@@ -4,6 +4,7 @@ import keras
 
 from kseg.backbones import build_backbone
 from kseg.backend.precision import building
+from kseg.dotted import is_dotted
 from kseg.heads import build_head
 from kseg.heads.projection import projection
 from kseg.layers import ImageNormalization, ResizeLike
@@ -27,7 +28,7 @@ def build_segmenter(
 
     Args:
         backbone: str, a name that `build_backbone` knows, or a built `Backbone`.
-        head: str, a name that `build_head` knows.
+        head: str, a name that `build_head` knows, or a function as `kseg.heads` describes it.
         num_classes: int > 0.
         backbone_arguments: dict or None, arguments of the backbone's builder; only with a name.
         head_arguments: dict or None, arguments of the head.
@@ -126,6 +127,11 @@ def segmenter_from_config(
     """
     # Weights are loaded by whoever starts a run, from `model.backbone.weights`.
     arguments = model.backbone.model_dump(exclude={"name", "weights", "weights_if_missing"})
+    head_arguments = model.head.model_dump(exclude={"name"})
+    if is_dotted(model.backbone.name):
+        arguments = arguments["arguments"]
+    if is_dotted(model.head.name):
+        head_arguments = head_arguments["arguments"]
     if model.backbone.name == "keras_cv":
         arguments["load_weights"] = False
     with building(precision):
@@ -134,7 +140,7 @@ def segmenter_from_config(
             model.head.name,
             num_classes,
             backbone_arguments=arguments,
-            head_arguments=model.head.model_dump(exclude={"name"}),
+            head_arguments=head_arguments,
             projections=projections,
             maps=maps,
             embedding_dim=model.embedding_dim,

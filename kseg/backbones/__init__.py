@@ -19,6 +19,7 @@ from kseg.backbones.swin import (
     swin_s,
     swin_t,
 )
+from kseg.dotted import is_dotted, load_object
 
 BACKBONES = {
     "efficientnet_lite0": efficientnet_lite0,
@@ -46,19 +47,43 @@ def build_backbone(name, **arguments):
     """Builds a backbone by name.
 
     Args:
-        name: str, a key of `BACKBONES`.
+        name: str, a key of `BACKBONES`, or `"package.module:function"` of a builder elsewhere.
         **arguments: arguments of that builder.
 
     Returns:
         `Backbone` from normalized images to a dict of feature maps.
 
     Raises:
-        ValueError: if `name` is unknown.
+        ValueError: if `name` is unknown, or a builder elsewhere returns no `Backbone`, or one with
+            other strides than it declares.
         TypeError: if the builder does not take one of the arguments.
     """
+    if is_dotted(name):
+        return _check(name, load_object(name)(**arguments))
     if name not in BACKBONES:
-        raise ValueError(f"Unknown backbone. Received: {name=}. Choose from {sorted(BACKBONES)}.")
+        raise ValueError(
+            f"Unknown backbone. Received: {name=}. Choose from {sorted(BACKBONES)}, or use "
+            '"package.module:function"'
+        )
     return BACKBONES[name](**arguments)
+
+
+def _check(name, backbone):
+    """Refuses what a builder from outside returned unless it is a `Backbone` with true strides."""
+    if not isinstance(backbone, Backbone) or not {"c2", "c3", "c4", "c5"} <= set(backbone.strides):
+        raise ValueError(
+            f"The backbone {name!r} must be a `kseg.backbones.Backbone` with strides of c2 to c5. "
+            f"Received: {type(backbone).__name__} with strides {getattr(backbone, 'strides', None)}"
+        )
+    size = 4 * max(backbone.strides.values())
+    shapes = backbone.compute_output_shape((1, size, size, 3))
+    for stage, stride in backbone.strides.items():
+        if tuple(shapes[stage][1:3]) != (-(-size // stride),) * 2:
+            raise ValueError(
+                f"The backbone {name!r} must have the strides that it declares. For an image of "
+                f"{size} x {size} {stage!r} has {shapes[stage][1:3]}, declared is stride {stride}"
+            )
+    return backbone
 
 
 __all__ = [

@@ -94,7 +94,7 @@ def _sections_in(annotation) -> list[type[Section]]:
 def _tag(section) -> str | None:
     field = section.model_fields.get("name")
     arguments = getattr(field.annotation, "__args__", (None,)) if field else (None,)
-    return arguments[0]
+    return arguments[0] or ("custom" if field else None)
 
 
 def shown(value):

@@ -1,6 +1,7 @@
 """The schema of an experiment: what a config may say, and the default of each key."""
 
 import json
+import re
 import typing
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,42 @@ Stage = Literal["c2", "c3", "c4", "c5", "fpn_c2", "fpn_c3", "fpn_c4", "fpn_c5", 
 Strength = Annotated[float, Field(ge=0, lt=1)]
 PositiveSize = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+_DOTTED = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+
+
+def _check_dotted(name):
+    if len(name) > 200 or not re.match(_DOTTED, name):
+        raise ValueError(f"must be package.module:attribute. Received: {name!a:.200}")
+    return name
+
+
+Dotted = Annotated[
+    str,
+    pydantic.AfterValidator(_check_dotted),
+    Field(
+        description="`package.module:attribute`, imported when the experiment starts.",
+        json_schema_extra={"pattern": _DOTTED},
+    ),
+]
+
+
+def _by_name(known, custom):
+    """The type of a section that is chosen by its `name`.
+
+    Args:
+        known: union of sections whose names are literals.
+        custom: section whose name is dotted.
+    """
+
+    def kind(value):
+        name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+        return "custom" if isinstance(name, str) and ":" in name else "known"
+
+    return Annotated[
+        Annotated[Annotated[known, Field(discriminator="name")], pydantic.Tag("known")]
+        | Annotated[custom, pydantic.Tag("custom")],
+        pydantic.Discriminator(kind),
+    ]
 
 
 class ConfigError(UserError):
@@ -104,6 +141,13 @@ class KerasCVBackbone(Backbone):
         return self
 
 
+class CustomBackbone(Backbone):
+    """A backbone from outside of kseg: a function that returns a `kseg.backbones.Backbone`."""
+
+    name: Dotted
+    arguments: dict[str, Any] = Field({}, description="Keyword arguments of the function.")
+
+
 def backbone_names():
     """Names of all backbones; list of str."""
     annotations = [cls.model_fields["name"].annotation for cls in Backbone.__subclasses__()]
@@ -153,14 +197,21 @@ class UPerNetHead(Section):
     align_corners: bool = Field(False, description="Bilinear convention of the upsampling.")
 
 
+class CustomHead(Section):
+    """A head from outside of kseg: a function as `kseg.heads` describes it."""
+
+    name: Dotted
+    arguments: dict[str, Any] = Field({}, description="Keyword arguments of the function.")
+
+
 class Model(Section):
     """The segmentation network."""
 
-    backbone: Annotated[
+    backbone: _by_name(
         EfficientNetLiteBackbone | HRNetBackbone | ResNetBackbone | SwinBackbone | KerasCVBackbone,
-        Field(discriminator="name"),
-    ]
-    head: Annotated[DeepLabV3Head | HRNetHead | OCRHead | UPerNetHead, Field(discriminator="name")]
+        CustomBackbone,
+    )
+    head: _by_name(DeepLabV3Head | HRNetHead | OCRHead | UPerNetHead, CustomHead)
     weights: str | None = Field(
         None, description="Weights of the whole network to start from, as `backbone.weights`."
     )
@@ -379,9 +430,21 @@ class PixelContrast(Objective):
         return [self.stage]
 
 
-Contrast = Annotated[
-    MultiScale | RegionContrast | Contextrast | PixelContrast, Field(discriminator="name")
-]
+class CustomObjective(Objective):
+    """An objective from outside of kseg: a subclass of `kseg.contrast.objective.Objective`."""
+
+    name: Dotted
+    arguments: dict[str, Any] = Field(
+        {}, description="Keyword arguments of the class, besides the number of classes."
+    )
+
+    @property
+    def stages(self):
+        """Stages are known once the objective is built."""
+        return []
+
+
+Contrast = _by_name(MultiScale | RegionContrast | Contextrast | PixelContrast, CustomObjective)
 
 
 class ColorJitter(Section):

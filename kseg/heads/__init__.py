@@ -7,6 +7,7 @@ classifier and its dropout. It may return further maps, such as those of a featu
 can be projected.
 """
 
+from kseg.dotted import is_dotted, load_object
 from kseg.heads.deeplabv3 import deeplabv3_head
 from kseg.heads.hrnet import hrnet_head
 from kseg.heads.ocr import ocr_head
@@ -24,7 +25,8 @@ def build_head(name, features, num_classes, **arguments):
     """Applies a head by name.
 
     Args:
-        name: str, a key of `HEADS`.
+        name: str, a key of `HEADS`, or `"package.module:function"` of a head elsewhere; or such a
+            function itself.
         features: dict from `c2` ... `c5` to symbolic float tensors
             `(batch, height, width, channels)`.
         num_classes: int > 0.
@@ -34,11 +36,20 @@ def build_head(name, features, num_classes, **arguments):
         dict of symbolic tensors, see the module's docstring.
 
     Raises:
-        ValueError: if `name` is unknown, a stage is missing, or `num_classes` is not positive.
+        ValueError: if `name` is unknown, a stage is missing, `num_classes` is not positive, or a
+            head elsewhere returns something else than heads do.
         TypeError: if the head does not take one of the arguments.
     """
+    if num_classes < 1:
+        raise ValueError(f"`num_classes` must be positive. Received: {num_classes=}")
+    if callable(name) or is_dotted(name):
+        head = name if callable(name) else load_object(name)
+        return _check(name, head(features, num_classes, **arguments), num_classes)
     if name not in HEADS:
-        raise ValueError(f"Unknown head. Received: {name=}. Choose from {sorted(HEADS)}.")
+        raise ValueError(
+            f"Unknown head. Received: {name=}. Choose from {sorted(HEADS)}, or use "
+            '"package.module:function"'
+        )
     needed = ("c4", "c5") if name == "deeplabv3" else ("c2", "c3", "c4", "c5")
     missing = [stage for stage in needed if stage not in features]
     if missing:
@@ -46,9 +57,24 @@ def build_head(name, features, num_classes, **arguments):
             f"The head {name!r} needs the stages {list(needed)}. Received: {sorted(features)}, "
             f"without {missing}. Every backbone of kseg.backbones has c2 to c5"
         )
-    if num_classes < 1:
-        raise ValueError(f"`num_classes` must be positive. Received: {num_classes=}")
     return HEADS[name](features, num_classes, **arguments)
+
+
+def _check(name, maps, num_classes):
+    """Refuses what a head from outside returned unless it has logits and features."""
+    if not isinstance(maps, dict) or not {"logits", "features"} <= set(maps):
+        received = sorted(maps) if isinstance(maps, dict) else type(maps).__name__
+        raise ValueError(
+            f"The head {name!r} must return a dict with `logits` and `features`. "
+            f"Received: {received}"
+        )
+    for key in ("logits", "aux_logits"):
+        if key in maps and (maps[key].shape[-1], maps[key].dtype) != (num_classes, "float32"):
+            raise ValueError(
+                f"The head {name!r} must return `{key}` in float32 with a channel for each of the "
+                f"{num_classes} classes. Received: {maps[key].dtype} {tuple(maps[key].shape)}"
+            )
+    return maps
 
 
 __all__ = ["HEADS", "build_head", "deeplabv3_head", "hrnet_head", "ocr_head", "upernet_head"]

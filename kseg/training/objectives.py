@@ -1,12 +1,16 @@
 """From a config's `contrast` entries to objectives."""
 
+import inspect
+
 from keras import ops
 
 from kseg.config import schema
 from kseg.contrast.contextrast import Contextrast
 from kseg.contrast.multi_scale import MultiScaleContrast
+from kseg.contrast.objective import Objective
 from kseg.contrast.pixel_contrast import PixelContrast
 from kseg.contrast.region_contrast import RegionContrast
+from kseg.dotted import load_object
 from kseg.errors import UserError
 
 _OBJECTIVES = {
@@ -38,6 +42,11 @@ def build_objectives(contrast, *, num_classes, seed, training_images=None):
     objectives = []
     for entry in contrast:
         arguments = entry.model_dump(exclude={*schema.Objective.model_fields, "name", "layout"})
+        build = _OBJECTIVES.get(entry.name)
+        if build is None:
+            build, arguments = load_object(entry.name), dict(entry.arguments)
+            if "seed" in inspect.signature(build).parameters:
+                arguments.setdefault("seed", seed)
         if getattr(entry, "layout", "dense") == "compact":
             arguments["capacity"] = _ring_sizes(entry.capacity, training_images)
         if entry.name in _DRAW:
@@ -46,8 +55,13 @@ def build_objectives(contrast, *, num_classes, seed, training_images=None):
         if entry.start_step or entry.warmup_steps:
             weight = ramped(weight, start=entry.start_step, steps=entry.warmup_steps)
         try:
-            objective = _OBJECTIVES[entry.name](num_classes, **arguments)
-        except ValueError as error:
+            objective = build(num_classes, **arguments)
+            if not isinstance(objective, Objective):
+                raise ValueError(
+                    "it must be a `kseg.contrast.objective.Objective`. Received: "
+                    f"{type(objective).__name__}"
+                )
+        except (TypeError, ValueError) as error:
             raise UserError(f"The entry {entry.name!r} of `contrast`: {error}") from None
         objectives.append((objective, weight))
     return objectives
