@@ -178,8 +178,8 @@ def parse_manifest(folder):
             where = f"Download it from {homepage}, then: "
         source = " --source <download>" if name != "synthetic" else ""
         raise DataError(
-            f"{folder} holds no prepared data (no {MANIFEST}). {where or 'Prepare it: '}python "
-            f"scripts/prepare_data.py {name}{source} --output {folder}"
+            f"{folder} holds no prepared data (no {MANIFEST}). {where or 'Prepare it: '}kseg "
+            f"prepare {name}{source} --output {folder}"
         ) from None
     try:
         values = json.loads(content)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kseg.config import schema
 from kseg.segmenters import build_segmenter
-from kseg.training.objectives import build_objectives
+from kseg.training.build import build_objectives
 from kseg.training.optimizers import SGD
 from kseg.training.trainer import SegmentationTrainer
 

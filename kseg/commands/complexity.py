@@ -129,8 +129,8 @@ class Subject:
         """Builds `(trainer, step)`; memory banks are full, as they are after some training."""
         import tensorflow as tf
 
+        from kseg.training.build import build_trainer
         from kseg.training.distribution import use_xla
-        from kseg.training.loop import build_trainer
         from kseg.training.trainer import build_step
 
         strategy = tf.distribute.get_strategy()
@@ -267,7 +267,7 @@ def _describe_data(config):
 def _classes_and_batch(config):
     """Gives `(classes, data set, batch)` for a config."""
     import pipelines
-    from kseg.layers.photometric import build_distortion
+    from kseg.training.build import build_distortion
     from pipelines import loader
 
     data = config.data

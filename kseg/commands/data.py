@@ -129,9 +129,8 @@ class ExperimentData:
         Returns:
             `tf.data.Dataset`, see `pipelines.loader.training_dataset`.
         """
-        from kseg.layers.photometric import (
-            build_distortion,  # Here: mistakes are found without Keras.
-        )
+        # Here: mistakes are found without Keras.
+        from kseg.training.build import build_distortion
         from pipelines import loader
 
         data = self.config.data

@@ -235,7 +235,7 @@ def dry_run(config, folder=None):
     run = Run(folder or f"runs/{config.name}", config, data.classes)
     print(config.to_json(), end="", flush=True)
 
-    from kseg.training.loop import build_trainer
+    from kseg.training.build import build_trainer
 
     strategy = build_strategy(config)
     with Progress(f"building {config.model.head.name} on {config.model.backbone.name}"):

@@ -474,7 +474,7 @@ class Blur(Section):
 class Data(Section):
     """What is trained and evaluated on."""
 
-    dataset: str = Field(description="A name that scripts/prepare_data.py knows.")
+    dataset: str = Field(description="A name that `kseg prepare` knows.")
     path: str | None = Field(
         None, description="Prepared folder, local, gs:// or s3://; default: data/<dataset>."
     )

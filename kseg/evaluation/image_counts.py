@@ -36,10 +36,8 @@ class ImageCounts:
             UserError: if there is no such file, or it is damaged.
         """
         if not os.path.exists(path):
-            raise UserError(
-                f"There is no {path}. Evaluate with scripts/evaluate.py, which writes it"
-            )
-        advice = "Write it again with scripts/evaluate.py"
+            raise UserError(f"There is no {path}. Evaluate with `kseg evaluate`, which writes it")
+        advice = "Write it again with `kseg evaluate`"
         with (
             refuse_damage(path, "counts of an evaluation", advice),
             np.load(path, allow_pickle=False) as file,

@@ -76,10 +76,10 @@ def read(path):
         matrix = np.array(found["confusion_matrix"], "int64")
     except FileNotFoundError:
         raise UserError(
-            f"There is no {path}. Evaluate with scripts/evaluate.py, which writes it"
+            f"There is no {path}. Evaluate with `kseg evaluate`, which writes it"
         ) from None
     except (ValueError, KeyError, TypeError, OSError):
-        raise UserError(f"{path} holds no scores. Give a file of scripts/evaluate.py") from None
+        raise UserError(f"{path} holds no scores. Give a file of `kseg evaluate`") from None
     counts = path.with_suffix(".npz")
     image_counts = ImageCounts.load(counts)
     if expected is None:
@@ -90,7 +90,7 @@ def read(path):
     if not agree:
         raise UserError(
             f"{path} and {counts.name} must be of one evaluation, and are not: one was stopped, or "
-            "a file was copied alone. Evaluate again with scripts/evaluate.py"
+            "a file was copied alone. Evaluate again with `kseg evaluate`"
         )
     return Results(found, image_counts, expected is not None)
 

@@ -138,18 +138,3 @@ class PhotometricDistortion(keras.layers.Layer):
 
 def _slice(x, start, length, axis):
     return x[:, start : start + length] if axis == 1 else x[:, :, start : start + length]
-
-
-def build_distortion(data):
-    """Builds the distortion that a config describes.
-
-    Args:
-        data: `kseg.config.schema.Data`.
-
-    Returns:
-        `PhotometricDistortion`, or None if the config asks for no distortion.
-    """
-    arguments = data.color_jitter.model_dump() if data.color_jitter else {}
-    if data.blur:
-        arguments |= {f"blur_{key}": value for key, value in data.blur.model_dump().items()}
-    return PhotometricDistortion(**arguments) if arguments else None

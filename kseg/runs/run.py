@@ -79,7 +79,7 @@ class Run:
         if not (path / "config.json").exists() or not (path / "classes.json").exists():
             raise UserError(
                 f"{path} is not a run: it has no config.json and classes.json. "
-                "Give the folder that scripts/train.py wrote, such as runs/quickstart"
+                "Give the folder that `kseg train` wrote, such as runs/quickstart"
             )
         classes = _read_json(path / "classes.json")
         try:
@@ -90,7 +90,7 @@ class Run:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{path / 'classes.json'} must hold names and colours of the classes, as "
-                f"scripts/train.py wrote them: {reason}. Train again, with --restart"
+                f"`kseg train` wrote them: {reason}. Train again, with --restart"
             ) from None
         values = _read_json(path / "config.json")
         config = config_module.parse(values, source=str(path / "config.json"))

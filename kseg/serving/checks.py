@@ -83,7 +83,7 @@ def read_classes(path):
     if not path.exists():
         files.clean(path.parent)
     if not path.is_dir():
-        raise UserError(f"There is no SavedModel {path}. Write one with scripts/export.py")
+        raise UserError(f"There is no SavedModel {path}. Write one with `kseg export`")
     try:
         if not (path / "saved_model.pb").is_file():
             raise ValueError("it holds no saved_model.pb")
@@ -97,7 +97,7 @@ def broken_saved_model(path, error):
     reason = " ".join(str(error).split())[:200]
     return UserError(
         f"{path} is not a SavedModel of kseg, or is damaged ({reason}). Write one with "
-        "scripts/export.py"
+        "`kseg export`"
     )
 
 
@@ -119,7 +119,7 @@ def check_network_file(path):
         path.with_suffix(CLASSES_SUFFIX).read_bytes()
     except OSError as error:
         raise UserError(
-            f"{error.filename}: {error.strerror}. Write {path} with scripts/export.py"
+            f"{error.filename}: {error.strerror}. Write {path} with `kseg export`"
         ) from None
     package = "ai_edge_litert" if head[4:] == b"TFL3" else "onnxruntime"
     require(package)

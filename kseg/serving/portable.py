@@ -35,7 +35,7 @@ def load(path, *, threads=None):
         digest = hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise UserError(
-            f"{error.filename}: {error.strerror}. Write {path} with scripts/export.py"
+            f"{error.filename}: {error.strerror}. Write {path} with `kseg export`"
         ) from None
     try:
         classes, more = Classes.from_json(text)
@@ -49,7 +49,7 @@ def load(path, *, threads=None):
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} is no file for LiteRT or ONNX, or is damaged ({reason}). Write it again with "
-            "scripts/export.py"
+            "`kseg export`"
         ) from None
 
 

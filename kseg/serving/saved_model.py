@@ -109,7 +109,7 @@ def load_saved_model(path):
         raise UserError(
             f"{path} is damaged: assets/{CLASSES_FILE} has {len(classes)} classes, the model "
             f"{len(known)}, or their names or colours, or the range of deep images, differ. Write "
-            "it again with scripts/export.py"
+            "it again with `kseg export`"
         )
     model = ServedModel(loaded, classes, tuple(value_range) or None)
     # No XLA: it would compile the network anew for every size of images.
@@ -182,7 +182,7 @@ class ServedModel(keras.Model):
 
     def train_step(self, data):
         """Raises: there is nothing to train."""
-        raise NotImplementedError("A SavedModel cannot be trained. Use scripts/train.py")
+        raise NotImplementedError("A SavedModel cannot be trained. Use `kseg train`")
 
     def test_step(self, data):
         """Counts a batch."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import keras
 from jax.extend.core import Var, jaxpr_as_fun
 
-from kseg.training.losses import default_losses
+from kseg.training.build import default_losses
 from kseg.training.updates import clip_by_global_norm, is_decayed
 
 

@@ -5,26 +5,21 @@ import functools
 import signal
 import sys
 
-import keras
 import numpy as np
 
 from kseg import waiting
-from kseg.backend.precision import building
-from kseg.errors import Interrupted, UserError, as_user_error
+from kseg.errors import Interrupted, UserError
 from kseg.evaluation.evaluator import Evaluator
-from kseg.layers.photometric import build_distortion
 from kseg.progress import Progress
 from kseg.runs import checkpoints, step_file
 from kseg.runs.finite import describe_non_finite
 from kseg.runs.lock import hold
 from kseg.segmenters import inference_model
+from kseg.training.build import build_trainer
 from kseg.training.distribution import anywhere, build_strategy, use_xla
 from kseg.training.initialization import load_pretrained
-from kseg.training.losses import build_losses
-from kseg.training.objectives import build_objectives
-from kseg.training.optimizers import build_optimizer
 from kseg.training.reporting import TensorBoard, TrainingProgress
-from kseg.training.trainer import SegmentationTrainer, build_step
+from kseg.training.trainer import build_step
 
 _AGREE_EVERY = 10  # Steps between questions to all workers whether one was asked to stop.
 
@@ -35,59 +30,6 @@ class NonFiniteLossError(UserError):
 
 class NonFiniteWeightsError(UserError):
     """A weight, or other state of the training, is NaN or infinite."""
-
-
-@as_user_error("The experiment")
-def build_trainer(run, strategy):
-    """Builds the model, losses, objectives and optimizer of a run under a strategy.
-
-    Args:
-        run: `kseg.runs.Run`.
-        strategy: `tf.distribute.Strategy`.
-
-    Returns:
-        `SegmentationTrainer`, compiled, with a built optimizer.
-    """
-    config = run.config
-    keras.utils.set_random_seed(config.seed)
-    with building(config.train.precision), strategy.scope():
-        objectives = build_objectives(
-            config.contrast,
-            num_classes=len(run.classes),
-            seed=config.seed,
-            training_images=run.classes.training_images,
-        )
-        build_segmenter = functools.partial(
-            run.build_segmenter,
-            projections=sorted({stage for o, _ in objectives for stage in o.stages}),
-            synchronized_batch_norm=(
-                config.train.synchronized_batch_norm and strategy.num_replicas_in_sync > 1
-            ),
-        )
-        segmenter = build_segmenter()
-        averages = {}
-        if config.train.ema:
-            averages = {"averaged": build_segmenter(), "ema_decay": config.train.ema.decay}
-        trainer = SegmentationTrainer(
-            segmenter,
-            losses=build_losses(
-                config.losses,
-                segmenter,
-                num_classes=len(run.classes),
-                training_pixels=run.classes.training_pixels,
-            ),
-            objectives=objectives,
-            clip_norm=config.train.clip_norm,
-            distortion=build_distortion(config.data),
-            **averages,
-        )
-        optimizer = build_optimizer(
-            config.optimizer, config.schedule, steps=config.train.steps, segmenter=segmenter
-        )
-        trainer.compile(optimizer=optimizer)
-        # Keras may have wrapped it, to scale losses: what is built is the trainer's.
-        trainer.optimizer.build(segmenter.trainable_variables)
-    return trainer
 
 
 def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=None):

@@ -11,8 +11,7 @@ that before it clips them.
 import keras
 import tensorflow as tf
 
-from kseg.training.learning_rate_factors import LearningRateFactors, learning_rate_factors, parts_of
-from kseg.training.schedules import build_schedule
+from kseg.training.learning_rate_factors import LearningRateFactors
 
 
 class FusedUpdates(LearningRateFactors):
@@ -117,36 +116,3 @@ class AdamW(FusedUpdates, keras.optimizers.Adam):
     def get_config(self):
         """The constructor's arguments."""
         return {**super().get_config(), "decay_rate": self.decay_rate}
-
-
-def build_optimizer(optimizer, schedule, *, steps, segmenter=None):
-    """Builds the optimizer of a config.
-
-    Args:
-        optimizer: `kseg.config.schema.SGD` or `kseg.config.schema.AdamW`.
-        schedule: `kseg.config.schema.Poly` or `kseg.config.schema.Linear`.
-        steps: int, optimizer steps of the run.
-        segmenter: model from `kseg.segmenters.build_segmenter` whose weights have the learning
-            rates of the config's factors; None: no factors.
-
-    Returns:
-        `SGD` or `AdamW`.
-
-    Raises:
-        UserError: if the config has factors that the segmenter has no weights for.
-    """
-    arguments = optimizer.model_dump(
-        exclude={"name", "learning_rate", "weight_decay", "learning_rate_factors", "layer_decay"}
-    )
-    factors = {}
-    if segmenter is not None:
-        factors = learning_rate_factors(
-            parts_of(segmenter), optimizer.learning_rate_factors, optimizer.layer_decay
-        )
-    return {"sgd": SGD, "adamw": AdamW}[optimizer.name](
-        build_schedule(schedule, learning_rate=optimizer.learning_rate, steps=steps),
-        decay_rate=optimizer.weight_decay,
-        learning_rate_factors=factors,
-        name=optimizer.name,  # Part of the variables' names in a checkpoint.
-        **arguments,
-    )

@@ -46,23 +46,3 @@ class PolynomialSchedule(keras.optimizers.schedules.LearningRateSchedule):
             "warmup_steps": self.warmup_steps,
             "end_learning_rate": self.end_learning_rate,
         }
-
-
-def build_schedule(schedule, *, learning_rate, steps):
-    """Builds the schedule of a config.
-
-    Args:
-        schedule: `kseg.config.schema.Poly` or `kseg.config.schema.Linear`.
-        learning_rate: float, the peak.
-        steps: int, optimizer steps of the run.
-
-    Returns:
-        `PolynomialSchedule`.
-    """
-    return PolynomialSchedule(
-        learning_rate,
-        steps,
-        power=getattr(schedule, "power", 1.0),
-        warmup_steps=schedule.warmup_steps,
-        end_learning_rate=schedule.end_learning_rate,
-    )

@@ -5,8 +5,8 @@ import tensorflow as tf
 
 from kseg.backend import replicas
 from kseg.training import ema
+from kseg.training.build import default_losses
 from kseg.training.distribution import make_reproducible
-from kseg.training.losses import default_losses
 from kseg.training.optimizers import FusedUpdates
 
 

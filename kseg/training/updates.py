@@ -117,18 +117,3 @@ def clip_by_global_norm(gradients, limit):
 def global_norm(tensors):
     """The common L2 norm of a list of tensors, float32 scalar."""
     return ops.sqrt(sum(ops.sum(ops.square(ops.cast(x, "float32"))) for x in tensors))
-
-
-def build_updates(optimizer):
-    """Builds the pure optimizer of a config.
-
-    Args:
-        optimizer: `kseg.config.schema.SGD` or `kseg.config.schema.AdamW`.
-
-    Returns:
-        `SGD` or `AdamW`.
-    """
-    kind = {"sgd": SGD, "adamw": AdamW}[optimizer.name]
-    names = {field.name for field in dataclasses.fields(kind)}
-    arguments = {key: value for key, value in optimizer.model_dump().items() if key in names}
-    return kind(decay_rate=optimizer.weight_decay, **arguments)

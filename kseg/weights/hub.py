@@ -158,7 +158,7 @@ def read_keras_cv_preset(source):
     except Exception as error:  # keras-cv wraps whatever the download raises in a bare Exception.
         raise UnavailableError(
             f"{source} cannot be had: {_first_sentence(error)}. Load it where there is network, by "
-            f"scripts/convert_weights.py, and give the file that it writes in place of {source}"
+            f"`kseg convert`, and give the file that it writes in place of {source}"
         ) from None
     return Checkpoint({weight.path: weight.numpy() for weight in model.weights}, {})
 

@@ -24,17 +24,19 @@ from kseg.backbones import BACKBONES
 from kseg.backbones.efficientnet_lite import build_efficientnet_lite
 from kseg.evaluation.image_counts import ImageCounts, iou_of, mean_over_classes
 from kseg.layers import resize_labels
-from kseg.layers.photometric import build_distortion
 from kseg.losses.cross_entropy import logits_like
 from kseg.runs import Classes, checkpoints
 from kseg.segmenters import segmenter_from_config
+from kseg.training.build import (
+    build_distortion,
+    build_losses,
+    build_objectives,
+    build_schedule,
+    build_updates,
+)
 from kseg.training.initialization import load_pretrained
 from kseg.training.jax_trainer import JaxTrainer
 from kseg.training.learning_rate_factors import learning_rate_factors, parts_of
-from kseg.training.losses import build_losses
-from kseg.training.objectives import build_objectives
-from kseg.training.schedules import build_schedule
-from kseg.training.updates import build_updates
 
 _BATCH = 8  # Images of an evaluation batch.
 _PRINTING = threading.Lock()
@@ -470,7 +472,7 @@ def _occurrence(labels, num_classes):
 
 
 def _ramped(step, weight, start, warmup):
-    """`kseg.training.objectives.ramped`, of inputs."""
+    """`kseg.training.build.ramped`, of inputs."""
     since = step.astype("float32") - start
     rise = jnp.where(warmup > 0, since / jnp.maximum(warmup, 1.0), since + 1.0)
     return weight * jnp.clip(rise, 0.0, 1.0)

@@ -109,15 +109,15 @@ def build_objectives(arguments, contrast):
         contrast: list of dicts.
 
     Returns:
-        list of `(objective, switch)`, see `kseg.training.objectives.build_objectives`.
+        list of `(objective, switch)`, see `kseg.training.build.build_objectives`.
     """
     import pydantic
 
     from kseg.config import schema
-    from kseg.training import objectives
+    from kseg.training import build
 
     entries = [pydantic.TypeAdapter(schema.Contrast).validate_python(entry) for entry in contrast]
-    return objectives.build_objectives(entries, num_classes=arguments.classes, seed=0)
+    return build.build_objectives(entries, num_classes=arguments.classes, seed=0)
 
 
 def build_step(arguments, contrast=()):

@@ -95,7 +95,7 @@ def test_dry_run_prints_and_writes_nothing(folder):
     "arguments, message",
     [
         (["--set", "train.step=1"], "Did you mean `train.steps`?"),
-        (["--set", "data.dataset=camvid"], "python scripts/prepare_data.py camvid --source"),
+        (["--set", "data.dataset=camvid"], "kseg prepare camvid --source"),
         (["--set", "data.eval_split=test"], "has no split 'test'. It has: train, val"),
         (["--set", "data.dataset=ade20k", "--set", "data.path=data/synthetic"], "must hold"),
     ],

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from kseg.config.schema import Data
-from kseg.layers.photometric import PhotometricDistortion, build_distortion
+from kseg.layers.photometric import PhotometricDistortion
+from kseg.training.build import build_distortion
 
 LUMA = np.array([0.299, 0.587, 0.114])
 COLOR = [200.0, 90.0, 30.0]

@@ -345,7 +345,7 @@ def test_nothing_prepared(tmp_path):
         ("elsewhere", "<data set> --source <download>"),
     ]:
         folder = tmp_path / name
-        command = f"python scripts/prepare_data.py {command} --output {folder}"
+        command = f"kseg prepare {command} --output {folder}"
         with pytest.raises(DataError, match=rf"{folder} holds no prepared data .*: {command}$"):
             read_manifest(folder)
 

@@ -13,8 +13,7 @@ import tensorflow as tf
 from kseg.config import schema
 from kseg.runs import checkpoints
 from kseg.segmenters import build_segmenter
-from kseg.training.losses import build_losses
-from kseg.training.objectives import build_objectives
+from kseg.training.build import build_losses, build_objectives
 from kseg.training.optimizers import SGD
 from kseg.training.trainer import SegmentationTrainer, build_step
 from tests.training.tiny import build_tiny_backbone

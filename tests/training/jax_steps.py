@@ -6,11 +6,8 @@ import keras
 import numpy as np
 
 from kseg import backbones, config
-from kseg.layers.photometric import build_distortion
 from kseg.segmenters import build_segmenter
-from kseg.training.losses import build_losses
-from kseg.training.objectives import build_objectives
-from kseg.training.schedules import build_schedule
+from kseg.training.build import build_distortion, build_losses, build_objectives, build_schedule
 
 NUM_CLASSES = 3
 SIZE = (64, 96)
@@ -166,9 +163,9 @@ def run_on_jax(case, initial, result):
     """Trains on JAX from the weights in `initial`, and writes logs and variables to `result`."""
     import jax
 
+    from kseg.training.build import build_updates
     from kseg.training.jax_trainer import JaxTrainer
     from kseg.training.learning_rate_factors import learning_rate_factors, parts_of
-    from kseg.training.updates import build_updates
 
     settings, segmenter, arguments = parts(case)
     trainer = JaxTrainer(

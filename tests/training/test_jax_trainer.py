@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.training.optimizers import build_optimizer
+from kseg.training.build import build_optimizer
 from kseg.training.trainer import SegmentationTrainer, build_step
 from tests.training import jax_steps
 

@@ -13,12 +13,13 @@ from kseg.backbones import build_swin
 from kseg.config import schema
 from kseg.errors import UserError
 from kseg.segmenters import build_segmenter
+from kseg.training.build import build_optimizer
 from kseg.training.learning_rate_factors import (
     LearningRateFactors,
     learning_rate_factors,
     parts_of,
 )
-from kseg.training.optimizers import SGD, AdamW, build_optimizer
+from kseg.training.optimizers import SGD, AdamW
 from tests.training.tiny import build_tiny_backbone
 
 PATHS = {

@@ -8,7 +8,7 @@ from kseg.losses.cross_entropy import cross_entropy
 from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
 from kseg.losses.reduction import global_mean, global_ratio
-from kseg.training.losses import build_losses, default_losses
+from kseg.training.build import build_losses, default_losses
 
 
 def segmenter(auxiliary=True):

@@ -2,7 +2,7 @@ import pytest
 
 from kseg.config.schema import Contextrast, MultiScale, RegionContrast
 from kseg.errors import UserError
-from kseg.training.objectives import build_objectives, ramped
+from kseg.training.build import build_objectives, ramped
 
 
 def test_arguments_and_weights_are_those_of_the_config():

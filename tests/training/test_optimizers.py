@@ -4,7 +4,8 @@ import pytest
 import tensorflow as tf
 
 from kseg.config import schema
-from kseg.training.optimizers import SGD, AdamW, build_optimizer
+from kseg.training.build import build_optimizer
+from kseg.training.optimizers import SGD, AdamW
 from kseg.training.schedules import PolynomialSchedule
 
 

@@ -8,7 +8,7 @@ from kseg.layers import ConvNorm, UnitNormalization
 from kseg.layers.photometric import PhotometricDistortion
 from kseg.runs import checkpoints
 from kseg.segmenters import build_segmenter
-from kseg.training.losses import default_losses
+from kseg.training.build import default_losses
 from kseg.training.optimizers import SGD
 from kseg.training.trainer import SegmentationTrainer, build_step
 from tests.training.tiny import build_tiny_backbone

@@ -1,0 +1,349 @@
+"""The sections of a config as objects: losses, objectives, distortion, optimizer, the trainer.
+
+All of it in one place, so that what a key of the config does is found in one step from the schema.
+What only TensorFlow can build is imported where it is built: losses, objectives and updates are
+built on JAX, too.
+"""
+
+import dataclasses
+import functools
+import inspect
+
+import keras
+from keras import ops
+
+from kseg.backend.precision import building
+from kseg.config import schema
+from kseg.contrast.contextrast import Contextrast
+from kseg.contrast.multi_scale import MultiScaleContrast
+from kseg.contrast.objective import Objective
+from kseg.contrast.pixel_contrast import PixelContrast
+from kseg.contrast.region_contrast import RegionContrast
+from kseg.dotted import load_object
+from kseg.errors import UserError, as_user_error
+from kseg.layers.photometric import PhotometricDistortion
+from kseg.losses.class_weights import class_weights
+from kseg.losses.cross_entropy import cross_entropy
+from kseg.losses.lovasz import lovasz_softmax
+from kseg.losses.ohem import ohem_cross_entropy
+from kseg.losses.reduction import global_mean, global_ratio
+from kseg.training import updates
+from kseg.training.learning_rate_factors import learning_rate_factors, parts_of
+from kseg.training.schedules import PolynomialSchedule
+
+_OBJECTIVES = {
+    "contextrast": Contextrast,
+    "multi_scale": MultiScaleContrast,
+    "pixel_contrast": PixelContrast,
+    "region_contrast": RegionContrast,
+}
+_DRAW = {"contextrast", "multi_scale", "pixel_contrast"}  # Those that sample, and take a seed.
+
+
+@as_user_error("The experiment")
+def build_trainer(run, strategy):
+    """Builds the model, losses, objectives and optimizer of a run under a strategy.
+
+    Args:
+        run: `kseg.runs.Run`.
+        strategy: `tf.distribute.Strategy`.
+
+    Returns:
+        `SegmentationTrainer`, compiled, with a built optimizer.
+    """
+    from kseg.training.trainer import SegmentationTrainer
+
+    config = run.config
+    keras.utils.set_random_seed(config.seed)
+    with building(config.train.precision), strategy.scope():
+        objectives = build_objectives(
+            config.contrast,
+            num_classes=len(run.classes),
+            seed=config.seed,
+            training_images=run.classes.training_images,
+        )
+        build_segmenter = functools.partial(
+            run.build_segmenter,
+            projections=sorted({stage for o, _ in objectives for stage in o.stages}),
+            synchronized_batch_norm=(
+                config.train.synchronized_batch_norm and strategy.num_replicas_in_sync > 1
+            ),
+        )
+        segmenter = build_segmenter()
+        averages = {}
+        if config.train.ema:
+            averages = {"averaged": build_segmenter(), "ema_decay": config.train.ema.decay}
+        trainer = SegmentationTrainer(
+            segmenter,
+            losses=build_losses(
+                config.losses,
+                segmenter,
+                num_classes=len(run.classes),
+                training_pixels=run.classes.training_pixels,
+            ),
+            objectives=objectives,
+            clip_norm=config.train.clip_norm,
+            distortion=build_distortion(config.data),
+            **averages,
+        )
+        optimizer = build_optimizer(
+            config.optimizer, config.schedule, steps=config.train.steps, segmenter=segmenter
+        )
+        trainer.compile(optimizer=optimizer)
+        # Keras may have wrapped it, to scale losses: what is built is the trainer's.
+        trainer.optimizer.build(segmenter.trainable_variables)
+    return trainer
+
+
+def default_losses(segmenter):
+    """Cross-entropy, and that of the auxiliary logits with weight 0.4, if there are any.
+
+    Args:
+        segmenter: keras model to a dict with `logits`.
+
+    Returns:
+        dict as `kseg.training.trainer.SegmentationTrainer` takes it.
+    """
+    losses = {"cross_entropy": (_mean_cross_entropy("logits"), 1.0)}
+    if "aux_logits" in segmenter.output:
+        losses["auxiliary"] = (_mean_cross_entropy("aux_logits"), 0.4)
+    return losses
+
+
+def build_losses(losses, segmenter, *, num_classes, training_pixels=None):
+    """Builds the losses on logits of a config.
+
+    Args:
+        losses: `kseg.config.schema.Losses`.
+        segmenter: keras model to a dict with `logits`, and `aux_logits` if its head has them.
+        num_classes: int.
+        training_pixels: ints or None, labelled training pixels of each class, for class weights
+            that the config names.
+
+    Returns:
+        dict as `kseg.training.trainer.SegmentationTrainer` takes it. The class weights and
+        the label smoothing of the cross-entropy hold for the auxiliary one too, not for OHEM.
+
+    Raises:
+        UserError: as in `resolve_class_weights`.
+    """
+    settings = losses.cross_entropy.model_dump(exclude={"weight"})
+    settings["class_weights"] = resolve_class_weights(
+        losses.cross_entropy.class_weights, num_classes, training_pixels
+    )
+    built = {
+        "cross_entropy": (_mean_cross_entropy("logits", **settings), losses.cross_entropy.weight)
+    }
+    if losses.ohem:
+        built["ohem"] = (_mean_ohem(losses.ohem), losses.ohem.weight)
+    if losses.lovasz:
+        built["lovasz"] = (_lovasz, losses.lovasz.weight)
+    if losses.auxiliary and "aux_logits" in segmenter.output:
+        loss = _mean_cross_entropy("aux_logits", **settings)
+        built["auxiliary"] = (loss, losses.auxiliary.weight)
+    return built
+
+
+def resolve_class_weights(weights, num_classes, training_pixels=None):
+    """Makes numbers of the class weights of a config.
+
+    Args:
+        weights: a name that `kseg.losses.class_weights.class_weights` knows, a list, or None.
+        num_classes: int.
+        training_pixels: as in `build_losses`.
+
+    Returns:
+        list of `num_classes` floats, or None: all 1.
+
+    Raises:
+        UserError: if a list has more or fewer weights than there are classes, or for a name the
+            pixels are not known or none is labelled.
+    """
+    key = "`losses.cross_entropy.class_weights`"
+    if isinstance(weights, str):
+        if training_pixels is None or not any(training_pixels):
+            raise UserError(
+                f"{key} by name needs the labelled training pixels of each class, which the "
+                f"prepared data tell. Received: {weights!r} and no such pixels. Give a list of "
+                f"{num_classes} numbers, or null"
+            )
+        return class_weights(weights, training_pixels)
+    if weights is not None and len(weights) != num_classes:
+        raise UserError(
+            f"{key} must have a number for each of the {num_classes} classes. "
+            f"Received: {len(weights)}"
+        )
+    return weights
+
+
+def build_objectives(contrast, *, num_classes, seed, training_images=None):
+    """Builds the objectives of a config.
+
+    Args:
+        contrast: the list `Experiment.contrast`.
+        num_classes: int.
+        seed: int, of their sampling.
+        training_images: list of int or None, training images in which each class occurs: the sizes
+            of a compact memory bank's rings.
+
+    Returns:
+        list of `(objective, weight)`; a weight that changes is a function of the step.
+
+    Raises:
+        UserError: if a bank is to be compact and `training_images` is None, or a number does not
+            fit the number of classes.
+    """
+    objectives = []
+    for entry in contrast:
+        arguments = entry.model_dump(exclude={*schema.Objective.model_fields, "name", "layout"})
+        build = _OBJECTIVES.get(entry.name)
+        if build is None:
+            build, arguments = load_object(entry.name), dict(entry.arguments)
+            if "seed" in inspect.signature(build).parameters:
+                arguments.setdefault("seed", seed)
+        if getattr(entry, "layout", "dense") == "compact":
+            arguments["capacity"] = _ring_sizes(entry.capacity, training_images)
+        if entry.name in _DRAW:
+            arguments["seed"] = seed
+        weight = entry.weight
+        if entry.start_step or entry.warmup_steps:
+            weight = ramped(weight, start=entry.start_step, steps=entry.warmup_steps)
+        try:
+            objective = build(num_classes, **arguments)
+            if not isinstance(objective, Objective):
+                raise ValueError(
+                    "it must be a `kseg.contrast.objective.Objective`. Received: "
+                    f"{type(objective).__name__}"
+                )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"The entry {entry.name!r} of `contrast`: {error}") from None
+        objectives.append((objective, weight))
+    return objectives
+
+
+def ramped(weight, *, start, steps):
+    """Makes a weight that rises.
+
+    Args:
+        weight: float, at the end.
+        start: int, the step up to which it is 0.
+        steps: int, over which it rises linearly from then on; 0: it is there at `start`.
+
+    Returns:
+        function from a step, an int tensor, to a float32 scalar.
+    """
+
+    def now(step):
+        since = ops.cast(step, "float32") - start
+        return weight * ops.clip(since / steps if steps else since + 1.0, 0.0, 1.0)
+
+    return now
+
+
+def build_distortion(data):
+    """Builds the distortion that a config describes.
+
+    Args:
+        data: `kseg.config.schema.Data`.
+
+    Returns:
+        `PhotometricDistortion`, or None if the config asks for no distortion.
+    """
+    arguments = data.color_jitter.model_dump() if data.color_jitter else {}
+    if data.blur:
+        arguments |= {f"blur_{key}": value for key, value in data.blur.model_dump().items()}
+    return PhotometricDistortion(**arguments) if arguments else None
+
+
+def build_optimizer(optimizer, schedule, *, steps, segmenter=None):
+    """Builds the optimizer of a config.
+
+    Args:
+        optimizer: `kseg.config.schema.SGD` or `kseg.config.schema.AdamW`.
+        schedule: `kseg.config.schema.Poly` or `kseg.config.schema.Linear`.
+        steps: int, optimizer steps of the run.
+        segmenter: model from `kseg.segmenters.build_segmenter` whose weights have the learning
+            rates of the config's factors; None: no factors.
+
+    Returns:
+        `SGD` or `AdamW`.
+
+    Raises:
+        UserError: if the config has factors that the segmenter has no weights for.
+    """
+    from kseg.training.optimizers import SGD, AdamW
+
+    arguments = optimizer.model_dump(
+        exclude={"name", "learning_rate", "weight_decay", "learning_rate_factors", "layer_decay"}
+    )
+    factors = {}
+    if segmenter is not None:
+        factors = learning_rate_factors(
+            parts_of(segmenter), optimizer.learning_rate_factors, optimizer.layer_decay
+        )
+    return {"sgd": SGD, "adamw": AdamW}[optimizer.name](
+        build_schedule(schedule, learning_rate=optimizer.learning_rate, steps=steps),
+        decay_rate=optimizer.weight_decay,
+        learning_rate_factors=factors,
+        name=optimizer.name,  # Part of the variables' names in a checkpoint.
+        **arguments,
+    )
+
+
+def build_schedule(schedule, *, learning_rate, steps):
+    """Builds the schedule of a config.
+
+    Args:
+        schedule: `kseg.config.schema.Poly` or `kseg.config.schema.Linear`.
+        learning_rate: float, the peak.
+        steps: int, optimizer steps of the run.
+
+    Returns:
+        `PolynomialSchedule`.
+    """
+    return PolynomialSchedule(
+        learning_rate,
+        steps,
+        power=getattr(schedule, "power", 1.0),
+        warmup_steps=schedule.warmup_steps,
+        end_learning_rate=schedule.end_learning_rate,
+    )
+
+
+def build_updates(optimizer):
+    """Builds the pure optimizer of a config.
+
+    Args:
+        optimizer: `kseg.config.schema.SGD` or `kseg.config.schema.AdamW`.
+
+    Returns:
+        `kseg.training.updates.SGD` or `kseg.training.updates.AdamW`.
+    """
+    kind = {"sgd": updates.SGD, "adamw": updates.AdamW}[optimizer.name]
+    names = {field.name for field in dataclasses.fields(kind)}
+    arguments = {key: value for key, value in optimizer.model_dump().items() if key in names}
+    return kind(decay_rate=optimizer.weight_decay, **arguments)
+
+
+def _mean_cross_entropy(key, **settings):
+    return lambda labels, outputs: global_ratio(*cross_entropy(labels, outputs[key], **settings))
+
+
+def _mean_ohem(settings):
+    arguments = settings.model_dump(exclude={"weight"})
+    return lambda labels, outputs: global_mean(
+        *ohem_cross_entropy(labels, outputs["logits"], **arguments)
+    )
+
+
+def _lovasz(labels, outputs):
+    return lovasz_softmax(labels, outputs["logits"])
+
+
+def _ring_sizes(capacity, training_images):
+    if training_images is None:
+        raise UserError(
+            "A compact memory bank needs the number of training images of each class, which the "
+            'prepared data tell. Received: none. Use "layout": "dense"'
+        )
+    return [min(capacity, max(images, 1)) for images in training_images]
