@@ -170,3 +170,27 @@ def test_setup_lists_every_package():
     folders = [f.parent for top in ("kseg", "pipelines") for f in (ROOT / top).rglob("__init__.py")]
     packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     assert set(listed) == packages | {"kseg.configs"}
+
+
+def test_functions_behind_the_commands_refuse_what_the_shell_does():
+    from kseg.commands.analyze import analyze
+    from kseg.commands.convert import convert
+
+    with pytest.raises(kseg.UserError, match="Received: colour"):
+        analyze("features", "nowhere", colour=1)
+    with pytest.raises(kseg.UserError, match="Received: poems"):
+        analyze("poems", "nowhere")
+    with pytest.raises(kseg.UserError, match="nowhere is not a run"):
+        analyze("features", "nowhere")
+    with pytest.raises(kseg.UserError, match="One of `backbone` and `config`"):
+        convert("x.npz", "y.weights.h5")
+    with pytest.raises(kseg.UserError, match=r"must end in \.weights\.h5"):
+        convert("x.npz", "y", backbone="resnet18")
+    with pytest.raises(kseg.UserError, match="One of `run` and `saved_model`"):
+        kseg.evaluate()
+    with pytest.raises(kseg.UserError, match="overlap goes with"):
+        kseg.evaluate("nowhere", overlap=0.5)
+    with pytest.raises(kseg.UserError, match="nowhere is not a run"):
+        kseg.export("nowhere", "model")
+    with pytest.raises(ValueError, match="`overrides` are for a file"):
+        kseg.train(load("quickstart"), overrides=["seed=1"])

@@ -57,7 +57,7 @@ def features(options):
             seed=options.seed,
             progress=progress.update,
         )
-    report_features(options, run, images, found)
+    return report_features(options, run, images, found)
 
 
 def report_features(options, run, images, found):
@@ -80,6 +80,7 @@ def report_features(options, run, images, found):
     file = run.path / "evaluation" / "features.json"
     write_json(file, {**settings, **values})
     print(f"features:    {file}")
+    return values
 
 
 def curves(options):
@@ -95,7 +96,9 @@ def curves(options):
     train, evaluation = read_curves(run)
     if not train and not evaluation:
         raise UserError(f"{run.path} has no TensorBoard events, in {run.path / 'tensorboard'}")
-    write_chart(run.path / "analysis" / "curves.png", charts.training_curves(train, evaluation))
+    file = run.path / "analysis" / "curves.png"
+    write_chart(file, charts.training_curves(train, evaluation))
+    return file
 
 
 def read_curves(run):
@@ -127,8 +130,9 @@ def failures(options):
         pictures.append(drawing.panel(rows, classes.names, classes.palette))
         print(f"mean IoU {100 * example.mean_iou[0]:6.2f} %  {example.id}")
     write_pictures(folder, pictures)
-    report_failures(options, run, images, collector)
+    found = report_failures(options, run, images, collector)
     print(f"pictures:    {folder}")
+    return found
 
 
 def report_failures(options, run, images, collector):
@@ -159,6 +163,7 @@ def report_failures(options, run, images, collector):
     }
     write_json(file, found)
     print(f"failures:    {file}")
+    return found
 
 
 def tsne(options):
@@ -178,7 +183,7 @@ def tsne(options):
             segmenter, images.batches, unit_norm=not options.raw, progress=progress.update
         ):
             collector.add(seen)
-    report_embeddings(options, run, images, collector)
+    return report_embeddings(options, run, images, collector)
 
 
 def embedding_collector(options, run):
@@ -254,6 +259,7 @@ def feature_maps(options):
     file = run.path / "analysis" / "feature-maps.png"
     drawing.write_png(file, picture)
     print(f"picture:     {file}")
+    return file
 
 
 def grad_cam(options):
@@ -290,6 +296,7 @@ def grad_cam(options):
         slug = "".join(c if c.isalnum() else "-" for c in name)
         drawing.write_png(folder / f"{result.number:03d}-{slug}.png", picture)
     print(f"pictures:    {folder}")
+    return folder
 
 
 def choose_classes(options, names):
@@ -379,6 +386,7 @@ def panels(options):
     write_pictures(folder, pictures)
     write_json(folder / "mean_iou.json", {"runs": names, "images": collector.mean_iou})
     print(f"pictures:    {folder}")
+    return collector.mean_iou
 
 
 def report(options):
@@ -470,6 +478,7 @@ def report(options):
     file = run.path / "analysis" / "report.html"
     files.write_bytes(file, text.encode())
     print(f"report:      {file}")
+    return file
 
 
 def open_run(options):

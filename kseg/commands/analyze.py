@@ -20,6 +20,8 @@ report        all of it in one HTML file that needs nothing else
 Pictures are PNG files in the folder `analysis` of the run. Needs pip install 'kseg[analysis]'.
 """
 
+import argparse
+
 from kseg.commands import analyses, complexity, console
 
 # Each takes the options, prints, and writes into the run's folder.
@@ -108,3 +110,32 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     ANALYSES[options.what](options)
     return 0
+
+
+def analyze(what, run=None, **options):
+    """Looks at what a run has learned; prints, and writes pictures and numbers into its folder.
+
+    Args:
+        what: str, of `ANALYSES`.
+        run: folder of a run; for panels give `runs`, for complexity `run` or `config`.
+        **options: the options of `kseg analyze --help`, with `_` for `-`: `runs`, `checkpoint`,
+            `data`, `split`, `images`, `samples`, `points`, `stages`, `classes`, `seed`, `raw`,
+            `config`, `overrides`, `rounds`, `output`.
+
+    Returns:
+        features, failures, complexity: dict, what the JSON file holds; panels: dict from image to
+        the mean IoU of each run; tsne: dict from title to `(points, classes)`; curves,
+        feature-maps, report: the path of the file; grad-cam: that of the folder.
+
+    Raises:
+        UserError: if an option, the run or the data cannot be used.
+    """
+    from kseg.errors import UserError
+
+    settings = vars(parse_arguments(["--what", what])) if what in ANALYSES else {}
+    unknown = sorted(set(options) - set(settings) | ({what} - set(ANALYSES)))
+    if unknown:
+        known = f"{sorted(ANALYSES)} and options {sorted(set(settings) - {'what', 'run'})}"
+        raise UserError(f"`analyze` knows {known}. Received: {', '.join(unknown)}")
+    given = {**options, "run": None if run is None else str(run)}
+    return ANALYSES[what](argparse.Namespace(**{**settings, **given}))

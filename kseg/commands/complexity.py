@@ -95,9 +95,11 @@ def complexity(options):
         f"{options.rounds} rounds"
     )
     print(table(found, config.data.batch_size))
+    about |= found
     if output:
-        files.write_text(output, json.dumps({**about, **found}, indent=2) + "\n")
+        files.write_text(output, json.dumps(about, indent=2) + "\n")
         print(f"complexity:  {output}")
+    return about
 
 
 class Subject:

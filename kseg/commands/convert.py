@@ -7,6 +7,7 @@ A config names the written file as `model.backbone.weights` (or `model.weights`,
 whole network, made with --config). Sources are described at `kseg.weights.load_weights`.
 """
 
+import argparse
 import json
 import math
 import pathlib
@@ -61,7 +62,50 @@ def parse_arguments(arguments=None):
 
 def main(arguments=None):
     """Runs the command and returns its exit code."""
-    options = parse_arguments(arguments)
+    _convert(parse_arguments(arguments))
+    return 0
+
+
+def convert(
+    source,
+    output,
+    *,
+    backbone=None,
+    config=None,
+    overrides=(),
+    backbone_only=False,
+    ignore=(),
+    allow_missing=(),
+    overwrite=False,
+):
+    """Loads published weights into a network and writes them as Keras weights.
+
+    Args:
+        source: a file, `hf://owner/name[@revision][/file]`, or `keras_cv://preset`.
+        output: file to write, `*.weights.h5`.
+        backbone: str, name of a backbone; or give `config`.
+        config: JSON file or name of an experiment: its whole network, or as far as it is loaded.
+        overrides: strings `"key=value"`: arguments of the backbone, or keys of the config.
+        backbone_only, ignore, allow_missing: as for `kseg.weights.load_weights`.
+        overwrite: bool, replace a file that is there.
+
+    Returns:
+        `kseg.weights.LoadReport`.
+
+    Raises:
+        UserError: if the source does not fit the network, or a file cannot be read or written.
+    """
+    if (backbone is None) == (config is None):
+        from kseg.errors import UserError
+
+        raise UserError(
+            f"One of `backbone` and `config` must be given. Received: {backbone=}, {config=}"
+        )
+    return _convert(argparse.Namespace(**locals()))
+
+
+def _convert(options):
+    """Converts what the options name; returns the report."""
     from kseg import files
     from kseg.errors import UserError
     from kseg.progress import Progress
@@ -98,7 +142,7 @@ def main(arguments=None):
     with Progress(f"writing {output}"):
         save(written, output)
     print(f"wrote {output}: {describe(written)}")
-    return 0
+    return report
 
 
 def backbone_builder(options):
