@@ -1,3 +1,5 @@
+"""Segmenters: a backbone, a head and projectors in one model, and its inference view."""
+
 # ruff: noqa: D102 - Keras hooks (`call`, `build`, `get_config`...) are documented by their class.
 
 import keras
@@ -24,30 +26,30 @@ def build_segmenter(
     synchronized_batch_norm=False,
     name="segmenter",
 ):
-    """Joins a backbone, a head and projectors into one model.
+    """Combines a backbone, a head and projectors into one model.
 
     Args:
-        backbone: str, a name that `build_backbone` knows, or a built `Backbone`.
-        head: str, a name that `build_head` knows, or a function as `kseg.heads` describes it.
+        backbone: str, a name known to `build_backbone`, or a `Backbone`.
+        head: str, a name known to `build_head`, or a function as described in `kseg.heads`.
         num_classes: int > 0.
         backbone_arguments: dict or None, arguments of the backbone's builder; only with a name.
         head_arguments: dict or None, arguments of the head.
-        projections: names of the maps that are contrasted, each gets its own projector: stages of
+        projections: names of the maps to contrast, each of which gets its own projector: stages of
             the backbone, such as `("c2", "c3", "c4", "c5")`, `"features"`, or maps that the head
             adds.
-        maps: names of further maps to give, as they are: stages of the backbone, or maps that the
+        maps: names of further maps to return unchanged: stages of the backbone, or maps that the
             head adds.
         embedding_dim: int, channels of the embeddings.
         projector_layers: int >= 0, hidden layers of a projector.
-        synchronized_batch_norm: bool. Batch norm statistics are taken over all replicas. The
-            weights are the same either way.
+        synchronized_batch_norm: bool, whether batch-norm statistics span all replicas. The weights
+            are the same either way.
         name: str, the model's name.
 
     Returns:
         functional `keras.Model` from `image`, uint8 or float `(batch, height, width, 3)` RGB in 0
         to 255, of any size, to a dict: `logits` float32 `(batch, h, w, num_classes)` at the
-        head's stride, `aux_logits` alike if the head has them, `features`
-        `(batch, h, w, channels)`, the further maps, and for each projection
+        head's stride, `aux_logits` likewise if the head has them, `features`
+        `(batch, h, w, channels)`, the maps named in `maps`, and for each projection
         `embedding_<name>` float32 `(batch, h, w, embedding_dim)` with rows of unit L2 norm, at the
         size of its map.
 
@@ -61,7 +63,7 @@ def build_segmenter(
         )
     elif backbone_arguments:
         raise ValueError(
-            "`backbone_arguments` have no effect on a backbone that is built already. "
+            "`backbone_arguments` have no effect on a backbone that is already built. "
             f"Received: {backbone_arguments=}. Pass the backbone's name instead."
         )
 
@@ -84,7 +86,7 @@ def build_segmenter(
     for stage in maps:
         if stage not in sources:
             raise ValueError(
-                f"Cannot give {stage!r}: there is no such map. Choose from {sorted(sources)}."
+                f"Cannot return {stage!r}: there is no such map. Choose from {sorted(sources)}."
             )
         outputs[stage] = sources[stage]
     for source in projections:
@@ -111,13 +113,13 @@ def segmenter_from_config(
     maps=(),
     synchronized_batch_norm=False,
 ):
-    """Builds the segmenter that a config describes, freshly initialised.
+    """Builds the segmenter that a config describes, with newly initialized weights.
 
     Args:
         model: `kseg.config.schema.Model`, the section `model` of an experiment.
         num_classes: int > 0.
-        precision: str, the network's dtype policy, whatever Keras' global one is.
-        projections, maps, synchronized_batch_norm: as for `build_segmenter`.
+        precision: str, the network's dtype policy, which overrides Keras' global one.
+        projections, maps, synchronized_batch_norm: as in `build_segmenter`.
 
     Returns:
         keras model, see `build_segmenter`.
@@ -125,7 +127,7 @@ def segmenter_from_config(
     Raises:
         ValueError: if the network cannot be built from these arguments.
     """
-    # Weights are loaded by whoever starts a run, from `model.backbone.weights`.
+    # The caller that starts a run loads the weights, from `model.backbone.weights`.
     arguments = model.backbone.model_dump(exclude={"name", "weights", "weights_if_missing"})
     head_arguments = model.head.model_dump(exclude={"name"})
     if is_dotted(model.backbone.name):
@@ -150,13 +152,13 @@ def segmenter_from_config(
 
 
 def inference_model(segmenter):
-    """Cuts a segmenter down to what prediction needs; the weights are shared.
+    """Reduces a segmenter to its logits at image size; the weights are shared.
 
     Args:
         segmenter: model from `build_segmenter`.
 
     Returns:
-        `InferenceModel` from images as the segmenter takes them to float32 logits
+        `InferenceModel` from images, as the segmenter accepts them, to float32 logits
         `(batch, height, width, num_classes)`, resized bilinearly to the size of the image.
     """
     image = segmenter.input
@@ -167,10 +169,10 @@ def inference_model(segmenter):
 
 @keras.saving.register_keras_serializable(package="kseg")
 class InferenceModel(keras.Model):
-    """A functional model whose batch norms and dropouts never train, however it is called.
+    """A functional model that always runs its batch norms and dropouts in inference mode.
 
-    It can be compiled and evaluated. `fit` raises ValueError: it would train with the statistics of
-    batch norms that stay.
+    It can be compiled and evaluated. `fit` raises ValueError, since batch-norm statistics would not
+    be updated.
     """
 
     # Keras rebuilds a functional subclass only if its constructor takes (*args, **kwargs).
@@ -183,6 +185,6 @@ class InferenceModel(keras.Model):
     def train_step(self, *arguments, **named):
         raise ValueError(
             f"{self.name!r} is for inference: its batch norms and dropouts are frozen. Received: a "
-            "call of fit or train_on_batch. Train the segmenter that it was made of, whose weights "
-            "it shares: SegmentationTrainer(segmenter)"
+            "call of fit or train_on_batch. Train the segmenter that it was made from, whose "
+            "weights it shares: SegmentationTrainer(segmenter)"
         )

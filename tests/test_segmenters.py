@@ -200,7 +200,7 @@ def test_maps_that_a_head_adds_can_be_projected_and_are_no_outputs(monkeypatch):
     "arguments, message",
     [
         ({"projections": ("c6",)}, r"'c6'.*'c2', 'c3', 'c4', 'c5', 'features'"),
-        ({"backbone_arguments": {"name": "x"}}, "built already"),
+        ({"backbone_arguments": {"name": "x"}}, "already built"),
     ],
 )
 def test_refuses(arguments, message):
@@ -259,7 +259,7 @@ def test_gives_further_maps():
     outputs = segmenter(images(64, 96))
     assert set(outputs) == {"logits", "features", "c5"}
     assert tuple(outputs["c5"].shape) == (2, 2, 3, 32)
-    with pytest.raises(ValueError, match=r"Cannot give 'c9'.*'c2', 'c3', 'c4', 'c5', 'features'"):
+    with pytest.raises(ValueError, match=r"Cannot return 'c9'.*'c2', 'c3', 'c4', 'c5', 'features'"):
         tiny_segmenter("hrnet", projections=(), maps=("c9",))
 
 

@@ -1,4 +1,4 @@
-"""Losses on logits: functions of (labels, logits), and classes of them for Keras' `compile`."""
+"""Losses on logits: functions of (labels, logits), and Keras loss classes that wrap them."""
 
 from kseg.losses.compiled import CrossEntropy, LovaszSoftmax, OHEMCrossEntropy
 

@@ -1,3 +1,5 @@
+"""Class weights computed from pixel counts, for imbalanced data sets."""
+
 import numpy as np
 
 METHODS = ("median_frequency", "sqrt_median_frequency", "log")
@@ -5,24 +7,24 @@ LOG_OFFSET = 1.02
 
 
 def class_weights(method, pixels):
-    """Weights of classes from how frequent they are.
+    """Computes class weights from class frequencies.
 
-    With the frequency p_c of class c, its part of all labelled pixels:
+    With p_c the fraction of labeled pixels that belong to class c:
 
-    * `"median_frequency"`: `median(p) / p_c`, over the classes that occur. Source: Eigen and
-      Fergus, ICCV 2015, Sec. 6.2. There p_c is the part of the pixels of those images that class c
-      is in; here, as in most code, of all.
-    * `"sqrt_median_frequency"`: the square root of that. Milder, for long tails: the pixels of all
-      classes then add up to weights in proportion to `sqrt(p_c)`, between equal shares and
-      those of no weights.
+    * `"median_frequency"`: `median(p) / p_c`, the median over the classes that occur. Source: Eigen
+      and Fergus, ICCV 2015, Sec. 6.2. There p_c is relative to the pixels of the images that
+      contain class c; here, as in most code, to all pixels.
+    * `"sqrt_median_frequency"`: the square root of that, a milder form for long-tailed
+      distributions. The total weight of a class is then proportional to `sqrt(p_c)`, between
+      constant (`"median_frequency"`) and proportional to p_c (no weights).
     * `"log"`: `1 / ln(1.02 + p_c)`, at most 50.5. Source: Paszke et al., "ENet", 2016, Sec. 5.1.
 
-    A class that never occurs has weight 0 and does not count for the median. The scale of the
-    weights has no effect on a cross-entropy that is divided by the sum of them.
+    A class that does not occur has weight 0 and does not enter the median. The scale of the weights
+    has no effect on a cross-entropy that is divided by their sum.
 
     Args:
-        method: one of `METHODS`.
-        pixels: ints, labelled pixels of each class, ignored ones not among them.
+        method: str, one of `METHODS`.
+        pixels: ints, labeled pixels of each class, without ignored ones.
 
     Returns:
         list of floats >= 0, one for each class.
@@ -35,15 +37,16 @@ def class_weights(method, pixels):
     counts = np.asarray(pixels, "float64")
     if counts.ndim != 1 or (counts < 0).any() or not counts.any():
         raise ValueError(
-            f"`pixels` must be counts >= 0 of each class, of which one occurs. Received: {pixels}"
+            "`pixels` must be one count >= 0 for each class, at least one of them positive. "
+            f"Received: {pixels}"
         )
     occurs = counts > 0
     frequency = counts[occurs] / counts.sum()
     if method == "log":
-        found = 1.0 / np.log(LOG_OFFSET + frequency)
+        weight = 1.0 / np.log(LOG_OFFSET + frequency)
     else:
-        found = np.median(frequency) / frequency
-        found = np.sqrt(found) if method == "sqrt_median_frequency" else found
+        weight = np.median(frequency) / frequency
+        weight = np.sqrt(weight) if method == "sqrt_median_frequency" else weight
     weights = np.zeros_like(counts)
-    weights[occurs] = found
+    weights[occurs] = weight
     return weights.tolist()

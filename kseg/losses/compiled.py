@@ -1,4 +1,4 @@
-"""The losses as `keras.losses.Loss`, for `model.compile(loss=...)` of any Keras model."""
+"""`keras.losses.Loss` classes over the loss functions, for `model.compile(loss=...)`."""
 
 # ruff: noqa: D102 - Keras hooks (`call`, `get_config`...) are documented by their class.
 
@@ -11,30 +11,30 @@ from kseg.losses.reduction import global_mean, global_ratio
 
 
 class _PixelLoss(keras.losses.Loss):
-    """A mean over the pixels of the global batch that count.
+    """Base of losses that average over the valid pixels of the global batch.
 
     Call arguments:
         y_true: int tensor `(batch, height, width)`; values outside `[0, num_classes)` are ignored.
         y_pred: float logits `(batch, h, w, num_classes)`, resized to the labels.
 
     Raises:
-        ValueError: if there are sample weights: what a pixel counts is the loss's own matter.
+        ValueError: if sample weights are passed: each loss defines the weights of its pixels.
     """
 
     def __init__(self, name, **kwargs):
-        # Of one number the mean is that number.
+        # `call` returns a scalar, which this reduction leaves unchanged.
         super().__init__(name=name, **{**kwargs, "reduction": "sum_over_batch_size"})
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         if sample_weight is not None:
             raise ValueError(
-                f"{type(self).__name__} takes no sample weights. Received: some. Set the labels of "
-                "pixels that must not count to 255"
+                f"{type(self).__name__} takes no sample weights. Received: `sample_weight`. Set "
+                "the labels of pixels to ignore to 255"
             )
         return super().__call__(y_true, y_pred)
 
     def call(self, y_true, y_pred):
-        # Of a number Keras adds the gradients of the replicas up, which is what shares need.
+        # Keras sums gradients over replicas, so each replica returns its share of the loss.
         return self.share(y_true, y_pred)
 
     def get_config(self):
@@ -45,7 +45,7 @@ class _PixelLoss(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable(package="kseg")
 class CrossEntropy(_PixelLoss):
-    """Mean cross-entropy of the pixels, see `kseg.losses.cross_entropy.cross_entropy`.
+    """Mean cross-entropy over the pixels, see `kseg.losses.cross_entropy.cross_entropy`.
 
     Args:
         class_weights: floats >= 0, one for each class, or None: 1 for all.
@@ -69,11 +69,11 @@ class CrossEntropy(_PixelLoss):
 
 @keras.saving.register_keras_serializable(package="kseg")
 class OHEMCrossEntropy(_PixelLoss):
-    """Mean cross-entropy of the hard pixels, see `kseg.losses.ohem.ohem_cross_entropy`.
+    """Mean cross-entropy over the hard pixels, see `kseg.losses.ohem.ohem_cross_entropy`.
 
     Args:
         threshold: float in [0, 1], a probability.
-        min_kept: int >= 0, pixels of the global batch.
+        min_kept: int >= 0, the number of pixels of the global batch kept at least.
     """
 
     def __init__(self, threshold=0.7, min_kept=100_000, name="ohem", **kwargs):

@@ -1,4 +1,4 @@
-"""Pixel-wise cross-entropy."""
+"""Pixel-wise cross-entropy, and the resizing of logits to labels that all losses share."""
 
 from keras import ops
 
@@ -7,7 +7,7 @@ from kseg.losses.reduction import LossAndWeight
 
 
 def cross_entropy(labels, logits, *, class_weights=None, label_smoothing=0.0):
-    """Cross-entropy of each pixel at the labels' size.
+    """Computes the cross-entropy of each pixel at the size of the labels.
 
     With class weights w and label smoothing a, the loss of a pixel of class y is
     `(1 - a) w_y (-log p_y) + a / num_classes * sum_c w_c (-log p_c)`, and the loss of a batch is
@@ -16,17 +16,17 @@ def cross_entropy(labels, logits, *, class_weights=None, label_smoothing=0.0):
     Args:
         labels: int tensor `(batch, height, width)`; values outside `[0, num_classes)` are
             ignored (255 by convention).
-        logits: float tensor `(batch, h, w, num_classes)`, of any size: see `logits_like`.
+        logits: float tensor `(batch, h, w, num_classes)` of any size, resized by `logits_like`.
         class_weights: `num_classes` floats >= 0, or None: 1 for all.
         label_smoothing: float in [0, 1).
 
     Returns:
-        `(loss, weight)`, float32 `(batch, height, width)` each: nats, 0 where ignored; and what the
-        pixel counts: its class weight, 0 where ignored. `global_ratio` makes one number of them;
-        Keras cannot: compile with `kseg.losses.CrossEntropy`.
+        `(loss, weight)`, float32 `(batch, height, width)` each: the loss in nats, and the class
+        weight of the pixel; both 0 where ignored. `global_ratio` reduces them to a scalar. Keras
+        cannot do so: compile with `kseg.losses.CrossEntropy`.
 
     Raises:
-        ValueError: if the labels have another rank than 3.
+        ValueError: if the rank of the labels is not 3.
     """
     logits = logits_like(labels, logits)
     labels = ops.cast(labels, "int32")
@@ -47,7 +47,7 @@ def cross_entropy(labels, logits, *, class_weights=None, label_smoothing=0.0):
 
 
 def logits_like(labels, logits):
-    """Brings logits to the size of labels, bilinearly (half-pixel centres).
+    """Resizes logits to the size of labels bilinearly (half-pixel centers).
 
     Args:
         labels: tensor `(batch, height, width)`.
@@ -57,7 +57,7 @@ def logits_like(labels, logits):
         float32 tensor `(batch, height, width, num_classes)`.
 
     Raises:
-        ValueError: if the labels have another rank than 3: one-hot ones, or an axis of length 1.
+        ValueError: if the rank of the labels is not 3, as for one-hot labels or a channel axis.
     """
     if len(labels.shape) != 3:
         raise ValueError(

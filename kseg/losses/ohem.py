@@ -1,4 +1,4 @@
-"""Cross-entropy over the hard pixels of a batch."""
+"""Cross-entropy over the hard pixels of the global batch (online hard example mining)."""
 
 from keras import ops
 
@@ -6,32 +6,32 @@ from kseg.backend import replicas
 from kseg.losses.cross_entropy import cross_entropy
 from kseg.losses.reduction import LossAndWeight
 
-# Floats from 0 up to 2 are in the order of their bits, the upper two of which are 0.
+# Floats in [0, 2) sort like their bit patterns as integers, whose upper two bits are 0.
 _BITS = 30
-_BITS_A_ROUND = 10
+_BITS_PER_ROUND = 10
 
 
 def ohem_cross_entropy(labels, logits, *, threshold=0.7, min_kept=100_000):
-    """Cross-entropy of the pixels whose class has a low probability (online hard examples).
+    """Computes the cross-entropy of the pixels whose true class has a low probability.
 
     A pixel is kept if the probability of its class is at most the larger of `threshold` and the
-    `min_kept`-th smallest such probability in the global batch: at least `min_kept` pixels are, or
-    all valid ones if there are fewer. The threshold is found by counting, not by sorting, and is
-    the same on every replica.
+    `min_kept`-th smallest such probability in the global batch. At least `min_kept` pixels are
+    therefore kept, or all valid ones if there are fewer. The effective threshold is determined by
+    counting, not by sorting, and is the same on every replica.
 
-    Source: Shrivastava et al., CVPR 2016, in the form that segmentation code uses. RegionContrast's
-    public code never applies its mask with `min_kept` 0, and is NaN where nothing is valid.
+    Source: Shrivastava et al., CVPR 2016, in the form common in segmentation code. RegionContrast's
+    public code does not apply its mask if `min_kept` is 0, and yields NaN if no pixel is valid.
 
     Args:
         labels: int tensor `(batch, height, width)`; values outside `[0, num_classes)` are ignored.
         logits: float tensor `(batch, h, w, num_classes)`, resized as in `cross_entropy`.
         threshold: float in [0, 1], a probability.
-        min_kept: int >= 0, pixels of the global batch.
+        min_kept: int >= 0, the number of pixels of the global batch kept at least.
 
     Returns:
-        `(loss, kept)`, float32 `(batch, height, width)` each: nats, and 1 where the pixel is kept,
-        else 0. `global_mean` makes one number of them; Keras cannot: compile with
-        `kseg.losses.OHEMCrossEntropy`.
+        `(loss, kept)`, float32 `(batch, height, width)` each: the loss in nats, and 1 where the
+        pixel is kept, else 0. `global_mean` reduces them to a scalar. Keras cannot do so: compile
+        with `kseg.losses.OHEMCrossEntropy`.
     """
     loss, valid = cross_entropy(labels, logits)
     valid = valid > 0
@@ -44,7 +44,7 @@ def ohem_cross_entropy(labels, logits, *, threshold=0.7, min_kept=100_000):
 
 
 def _smallest(values, valid, count):
-    """Finds the `count`-th smallest valid value over all replicas, digit by digit.
+    """Finds the `count`-th smallest valid value over all replicas by a radix selection.
 
     Args:
         values: int32 tensor in `[0, 2^_BITS)`.
@@ -54,16 +54,17 @@ def _smallest(values, valid, count):
     Returns:
         int32 scalar; the largest possible value if fewer are valid.
     """
-    values, in_play = (ops.reshape(x, (-1,)) for x in (values, valid))
-    bins = 2**_BITS_A_ROUND
-    prefix, missing = 0, count
-    for shift in range(_BITS - _BITS_A_ROUND, -1, -_BITS_A_ROUND):
+    values, candidates = (ops.reshape(x, (-1,)) for x in (values, valid))
+    bins = 2**_BITS_PER_ROUND
+    prefix, remaining = 0, count
+    for shift in range(_BITS - _BITS_PER_ROUND, -1, -_BITS_PER_ROUND):
         digits = ops.bitwise_and(ops.right_shift(values, shift), bins - 1)
-        # Not bincount: XLA does not compile that of TensorFlow.
-        histogram = ops.segment_sum(ops.cast(in_play, "int32"), digits, num_segments=bins)
-        below = ops.cumsum(replicas.all_reduce_sum(histogram))
-        digit = ops.minimum(ops.sum(ops.cast(below < missing, "int32")), bins - 1)
-        missing = missing - ops.where(digit > 0, ops.take(below, ops.maximum(digit - 1, 0)), 0)
-        in_play = ops.logical_and(in_play, digits == digit)
+        # Not bincount: XLA does not compile TensorFlow's.
+        histogram = ops.segment_sum(ops.cast(candidates, "int32"), digits, num_segments=bins)
+        cumulative = ops.cumsum(replicas.all_reduce_sum(histogram))
+        digit = ops.minimum(ops.sum(ops.cast(cumulative < remaining, "int32")), bins - 1)
+        smaller = ops.take(cumulative, ops.maximum(digit - 1, 0))
+        remaining = remaining - ops.where(digit > 0, smaller, 0)
+        candidates = ops.logical_and(candidates, digits == digit)
         prefix = prefix + digit * 2**shift
     return prefix

@@ -1,4 +1,4 @@
-"""How per-pixel and per-anchor losses become one number, on one or many replicas."""
+"""Reductions of per-pixel and per-anchor losses to a scalar, on one or more replicas."""
 
 import typing
 
@@ -8,9 +8,9 @@ from kseg.backend import replicas
 
 
 class LossAndWeight(typing.NamedTuple):
-    """Values of pixels and what each counts: a pair, which no framework may take for a tensor.
+    """Per-pixel losses and their weights: a pair that refuses conversion to a tensor.
 
-    `compile(loss=cross_entropy)` would average both together.
+    Otherwise `compile(loss=cross_entropy)` would silently average losses and weights together.
     """
 
     loss: typing.Any
@@ -18,24 +18,25 @@ class LossAndWeight(typing.NamedTuple):
 
     def _refuse(self, *arguments, **named):
         raise TypeError(
-            "A loss of kseg.losses gives (loss, weight) of each pixel, not a number that Keras can "
-            "average. Received: the pair as a tensor. Compile with kseg.losses.CrossEntropy(), "
-            "OHEMCrossEntropy() or LovaszSoftmax(), or use global_ratio(*pair)"
+            "A loss function of kseg.losses returns (loss, weight) for each pixel, not a scalar "
+            "that Keras can average. Received: a conversion of the pair to a tensor. Compile with "
+            "kseg.losses.CrossEntropy(), OHEMCrossEntropy() or LovaszSoftmax(), or use "
+            "global_ratio(*pair)"
         )
 
     __tf_tensor__ = __array__ = __jax_array__ = _refuse
 
 
 def global_mean(values, valid, *, cross_replica=True):
-    """Averages over what is valid in the global batch.
+    """Averages the valid values of the global batch.
 
-    The mean is over all replicas' valid values together, not a mean of their means: replicas with
-    fewer valid pixels weigh less, as they would in one large batch.
+    The mean is over the valid values of all replicas together, not a mean of the replicas' means:
+    replicas with fewer valid pixels weigh less, as they would in one large batch.
 
     Args:
         values: float tensor, any shape.
         valid: tensor of the same shape, 1 (or True) where the value counts, else 0.
-        cross_replica: bool. False: the mean of the replicas' own means.
+        cross_replica: bool. False: average the replicas' own means instead.
 
     Returns:
         float32 scalar: this replica's share. Its sum over replicas is the mean, 0 if nothing is
@@ -49,12 +50,12 @@ def global_ratio(values, weights, *, cross_replica=True):
     """Divides the sum of values by the sum of weights, both over the global batch.
 
     Args:
-        values: float tensor, any shape: what is weighted already.
+        values: float tensor, any shape, already multiplied by the weights.
         weights: float tensor >= 0, any shape.
-        cross_replica: bool. False: the mean of the replicas' own ratios.
+        cross_replica: bool. False: average the replicas' own ratios instead.
 
     Returns:
-        float32 scalar: this replica's share, as `global_mean`; 0 if all weights are 0.
+        float32 scalar: this replica's share, as in `global_mean`; 0 if all weights are 0.
     """
     total, weight = (ops.sum(ops.cast(x, "float32")) for x in (values, weights))
     if cross_replica:
