@@ -1,4 +1,4 @@
-"""Boundary-aware negatives: where a prediction is wrong, near the edge of the error."""
+"""Boundary-aware negative sampling: pixels of prediction errors, near the edges of the errors."""
 
 import keras
 from keras import ops
@@ -11,16 +11,17 @@ from kseg.contrast.grouping import (
     within,
 )
 
-# Squared distance of what has no edge. Squares of distances in images can be added to it.
+# Squared distance in a region without an edge. Squared distances within an image can be added to it
+# without overflow.
 FAR = 2**28
-# Rows that a draw may have: 512 times this fits into an int32.
+# The largest sample: 512 times this fits into an int32.
 MAX_SAMPLES = 2**22 - 1
 
 
 def error_regions(labels, predictions, num_classes):
-    """Marks each wrong pixel with the class that it was taken for.
+    """Marks each wrongly predicted pixel with the predicted class.
 
-    The pixels marked n are the error map of class n: predicted n, but of another class.
+    The pixels marked n are the error map of class n: predicted as n, but of another class.
 
     Source: Sung et al., "Contextrast", CVPR 2024, boundary-aware negative sampling.
 
@@ -30,26 +31,26 @@ def error_regions(labels, predictions, num_classes):
         num_classes: int.
 
     Returns:
-        int32 tensor of the same shape, -1 where the prediction is right or the label ignored.
+        int32 tensor of the same shape, -1 where the prediction is correct or the label ignored.
     """
     known = ops.logical_and(labels >= 0, labels < num_classes)
     return ops.where(ops.logical_and(known, labels != predictions), predictions, -1)
 
 
 def squared_edge_distance(regions):
-    """Measures how far each pixel is from the nearest pixel that is not of its region.
+    """Computes the squared distance of each pixel to the nearest pixel outside its region.
 
-    The exact Euclidean distance transforms of all regions at once: what a transform of each mask
-    `regions == n` gives inside the mask. The border of the image is no edge.
+    The exact Euclidean distance transforms of all regions at once: within the mask `regions == n`,
+    the result equals the distance transform of that mask. The image border is not an edge.
 
     Args:
-        regions: int32 tensor `(batch, height, width)`, the number of a region or -1 for none.
+        regions: int32 tensor `(batch, height, width)`, the index of a region, or -1 for none.
 
     Returns:
         int32 tensor `(batch, height, width)`: squared distance in pixels, 0 outside the regions,
         at least `FAR` in a region that fills its image.
     """
-    # The nearest pixel outside is in some column, and there it is the nearest one along it.
+    # Separable: the nearest outside pixel is the nearest one within its own column.
     inside = regions >= 0
     start = ops.where(inside, FAR, 0)
     along_columns = _nearest(regions, start, inside, axis=1)
@@ -57,14 +58,14 @@ def squared_edge_distance(regions):
 
 
 def _nearest(regions, cost, inside, *, axis):
-    """Takes for each pixel p the least `(p - q)^2 + cost(q)` over the pixels q of its line.
+    """Minimizes `(p - q)^2 + cost(q)` for each pixel p over the pixels q of its line.
 
-    A pixel q of another region costs nothing. Goes outwards from all pixels at once, and stops
-    where no greater distance can matter: error regions are thin.
+    The cost of a pixel q of another region is 0. The search proceeds outward from all pixels at
+    once and ends when no larger distance can improve a minimum: error regions are thin.
 
     Args:
         regions, cost, inside: tensors `(batch, height, width)`.
-        axis: int, along which a line goes.
+        axis: int, the axis along which a line runs.
 
     Returns:
         int32 tensor `(batch, height, width)`.
@@ -77,8 +78,8 @@ def _nearest(regions, cost, inside, *, axis):
 
     def look(nearest, shift):
         start = [size + shift if i == axis else 0 for i in range(3)]
-        there = ops.slice(padded_regions, start, regions.shape)
-        costly = ops.logical_or(there == regions, there == outside)
+        shifted = ops.slice(padded_regions, start, regions.shape)
+        costly = ops.logical_or(shifted == regions, shifted == outside)
         candidate = ops.where(costly, ops.slice(padded_cost, start, regions.shape), 0)
         return ops.minimum(nearest, candidate + shift * shift)
 
@@ -86,10 +87,10 @@ def _nearest(regions, cost, inside, *, axis):
         nearest = look(look(nearest, distance), -distance)
         return distance + 1, ops.where(inside, nearest, 0)
 
-    def matters(distance, nearest):
+    def can_improve(distance, nearest):
         return ops.logical_and(distance < size, distance * distance < ops.max(nearest))
 
-    _, nearest = ops.while_loop(matters, body, (ops.ones((), "int32"), cost))
+    _, nearest = ops.while_loop(can_improve, body, (ops.ones((), "int32"), cost))
     return nearest
 
 
@@ -105,13 +106,14 @@ def boundary_aware_samples(
     negatives="boundary",
     seed=None,
 ):
-    """Draws for each class pixels that are of it and pixels that are easily taken for it.
+    """Draws, for each class, pixels of the class and pixels that are easily mistaken for it.
 
-    A class that is present gets up to `max_samples / (number of present classes)` of each kind; if
-    there are more classes than `max_samples`, chance decides which get one.
-    Its positives are drawn from its pixels. Its negatives are drawn from those `hard_fraction` of
-    its error pixels (at least one) that are nearest to an edge of their error; where these are
-    fewer than `min_negatives`, pixels of other classes, drawn with replacement, fill up to it.
+    Each present class gets up to `max_samples / (number of present classes)` samples of each kind;
+    if there are more classes than `max_samples`, a random selection of them gets one each.
+    Positives are drawn from the pixels of the class. Negatives are drawn from the fraction
+    `hard_fraction` of its error pixels (at least one) nearest to an edge of their error; if these
+    are fewer than `min_negatives`, pixels of other classes, drawn with replacement, make up the
+    difference.
 
     Source: Sung et al., "Contextrast", CVPR 2024, boundary-aware negative sampling.
 
@@ -121,16 +123,17 @@ def boundary_aware_samples(
         distance: int32 tensor `(pixels,)` from `squared_edge_distance`.
         num_classes: int.
         max_samples: int in `[1, MAX_SAMPLES]`, rows of either result.
-        min_negatives: int, which a class that is present gets at least, if any pixel is of another
-            class, and as far as its part of `max_samples` reaches.
+        min_negatives: int, the least number of negatives of each present class, within its share of
+            `max_samples` and provided that another class is present.
         hard_fraction: float in (0, 1].
-        negatives: `"boundary"` as above, or `"random"`: all are pixels of other classes.
+        negatives: `"boundary"` as above, or `"random"`: all negatives are random pixels of other
+            classes.
         seed: int or `keras.random.SeedGenerator`.
 
     Returns:
         `((positions, owners), (positions, owners))` of positives and negatives, int32
-        `(max_samples,)` each: pixels and the classes that they were drawn for, sorted by these; -1
-        in both marks unused rows, which come last.
+        `(max_samples,)` each: pixel indices and the classes that they were drawn for, sorted by
+        class; -1 in both marks unused rows, which come last.
 
     Raises:
         ValueError: if `max_samples` is outside its range.
@@ -148,8 +151,8 @@ def boundary_aware_samples(
     )
 
     owner, rank = end_to_end(ops.minimum(counts, share), max_samples)
-    place = ops.take(class_starts, ops.maximum(owner, 0)) + rank
-    positives = ops.where(owner >= 0, ops.take(by_class, place), -1), owner
+    index = ops.take(class_starts, ops.maximum(owner, 0)) + rank
+    positives = ops.where(owner >= 0, ops.take(by_class, index), -1), owner
 
     by_error, error_starts = sort_by_group(
         regions, num_classes, _by_distance(distance, noise, num_classes)
@@ -167,49 +170,49 @@ def boundary_aware_samples(
 
     owner, rank = end_to_end(quotas, max_samples)
     safe = ops.maximum(owner, 0)
-    lottery = keras.random.uniform((num_classes,), seed=seed)
-    step = _evenly(rank, *(ops.take(x, safe) for x in (hard, drawn, lottery)))
-    place = ops.take(error_starts, safe) + step
-    hard_pixel = ops.take(by_error, ops.minimum(place, pixels - 1))
-    # Any pixel before the block of the class, or after it.
-    lottery = keras.random.uniform((max_samples,), seed=seed)
-    place = _below(lottery, ops.take(others, safe))
-    place = place + ops.where(place >= ops.take(class_starts, safe), ops.take(counts, safe), 0)
-    other_pixel = ops.take(by_class, ops.minimum(place, pixels - 1))
+    uniform = keras.random.uniform((num_classes,), seed=seed)
+    step = _evenly(rank, *(ops.take(x, safe) for x in (hard, drawn, uniform)))
+    index = ops.take(error_starts, safe) + step
+    hard_pixel = ops.take(by_error, ops.minimum(index, pixels - 1))
+    # Any pixel before or after the block of the class.
+    uniform = keras.random.uniform((max_samples,), seed=seed)
+    index = _below(uniform, ops.take(others, safe))
+    index = index + ops.where(index >= ops.take(class_starts, safe), ops.take(counts, safe), 0)
+    other_pixel = ops.take(by_class, ops.minimum(index, pixels - 1))
     position = ops.where(rank < ops.take(drawn, safe), hard_pixel, other_pixel)
     return positives, (ops.where(owner >= 0, position, -1), owner)
 
 
 def _by_distance(distance, noise, num_classes):
-    """Orders by distance and, where it is equal, by chance."""
+    """Sort key for `sort_by_group`: the distance, with ties in random order."""
     bits = minor_bits(num_classes)
-    chance = 4
-    most = 2 ** (bits - chance) - 1
-    return ops.minimum(distance, most) * 2**chance + noise % 2**chance
+    noise_bits = 4
+    largest = 2 ** (bits - noise_bits) - 1
+    return ops.minimum(distance, largest) * 2**noise_bits + noise % 2**noise_bits
 
 
-def _evenly(rank, available, drawn, lottery):
-    """Takes `drawn` of `available` numbers at even steps from a random start, each once.
+def _evenly(rank, available, drawn, uniform):
+    """Selects `drawn` of `available` indices at even steps from a random start, each once.
 
-    The number of rank k is `(k * available + start) // drawn`, in parts that an int32 can hold.
+    The index of rank k is `(k * available + start) // drawn`, computed without overflow of int32.
 
     Args:
         rank: int32 tensor, in `[0, drawn)`.
         available: int32 tensor.
         drawn: int32 tensor, at most `available` and `MAX_SAMPLES`.
-        lottery: float32 tensor in [0, 1).
+        uniform: float32 tensor in [0, 1), which determines the start.
     """
     drawn = ops.maximum(drawn, 1)
-    start = _below(lottery, available)
+    start = _below(uniform, available)
     quotient, remainder = _divide_product(rank, available % drawn, drawn)
     return rank * (available // drawn) + quotient + (remainder + start) // drawn
 
 
 def _divide_product(a, b, divisor):
-    """`(a * b // divisor, a * b % divisor)` where the product may be too large for an int32.
+    """Computes `(a * b // divisor, a * b % divisor)` where the product may overflow an int32.
 
-    Long multiplication by the digits of `a` in base 256, from the highest: no intermediate value
-    exceeds `2 * 256 * divisor`.
+    Long multiplication by the digits of `a` in base 256, most significant first: no intermediate
+    value exceeds `2 * 256 * divisor`.
 
     Args:
         a, b: int32 tensors in `[0, divisor)`.
@@ -224,7 +227,7 @@ def _divide_product(a, b, divisor):
     return quotient, remainder
 
 
-def _below(lottery, limit):
-    """From a uniform number in [0, 1) an integer below `limit`, or 0 if that is 0."""
-    number = ops.cast(lottery * ops.cast(limit, "float32"), "int32")
+def _below(uniform, limit):
+    """Maps a uniform number in [0, 1) to an integer in `[0, limit)`, or to 0 if `limit` is 0."""
+    number = ops.cast(uniform * ops.cast(limit, "float32"), "int32")
     return ops.maximum(ops.minimum(number, limit - 1), 0)

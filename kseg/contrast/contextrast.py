@@ -1,4 +1,4 @@
-"""Contextrast (Sung et al., CVPR 2024)."""
+"""The objective of Contextrast (Sung et al., CVPR 2024)."""
 
 import keras
 from keras import ops
@@ -13,7 +13,7 @@ from kseg.contrast.boundary_negatives import (
 from kseg.contrast.objective import Objective, output
 from kseg.layers import resize, resize_labels
 
-# Stands for -inf: softplus of it is exactly 0, never NaN.
+# In place of -inf: its softplus is exactly 0, never NaN.
 _NO_NEGATIVE = -1e30
 
 LAYER_WEIGHTS = {"c2": 0.1, "c3": 0.4, "c4": 0.7, "c5": 1.0}
@@ -21,41 +21,42 @@ LAYER_WEIGHTS = {"c2": 0.1, "c3": 0.4, "c4": 0.7, "c5": 1.0}
 
 @keras.saving.register_keras_serializable(package="kseg")
 class Contextrast(Objective):
-    """Contrasts what stands for a class in a layer with pixels of that layer.
+    """Contrasts the representative anchor of each class with pixels of the same layer.
 
     The representative anchor `a_i` of a class in layer i is the mean of its embeddings over the
     batch. Each layer shares the context of the reference layer, the coarsest one: its anchors are
-    `own_weight * a_i + shared_weight * a_reference`, scaled to unit L2 norm (a class that is too
-    small for the reference layer keeps its own). The loss of a layer is the mean over the present
+    `own_weight * a_i + shared_weight * a_reference`, scaled to unit L2 norm (a class without pixels
+    in the reference layer keeps its own anchor). The loss of a layer is the mean over the present
     classes of InfoNCE between the anchor and sampled embeddings of the layer (supplement,
-    Eq. 4-5): the positives are pixels of the class, the negatives pixels that were taken for it,
-    those nearest to the edge of the error. The term is `sum_i layer_weights[i] * L_i`. Gradients
-    flow into pixels and anchors.
+    Eq. 4-5): the positives are pixels of the class, the negatives pixels that were predicted as it
+    by mistake, nearest to the edge of the error. The term is `sum_i layer_weights[i] * L_i`.
+    Gradients flow into pixels and anchors.
 
     Source: Sung et al., "Contextrast: Contextual Contrastive Learning for Semantic Segmentation",
-    CVPR 2024, and its supplement. What these leave open is said of the arguments.
+    CVPR 2024, and its supplement. Arguments whose values it does not specify are marked.
 
     Args:
         num_classes: int.
         layer_weights: dict from stage to lambda_i (Table 8a); its stages are the layers.
-        reference: stage whose anchors are shared: the coarsest (Table 5: or the finest).
-        shared_layers: stages that take part in the sharing, none of them if empty, or None: all
-            (Table 6).
-        own_weight: float, w_l. The source gives no value.
-        shared_weight: float, w_h. The source gives no value.
-        negatives: `"boundary"`, or `"random"`: pixels of other classes, predicted rightly or not.
-        hard_fraction: float in (0, 1], K: the part of a class's error pixels that may be drawn,
-            those nearest to an edge; 1: all of them. The source gives no value.
-        min_negatives: int, negatives that each class gets at least, as far as its part of
-            `max_samples` reaches; pixels of other classes, drawn at random, make up for what is
-            missing. The source gives no value.
-        max_samples: int, positives of each layer and global batch, and as many negatives, divided
-            equally among the present classes; if these are more, chance decides which take part.
-            The source gives no value.
-        temperature: float > 0. The source gives no value.
-        cross_replica: bool. Under a strategy anchors, sampling and mean are those of the global
-            batch; else of each replica's own, and the mean over replicas is taken.
-        seed: int, of the sampling.
+        reference: str, the stage whose anchors are shared: the coarsest (Table 5: or the finest).
+        shared_layers: stages whose anchors are combined with the reference anchors (Table 6);
+            none if empty, all if None.
+        own_weight: float, w_l. Not specified by the source.
+        shared_weight: float, w_h. Not specified by the source.
+        negatives: `"boundary"`, or `"random"`: random pixels of other classes, whatever their
+            prediction.
+        hard_fraction: float in (0, 1], K: the fraction of a class's error pixels, nearest to an
+            edge, from which negatives are drawn; 1: all of them. Not specified by the source.
+        min_negatives: int, the least number of negatives of each class, within its share of
+            `max_samples`; random pixels of other classes make up the difference. Not specified by
+            the source.
+        max_samples: int, positives per layer and global batch, and as many negatives, divided
+            equally among the present classes; if there are more classes than samples, a random
+            selection of them takes part. Not specified by the source.
+        temperature: float > 0. Not specified by the source.
+        cross_replica: bool. If True, anchors, samples and mean are those of the global batch under
+            a strategy; if False, those of each replica's own batch, averaged over replicas.
+        seed: int, for the sampling.
 
     Call arguments:
         outputs: dict with `logits`, float `(batch, any, any, num_classes)`, and for each layer
@@ -66,7 +67,7 @@ class Contextrast(Objective):
         dict with the float32 scalar `pixel_anchor`.
 
     Raises:
-        ValueError: if `negatives` is unknown, `reference` or one of `shared_layers` is no layer,
+        ValueError: if `negatives` is unknown, `reference` or one of `shared_layers` is not a layer,
             all `layer_weights` are 0, or a number is outside its range; in a call, if an output is
             missing.
     """
@@ -101,8 +102,8 @@ class Contextrast(Objective):
                 )
         if not any(layer_weights.values()):
             raise ValueError(
-                f"One of `layer_weights` must be above 0. Received: {layer_weights=}, which "
-                "contrasts nothing"
+                f"At least one of `layer_weights` must be above 0. Received: {layer_weights=}, "
+                "which contrasts nothing"
             )
         if not 1 <= max_samples <= MAX_SAMPLES:
             raise ValueError(
@@ -134,7 +135,7 @@ class Contextrast(Objective):
         return [s for s, weight in self.layer_weights.items() if weight or s == self.reference]
 
     def contrast(self, outputs, labels):
-        """Computes the term; see the class."""
+        """Computes the term; see the class docstring."""
         pixels, layer_labels, anchors = {}, {}, {}
         for stage in self.stages:
             embeddings = output(outputs, f"embedding_{stage}", self)
@@ -152,7 +153,7 @@ class Contextrast(Objective):
         return {"pixel_anchor": term}, None
 
     def _shared_anchors(self, stage, anchors):
-        """The anchors of a layer with the context of the reference layer; `(num_classes, dim)`."""
+        """Anchors of a layer combined with those of the reference layer; `(num_classes, dim)`."""
         own = anchors[stage]
         sharing = self.layer_weights if self.shared_layers is None else self.shared_layers
         if stage == self.reference or stage not in sharing:
@@ -169,18 +170,18 @@ class Contextrast(Objective):
         return sums / ops.maximum(counts, 1.0)[:, None]
 
     def _samples(self, labels, logits):
-        """Positives and negatives of the global batch, or of the replica's own."""
+        """Draws positives and negatives from the global batch, or from the replica's own."""
         _, height, width = labels.shape
         logits = resize(ops.stop_gradient(logits), (height, width))
         regions = error_regions(
             labels, ops.cast(ops.argmax(logits, axis=-1), "int32"), self.num_classes
         )
-        known = ops.stack([labels, regions, squared_edge_distance(regions)], axis=-1)
-        known = ops.reshape(known, (-1, 3))
+        columns = ops.stack([labels, regions, squared_edge_distance(regions)], axis=-1)
+        columns = ops.reshape(columns, (-1, 3))
         if self.cross_replica:
-            known = replicas.all_gather(known)
+            columns = replicas.all_gather(columns)
         return boundary_aware_samples(
-            *(known[:, i] for i in range(3)),
+            *(columns[:, i] for i in range(3)),
             self.num_classes,
             max_samples=self.max_samples,
             min_negatives=self.min_negatives,
@@ -190,13 +191,13 @@ class Contextrast(Objective):
         )
 
     def _layer_loss(self, anchors, pixels, samples):
-        """Mean over the present classes of Eq. 5; this replica's share of it."""
+        """This replica's share of the mean of Eq. 5 over the present classes."""
         (positions, owners), (negative_positions, negative_owners) = samples
-        s, here = self._similarities(anchors, pixels, negative_positions, negative_owners)
-        neg = self._log_sum_exp(s, here, negative_owners)
-        s, here = self._similarities(anchors, pixels, positions, owners)
-        loss = ops.where(here, ops.softplus(ops.take(neg, ops.maximum(owners, 0)) - s), 0.0)
-        count = self._per_class(ops.cast(here, "float32"), owners)
+        s, local = self._similarities(anchors, pixels, negative_positions, negative_owners)
+        neg = self._log_sum_exp(s, local, negative_owners)
+        s, local = self._similarities(anchors, pixels, positions, owners)
+        loss = ops.where(local, ops.softplus(ops.take(neg, ops.maximum(owners, 0)) - s), 0.0)
+        count = self._per_class(ops.cast(local, "float32"), owners)
         if self.cross_replica:
             count = replicas.all_reduce_sum(count)
         mean = self._per_class(loss, owners) / ops.maximum(count, 1.0)
@@ -204,41 +205,41 @@ class Contextrast(Objective):
         return mean if self.cross_replica else mean / replicas.num_replicas()
 
     def _similarities(self, anchors, pixels, positions, owners):
-        """Of sampled pixels to their classes' anchors.
+        """Computes the similarity of each sampled pixel to the anchor of its class.
 
         Returns:
-            `(s, here)`, float32 and bool `(rows,)`: similarities divided by the temperature, and
+            `(s, local)`, float32 and bool `(rows,)`: similarities divided by the temperature, and
             whether the row is used and its pixel is on this replica.
         """
-        if self.cross_replica:  # All replicas drew the same rows; each brings its own pixels.
+        if self.cross_replica:  # All replicas drew the same rows; each handles its own pixels.
             positions = ops.where(
                 positions >= 0, positions - replicas.replica_id() * pixels.shape[0], -1
             )
-        here = ops.logical_and(positions >= 0, positions < pixels.shape[0])
-        rows = ops.take(pixels, ops.where(here, positions, 0), axis=0)
+        local = ops.logical_and(positions >= 0, positions < pixels.shape[0])
+        rows = ops.take(pixels, ops.where(local, positions, 0), axis=0)
         anchors = ops.take(anchors, ops.maximum(owners, 0), axis=0)
-        return ops.sum(rows * anchors, axis=-1) / self.temperature, here
+        return ops.sum(rows * anchors, axis=-1) / self.temperature, local
 
-    def _log_sum_exp(self, s, here, owners):
-        """Of each class's rows, float32 `(num_classes,)`; hugely negative where it has none."""
-        s = ops.where(here, s, _NO_NEGATIVE)
+    def _log_sum_exp(self, s, local, owners):
+        """Log-sum-exp of each class's rows, float32 `(num_classes,)`; -1e30 for no rows."""
+        s = ops.where(local, s, _NO_NEGATIVE)
         owners = ops.maximum(owners, 0)
         peak = ops.segment_max(ops.stop_gradient(s), owners, num_segments=self.num_classes)
         peak = ops.maximum(peak, _NO_NEGATIVE)
         if self.cross_replica:
             peak = ops.max(replicas.all_gather(peak[None]), axis=0)
-        terms = ops.where(here, ops.exp(s - ops.take(peak, owners)), 0.0)
+        terms = ops.where(local, ops.exp(s - ops.take(peak, owners)), 0.0)
         total = self._per_class(terms, owners)
         if self.cross_replica:
             total = replicas.all_reduce_sum(total)
         return ops.where(total > 0, peak + ops.log(ops.where(total > 0, total, 1.0)), _NO_NEGATIVE)
 
     def _per_class(self, values, owners):
-        """Sums the rows of each class on this replica; those not used must be 0."""
+        """Sums the rows of each class on this replica; unused rows must be 0."""
         return ops.segment_sum(values, ops.maximum(owners, 0), num_segments=self.num_classes)
 
     def get_config(self):
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         return {
             **super().get_config(),
             "num_classes": self.num_classes,
@@ -258,6 +259,6 @@ class Contextrast(Objective):
 
 
 def _unit_norm(x):
-    """Rows scaled to unit L2 norm; rows of zeros stay, and have no gradient."""
+    """Scales rows to unit L2 norm; zero rows stay zero and receive no gradient."""
     squared = ops.sum(ops.square(x), axis=-1, keepdims=True)
     return ops.where(squared > 0, x * ops.rsqrt(ops.where(squared > 0, squared, 1.0)), 0.0)

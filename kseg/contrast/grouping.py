@@ -1,4 +1,4 @@
-"""Rows by group, in static shapes: what samplers and banks are made of."""
+"""Sorting and selecting rows by group in static shapes, for samplers and memory banks."""
 
 import math
 
@@ -7,20 +7,20 @@ from keras import ops
 
 
 def sort_by_group(groups, num_groups, minor=None):
-    """Orders rows by group, one group after the other.
+    """Sorts rows by group.
 
     Args:
-        groups: int32 tensor `(rows,)`; what is outside `[0, num_groups)` comes last.
+        groups: int32 tensor `(rows,)`; rows with values outside `[0, num_groups)` come last.
         num_groups: int.
-        minor: int32 tensor `(rows,)` in `[0, 2^minor_bits(num_groups))`, by which the rows of a
-            group are ordered (what draws, or a distance); None: they keep their order.
+        minor: int32 tensor `(rows,)` in `[0, 2^minor_bits(num_groups))`, the secondary sort key
+            (random numbers, or a distance); None: the rows of a group keep their order.
 
     Returns:
         `(order, starts)`, int32 `(rows,)` and `(num_groups + 1,)`: the rows of group g are
         `order[starts[g]:starts[g + 1]]`.
     """
     groups = ops.where(ops.logical_and(groups >= 0, groups < num_groups), groups, num_groups)
-    # Keras sorts in a stable way on every backend.
+    # Keras sorts stably on every backend.
     key = groups if minor is None else groups * 2 ** minor_bits(num_groups) + minor
     order = ops.argsort(key)
     starts = ops.searchsorted(ops.take(groups, order), ops.arange(num_groups + 1, dtype="int32"))
@@ -28,12 +28,12 @@ def sort_by_group(groups, num_groups, minor=None):
 
 
 def minor_bits(num_groups):
-    """Bits that the number of a group leaves to `minor` in an int32."""
+    """Returns the number of bits of an int32 that the group index leaves for `minor`."""
     return 31 - math.ceil(math.log2(num_groups + 1))
 
 
 def random_minor(shape, num_groups, seed):
-    """Draws a `minor` for `sort_by_group`, which shuffles each group.
+    """Draws a random `minor` for `sort_by_group`, which shuffles each group.
 
     Args:
         shape: ints.
@@ -47,7 +47,7 @@ def random_minor(shape, num_groups, seed):
 
 
 def lottery(shape, seed):
-    """Draws integers that decide an order; unlike floats, the same with XLA and without.
+    """Draws integers as sort keys of a random order; unlike floats, the same with and without XLA.
 
     Args:
         shape: ints.
@@ -60,15 +60,15 @@ def lottery(shape, seed):
 
 
 def end_to_end(quotas, rows):
-    """Lays the rows that each group may give one group after the other.
+    """Assigns rows to groups, consecutively, as many to each group as its quota.
 
     Args:
-        quotas: int32 tensor `(num_groups,)`.
-        rows: int, how many of them are wanted, from the first on; or int32 tensor `(rows,)`, which.
+        quotas: int32 tensor `(num_groups,)`, numbers of rows of the groups.
+        rows: int, the number of rows to assign, or int32 tensor `(rows,)`, their indices.
 
     Returns:
-        `(owner, rank)`, int32 `(rows,)` each: the group of a row, -1 for rows beyond the last
-        group's, and its number within the group from 0 on.
+        `(owner, rank)`, int32 `(rows,)` each: the group of a row, -1 for rows after the last
+        group's, and the row's index within its group.
     """
     ends = ops.cumsum(quotas)
     row = ops.arange(rows, dtype="int32") if isinstance(rows, int) else rows
@@ -80,16 +80,16 @@ def end_to_end(quotas, rows):
 
 
 def within(quotas, rows, seed):
-    """Cuts what groups may give down to so many rows in all.
+    """Reduces the quotas of groups so that their sum does not exceed a number of rows.
 
     Args:
-        quotas: int32 tensor `(num_groups,)`.
-        rows: int.
+        quotas: int32 tensor `(num_groups,)`, numbers of rows of the groups.
+        rows: int, the largest sum.
         seed: int or `keras.random.SeedGenerator`.
 
     Returns:
-        int32 tensor `(num_groups,)`: `quotas`, if they fit; else those of the groups that come last
-        in a random order are cut.
+        int32 tensor `(num_groups,)`: `quotas`, if their sum fits; else with reduced quotas of the
+        groups that come last in a random order.
     """
     order = ops.argsort(lottery(quotas.shape, seed))
     drawn = ops.take(quotas, order)

@@ -1,4 +1,4 @@
-"""The one loss under every method: supervised InfoNCE with one positive per term, streamed."""
+"""The kernel of the contrastive methods: supervised InfoNCE, one positive per term, streamed."""
 
 import math
 
@@ -8,10 +8,10 @@ from keras import ops
 from kseg.backend.loops import scan
 from kseg.contrast.tiles import held_similarities, tile_sizes
 
-# Stands for -inf where a row has no negative: exp and softplus of it are exactly 0, never NaN.
+# In place of -inf for a row without negatives: its exp and softplus are exactly 0, never NaN.
 _NO_NEGATIVE = -1e30
 _TINY = 1e-30
-# Up to this, similarities of unit vectors are small enough for exp without a shift: e^32 = 8e13.
+# The largest 1 / temperature for which exp of a similarity needs no shift: e^32 = 8e13.
 _DIRECT = 32.0
 
 
@@ -28,44 +28,45 @@ def info_nce(
     reduction="none",
     block_size=None,
 ):
-    """Pulls each anchor towards the keys of its class, away from the other keys.
+    """Pulls each anchor toward the keys of its class, away from the other keys.
 
-    Each positive stands in its own term, against all negatives:
+    Each positive has its own term, against all negatives:
     `L_i = mean_j softplus(logsumexp_n(s_in) - s_ij)`, j over positives, n over negatives,
     `s = anchors . keys / temperature`. An anchor without negatives has loss 0.
 
-    Exact, in tiles of at most `block_size` similarities: neither direction holds the whole matrix,
-    so memory grows with the anchors and the keys but never with their product. Tiles without a
-    valid pair are skipped, and tiles without a positive pair take a shorter way, so rows sorted by
-    class, empty ones last (as the samplers give them), are the fastest; the result does not depend
-    on the order.
+    Exact, computed in tiles of at most `block_size` rows and columns: neither the forward nor the
+    backward pass holds the whole similarity matrix, so memory grows with the anchors and the keys,
+    not with their product. Tiles without a valid pair are skipped, and tiles without a positive
+    pair need less computation. Rows sorted by class with empty ones last, as the samplers return
+    them, are therefore fastest; the result does not depend on the order.
 
     Sources: Hu et al., ICCV 2021, Eq. 4; Pissas et al., ECCV 2022, Eq. 1-2; Sung et al.,
-    CVPR 2024, supplement Eq. 4-5. Khosla et al. 2020 differ: there the denominator holds all
+    CVPR 2024, supplement Eq. 4-5. Khosla et al. 2020 differ: their denominator contains all
     positives.
 
     Args:
-        anchors: float tensor `(num_anchors, dim)`, rows of unit L2 norm. The number is static.
+        anchors: float tensor `(num_anchors, dim)`, rows of unit L2 norm; static number of rows.
         anchor_labels: int tensor `(num_anchors,)`; -1 marks an empty row.
-        keys: float tensor `(num_keys, dim)`, rows of unit L2 norm. The number is static. With
+        keys: float tensor `(num_keys, dim)`, rows of unit L2 norm; static number of rows. With
             `detach_keys` also an object with `shape` and `rows(start, count)`, such as
             `kseg.backend.rows.RowReader`, whose rows are then read tile by tile and never copied as
             a whole.
         key_labels: int tensor `(num_keys,)`; -1 marks an empty slot, neither positive nor negative.
         temperature: float > 0, divides cosine similarities (no unit).
-        exclude_self: bool. The anchors are among the keys: anchor i is key `self_positions[i]`,
-            which is no positive of it.
+        exclude_self: bool. If True, the anchors are among the keys: anchor i is key
+            `self_positions[i]`, which is not a positive of it.
         self_positions: int tensor `(num_anchors,)`, or None: anchor i is key i.
-        detach_keys: bool. No gradient flows to `keys` (a memory bank). The gradient of the anchors
-            is then made on the way forward, and every similarity is computed only once, but those
-            in tiles with positives.
-        reduction: `"none"` or `"sum"`, over the anchors. Of a sum the gradients of both sides are
-            made on the way forward, and every similarity is computed only once; for that, those of
-            one block of anchors with all keys are held: as much as the keys, or 64 MiB, on an
-            accelerator 256 MiB, if that is more.
-        block_size: int, the most rows and columns of a tile; or a pair of ints, (rows, columns):
-            few rows suit anchors of which most are empty; or None: 1,024 on a CPU, and tiles as
-            large as memory allows on an accelerator, see `kseg.contrast.tiles.tile_sizes`.
+        detach_keys: bool. If True, no gradient flows to `keys` (a memory bank). The gradient with
+            respect to the anchors is then computed in the forward pass, and similarities are
+            computed once, except in tiles with positives.
+        reduction: `"none"` or `"sum"`, over the anchors. With `"sum"` the gradients with respect to
+            both sides are computed in the forward pass, and every similarity is computed once; for
+            this, the similarities of one block of anchors with all keys are held, which takes as
+            much memory as the keys, or 64 MiB (256 MiB on an accelerator) if that is more.
+        block_size: int, the largest number of rows and columns of a tile; or a pair of ints,
+            (rows, columns): few rows suit anchors that are mostly empty; or None: 1,024 on a CPU,
+            and tiles as large as memory allows on an accelerator, see
+            `kseg.contrast.tiles.tile_sizes`.
 
     Returns:
         `(loss, valid)`, float32 `(num_anchors,)` each, or both summed. `loss` is in nats and 0
@@ -73,7 +74,7 @@ def info_nce(
 
     Raises:
         ValueError: if `temperature` or `block_size` is not positive, `reduction` is unknown, or a
-            number of rows is not known or is 0.
+            number of rows is unknown or 0.
     """
     if temperature <= 0:
         raise ValueError(f"`temperature` must be positive. Received: {temperature=}")
@@ -96,12 +97,12 @@ def info_nce(
     if detach_keys and not hasattr(keys, "rows"):
         keys = ops.stop_gradient(keys)
 
-    # Similarities are at most 1 / temperature. Where exp of that is well inside float32, nothing is
-    # subtracted from them first, which saves passes over the tiles.
+    # Similarities are at most 1 / temperature. If exp of that is well within float32, no maximum
+    # needs to be subtracted first, which saves passes over the tiles.
     direct = 1.0 / temperature <= _DIRECT
     at_once = reduction == "sum" and direct
     if at_once:
-        # What is held is at most this, or as much as the keys themselves.
+        # Limits the similarities held to this number, or to the size of the keys.
         rows = max(keys.shape[1], held_similarities() // num_keys)
         block_sizes = min(block_sizes[0], rows), block_sizes[1]
 
@@ -122,7 +123,7 @@ def info_nce(
         loss, count, direction = _forward(cut(anchors, keys), with_direction=True)
 
         def gradient(*arguments, upstream=None):
-            upstream = _of_first_output(arguments, upstream)
+            upstream = _first_upstream(arguments, upstream)
             return ops.reshape(upstream, (-1, 1)) * (direction / temperature)
 
         return (loss, count), gradient
@@ -133,7 +134,7 @@ def info_nce(
         loss, count, neg, slope = _forward(tiles)
 
         def gradient(*arguments, upstream=None):
-            upstream = _of_first_output(arguments, upstream)
+            upstream = _first_upstream(arguments, upstream)
             d_anchors, d_keys = _backward(tiles, upstream, count, neg, slope)
             return d_anchors / temperature, d_keys
 
@@ -144,7 +145,7 @@ def info_nce(
         loss, number, d_anchors = _sum_with_gradients(cut(anchors, keys), to_keys=False)
 
         def gradient(*arguments, upstream=None):
-            upstream = _of_first_output(arguments, upstream)
+            upstream = _first_upstream(arguments, upstream)
             return d_anchors * (upstream / temperature)
 
         return (loss, number), gradient
@@ -154,7 +155,7 @@ def info_nce(
         loss, number, d_anchors, d_keys = _sum_with_gradients(cut(anchors, keys))
 
         def gradient(*arguments, upstream=None):
-            upstream = _of_first_output(arguments, upstream)
+            upstream = _first_upstream(arguments, upstream)
             return d_anchors * (upstream / temperature), d_keys * upstream
 
         return (loss, number), gradient
@@ -177,18 +178,20 @@ def _pair(block_size):
 
 
 class _Tiles:
-    """The similarities of anchors and keys, cut into tiles of one size.
+    """The similarity matrix of anchors and keys, partitioned into tiles of equal size.
 
     Args:
         anchors: float32 tensor `(num_anchors, dim)`, divided by the temperature.
         anchor_labels: int32 tensor `(num_anchors,)`.
-        keys: float tensor `(num_keys, dim)`, or a reader of rows.
+        keys: float tensor `(num_keys, dim)`, or a `RowReader`.
         key_labels: int32 tensor `(num_keys,)`.
-        self_positions: int tensor `(num_anchors,)`, the key that each anchor is, or None.
-        overlap: bool, how the keys fill up their last block. True: it reaches back into the block
-            before, whose keys it leaves out, so that they are never copied. False: they are padded.
+        self_positions: int tensor `(num_anchors,)`, the index of each anchor among the keys, or
+            None.
+        overlap: bool, how to complete the last block of keys. True: it starts earlier, within the
+            previous block, and masks the keys of that block, so that the keys are never copied.
+            False: the keys are padded.
         direct: bool, whether exp of a similarity needs no shift.
-        block_sizes: pair of ints, the most rows and columns of a tile.
+        block_sizes: pair of ints, the largest number of rows and columns of a tile.
     """
 
     def __init__(
@@ -218,10 +221,10 @@ class _Tiles:
         starts = np.arange(self.key_blocks) * self.key_size
         if overlap:
             nominal, starts = starts, np.minimum(starts, self.num_keys - self.key_size)
-            places = starts[:, None] + np.arange(self.key_size)
+            indices = starts[:, None] + np.arange(self.key_size)
             self.keys = keys
             self.key_labels = ops.where(
-                places < nominal[:, None], -1, ops.take(key_labels, places.astype("int32"))
+                indices < nominal[:, None], -1, ops.take(key_labels, indices.astype("int32"))
             )
             self.key_labels = ops.reshape(self.key_labels, (-1,))
         else:
@@ -229,7 +232,7 @@ class _Tiles:
             self.key_labels = _pad(key_labels, self.key_blocks * self.key_size, -1)
         self._key_starts = ops.convert_to_tensor(starts, dtype="int32")
 
-        # Blocks up to the last valid row: what samplers leave unused costs nothing.
+        # Blocks up to the last valid row: unused rows of the samplers cost nothing.
         self.used_anchor_blocks = _last_valid(self.anchor_labels) // self.anchor_size + 1
         self.used_key_blocks = _last_valid(self.key_labels) // self.key_size + 1
         self._kinds = _tile_kinds(
@@ -238,12 +241,12 @@ class _Tiles:
         )
 
     def by_kind(self, i, j, empty, all_negative, mixed, *operands):
-        """Calls one of three functions of the operands: by what pairs tile (i, j) holds."""
+        """Calls one of three functions of the operands, by the kind of pairs in tile (i, j)."""
         kind = ops.take(self._kinds, i * self.key_blocks + j)
         return ops.switch(kind, (empty, all_negative, mixed), *operands)
 
     def anchor_rows(self, x, i):
-        """Block i of what has a row for each anchor; `(anchor_size, columns)`."""
+        """Block i of a tensor with one row per anchor; `(anchor_size, columns)`."""
         return ops.slice(x, (i * self.anchor_size, 0), (self.anchor_size, x.shape[1]))
 
     def key_rows(self, j):
@@ -256,40 +259,41 @@ class _Tiles:
         return ops.cast(rows, "float32")
 
     def labels(self, i, j):
-        """Labels of rows `(anchor_size, 1)` and columns `(1, key_size)` of tile (i, j)."""
+        """Labels of the rows, `(anchor_size, 1)`, and columns, `(1, key_size)`, of tile (i, j)."""
         rows = ops.slice(self.anchor_labels, (i * self.anchor_size,), (self.anchor_size,))
         columns = ops.slice(self.key_labels, (j * self.key_size,), (self.key_size,))
         return rows[:, None], columns[None, :]
 
     def positives(self, i, j):
-        """Bool mask `(anchor_size, key_size)`."""
+        """Bool mask of the positive pairs, `(anchor_size, key_size)`."""
         rows, columns = self.labels(i, j)
         mask = ops.logical_and(rows == columns, rows >= 0)
         if self.self_positions is not None:
-            here = (i * self.anchor_size,), (self.anchor_size,)
-            here = ops.slice(self.self_positions, *here)[:, None]
-            there = ops.arange(self.key_size)[None, :] + ops.take(self._key_starts, j)
-            mask = ops.logical_and(mask, here != there)
+            start, size = (i * self.anchor_size,), (self.anchor_size,)
+            own_keys = ops.slice(self.self_positions, start, size)[:, None]
+            tile_keys = ops.arange(self.key_size)[None, :] + ops.take(self._key_starts, j)
+            mask = ops.logical_and(mask, own_keys != tile_keys)
         return mask
 
     def negatives(self, i, j):
-        """Bool mask `(anchor_size, key_size)`. For an empty row it holds all keys."""
+        """Bool mask of the negative pairs, `(anchor_size, key_size)`; all keys for an empty row."""
         rows, columns = self.labels(i, j)
         return ops.logical_and(rows != columns, columns >= 0)
 
 
 def _forward(tiles, *, with_direction=False):
-    """Streams over the keys twice: over all for the negatives, over few tiles for the positives.
+    """Streams over the keys twice: over all tiles for the negatives, over few for the positives.
 
     Args:
         tiles: `_Tiles`.
-        with_direction: bool, whether the gradient of the anchors is made on the way.
+        with_direction: bool, whether to compute the gradient with respect to the anchors as well.
 
     Returns:
-        `(loss, count, direction)`, float32 `(num_anchors,)` twice and `(num_anchors, dim)`: the
-        mean over positives, their number, and the gradient of the loss with respect to the scaled
-        anchors. Without direction `(loss, count, neg, slope)`: instead of it, `(padded, 1)`, the
-        log-sum-exp of the negatives and the sum of the derivatives of softplus.
+        `(loss, count, direction)`, float32 `(num_anchors,)`, `(num_anchors,)` and
+        `(num_anchors, dim)`: the mean over positives, their number, and the gradient of the loss
+        with respect to the scaled anchors. Without direction `(loss, count, neg, slope)`: in place
+        of the gradient, `(padded, 1)` each, the log-sum-exp of the negatives and the sum of the
+        derivatives of softplus.
     """
     column = (tiles.anchor_size, 1)
     matrix = (tiles.anchor_size, tiles.dim)
@@ -301,14 +305,14 @@ def _forward(tiles, *, with_direction=False):
         def accumulate(j, peak, total, *weighted, mixed):
             keys = tiles.key_rows(j)
             s = _similarities(block, keys)
-            if not tiles.direct:  # A running maximum is taken off.
+            if not tiles.direct:  # Subtract a running maximum.
                 s = ops.where(tiles.negatives(i, j), s, _NO_NEGATIVE) if mixed else s
                 new_peak = ops.maximum(peak, ops.max(s, axis=1, keepdims=True))
                 decay = ops.exp(peak - new_peak)
                 s, peak, total = s - new_peak, new_peak, total * decay
                 weighted = [x * decay for x in weighted]
             terms = ops.exp(s)
-            if mixed:  # A row without negatives has exp(0) in its masked places.
+            if mixed:  # A row without negatives has exp(0) at its masked positions.
                 terms = ops.where(tiles.negatives(i, j), terms, 0.0)
             total = total + ops.sum(terms, axis=1, keepdims=True)
             return peak, total, *(x + ops.matmul(terms, keys) for x in weighted)
@@ -333,7 +337,7 @@ def _forward(tiles, *, with_direction=False):
         return neg, [x / total for x in weighted]
 
     def positives_of(i, block, neg):
-        """Sums of softplus, of its derivative, of ones, and (with direction) of pulling keys."""
+        """Sums over positives: softplus, its derivative, 1, and (with direction) weighted keys."""
 
         def accumulate(j, loss, slope, count, *pulling):
             keys = tiles.key_rows(j)
@@ -383,7 +387,7 @@ def _forward(tiles, *, with_direction=False):
 
 
 def _backward(tiles, upstream, count, neg, slope):
-    """Streams over the tiles once more for the gradients of both sides.
+    """Streams over the tiles once more for the gradients with respect to both sides.
 
     Args:
         tiles: `_Tiles`.
@@ -392,23 +396,23 @@ def _backward(tiles, upstream, count, neg, slope):
         neg, slope: float32 tensors `(padded, 1)`, see `_forward`.
 
     Returns:
-        `(d_anchors, d_keys)`: with respect to the scaled anchors, and to the keys.
+        `(d_anchors, d_keys)`: gradients with respect to the scaled anchors and to the keys.
     """
     # dL/ds_ij = -sigmoid(neg_i - s_ij) w_i for a positive, exp(s_in - neg_i) v_i for a negative,
-    # v = w * slope. Row factors are taken out of the tile: into the anchors that the keys' gradient
-    # is made of, and behind the product that the anchors' gradient is.
+    # v = w * slope. Row factors are applied outside the tile: to the anchors before the product for
+    # the keys' gradient, and to the result of the product for the anchors' gradient.
     weight = upstream / ops.maximum(count, 1.0)
     weight = _pad(ops.reshape(weight, (-1, 1)), tiles.anchor_blocks * tiles.anchor_size)
-    # Without a shift a tile holds exp(s_in), and exp(-neg_i) is a row factor too.
+    # Without a shift a tile contains exp(s_in), and exp(-neg_i) is a row factor too.
     unit = ops.ones_like(neg)
     if tiles.direct:
         unit = ops.exp(ops.where(neg > _NO_NEGATIVE, neg, 0.0))
     factor = weight * slope / unit
     weighted_anchors = tiles.anchors * factor
-    pull = 1.0 / ops.maximum(slope, _TINY)  # Also where the weight is 0.
+    pull = 1.0 / ops.maximum(slope, _TINY)  # Finite even where the weight is 0.
 
     def similarity_gradient(i, j, keys, mixed):
-        """dL/ds of a tile, divided by the row factor; `(anchor_size, key_size)`."""
+        """Computes dL/ds of a tile, divided by the row factor; `(anchor_size, key_size)`."""
         s = _similarities(tiles.anchor_rows(tiles.anchors, i), keys)
         x = s if tiles.direct else s - tiles.anchor_rows(neg, i)
         if not mixed:
@@ -459,19 +463,19 @@ def _backward(tiles, upstream, count, neg, slope):
 
 
 def _sum_with_gradients(tiles, *, to_keys=True):
-    """The sum over anchors and its gradients, from each similarity once.
+    """Computes the sum over anchors and its gradients, evaluating each similarity once.
 
-    A block of anchors keeps exp of its similarities with all keys, from which then come, in turn,
-    the negatives' sums, the positives' terms and both gradients.
+    For each block of anchors, exp of the similarities with all keys is held; from it follow the
+    sums over negatives, the terms of the positives and both gradients.
 
     Args:
         tiles: `_Tiles`, direct.
-        to_keys: bool, whether the keys have a gradient.
+        to_keys: bool, whether to compute the gradient with respect to the keys.
 
     Returns:
-        `(loss, number, d_anchors, d_keys)`: float32 scalars, the sum and the number of anchors that
-        have a positive; the gradients with respect to the scaled anchors, and to the keys, which is
-        left out without `to_keys`.
+        `(loss, number, d_anchors, d_keys)`: the sum of the losses and the number of anchors that
+        have a positive, float32 scalars; the gradients with respect to the scaled anchors and, with
+        `to_keys` only, to the keys.
     """
     column, tile = (tiles.anchor_size, 1), (tiles.anchor_size, tiles.key_size)
     key_shapes = [(tiles.key_size, tiles.dim)] if to_keys else []
@@ -480,7 +484,7 @@ def _sum_with_gradients(tiles, *, to_keys=True):
         return ops.zeros(shape, "float32")
 
     def exponentials_of(i, block):
-        """exp(s), tile by tile, and its sum over the negatives."""
+        """Computes exp(s), tile by tile, and its sum over the negatives."""
 
         def compute(j, total, *, mixed):
             terms = ops.exp(_similarities(block, tiles.key_rows(j)))
@@ -504,11 +508,11 @@ def _sum_with_gradients(tiles, *, to_keys=True):
         return total, terms
 
     def pulls(i, j, total, terms):
-        """Minus the derivative of softplus(neg - s), which is total / (total + exp(s))."""
+        """Negative derivative of softplus(neg - s) with respect to s: total / (total + exp(s))."""
         return ops.where(tiles.positives(i, j), total / (total + terms), 0.0)
 
     def positives_of(i, total, exponentials):
-        """Sums of softplus, of its derivative, and of ones over the positives."""
+        """Sums over positives: softplus, its derivative, and 1."""
 
         def accumulate(j, loss, slope, count):
             terms, mask = exponentials.read(j), tiles.positives(i, j)
@@ -530,8 +534,8 @@ def _sum_with_gradients(tiles, *, to_keys=True):
         block = tiles.anchor_rows(tiles.anchors, i)
         total, exponentials = exponentials_of(i, block)
         losses, slope, count = positives_of(i, total, exponentials)
-        # dL/ds is factor_i exp(s) for a negative, -pulls / count_i for a positive: the factor is
-        # taken out of the tile.
+        # dL/ds is factor_i exp(s) for a negative, -pulls / count_i for a positive; the factor is
+        # applied outside the tile.
         factor = slope / (ops.maximum(total, _TINY) * ops.maximum(count, 1.0))
         pull = total / ops.maximum(slope, _TINY)
         weighted = block * factor
@@ -579,8 +583,8 @@ def _sum_with_gradients(tiles, *, to_keys=True):
     return loss, number, d_anchors, *d_keys
 
 
-def _of_first_output(arguments, upstream):
-    """The gradient of the first of two outputs: backends differ in how they hand it over."""
+def _first_upstream(arguments, upstream):
+    """Returns the upstream gradient of the first of two outputs; backends pass it differently."""
     upstream = arguments[0] if upstream is None else upstream
     return upstream[0] if isinstance(upstream, tuple | list) else upstream
 
@@ -594,7 +598,7 @@ def _masked_row_sum(x, mask):
 
 
 def _tile_kinds(anchor_labels, key_labels):
-    """What pairs each tile holds: 0 none, 1 negatives only, 2 possibly positives.
+    """Classifies tiles by their pairs: 0 none, 1 negatives only, 2 possibly positives.
 
     Args:
         anchor_labels: int32 tensor `(anchor_blocks, anchor_size)`.
@@ -603,24 +607,24 @@ def _tile_kinds(anchor_labels, key_labels):
     Returns:
         int32 tensor `(anchor_blocks * key_blocks,)`.
     """
-    least, most = ops.min(anchor_labels, axis=1)[:, None], ops.max(anchor_labels, axis=1)[:, None]
-    key_least, key_most = ops.min(key_labels, axis=1)[None, :], ops.max(key_labels, axis=1)[None, :]
-    empty = ops.logical_or(most < 0, key_most < 0)
-    # Disjoint ranges of labels prove that there is no positive; sorted rows have them. Empty keys
-    # are no negatives, so there must be none.
-    apart = ops.logical_or(most < key_least, key_most < least)
-    negative = ops.logical_and(apart, key_least >= 0)
+    low, high = ops.min(anchor_labels, axis=1)[:, None], ops.max(anchor_labels, axis=1)[:, None]
+    key_low, key_high = ops.min(key_labels, axis=1)[None, :], ops.max(key_labels, axis=1)[None, :]
+    empty = ops.logical_or(high < 0, key_high < 0)
+    # Disjoint label ranges, usual for sorted rows, prove that there is no positive. Empty keys are
+    # not negatives, so a tile of negatives only must not contain any.
+    disjoint = ops.logical_or(high < key_low, key_high < low)
+    negative = ops.logical_and(disjoint, key_low >= 0)
     kinds = ops.where(empty, 0, ops.where(negative, 1, 2))
     return ops.cast(ops.reshape(kinds, (-1,)), "int32")
 
 
 def _last_valid(labels):
-    """Place of the last label that is not -1; -1 if there is none."""
+    """Index of the last label that is not -1; -1 if there is none."""
     return ops.max(ops.where(labels >= 0, ops.arange(labels.shape[0], dtype="int32"), -1))
 
 
 def _split(rows, block_size):
-    """The fewest equal blocks of at most `block_size` rows: (blocks, rows of each)."""
+    """Splits rows into the fewest equal blocks of at most `block_size`: (blocks, block rows)."""
     blocks = math.ceil(rows / block_size)
     return blocks, math.ceil(rows / blocks)
 

@@ -1,4 +1,4 @@
-"""What a contrastive objective remembers of earlier batches: a ring of embeddings per class."""
+"""The memory bank of contrastive objectives: a ring buffer of earlier embeddings per class."""
 
 # ruff: noqa: D102 - what Keras calls (`call`, `build`, `get_config`...) is documented by its class.
 
@@ -12,28 +12,28 @@ from kseg.contrast.grouping import end_to_end, lottery, sort_by_group
 
 @keras.saving.register_keras_serializable(package="kseg")
 class MemoryBank(keras.layers.Layer):
-    """For each class a ring of its newest embeddings.
+    """A ring buffer of the newest embeddings of each class.
 
-    Holds three non-trainable weights: `entries`, `cursor` and `count` int32 `(num_classes,)`: the
-    slot of each class that is written next, and the number of its slots that hold something. Empty
-    slots never take part.
+    Holds three non-trainable weights: `entries`; `cursor`, int32 `(num_classes,)`, the slot of each
+    class to write next; `count`, int32 `(num_classes,)`, the number of its filled slots. Empty
+    slots are never used as keys.
 
     Source: Hu et al., "Region-aware Contrastive Learning for Semantic Segmentation", ICCV 2021,
-    Sec. 3.3. Its public code writes one slot a step and moves the cursor by the batch size; here
-    every embedding that comes gets a slot.
+    Sec. 3.3. Its public code writes one slot per step and advances the cursor by the batch size;
+    here every embedding gets a slot.
 
     Args:
         num_classes: int.
-        capacity: int, slots of each class, or a list of ints, one for each class, so that rare
-            classes need no memory for slots that they will not fill. `entries` is
-            `(slots, dim)`, the rings one after the other.
+        capacity: int, slots of each class, or a list of ints, one for each class, so that no memory
+            is reserved for slots that rare classes will not fill. `entries` is `(slots, dim)`, the
+            concatenated rings.
         dim: int, length of an embedding.
-        storage: `"float32"` or `"bfloat16"`, the dtype of `entries`. bfloat16 halves the memory;
-            similarities then err by up to 2^-8.
+        storage: `"float32"` or `"bfloat16"`, the dtype of `entries`. bfloat16 halves the memory, at
+            an error of up to 2^-8 in similarities.
 
     Raises:
-        ValueError: if a size is not positive, `capacity` has another length than there are classes,
-            or `storage` is unknown.
+        ValueError: if a size is not positive, the length of `capacity` is not the number of
+            classes, or `storage` is unknown.
     """
 
     def __init__(self, num_classes, capacity, dim, *, storage="float32", name="bank", **kwargs):
@@ -46,7 +46,7 @@ class MemoryBank(keras.layers.Layer):
             )
         if len(capacities) != num_classes:
             raise ValueError(
-                f"`capacity` must be an int or have one for each of the {num_classes} classes. "
+                f"`capacity` must be an int, or one int for each of the {num_classes} classes. "
                 f"Received: {len(capacities)}"
             )
         if storage not in ("float32", "bfloat16"):
@@ -58,7 +58,7 @@ class MemoryBank(keras.layers.Layer):
         self._capacities = np.array(capacities, "int32")
         self._starts = np.cumsum(self._capacities, dtype="int32") - self._capacities
         shared = {"initializer": "zeros", "trainable": False, "aggregation": "only_first_replica"}
-        # Two axes: XLA has no operation that reads rows of a variable of three.
+        # Two axes: XLA cannot gather rows of a variable with three.
         shape = (sum(capacities), dim)
         self.entries = self.add_weight(shape=shape, dtype=storage, name="entries", **shared)
         self.cursor = self.add_weight(shape=(num_classes,), dtype="int32", name="cursor", **shared)
@@ -66,7 +66,7 @@ class MemoryBank(keras.layers.Layer):
         self.built = True
 
     def keys(self):
-        """Gives all slots as keys for `info_nce(..., detach_keys=True)`.
+        """Returns all slots as keys for `info_nce(..., detach_keys=True)`.
 
         Returns:
             `(rows, labels)`: a `RowReader` of `(slots, dim)`, sorted by class, and int32
@@ -78,14 +78,14 @@ class MemoryBank(keras.layers.Layer):
         return RowReader(self.entries), ops.where(filled, owner, -1)
 
     def sample(self, max_keys, *, seed=None):
-        """Draws some of the slots that hold something, each equally likely and at most once.
+        """Draws a simple random sample of the filled slots, without replacement.
 
-        A simple random sample without replacement: all sets of `max_keys` slots are equally
-        likely. If there are no more, all are given.
+        All sets of `max_keys` filled slots are equally likely. If fewer are filled, all of them are
+        returned.
 
         Args:
             max_keys: int > 0.
-            seed: int or `keras.random.SeedGenerator`; the same int gives the same sample.
+            seed: int or `keras.random.SeedGenerator`; the same int yields the same sample.
 
         Returns:
             `(rows, labels)`: tensor `(rows, dim)` and int32 `(rows,)`, sorted by class, `max_keys`
@@ -98,33 +98,33 @@ class MemoryBank(keras.layers.Layer):
             raise ValueError(f"`max_keys` must be positive. Received: {max_keys=}")
         slots = int(self._capacities.sum())
         filled = ops.arange(slots, dtype="int32") < ops.sum(self.count)
-        # The first of a random order of those filled; the empty ones come after all of them.
+        # The first of the filled slots in random order; indices of empty ones come last.
         order = ops.where(filled, lottery((slots,), seed), -1)
         _, drawn = ops.top_k(order, min(max_keys, slots))
         ring, slot = end_to_end(self.count, ops.sort(ops.cast(drawn, "int32")))
-        place = ops.take(self._starts, ops.maximum(ring, 0)) + slot
-        return RowReader(self.entries).take(place), ring
+        position = ops.take(self._starts, ops.maximum(ring, 0)) + slot
+        return RowReader(self.entries).take(position), ring
 
     def write(self, rows, labels):
-        """Puts embeddings into the rings of their classes, over the oldest ones there.
+        """Writes embeddings to the rings of their classes, over the oldest entries.
 
-        In the order of the rows; of more rows of a class than it has slots, the last ones stay.
-        Under a strategy every replica must bring the same rows, in replica context.
+        Rows are written in their order; if a class has more rows than slots, its last rows are
+        kept. Under a strategy every replica must pass the same rows, in replica context.
 
         Args:
             rows: float tensor `(count, dim)`. No gradient flows through the bank.
-            labels: int tensor `(count,)`; -1 marks a row that is not stored.
+            labels: int tensor `(count,)`; -1 skips a row.
         """
         labels = ops.cast(labels, "int32")
         order, starts = sort_by_group(labels, self.num_classes)
         counts = starts[1:] - starts[:-1]
         safe = ops.maximum(labels, 0)
-        # A row's number within its class: its place in the order, from the start of the class on.
+        # The index of a row within its class: its sorted position minus the start of the class.
         rank = ops.cast(ops.argsort(order), "int32") - ops.take(starts, safe)
         capacity = ops.take(self._capacities, safe)
-        stays = ops.logical_and(labels >= 0, rank >= ops.take(counts, safe) - capacity)
+        kept = ops.logical_and(labels >= 0, rank >= ops.take(counts, safe) - capacity)
         slot = (ops.take(self.cursor, safe) + rank) % capacity
-        positions = ops.where(stays, ops.take(self._starts, safe) + slot, -1)
+        positions = ops.where(kept, ops.take(self._starts, safe) + slot, -1)
         write_rows(self.entries, ops.cast(positions, "int32"), ops.stop_gradient(rows))
         self.cursor.assign((self.cursor + counts) % self._capacities)
         self.count.assign(ops.minimum(self.count + counts, self._capacities))

@@ -1,4 +1,4 @@
-"""Multi-scale and cross-scale contrastive learning (Pissas et al., ECCV 2022)."""
+"""The objective of multi-scale and cross-scale contrast (MS/CS; Pissas et al., ECCV 2022)."""
 
 import keras
 from keras import ops
@@ -19,24 +19,24 @@ class MultiScaleContrast(Objective):
     """Contrasts balanced anchors within each scale and across pairs of scales.
 
     `same_scale = sum_s w_s L(A_s, A_s)` (Eq. 3) and
-    `cross_scale = cross_scale_weight * sum_(s, s') L(A_s, A_s')` (Eq. 4), where L is `info_nce`,
-    its mean taken over the anchors that have a positive (the public code keeps the others in the
+    `cross_scale = cross_scale_weight * sum_(s, s') L(A_s, A_s')` (Eq. 4), where L is the mean of
+    `info_nce` over the anchors that have a positive (the public code includes the others in the
     cross-scale mean), and gradients flow into both sets of a pair. The anchor sets are drawn
     independently for each scale by `balanced_anchors` (Sec. 3.3).
 
     Args:
         num_classes: int.
-        scale_weights: dict from stage to w_s; its stages are those that are sampled.
+        scale_weights: dict from stage to w_s; anchors are drawn at these stages.
         cross_scale_pairs: pairs (stage of the anchors, stage of the keys), each in
             `scale_weights`.
-        cross_scale_weight: float, of the cross-scale term relative to the same-scale one.
+        cross_scale_weight: float, weight of the cross-scale term relative to the same-scale one.
         temperature: float > 0.
         max_anchors: int, A_max for each scale of the global batch.
-        min_count: int, pixels that a class needs at a scale to take part in it.
-        cross_replica: bool. Under a strategy the anchors come from the global batch, and the
-            result is that of one device with the whole batch; else each replica's own batch is
-            contrasted with itself, and the mean over replicas taken.
-        seed: int, of the sampling.
+        min_count: int, the number of pixels that a class needs at a scale to be sampled.
+        cross_replica: bool. If True, anchors come from the global batch under a strategy, and the
+            result is that of one device with the whole batch; if False, each replica contrasts its
+            own batch with itself, and the result is the mean over replicas.
+        seed: int, for the sampling.
 
     Call arguments:
         outputs: dict with `embedding_<stage>`, float `(batch, h, w, dim)`, unit L2 norm, for
@@ -46,7 +46,7 @@ class MultiScaleContrast(Objective):
 
     Returns:
         dict of float32 scalars, `same_scale` and (if there are pairs) `cross_scale`: this
-        replica's share, which summed over replicas gives the loss.
+        replica's share; the sum over replicas is the loss.
 
     Raises:
         ValueError: if a stage of a pair has no scale weight, a pair is one stage twice, all weights
@@ -78,14 +78,16 @@ class MultiScaleContrast(Objective):
                     )
             if len(set(pair)) < 2:
                 raise ValueError(
-                    f"A pair of `cross_scale_pairs` is two stages. Received: {tuple(pair)}. One "
-                    "stage is contrasted with itself by its weight in `scale_weights`"
+                    "A pair of `cross_scale_pairs` must have two different stages. Received: "
+                    f"{tuple(pair)}. To contrast a stage with itself, set its weight in "
+                    "`scale_weights`"
                 )
         if not any(scale_weights.values()) and not (cross_scale_pairs and cross_scale_weight):
             raise ValueError(
-                "One of `scale_weights` must be above 0, or there must be `cross_scale_pairs` with "
-                f"a `cross_scale_weight`. Received: {scale_weights=}, {cross_scale_pairs=}, "
-                f"{cross_scale_weight=}, which contrast nothing"
+                "At least one of `scale_weights` must be above 0, or `cross_scale_pairs` must not "
+                "be empty and `cross_scale_weight` above 0. Received: "
+                f"{scale_weights=}, {cross_scale_pairs=}, {cross_scale_weight=}, which contrast "
+                "nothing"
             )
         if max_anchors < 2:
             raise ValueError(
@@ -105,12 +107,12 @@ class MultiScaleContrast(Objective):
 
     @property
     def stages(self):
-        """Names of the stages whose embeddings are read, each once."""
+        """Unique names of the stages whose embeddings are read."""
         paired = [s for pair in self.cross_scale_pairs for s in pair if self.cross_scale_weight]
         return [s for s, weight in self.scale_weights.items() if weight or s in paired]
 
     def contrast(self, outputs, labels):
-        """Computes the terms; see the class."""
+        """Computes the terms; see the class docstring."""
         sets = {
             s: self._anchor_set(output(outputs, f"embedding_{s}", self), labels)
             for s in self.stages
@@ -125,7 +127,7 @@ class MultiScaleContrast(Objective):
         return terms, None
 
     def _anchor_set(self, embeddings, labels):
-        """`(anchors (rows, dim), labels (rows,))`, the same on every replica if they share."""
+        """Draws `(anchors (rows, dim), labels (rows,))`, equal on all replicas that share."""
         batch, height, width, dim = embeddings.shape
         labels = ops.reshape(resize_labels(labels, height, width), (batch, height * width))
         pixels = ops.reshape(embeddings, (batch * height * width, dim))
@@ -141,19 +143,19 @@ class MultiScaleContrast(Objective):
         return take_rows(pixels, positions, cross_replica=self.cross_replica), anchor_labels
 
     def _contrast(self, anchor_set, key_set, same=False):
-        """Mean of `info_nce` over the valid anchors; this replica's share of it."""
+        """This replica's share of the mean of `info_nce` over the valid anchors."""
         return mean_info_nce(
             *anchor_set,
             *key_set,
             temperature=self.temperature,
             exclude_self=same,
             cross_replica=self.cross_replica,
-            # A rare class leaves most of `max_anchors` unused: smaller tiles waste less on them.
+            # A rare class leaves most of `max_anchors` unused; smaller tiles waste less on them.
             block_size=tile_sizes(*anchor_set[0].shape[:1], *key_set[0].shape, on_cpu=512),
         )
 
     def get_config(self):
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         return {
             **super().get_config(),
             "num_classes": self.num_classes,

@@ -1,27 +1,29 @@
+"""The base class of contrastive objectives, and their access to a segmenter's outputs."""
+
 import keras
 
 from kseg.contrast.memory_bank import MemoryBank
 
 
 class Objective(keras.layers.Layer):
-    """A contrastive loss on the outputs of a segmenter, with what it must remember.
+    """A contrastive loss on the outputs of a segmenter, optionally with a memory bank.
 
-    `objective(outputs, labels)` gives its terms. The training step calls `contrast`, which gives
-    in addition what is to be remembered, and, after the gradients are taken, `remember`. (Between
-    the two nothing may be kept in attributes: the replicas of a strategy share them.)
+    `objective(outputs, labels)` returns its terms. The training step instead calls `contrast`,
+    which also returns what to store, and, after computing the gradients, `remember`. (Nothing may
+    be kept in attributes between the two calls: the replicas of a strategy share them.)
 
     Call arguments:
-        outputs: dict of the segmenter's outputs, static shapes but for the batch.
+        outputs: dict of the segmenter's outputs, with static shapes except for the batch.
         labels: int tensor `(batch, height, width)`, at the size of the images; values outside
             `[0, num_classes)` are ignored.
         training: bool; the terms are the same either way.
 
     Attributes:
-        bank: `MemoryBank`, or None: it has none, or `prepare` was not called.
+        bank: `MemoryBank`, or None if the objective has none or before `prepare`.
 
     Returns:
-        dict from the name of a term to a float32 scalar: this replica's share of it, so that the
-        sum over replicas is the term of the global batch.
+        dict from the name of a term to a float32 scalar: this replica's share, so that the sum over
+        replicas is the term of the global batch.
     """
 
     def __init__(self, *, name, dtype="float32", **kwargs):
@@ -30,24 +32,24 @@ class Objective(keras.layers.Layer):
 
     @property
     def stages(self):
-        """Names of the maps that need a projector: `outputs` holds `embedding_<stage>` of each."""
+        """Names of the maps that need a projector: `embedding_<stage>` is an output for each."""
         return []
 
     def prepare(self, outputs):
-        """Makes the weights that depend on the segmenter, once, before the first call.
+        """Creates the weights that depend on the segmenter; call it once, before the first call.
 
         Args:
             outputs: dict of symbolic outputs.
 
         Raises:
-            ValueError: if they lack what the objective reads.
+            ValueError: if an output that the objective reads is missing.
         """
 
     def _make_bank(self, num_rings, capacity, dim, **arguments):
-        """Makes `bank`, a `MemoryBank` as its constructor does, or checks the one that is there.
+        """Creates `bank` with the arguments of `MemoryBank`, or checks the existing one.
 
         Raises:
-            ValueError: if there is one of another width: it belongs to another segmenter.
+            ValueError: if the existing bank has another width, from another segmenter.
         """
         if self.bank is None:
             name = f"{self.name}_bank"
@@ -55,19 +57,20 @@ class Objective(keras.layers.Layer):
         elif self.bank.dim != dim:
             raise ValueError(
                 f"The memory bank of {self.name!r} holds embeddings of {self.bank.dim} channels. "
-                f"Received: outputs with {dim}. Make a new objective for another segmenter"
+                f"Received: outputs with {dim}. Create a new objective for another segmenter"
             )
 
     def _prepared_bank(self):
-        """Gives the bank that `prepare` made.
+        """Returns the bank that `prepare` created.
 
         Raises:
-            ValueError: if it did not.
+            ValueError: if `prepare` was not called.
         """
         if self.bank is None:
             raise ValueError(
-                f"{self.name!r} contrasts with a memory bank, which `prepare` makes. Received: a "
-                "call before it. Call prepare(segmenter.output) first, as SegmentationTrainer does"
+                f"{self.name!r} contrasts with a memory bank, which `prepare` creates. Received: a "
+                "call before that. Call prepare(segmenter.output) first, as SegmentationTrainer "
+                "does"
             )
         return self.bank
 
@@ -78,25 +81,25 @@ class Objective(keras.layers.Layer):
             outputs, labels: as in the call.
 
         Returns:
-            `(terms, found)`: the dict of terms, and what `remember` takes.
+            `(terms, found)`: the dict of terms, and the argument of `remember`.
         """
         raise NotImplementedError(f"{type(self).__name__} computes no terms")
 
     def remember(self, found):
-        """Stores what `contrast` found on this replica, or does nothing."""
+        """Stores the second result of `contrast` on this replica; does nothing without a bank."""
 
     def call(self, outputs, labels, training=None):
-        """Computes the terms, and remembers nothing."""
+        """Computes the terms without storing anything."""
         return self.contrast(outputs, labels)[0]
 
 
 def output(outputs, name, objective):
-    """Gives one of a segmenter's outputs.
+    """Returns one of a segmenter's outputs.
 
     Args:
-        outputs: dict.
-        name: str, its key.
-        objective: `Objective` that reads it, for the message.
+        outputs: dict of the segmenter's outputs.
+        name: str, a key of it.
+        objective: `Objective` that reads the output, for the error message.
 
     Returns:
         tensor.
@@ -107,7 +110,7 @@ def output(outputs, name, objective):
     if name not in outputs:
         raise ValueError(
             f"{objective.name!r} reads the output {name!r} of the segmenter. Received: "
-            f"{sorted(outputs)}. build_segmenter(..., projections=objective.stages) gives the "
+            f"{sorted(outputs)}. build_segmenter(..., projections=objective.stages) adds the "
             "embeddings of an objective's stages"
         )
     return outputs[name]

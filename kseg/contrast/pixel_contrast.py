@@ -1,4 +1,4 @@
-"""Cross-image pixel contrast (Wang et al., ICCV 2021)."""
+"""The objective of cross-image pixel contrast (Wang et al., ICCV 2021)."""
 
 import keras
 from keras import ops
@@ -11,7 +11,7 @@ from kseg.contrast.sampling import hard_anchors, pixels_of_each_image
 from kseg.contrast.tiles import tile_sizes
 from kseg.layers import resize, resize_labels
 
-# Pixels that a step may remember: a bank takes them all at once.
+# The largest number of pixels stored in a step: the bank writes them all at once.
 _MAX_REMEMBERED = 8192
 
 MEMORIES = ("none", "pixel", "region", "both")
@@ -19,37 +19,38 @@ MEMORIES = ("none", "pixel", "region", "both")
 
 @keras.saving.register_keras_serializable(package="kseg")
 class PixelContrast(Objective):
-    """Contrasts hard pixels with each other, or with remembered pixels and regions.
+    """Contrasts hard pixels with each other, or with stored pixels and regions.
 
-    The anchors are drawn by `hard_anchors`. Without memory they are each other's keys. With memory
-    the keys are, as in the public code, those of the memory alone: for each class a ring of pixels,
-    a few of each image, and a ring of regions, the mean embedding of the class in each image. A
-    step draws `max_keys` of them by chance, as the paper draws some for each anchor. The term is
-    the mean of `info_nce` over the anchors that have a positive, times
+    The anchors are drawn by `hard_anchors`. Without memory the anchors are also the keys. With
+    memory the keys come, as in the public code, from the memory alone: for each class a ring of
+    pixels, a few of each image, and a ring of regions, the mean embedding of the class in each
+    image. Each step draws `max_keys` of them at random, where the paper draws keys for each anchor.
+    The term is the mean of `info_nce` over the anchors that have a positive, times
     `temperature / base_temperature`.
 
     Source: Wang et al., "Exploring Cross-Image Pixel Contrast for Semantic Segmentation", ICCV
-    2021, Eq. 3 and Sec. 3.2. Its public code stores pixels of the wrong class, moves the cursor by
-    one for many entries, leaves out class 0, masks bank keys as if they were anchors, counts random
-    rows as entries, and fails where no class is present; here none of this is so. The semi-hard
-    choice of keys, which that code lacks, is not made here either.
+    2021, Eq. 3 and Sec. 3.2. Its public code stores pixels of the wrong class, advances the cursor
+    by one for many entries, omits class 0, masks bank keys as if they were anchors, treats random
+    rows as entries, and fails if no class is present; this class avoids these faults. As in that
+    code, there is no semi-hard selection of keys.
 
     Args:
         num_classes: int.
-        stage: the map that is contrasted.
+        stage: str, the map to contrast.
         memory: `"none"`, `"pixel"`, `"region"` or `"both"`.
-        pixel_capacity: int, remembered pixels of each class.
-        region_capacity: int, remembered regions of each class.
-        pixels_per_image: int, pixels of each class and image that are remembered in a step.
-        max_keys: int, remembered rows that a step draws as keys; None: all are keys.
-        max_anchors: int, of the global batch.
+        pixel_capacity: int, stored pixels of each class.
+        region_capacity: int, stored regions of each class.
+        pixels_per_image: int, pixels of each class and image to store in a step.
+        max_keys: int, stored rows that a step draws as keys; None: all of them.
+        max_anchors: int, anchors of the global batch.
         max_views: int, anchors of a class in an image.
-        min_count: int, pixels that a class needs in an image to give anchors.
+        min_count: int, the number of pixels that a class needs in an image to yield anchors.
         temperature: float > 0.
         base_temperature: float > 0.
-        cross_replica: bool. Under a strategy the anchors come from the global batch; else from each
-            replica's own, and the mean over replicas is taken. The memory is always filled by all.
-        seed: int, of the sampling.
+        cross_replica: bool. If True, the anchors come from the global batch under a strategy; if
+            False, from each replica's own batch, and the result is the mean over replicas. The
+            memory always receives the rows of all replicas.
+        seed: int, for the sampling.
 
     Call arguments:
         outputs: dict with `logits`, float `(batch, any, any, num_classes)`, and
@@ -60,8 +61,8 @@ class PixelContrast(Objective):
         dict with the float32 scalar `pixels`.
 
     Raises:
-        ValueError: if `memory` is unknown, or, in a call, `prepare` has not made the memory or an
-            output is missing.
+        ValueError: if `memory` is unknown, or, in a call, `prepare` has not created the memory or
+            an output is missing.
     """
 
     def __init__(
@@ -102,24 +103,24 @@ class PixelContrast(Objective):
         self.cross_replica = cross_replica
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        # One bank holds all: a class has as many rings as there are kinds, one after the other.
+        # A single bank: each class has one ring for each kind, in consecutive order.
         capacities = {"pixel": pixel_capacity, "region": region_capacity}
         self._rings = [kind for kind in capacities if memory in (kind, "both")]
         self._capacities = [capacities[kind] for kind in self._rings] * num_classes
 
     @property
     def stages(self):
-        """The one map that is read."""
+        """Name of the single map that is read."""
         return [self.stage]
 
     def prepare(self, outputs):
-        """Makes the bank, whose width is that of the embeddings."""
+        """Creates the bank with the width of the embeddings."""
         dim = output(outputs, f"embedding_{self.stage}", self).shape[-1]
         if self._rings:
             self._make_bank(len(self._capacities), self._capacities, dim)
 
     def contrast(self, outputs, labels):
-        """Computes the term, and gives the rows to be remembered and their rings."""
+        """Computes the term, and the rows to store with their classes."""
         bank = self._prepared_bank() if self._rings else None
         embeddings = output(outputs, f"embedding_{self.stage}", self)
         batch, height, width, dim = embeddings.shape
@@ -128,13 +129,13 @@ class PixelContrast(Objective):
         logits = resize(logits, (height, width))
         predictions = ops.cast(ops.argmax(logits, axis=-1), "int32")
         pixels = ops.cast(ops.reshape(embeddings, (batch * height * width, dim)), "float32")
-        places = ops.reshape(ops.stack([labels, predictions], axis=-1), (batch, -1, 2))
-        everywhere = replicas.all_gather(places)
+        local = ops.reshape(ops.stack([labels, predictions], axis=-1), (batch, -1, 2))
+        gathered = replicas.all_gather(local)
 
-        known = everywhere if self.cross_replica else places
+        candidates = gathered if self.cross_replica else local
         positions, anchor_labels = hard_anchors(
-            known[..., 0],
-            known[..., 1],
+            candidates[..., 0],
+            candidates[..., 1],
             self.num_classes,
             max_anchors=self.max_anchors,
             max_views=self.max_views,
@@ -153,25 +154,25 @@ class PixelContrast(Objective):
             exclude_self=bank is None,
             detach_keys=bank is not None,
             cross_replica=self.cross_replica,
-            # A tile of few classes' anchors is negatives only against most keys.
+            # A tile with anchors of few classes has only negatives among most keys.
             block_size=tile_sizes(anchors.shape[0], *keys.shape, on_cpu=(256, 1024)),
         )
-        found = []
+        to_store = []
         if "pixel" in self._rings:
-            found.append(self._pixels(ops.stop_gradient(pixels), everywhere[..., 0]))
+            to_store.append(self._pixels(ops.stop_gradient(pixels), gathered[..., 0]))
         if "region" in self._rings:
             regions = ops.stop_gradient(embeddings), logits, labels
-            found.append(region_centers(*regions, mode="hard"))
-        return {"pixels": mean * (self.temperature / self.base_temperature)}, found
+            to_store.append(region_centers(*regions, mode="hard"))
+        return {"pixels": mean * (self.temperature / self.base_temperature)}, to_store
 
     def _keys(self, bank):
-        """Remembered rows, and their rings: all of them, or a sample if they are too many."""
+        """Stored rows and their rings: all of them, or a sample if there are too many."""
         if self.max_keys is None or sum(self._capacities) <= self.max_keys:
             return bank.keys()
         return bank.sample(self.max_keys, seed=self.seed_generator)
 
     def _pixels(self, pixels, labels):
-        """Pixels of the global batch to be remembered, and their classes; -1 for unused rows."""
+        """Pixels of the global batch to store, and their classes; -1 for unused rows."""
         positions, classes = pixels_of_each_image(
             labels,
             self.num_classes,
@@ -182,7 +183,7 @@ class PixelContrast(Objective):
         return take_rows(pixels, positions), classes
 
     def remember(self, found):
-        """Stores pixels and regions in the bank, those of all replicas in the replicas' order."""
+        """Stores the pixels and regions of all replicas in the bank, in order of replica."""
         for ring, (kind, (rows, classes)) in enumerate(zip(self._rings, found, strict=True)):
             if kind == "region":
                 rows, classes = replicas.all_gather(rows), replicas.all_gather(classes)
@@ -190,7 +191,7 @@ class PixelContrast(Objective):
             self._prepared_bank().write(rows, rings)
 
     def get_config(self):
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         return {
             **super().get_config(),
             "num_classes": self.num_classes,

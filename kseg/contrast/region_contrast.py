@@ -1,4 +1,4 @@
-"""RegionContrast (Hu et al., ICCV 2021)."""
+"""The objective of RegionContrast (Hu et al., ICCV 2021)."""
 
 import keras
 from keras import ops
@@ -11,36 +11,36 @@ from kseg.contrast.regions import MODES, region_centers
 from kseg.contrast.tiles import tile_sizes
 from kseg.losses.reduction import global_mean
 
-# Rows and columns of the tiles on a CPU: few anchors are valid at a time.
+# Rows and columns of the tiles on a CPU: few rows, since few anchors are valid.
 _TILES_ON_CPU = (256, 2048)
 
 
 @keras.saving.register_keras_serializable(package="kseg")
 class RegionContrast(Objective):
-    """Contrasts the region centres of a batch with those of the whole data set.
+    """Contrasts the region centers of a batch with those of the whole data set.
 
-    Every class of every image has a centre, the (weighted) mean of the features just before the
-    classifier. A centre is pulled towards the stored centres of its class and pushed away from
-    all others (Eq. 4). Then it is stored itself.
+    Every class of every image has a center, the (weighted) mean of the features just before the
+    classifier. A center is pulled toward the stored centers of its class and pushed away from all
+    others (Eq. 4). It is then stored as well.
 
     Source: Hu et al., "Region-aware Contrastive Learning for Semantic Segmentation", ICCV 2021.
-    What the paper leaves open: the temperature is its public code's; how the L_i of
-    Eq. 4 become the L_RC of Eq. 5 is `reduction`.
+    Not specified by the paper: the temperature, which is that of the public code, and the reduction
+    of the L_i of Eq. 4 to the L_RC of Eq. 5, see `reduction`.
 
     Args:
         num_classes: int.
         scope: `"dataset"`: the keys are a `MemoryBank` ("inter-image" of Table 1). `"batch"`: no
-            bank, the keys are the other centres of the batch ("w/o MB" of Table 3).
+            bank, the keys are the other centers of the batch ("w/o MB" of Table 3).
         centers: `"weighted"`, `"hard"` or `"average"`, see `region_centers` (Table 2).
-        capacity: int, stored centres of each class, or a list with a number for each class: see
-            `MemoryBank`. The paper: the number of training images.
+        capacity: int, stored centers of each class, or a list with one number for each class, see
+            `MemoryBank`. In the paper, the number of training images.
         temperature: float > 0.
-        reduction: `"sum"`: over the classes of an image, and the mean over the images; the public
-            code adds up classes, too. `"mean"`: over the centres of the global batch, as many times
-            smaller as an image has classes.
+        reduction: `"sum"`: the sum over the classes of an image, averaged over the images; the
+            public code sums over classes, too. `"mean"`: the mean over the centers of the global
+            batch, smaller by a factor of the number of classes per image.
         storage: `"float32"` or `"bfloat16"`, the dtype of the bank.
-        cross_replica: bool. With `scope="batch"`, whether the keys are those of the global batch or
-            of the replica's own; the bank is always filled by all replicas.
+        cross_replica: bool. With `scope="batch"`, whether the keys come from the global batch or
+            from the replica's own; the bank always receives the centers of all replicas.
 
     Call arguments:
         outputs: dict with `features`, float `(batch, h, w, dim)`, and `logits`
@@ -52,7 +52,7 @@ class RegionContrast(Objective):
 
     Raises:
         ValueError: if `scope`, `centers` or `reduction` is unknown; in a call, if `prepare` has not
-            made the bank or an output is missing.
+            created the bank or an output is missing.
     """
 
     def __init__(
@@ -86,16 +86,17 @@ class RegionContrast(Objective):
         self.cross_replica = cross_replica
 
     def prepare(self, outputs):
-        """Makes the bank, whose width is that of the features."""
+        """Creates the bank with the width of the features."""
         dim = output(outputs, "features", self).shape[-1]
         if self.scope == "dataset":
             self._make_bank(self.num_classes, self.capacity, dim, storage=self.storage)
 
     def contrast(self, outputs, labels):
-        """Computes the term, and gives the batch's centres and their labels."""
+        """Computes the term, and the centers of the batch with their labels."""
         features, logits = (output(outputs, name, self) for name in ("features", "logits"))
         centers, center_labels = region_centers(features, logits, labels, mode=self.centers)
-        # Most rows are empty, an image holds few classes: they go last, where they cost nothing.
+        # Most rows are empty, since an image has few classes: sort them last, where they cost
+        # nothing.
         order, _ = sort_by_group(center_labels, self.num_classes)
         if self.scope == "dataset":
             keys, key_labels = self._prepared_bank().keys()
@@ -120,18 +121,18 @@ class RegionContrast(Objective):
             images = features.shape[0] * replicas.num_replicas()
             term = ops.sum(loss) / images
         else:
-            # The bank is one for all replicas, and so is the mean over the anchors that it serves.
+            # All replicas share the bank, so the mean is over the anchors of all replicas.
             cross_replica = self.cross_replica or self.scope == "dataset"
             term = global_mean(loss, valid, cross_replica=cross_replica)
         return {"centers": term}, (centers, center_labels)
 
     def remember(self, found):
-        """Stores centres in the bank, those of all replicas in the replicas' order."""
+        """Stores the centers of all replicas in the bank, in order of replica."""
         if self.scope == "dataset":
             self._prepared_bank().write(*(replicas.all_gather(ops.stop_gradient(x)) for x in found))
 
     def get_config(self):
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         return {
             **super().get_config(),
             "num_classes": self.num_classes,

@@ -1,4 +1,4 @@
-"""Region centres: one embedding for each class that is in an image."""
+"""Region centers: one embedding for each class present in an image."""
 
 from keras import ops
 
@@ -10,28 +10,28 @@ MODES = ("weighted", "hard", "average")
 def region_centers(features, logits, labels, *, mode="weighted"):
     """Averages the features of each class within each image.
 
-    * `"average"` (Eq. 2): over the pixels that are predicted as the class.
-    * `"hard"` ("EP + HP" of Table 2): over the pixels that are the class.
-    * `"weighted"` (Eq. 3): over the pixels that are the class; those predicted rightly weigh one
-      minus the prediction's confidence, those predicted wrongly weigh 1. The sum is divided by
-      the number of pixels, which the normalisation undoes.
+    * `"average"` (Eq. 2): over the pixels predicted as the class.
+    * `"hard"` ("EP + HP" of Table 2): over the pixels labeled as the class.
+    * `"weighted"` (Eq. 3): over the pixels labeled as the class, with weight 1 minus the
+      confidence if the prediction is correct, and weight 1 if it is wrong. The division by the
+      number of pixels is omitted, since the normalization cancels it.
 
-    Pixels that are ignored count in no mode. Centres are scaled to unit L2 norm.
+    Ignored pixels do not count in any mode. Centers are scaled to unit L2 norm.
 
     Source: Hu et al., "Region-aware Contrastive Learning for Semantic Segmentation", ICCV 2021,
     Sec. 3.2.
 
     Args:
         features: float tensor `(batch, h, w, dim)`, static height and width.
-        logits: float tensor `(batch, logit_height, logit_width, num_classes)`, brought to the size
-            of the features bilinearly; no gradient flows to them.
+        logits: float tensor `(batch, logit_height, logit_width, num_classes)`, resized bilinearly
+            to the size of the features; no gradient flows to them.
         labels: int tensor `(batch, height, width)`; values outside `[0, num_classes)` are ignored.
         mode: one of the above.
 
     Returns:
         `(centers, center_labels)`: float32 `(batch * num_classes, dim)` and int32
-        `(batch * num_classes,)`, image by image: the class, or -1 where an image has no pixel of
-        it (or only such of weight 0).
+        `(batch * num_classes,)`, image by image: the class, or -1 if the image has no pixel of it
+        with a positive weight.
 
     Raises:
         ValueError: if `mode` is unknown.
@@ -49,8 +49,8 @@ def region_centers(features, logits, labels, *, mode="weighted"):
     predicted = ops.cast(ops.argmax(logits, axis=-1), "int32")
     weights = ops.ones_like(labels, dtype="float32")
     if mode == "weighted":
-        # 1 - confidence is what the other classes have: summed, not subtracted from 1, because a
-        # confident network leaves them less than float32's step at 1.
+        # 1 - confidence, computed as the sum over the other classes instead of a subtraction: for a
+        # confident network it is smaller than the spacing of float32 at 1.
         logits = ops.cast(logits, "float32")
         parts = ops.exp(logits - ops.max(logits, axis=-1, keepdims=True))
         others = ops.sum(parts * (1.0 - ops.one_hot(predicted, num_classes)), axis=-1)
@@ -60,7 +60,7 @@ def region_centers(features, logits, labels, *, mode="weighted"):
     pixels = ops.cast(ops.reshape(features, (-1, height * width, dim)), "float32")
     sums = ops.reshape(ops.einsum("bpn,bpd->bnd", members, pixels), (-1, dim))
 
-    # Weights may be tiny: brought to size 1 first, their squares do not vanish.
+    # Weights may be tiny: rescale the sums first, so that their squares do not underflow.
     peak = ops.stop_gradient(ops.max(ops.abs(sums), axis=-1, keepdims=True))
     valid = peak > 0
     sums = sums / ops.where(valid, peak, 1.0)

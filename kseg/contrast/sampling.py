@@ -1,4 +1,4 @@
-"""Which pixels take part: samplers with static shapes, -1 for unused rows."""
+"""Samplers of pixels, with static shapes and -1 for unused rows."""
 
 import numpy as np
 from keras import ops
@@ -7,13 +7,13 @@ from kseg.contrast.grouping import end_to_end, lottery, random_minor, sort_by_gr
 
 
 def balanced_anchors(labels, num_classes, *, max_anchors=10_000, min_count=5, seed=None):
-    """Draws equally many pixels of every class that is present in a batch.
+    """Draws the same number of pixels of every class that is present in a batch.
 
     A class is present if it has at least `min_count` pixels. Each present class gets K pixels: as
-    many as the rarest of them has, but no more than `max_anchors` over all, and no fewer than two
-    (if there are so many classes, chance decides which take part). Its K pixels are
-    divided equally among the images that hold it: where an image has fewer than its share, it
-    gives all and the others give more; what cannot be divided goes to images drawn at random.
+    many as the rarest present class has, but at most `max_anchors` in total, and at least two (with
+    too many classes for that, a random selection of them takes part). The K pixels are divided
+    equally among the images that contain the class: an image with fewer pixels than its share
+    contributes all of them, the others more; a remainder goes to random images.
 
     Source: Pissas et al., ECCV 2022, Sec. 3.3; `min_count` is that of its public code.
 
@@ -23,11 +23,11 @@ def balanced_anchors(labels, num_classes, *, max_anchors=10_000, min_count=5, se
         num_classes: int.
         max_anchors: int, A_max. The number of rows is this, or the number of pixels if smaller.
         min_count: int > 0.
-        seed: int or `keras.random.SeedGenerator`; the same int gives the same sample.
+        seed: int or `keras.random.SeedGenerator`; the same int yields the same sample.
 
     Returns:
-        `(positions, anchor_labels)`, int32 `(rows,)` each: places in the flattened labels and the
-        classes found there, sorted by class; -1 in both marks unused rows, which come last.
+        `(positions, anchor_labels)`, int32 `(rows,)` each: indices into the flattened labels and
+        the classes at these, sorted by class; -1 in both marks unused rows, which come last.
     """
     batch, positions = labels.shape
     rows = min(max_anchors, batch * positions)
@@ -37,12 +37,12 @@ def balanced_anchors(labels, num_classes, *, max_anchors=10_000, min_count=5, se
     order, starts = sort_by_group(group, groups, noise)
     counts = ops.reshape(starts[1:] - starts[:-1], (num_classes, batch))
 
-    # The number of each class: that of the rarest present one.
+    # The number of pixels of each class: that of the rarest present one.
     class_counts = ops.sum(counts, axis=1)
     present = class_counts >= min_count
     num_present = ops.sum(ops.cast(present, "int32"))
     rarest = ops.min(ops.where(present, class_counts, batch * positions))
-    share = ops.maximum(rows // ops.maximum(num_present, 1), 2)  # One would have no positive.
+    share = ops.maximum(rows // ops.maximum(num_present, 1), 2)  # A single one has no positive.
     totals = within(ops.where(present, ops.minimum(rarest, share), 0), rows, seed)
     quotas = _divide(counts, totals, seed)
 
@@ -61,14 +61,15 @@ def hard_anchors(
 ):
     """Draws pixels of every class in every image, half of them wrongly predicted.
 
-    Each class that has at least `min_count` pixels in an image gives equally many views there, at
-    most `max_views` and in all at most `max_anchors`; one that has fewer gives all. If there are
-    more classes in images than `max_anchors`, chance decides which take part. Half of the views
-    are wrongly predicted, half rightly; where there are too few of a kind, more of the other.
+    Each pair of a class and an image with at least `min_count` pixels yields the same number of
+    views, at most `max_views` and in total at most `max_anchors`, or all its pixels if there are
+    fewer. With more pairs than `max_anchors`, a random selection of them takes part. Half of the
+    views are wrongly predicted, half correctly; if there are too few of one kind, more of the other
+    are drawn.
 
     Source: Wang et al., "Exploring Cross-Image Pixel Contrast for Semantic Segmentation", ICCV
-    2021, Sec. 3.2, the "segmentation-aware hard anchor sampling". Its public code takes only
-    classes with more than `max_views` pixels, and fails where there is none.
+    2021, Sec. 3.2, the "segmentation-aware hard anchor sampling". Its public code samples only
+    classes with more than `max_views` pixels, and fails if there are none.
 
     Args:
         labels: int tensor `(batch, positions)`, static shape; values outside `[0, num_classes)` are
@@ -81,14 +82,14 @@ def hard_anchors(
         seed: as in `balanced_anchors`.
 
     Returns:
-        `(positions, anchor_labels)` as `balanced_anchors`.
+        `(positions, anchor_labels)` as in `balanced_anchors`.
     """
     batch, positions = labels.shape
     rows = min(max_anchors, batch * positions)
     groups = num_classes * batch
     group = _class_and_image(labels, num_classes)
-    right = ops.reshape(ops.cast(predictions == labels, "int32"), (-1,))
-    kind = ops.where(group < groups, 2 * group + right, 2 * groups)  # Wrong ones, then right ones.
+    correct = ops.reshape(ops.cast(predictions == labels, "int32"), (-1,))
+    kind = ops.where(group < groups, 2 * group + correct, 2 * groups)  # Wrong, then correct ones.
     noise = random_minor((batch * positions,), 2 * groups, seed)
     order, starts = sort_by_group(kind, 2 * groups, noise)
     counts = ops.reshape(starts[1:] - starts[:-1], (groups, 2))
@@ -111,11 +112,12 @@ def pixels_of_each_image(labels, num_classes, *, count, max_rows, seed=None):
             ignored.
         num_classes: int.
         count: int > 0.
-        max_rows: int; chance decides which classes of which images do not fit in.
+        max_rows: int, the largest number of rows; pairs of class and image beyond it are dropped at
+            random.
         seed: as in `balanced_anchors`.
 
     Returns:
-        `(positions, pixel_labels)` as `balanced_anchors`; of each class image by image.
+        `(positions, pixel_labels)` as in `balanced_anchors`, image by image within each class.
     """
     batch, positions = labels.shape
     groups = num_classes * batch
@@ -127,9 +129,9 @@ def pixels_of_each_image(labels, num_classes, *, count, max_rows, seed=None):
 
 
 def _class_and_image(labels, num_classes):
-    """Numbers the class and image of each pixel, class by class; int32 `(pixels,)`.
+    """Computes the index `class * batch + image` of each pixel, int32 `(pixels,)`.
 
-    Ignored pixels get `num_classes * batch`.
+    The index of ignored pixels is `num_classes * batch`.
     """
     batch = labels.shape[0]
     labels = ops.cast(labels, "int32")
@@ -138,21 +140,21 @@ def _class_and_image(labels, num_classes):
     return ops.reshape(ops.where(known, group, num_classes * batch), (-1,))
 
 
-def _rows_of(quotas, order, starts, rows, groups_of_a_class):
-    """`(positions, labels)` of as many rows of each group as `quotas` says."""
+def _rows_of(quotas, order, starts, rows, groups_per_class):
+    """Selects the first `quotas[g]` rows of each group g; returns `(positions, labels)`."""
     owner, rank = end_to_end(quotas, rows)
     used = owner >= 0
-    place = ops.where(used, ops.take(starts, ops.maximum(owner, 0)) + rank, 0)
-    positions = ops.where(used, ops.take(order, place), -1)
-    return positions, ops.where(used, owner // groups_of_a_class, -1)
+    index = ops.where(used, ops.take(starts, ops.maximum(owner, 0)) + rank, 0)
+    positions = ops.where(used, ops.take(order, index), -1)
+    return positions, ops.where(used, owner // groups_per_class, -1)
 
 
 def _divide(counts, totals, seed):
-    """Takes `totals[n]` of the `counts[n]` of each row, as equally as they allow.
+    """Divides `totals[n]` among the columns of `counts[n]`, as equally as the counts allow.
 
     The level t is the largest with `sum_b min(count_b, t) <= total`. With the counts in ascending
-    order that sum is the least of `first_j(counts) + (batch - j) * t` over j, hence t is the most
-    of `(total - first_j(counts)) // (batch - j)`.
+    order and c_j the sum of the first j, the left side is the minimum of `c_j + (batch - j) * t`
+    over j, hence t is the maximum of `(total - c_j) // (batch - j)`.
 
     Args:
         counts: int32 tensor `(num_classes, batch)`.
@@ -168,9 +170,9 @@ def _divide(counts, totals, seed):
     others = np.arange(batch, 0, -1, dtype="int32")[None, :]
     level = ops.max((totals[:, None] - saturated) // others, axis=1, keepdims=True)
     quotas = ops.minimum(counts, ops.maximum(level, 0))
-    # What is left goes, one each, to images that have more, in random order.
-    left = totals - ops.sum(quotas, axis=1)
-    chance = ops.where(counts > quotas, lottery((num_classes, batch), seed), 2**31 - 1)
-    place = ops.argsort(ops.argsort(chance, axis=1), axis=1)
-    extra = ops.logical_and(place < left[:, None], counts > quotas)
+    # The remainder goes, one each, to images with more pixels, in random order.
+    remainder = totals - ops.sum(quotas, axis=1)
+    noise = ops.where(counts > quotas, lottery((num_classes, batch), seed), 2**31 - 1)
+    rank = ops.argsort(ops.argsort(noise, axis=1), axis=1)
+    extra = ops.logical_and(rank < remainder[:, None], counts > quotas)
     return quotas + ops.cast(extra, "int32")

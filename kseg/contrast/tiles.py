@@ -1,12 +1,12 @@
-"""Tile sizes of similarities in `info_nce`: small on a CPU, large on an accelerator."""
+"""Tile sizes for `info_nce`: small on a CPU, large on an accelerator."""
 
 import math
 
 import keras
 
-# Similarities in a tile on an accelerator, at most: 128 MiB.
+# The largest number of similarities in a tile on an accelerator: 128 MiB.
 _LARGEST_TILE = 2**25
-# Similarities of one block of anchors with all keys that may always be held: 64 MiB, 256 MiB.
+# Similarities of one block of anchors with all keys that may be held in any case: 64 and 256 MiB.
 _HELD_ON_CPU, _HELD_ON_ACCELERATOR = 2**24, 2**26
 
 
@@ -16,25 +16,25 @@ def on_accelerator():
 
 
 def tile_sizes(num_anchors, num_keys, dim, *, on_cpu, accelerator=None):
-    """Chooses the rows and columns of the tiles that `info_nce` works in.
+    """Chooses the tile size of `info_nce`.
 
-    On a CPU a tile should stay in its caches, and small tiles save arithmetic: of those without a
-    valid pair, or with negatives only. On an accelerator a round of the loop costs a fixed time
-    that such savings never earn back, so that a tile is as large as memory allows, and square where
-    both sides must be cut. Measured on an NVIDIA H200 with JAX 0.11 (docs/benchmarks.md), forward
-    and gradient at the papers' sizes: RegionContrast, 152 anchors and 56,525 keys, took 3.66 ms in
+    On a CPU a tile should fit into the caches, and small tiles save arithmetic, since more of them
+    have no valid pair or negatives only. On an accelerator each iteration of the loop has a fixed
+    cost that exceeds such savings, so a tile is as large as memory allows, and square if both sides
+    must be split. Measured on an NVIDIA H200 with JAX 0.11 (docs/benchmarks.md), forward and
+    gradient at the papers' sizes: RegionContrast, 152 anchors and 56,525 keys, took 3.66 ms in
     28 tiles, 1.33 ms in 7 and 0.78 ms in one; pixel contrast, 1,024 anchors, 1.74 ms in 4 tiles and
-    0.97 ms in one; against 4,096 remembered keys 4.95 ms in 16 tiles and 1.95 ms in one. That is
-    0.09 to 0.26 ms for each tile.
+    0.97 ms in one; with 4,096 stored keys 4.95 ms in 16 tiles and 1.95 ms in one. That is 0.09 to
+    0.26 ms per tile.
 
     Args:
         num_anchors, num_keys, dim: ints.
-        on_cpu: int or pair of ints, what is chosen on a CPU.
-        accelerator: bool, or None: whether the backend computes on one.
+        on_cpu: int or pair of ints, the size on a CPU.
+        accelerator: bool, whether the backend computes on an accelerator, or None to detect it.
 
     Returns:
-        pair of ints (rows, columns). On an accelerator `rows * columns` is at most 2^25, 128 MiB
-        of similarities; and so is `columns * dim`, the keys that are read for a tile.
+        pair of ints (rows, columns). On an accelerator `rows * columns` (the similarities) and
+        `columns * dim` (the keys read for a tile) are at most 2^25 each, 128 MiB.
     """
     if accelerator is None:
         accelerator = on_accelerator()
@@ -47,7 +47,7 @@ def tile_sizes(num_anchors, num_keys, dim, *, on_cpu, accelerator=None):
 
 
 def held_similarities(accelerator=None):
-    """How many similarities of one block of anchors with all keys may always be held, an int."""
+    """Returns the number of similarities of one block of anchors that may be held in any case."""
     if accelerator is None:
         accelerator = on_accelerator()
     return _HELD_ON_ACCELERATOR if accelerator else _HELD_ON_CPU

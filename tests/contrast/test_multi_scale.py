@@ -158,7 +158,7 @@ def test_two_replicas(cross_replica, mirrored):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cross_scale_pairs": [("c2", "c2")]}, "is two stages"),
+        ({"cross_scale_pairs": [("c2", "c2")]}, "two different stages"),
         ({"scale_weights": {}, "cross_scale_pairs": []}, "contrast nothing"),
         ({"scale_weights": {"c2": 0.0}, "cross_scale_pairs": []}, "contrast nothing"),
         (
