@@ -1,9 +1,9 @@
-"""Pretrained checkpoints: which array of a published file is which weight here."""
+"""Loading of published checkpoints: reading files, and mapping their arrays to kseg's weights."""
 
 import importlib
 
-# Loaded when they are first used: files are looked at without Keras.
-_HOMES = {
+# Imported on first use, so that files can be inspected without importing Keras.
+_MODULES = {
     "LoadReport": "kseg.weights.load_report",
     "load_torch_state": "kseg.weights.torch_state",
     "load_weights": "kseg.weights.loading",
@@ -13,9 +13,9 @@ __all__ = ["LoadReport", "load_torch_state", "load_weights"]
 
 
 def __getattr__(name):
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__():

@@ -1,7 +1,7 @@
-"""What all readers of weights files share: a file that came from elsewhere must not harm.
+"""Safeguards shared by all readers of weights files, which may come from an untrusted source.
 
 A few bytes can claim a terabyte, or inflate to one. No reader takes more memory than `most_bytes`
-of the file's size, and whatever its parser stumbles over becomes one line.
+of the file's size, and every parser error becomes a one-line message.
 """
 
 import contextlib
@@ -9,36 +9,36 @@ import zipfile
 
 from kseg.errors import UserError
 
-# Networks are noise to a compressor; zeros of untrained layers are not.
+# Trained weights hardly compress; the zeros of untrained layers do.
 _RATIO = 20
-_SPARE = 2**26  # Bytes that any file may grow to.
+_SPARE = 2**26  # Bytes allowed in addition, whatever the size of the file.
 _CHUNK = 2**22
 
 
 def most_bytes(size):
-    """The bytes that what is in a file may take in memory.
+    """Limits the memory that the content of a file may take.
 
     Args:
         size: int, bytes of the file.
 
     Returns:
-        int: 20 times as many, and 64 MB.
+        int, bytes: 20 times the size, plus 64 MiB.
     """
     return _RATIO * size + _SPARE
 
 
 @contextlib.contextmanager
 def refuse_damage(path, kind, advice="Fetch it again"):
-    """Turns whatever reading a file raises into one line.
+    """Turns any error of reading a file into a one-line `UserError`.
 
     Args:
-        path: of the file.
-        kind: str, what it should be.
-        advice: str, the way out.
+        path: path of the file, for the message.
+        kind: str, the expected kind of file.
+        advice: str, what the user should do.
 
     Raises:
-        UserError: in place of every other exception. Parsers of damaged files raise anything:
-            `zlib.error`, `NotImplementedError`, `RecursionError`, `MemoryError`...
+        UserError: in place of every other exception. Parsers of damaged files raise errors of many
+            types: `zlib.error`, `NotImplementedError`, `RecursionError`, `MemoryError`...
     """
     try:
         yield
@@ -49,11 +49,11 @@ def refuse_damage(path, kind, advice="Fetch it again"):
         reason = text[0][:200] if text else ""
         if not reason or not isinstance(error, (ValueError, OSError, zipfile.BadZipFile)):
             reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
-        raise UserError(f"{path} is damaged, or no {kind} ({reason}). {advice}") from None
+        raise UserError(f"{path} is damaged or not a {kind} ({reason}). {advice}") from None
 
 
 def open_archive(file, size):
-    """Opens a zip archive whose members are not larger than they should be.
+    """Opens a zip archive after checking the sizes that its members claim.
 
     Args:
         file: path or binary file.
@@ -63,9 +63,9 @@ def open_archive(file, size):
         `zipfile.ZipFile`.
 
     Raises:
-        ValueError: if its members claim more than `most_bytes`, or are compressed in a way that
+        ValueError: if its members claim more than `most_bytes`, or use a compression method that
             NumPy, Keras and PyTorch do not use.
-        zipfile.BadZipFile: if it is no archive.
+        zipfile.BadZipFile: if it is not a zip archive.
     """
     archive = zipfile.ZipFile(file)
     try:
@@ -82,7 +82,7 @@ def open_archive(file, size):
 
 
 def read_member(archive, name):
-    """Reads a member of an archive piece by piece: it may inflate to more than it claims.
+    """Reads a member of an archive in chunks, since it may inflate to more than it claims.
 
     Args:
         archive: from `open_archive`.
@@ -93,14 +93,14 @@ def read_member(archive, name):
 
     Raises:
         KeyError: if there is no such member.
-        ValueError: if it has another size than it claims.
+        ValueError: if its size is not the claimed one.
         zipfile.BadZipFile, zlib.error: if it is damaged.
     """
     info = archive.getinfo(name)
     content = bytearray()
     with archive.open(info) as member:
-        while piece := member.read(_CHUNK):
-            content += piece
+        while chunk := member.read(_CHUNK):
+            content += chunk
             if len(content) > info.file_size:
                 break
     if len(content) != info.file_size:

@@ -1,4 +1,4 @@
-"""How the code bases that publish checkpoints name their arrays, and how to tell them apart."""
+"""Naming conventions of the code bases that publish checkpoints, and their recognition."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import typing
 
 from kseg.weights import deeplabv3, efficientnet_lite, hrnet, resnet, swin, upernet
 
-# What code bases put before the names of a network: wrappers, and the part of a whole model.
+# Prefixes of array names: those of wrappers, and of a network within a larger model.
 PREFIXES = (
     "module.",
     "model.",
@@ -26,22 +26,22 @@ _IMAGENET = "classifier of the pretraining"
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """The names that some code bases give to one network, or to one head.
+    """The array names that certain code bases use for one network or one head.
 
     Attributes:
-        name: str, for people: which network, of which code.
-        signature: tuple of regular expressions. Arrays bear these names if each of them matches
-            the beginning of one.
+        name: str, a description for users: the network and the code base.
+        signature: tuple of regular expressions. The convention applies if each of them matches the
+            beginning of an array's name.
         name_map: function from the name of an array, without prefixes, to a path, a tuple of paths
-            or None, as `kseg.weights.load_torch_state` takes it.
-        head: bool. False: the network is a backbone.
+            or None, as in `kseg.weights.load_torch_state`.
+        head: bool, whether the network is a head. False: it is a backbone.
         leftovers: dict from a regular expression, matched from the start of a name, to the reason
-            why such an array has no weight here.
+            why such an array has no weight in kseg.
         bind: function from the model to keyword arguments of `name_map`, or None.
-        prepare: function from all arrays, a dict by name, to those that `name_map` is for, or
-            None: where code bases differ by more than names.
-        lacks: regular expressions of the paths of weights that such files may have no arrays for,
-            and then for none of them.
+        prepare: function from all arrays, a dict by name, to those that `name_map` expects, for
+            code bases that differ by more than names; or None.
+        lacks: regular expressions of weight paths. Such files have arrays either for some of these
+            weights, and then for all, or for none of them.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Convention:
     lacks: tuple = ()
 
     def recognises(self, names):
-        """Whether each part of the signature matches one of the names."""
+        """Returns True if each part of the signature matches one of the names."""
         return all(any(re.match(pattern, name) for name in names) for pattern in self.signature)
 
     def bound(self, model):
-        """The name map for this model."""
+        """Returns the name map for this model."""
         if self.bind is None:
             return self.name_map
         return functools.partial(self.name_map, **self.bind(model))
@@ -135,21 +135,21 @@ CONVENTIONS = (
 
 
 def recognise(names, prefixes=PREFIXES):
-    """Finds the conventions that arrays are named by.
+    """Finds the conventions that the names of arrays follow.
 
     Args:
         names: iterable of str, the names of all arrays of a checkpoint.
         prefixes: as in `without_prefixes`.
 
     Returns:
-        list of `Convention`, of a backbone, of a head, or of both.
+        list of `Convention`: one for a backbone, one for a head, or both.
     """
     variants = {variant for name in names for variant in without_prefixes(name, prefixes)}
     return [convention for convention in CONVENTIONS if convention.recognises(variants)]
 
 
 def without_prefixes(name, prefixes=PREFIXES):
-    """Cuts prefixes off a name, one after the other.
+    """Strips prefixes from a name, one after the other.
 
     Args:
         name: str, such as `"module.backbone.conv1.weight"`.

@@ -1,9 +1,11 @@
+"""Array names of published DeepLabV3 heads, mapped to kseg's weights."""
+
 import re
 
 from kseg.weights.parameters import weight_path
 
-# Module -> (layer, part), `rate0` to `rate2` standing for the dilated convolutions in their order.
-# A part of None: a bare convolution.
+# Module -> (layer, part), where `rate0` to `rate2` are the dilated convolutions in their order. A
+# part of None denotes a bare convolution.
 _CONVOLUTION, _NORMALIZATION = "convolution", "normalization"
 TORCHVISION = {
     "classifier.0.convs.0.0": ("aspp_1x1", _CONVOLUTION),
@@ -58,7 +60,7 @@ MMSEGMENTATION = {
     "auxiliary_head.convs.0.bn": ("aux_fusion", _NORMALIZATION),
     "auxiliary_head.conv_seg": ("aux_logits", None),
 }
-# What RegionContrast's decoder keeps for training.
+# The memory that RegionContrast's decoder keeps for training.
 MEMORY = (r"(decoder\.)?(queue|ptr)\d+$",)
 
 _MODULES = TORCHVISION | REGION_CONTRAST | MMSEGMENTATION
@@ -66,15 +68,15 @@ _RATE = re.compile(r"deeplabv3_aspp_rate(\d+)/")
 
 
 def name_map(name, rates=(12, 24, 36)):
-    """Finds the weight that a parameter of a published DeepLabV3 head belongs to.
+    """Finds the weight that corresponds to a parameter of a published DeepLabV3 head.
 
     Covers the heads of torchvision (`classifier`, `aux_classifier`), of
-    github.com/hzhupku/RegionContrast (`decoder`, `auxor`, which may be cut off) and of
-    mmsegmentation (`decode_head`, `auxiliary_head`).
+    github.com/hzhupku/RegionContrast (`decoder`, `auxor`, both optional) and of mmsegmentation
+    (`decode_head`, `auxiliary_head`).
 
     Args:
         name: str, such as `"classifier.0.convs.1.0.weight"`.
-        rates: ascending ints, the model's dilation rates, which its layers are named after.
+        rates: ascending ints, the model's dilation rates, which are part of its layer names.
 
     Returns:
         str, such as `"deeplabv3_aspp_rate12/convolution/kernel"`, or None.
@@ -92,7 +94,7 @@ def name_map(name, rates=(12, 24, 36)):
 
 
 def arguments_for(model):
-    """Reads off a model what `name_map` has to know about it.
+    """Derives the arguments of `name_map` from a model.
 
     Args:
         model: built `keras.Model`.

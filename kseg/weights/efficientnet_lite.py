@@ -1,12 +1,14 @@
+"""Array names of published EfficientNet-Lites, mapped to the weights of kseg and keras-cv."""
+
 import re
 
 from kseg.weights.parameters import PARAMETERS
 
-# What an ImageNet checkpoint has beyond the backbone.
+# Modules of an ImageNet checkpoint that are not part of the backbone.
 CLASSIFIER = (r"_fc\.", r"classifier\.")
 
-_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # Of Lite0.
-# Of a module of a checkpoint: which convolution it is, or is the batch norm of.
+_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # Lite0's.
+# Module -> (convolution, part): the convolution itself, or its batch norm.
 _PACKAGE = {
     "_conv_stem": ("stem", "convolution"),
     "_bn0": ("stem", "normalization"),
@@ -28,7 +30,7 @@ _TIMM = {
     "conv_head": ("top", "convolution"),
     "bn2": ("top", "normalization"),
 }
-# The first stage, whose blocks do not expand, and all others.
+# Modules of blocks in the first stage, which do not expand, and in all others.
 _TIMM_FIRST_PARTS = {
     "conv_dw": ("depthwise", "convolution"),
     "bn1": ("depthwise", "normalization"),
@@ -45,7 +47,7 @@ _TIMM_PARTS = {
 }
 _TIMM_BLOCK = re.compile(r"blocks\.(?P<stage>\d+)\.(?P<block>\d+)\.(?P<part>\w+)")
 
-# Layers here, and in keras-cv.
+# Layer names in kseg, and in keras-cv.
 _OURS = {
     "stem": "conv_stem",
     "top": "conv_head",
@@ -70,10 +72,10 @@ _KERAS_CV_BLOCK = re.compile(r"block(\d+)[a-z]_dwconv/")
 
 
 def name_map(name, *, repeats=_REPEATS, keras_cv=False):
-    """Finds the weight of an EfficientNet-Lite that a parameter of a published one belongs to.
+    """Finds the weight that corresponds to a parameter of a published EfficientNet-Lite.
 
-    Covers the names of the package efficientnet_lite_pytorch, and those of timm, of whose networks
-    only `tf_efficientnet_lite*` pad their strided convolutions as TensorFlow does, and as here.
+    Covers the names of the package efficientnet_lite_pytorch and of timm. Of timm's networks only
+    `tf_efficientnet_lite*` pad strided convolutions as TensorFlow and kseg do.
 
     Args:
         name: str, such as `"_blocks.3._depthwise_conv.weight"`.
@@ -82,32 +84,32 @@ def name_map(name, *, repeats=_REPEATS, keras_cv=False):
             `kseg.backbones.build_efficientnet_lite`.
 
     Returns:
-        str, such as `"blocks_2_0_conv_dw/convolution/kernel"`, in keras-cv
-        `"block3a_dwconv/kernel"`; or None.
+        str, such as `"blocks_2_0_conv_dw/convolution/kernel"`, or `"block3a_dwconv/kernel"` for
+        keras-cv; or None.
     """
     module, _, parameter = name.rpartition(".")
-    place = None  # Stage and block.
-    found = _PACKAGE.get(module) or _TIMM.get(module)
+    position = None  # (stage, block)
+    target = _PACKAGE.get(module) or _TIMM.get(module)
     if match := _PACKAGE_BLOCK.fullmatch(module):
-        place = _place(int(match["block"]), repeats)
-        found = place and _PACKAGE_PARTS.get(match["part"])
+        position = _position(int(match["block"]), repeats)
+        target = position and _PACKAGE_PARTS.get(match["part"])
     elif match := _TIMM_BLOCK.fullmatch(module):
-        place = int(match["stage"]), int(match["block"])
-        found = (_TIMM_PARTS if place[0] else _TIMM_FIRST_PARTS).get(match["part"])
-    if not found or (parameter := PARAMETERS[found[1]].get(parameter)) is None:
+        position = int(match["stage"]), int(match["block"])
+        target = (_TIMM_PARTS if position[0] else _TIMM_FIRST_PARTS).get(match["part"])
+    if not target or (parameter := PARAMETERS[target[1]].get(parameter)) is None:
         return None
     if keras_cv:
-        prefix = f"block{place[0] + 1}{chr(ord('a') + place[1])}_" if place else ""
-        return f"{prefix}{_KERAS_CV[found]}/{parameter}"
-    prefix, layer = "", _OURS[found[0]]
-    if place:
-        prefix = f"blocks_{place[0]}_{place[1]}_"
-        layer = "conv_pw" if place[0] == 0 and found[0] == "project" else layer
-    return f"{prefix}{layer}/{found[1]}/{parameter}"
+        prefix = f"block{position[0] + 1}{chr(ord('a') + position[1])}_" if position else ""
+        return f"{prefix}{_KERAS_CV[target]}/{parameter}"
+    prefix, layer = "", _OURS[target[0]]
+    if position:
+        prefix = f"blocks_{position[0]}_{position[1]}_"
+        layer = "conv_pw" if position[0] == 0 and target[0] == "project" else layer
+    return f"{prefix}{layer}/{target[1]}/{parameter}"
 
 
-def _place(block, repeats):
-    """Stage and position in it of a block, numbered through; None: there are fewer."""
+def _position(block, repeats):
+    """Stage of a block and index within it, from its index in the network; None if too large."""
     for stage, repeat in enumerate(repeats):
         if block < repeat:
             return stage, block
@@ -116,7 +118,7 @@ def _place(block, repeats):
 
 
 def arguments_for(model):
-    """Reads off a model what `name_map` has to know about it.
+    """Derives the arguments of `name_map` from a model.
 
     Args:
         model: built `keras.Model`.

@@ -1,3 +1,5 @@
+"""Reading of weights files of every supported format, by suffix or by an index of shards."""
+
 import json
 import pathlib
 
@@ -21,29 +23,29 @@ READERS = {
     ".ckpt": read_torch_file,
 }
 KERAS_SUFFIXES = (".weights.h5", ".keras")
-# How the Hugging Face hub divides what is large: several files, and a list of what is in which.
+# The Hugging Face hub splits large checkpoints into several files, with an index of their arrays.
 INDEX_SUFFIX = ".index.json"
 INDEXES = (f"model.safetensors{INDEX_SUFFIX}", f"pytorch_model.bin{INDEX_SUFFIX}")
 
 
 def read_file(path):
-    """Reads all arrays of a weights file, by its suffix, or those of several files by their index.
+    """Reads all arrays of a weights file, or of several files by their index.
 
     Args:
-        path: str or path, of a suffix in `READERS`; `*.index.json` of the Hugging Face hub, or a
-            folder with one.
+        path: str or path of a file with a suffix in `READERS`, of an `*.index.json` of the Hugging
+            Face hub, or of a folder that contains one.
 
     Returns:
         `Checkpoint`.
 
     Raises:
-        UserError: if the file is missing, its suffix unknown, or its content damaged; if it is an
-            index, and a file that it names is missing or lacks an array.
+        UserError: if the file is missing, its suffix unknown, or its content damaged; for an index,
+            if a file that it names is missing or lacks an array.
     """
     path, suffix = find_file(path)
     checkpoint = _read_shards(path) if suffix == INDEX_SUFFIX else READERS[suffix](path)
     for name in (*checkpoint.arrays, *checkpoint.beside):
-        if not name.isprintable():  # It would break the lines of reports, or steer a terminal.
+        if not name.isprintable():  # It could break lines of reports, or control a terminal.
             raise UserError(f"{path} is damaged: it has an array {name!a}. Fetch it again")
     return checkpoint
 
@@ -52,7 +54,7 @@ def find_file(path):
     """Finds a weights file without reading it.
 
     Args:
-        path: as for `read_file`.
+        path: as in `read_file`.
 
     Returns:
         `(path, suffix)`: `pathlib.Path` of the file, and the key in `READERS`, or `INDEX_SUFFIX`.
@@ -62,10 +64,10 @@ def find_file(path):
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        found = [path / name for name in INDEXES if (path / name).exists()]
-        if not found:
+        indexes = [path / name for name in INDEXES if (path / name).exists()]
+        if not indexes:
             raise UserError(f"{path} is a folder. Name the weights file in it")
-        path = found[0]
+        path = indexes[0]
     known = [*READERS, INDEX_SUFFIX]
     suffix = next((suffix for suffix in known if path.name.endswith(suffix)), None)
     if suffix is None:
@@ -76,23 +78,23 @@ def find_file(path):
 
 
 def read_index(path):
-    """Reads which array is in which file.
+    """Reads the index of a checkpoint that is split into several files.
 
     Args:
-        path: `pathlib.Path` of a `*.index.json`.
+        path: `pathlib.Path` of an `*.index.json`.
 
     Returns:
         dict from the name of an array to that of a file in the same folder.
 
     Raises:
-        UserError: if it is damaged, or names files elsewhere.
+        UserError: if it is damaged, or names files outside its folder.
     """
-    with refuse_damage(path, "index of weights files"):
+    with refuse_damage(path, "valid index of weights files"):
         files = json.loads(path.read_text("utf-8"))["weight_map"]
         suffixes = (".safetensors", ".bin")
         for name in files.values():
             if pathlib.PurePath(name).name != name or not name.endswith(suffixes):
-                raise ValueError(f"{name!a} is no weights file beside it")
+                raise ValueError(f"{name!a} is not a weights file in the same folder")
     return files
 
 
@@ -109,7 +111,9 @@ def _read_shards(path):
         part = read_file(shard)
         twice = next((array for array in part.arrays if array in arrays), None)
         if twice is not None:
-            raise UserError(f"{shard} holds {twice!r}, as another file of {path}. Fetch them again")
+            raise UserError(
+                f"{shard} holds {twice!r}, as does another file of {path}. Fetch them again"
+            )
         arrays.update(part.arrays)
         beside.update(part.beside)
     missing = [name for name in files if name not in arrays]

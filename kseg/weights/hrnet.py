@@ -1,11 +1,15 @@
+"""Array names of published HRNets and of their heads, mapped to kseg's weights."""
+
 import re
 
 from kseg.weights.parameters import weight_path
 
-# What an ImageNet checkpoint has beyond the backbone: for `ignore` of `load_torch_state`.
+# Modules of an ImageNet checkpoint that are not part of the backbone, for `ignore` of
+# `load_torch_state`.
 CLASSIFIER = (r"incre_modules\.", r"downsamp_modules\.", r"final_layer\.", r"classifier\.")
 
-# Module of the official segmentation code -> (layer, part). A part of None: a bare convolution.
+# Module of the official segmentation code -> (layer, part). A part of None denotes a bare
+# convolution.
 _OCR_BLOCK = "ocr_distri_head.object_context_block"
 HEADS = {
     "last_layer.0": ("head_fusion", "convolution"),
@@ -39,11 +43,11 @@ _SEQUENTIAL = re.compile(r"(?P<parent>.*)\.(?P<index>[01])")
 
 
 def name_map(name):
-    """Finds the weight that a parameter of a published HRNet belongs to.
+    """Finds the weight that corresponds to a parameter of a published HRNet.
 
     Covers the backbone of timm and of the official code, whose names agree, and the heads of
-    `seg_hrnet.py` and `seg_hrnet_ocr.py` in github.com/HRNet/HRNet-Semantic-Segmentation. Their
-    checkpoints may carry a prefix (`model.`, `module.`), to be cut off beforehand.
+    `seg_hrnet.py` and `seg_hrnet_ocr.py` in github.com/HRNet/HRNet-Semantic-Segmentation. Prefixes
+    of their checkpoints (`model.`, `module.`) must be stripped beforehand.
 
     Args:
         name: str, such as `"stage2.0.branches.0.1.bn2.running_mean"`.
@@ -55,13 +59,13 @@ def name_map(name):
 
 
 def head_name_map(name):
-    """As `name_map`, for the heads alone."""
+    """Finds the weight as `name_map` does, for the heads only."""
     module, _, parameter = name.rpartition(".")
     return weight_path(*HEADS[module], parameter) if module in HEADS else None
 
 
 def backbone_name_map(name):
-    """As `name_map`, for the backbone alone."""
+    """Finds the weight as `name_map` does, for the backbone only."""
     module, _, parameter = name.rpartition(".")
     if not _BACKBONE.match(module):
         return None

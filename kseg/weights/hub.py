@@ -1,4 +1,4 @@
-"""Weights that are named by where they are published: `hf://` and `keras_cv://`."""
+"""Weights downloaded from the Hugging Face hub (`hf://`) or from keras-cv (`keras_cv://`)."""
 
 import importlib.util
 import pathlib
@@ -11,19 +11,19 @@ from kseg.weights.files import INDEX_SUFFIX, INDEXES, find_file, read_index
 _HUGGING_FACE = re.compile(
     r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(/(?P<file>[^@]+))?"
 )
-_MESSAGE = 150  # Characters of what a library says.
+_MAX_MESSAGE = 150  # Characters of a library's error message.
 FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def check_source(source):
-    """Refuses a source of weights that cannot be had, as far as that shows without reading it.
+    """Checks a source of weights without reading or downloading it.
 
     Args:
-        source: str, as for `kseg.weights.load_weights`.
+        source: str, as in `kseg.weights.load_weights`.
 
     Raises:
-        UserError: if there is no such file, or the source is of no known kind.
-        UnavailableError: if the package is missing that would download it.
+        UserError: if there is no such file, or the kind of source is unknown.
+        UnavailableError: if the package that would download it is not installed.
     """
     scheme, separator, _ = source.partition("://")
     if not separator:
@@ -37,7 +37,7 @@ def check_source(source):
             )
     elif scheme != "keras_cv":
         raise UserError(
-            "A source of weights is a file, hf://owner/name or keras_cv://preset. Received: "
+            "A source of weights must be a file, hf://owner/name or keras_cv://preset. Received: "
             f"{source}"
         )
 
@@ -46,17 +46,17 @@ def _parse_hugging_face(source):
     match = _HUGGING_FACE.fullmatch(source)
     if match is None:
         raise UserError(
-            f"A source on Hugging Face is hf://owner/name, with /file or @revision/file behind it. "
-            f"Received: {source}"
+            "A source on Hugging Face must be hf://owner/name, optionally followed by /file or "
+            f"@revision/file. Received: {source}"
         )
     return match
 
 
 def _by_hand(source, match):
-    """Tells how to do without the download."""
+    """Returns instructions to download the file on another machine."""
     return (
-        f"Download {match['file'] or ' or '.join(FILES)} of {match['repository']} where there is "
-        f"network, and give its path in place of {source}"
+        f"Download {match['file'] or ' or '.join(FILES)} of {match['repository']} on a machine "
+        f"with network access, and give its path in place of {source}"
     )
 
 
@@ -65,14 +65,15 @@ def fetch_from_hugging_face(source):
 
     Args:
         source: str, `hf://owner/name`, `hf://owner/name/file` or `hf://owner/name@revision/file`.
-            Without a file: the first of `FILES` and `INDEXES` that the repository has.
+            Without a file, the first of `FILES` and `INDEXES` that the repository has.
 
     Returns:
-        str, path of the local file; if it is an index, the files that it names lie beside it.
+        str, path of the local file; if it is an index, the files that it names are in the same
+        folder.
 
     Raises:
         UserError: if `source` is malformed.
-        UnavailableError: if huggingface_hub is not installed, or the file cannot be had.
+        UnavailableError: if huggingface_hub is not installed, or the file is not available.
     """
     check_source(source)
     match = _parse_hugging_face(source)
@@ -86,7 +87,7 @@ def fetch_from_hugging_face(source):
     from huggingface_hub.utils import logging
 
     def cached(name):
-        """The local path of a file without asking the network, which may not be there; or None."""
+        """Returns the path of a file in the local cache, without network access, or None."""
         path = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
         return path if isinstance(path, str) else None
 
@@ -96,7 +97,7 @@ def fetch_from_hugging_face(source):
 
     wanted.sort(key=lambda name: cached(name) is None)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # It reports every retry; the error below says it once.
+    logging.set_verbosity_error()  # No log of every retry: the error below reports the reason.
     try:
         for name in wanted:
             try:
@@ -106,15 +107,15 @@ def fetch_from_hugging_face(source):
                     for shard in dict.fromkeys(read_index(pathlib.Path(path)).values()):
                         fetch(f"{folder}/{shard}" if folder else shard)
                 return path
-            except errors.LocalEntryNotFoundError:  # No network, and it is a kind of the next.
+            except errors.LocalEntryNotFoundError:  # No network; a subclass of the next.
                 raise
             except errors.EntryNotFoundError:
                 continue
     except UserError:
         raise
-    except Exception as error:  # Of the hub, of HTTP, of the file system.
+    except Exception as error:  # From the hub, HTTP or the file system.
         raise UnavailableError(
-            f"{source} cannot be had: {_first_sentence(error)}. {by_hand}"
+            f"{source} is not available: {_first_sentence(error)}. {by_hand}"
         ) from None
     finally:
         logging.set_verbosity(verbosity)
@@ -130,11 +131,11 @@ def read_keras_cv_preset(source):
         source: str, `keras_cv://preset`, such as `keras_cv://efficientnetv2_s_imagenet`.
 
     Returns:
-        `Checkpoint` whose arrays are named by the paths of their weights.
+        `Checkpoint` with weight paths as names of the arrays.
 
     Raises:
         UserError: if keras-cv has no such preset, or it has no weights.
-        UnavailableError: if keras-cv is not installed, or the weights cannot be had.
+        UnavailableError: if keras-cv is not installed, or the weights are not available.
     """
     preset = source.removeprefix("keras_cv://")
     try:
@@ -148,17 +149,18 @@ def read_keras_cv_preset(source):
         for cls in vars(keras_cv.models).values()
         if isinstance(cls, type) and issubclass(cls, keras_cv.models.Backbone)
     ]
-    # The base class knows no presets: each class its own.
+    # The base class lists no presets; each class lists its own.
     known = {name: cls for cls in classes for name in cls.presets_with_weights}
     if preset not in known:
         choice = ", ".join(sorted(name for name in known if "imagenet" in name))
         raise UserError(f"keras-cv has no weights for a preset {preset!r}. Choose from {choice}")
     try:
         model = known[preset].from_preset(preset, load_weights=True)
-    except Exception as error:  # keras-cv wraps whatever the download raises in a bare Exception.
+    except Exception as error:  # keras-cv wraps every error of a download in a bare Exception.
         raise UnavailableError(
-            f"{source} cannot be had: {_first_sentence(error)}. Load it where there is network, by "
-            f"`kseg convert`, and give the file that it writes in place of {source}"
+            f"{source} is not available: {_first_sentence(error)}. Load it by `kseg convert` on a "
+            "machine with network access, and give the file that it writes in place of "
+            f"{source}"
         ) from None
     return Checkpoint({weight.path: weight.numpy() for weight in model.weights}, {})
 
@@ -166,4 +168,4 @@ def read_keras_cv_preset(source):
 def _first_sentence(error):
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     text = text.split(". ")[0].rstrip(".")
-    return text if len(text) <= _MESSAGE else f"{text[:_MESSAGE]}..."
+    return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}..."

@@ -1,4 +1,4 @@
-"""Reads the weights that Keras 3 saves: `.weights.h5`, and `.keras` which holds one."""
+"""A reader of the weights that Keras 3 saves: `.weights.h5`, and `.keras`, which contains one."""
 
 import io
 import math
@@ -14,16 +14,17 @@ from kseg.weights.checkpoint import Checkpoint, bfloat16_to_float32
 
 _WEIGHTS = "model.weights.h5"  # Inside a `.keras` archive.
 _HEAP, _HEAP_HEADER = b"GCOL\x01\x00\x00\x00", 16
-_MOST_ATTRIBUTE = 4096  # Bytes of a layer's name.
+_MAX_ATTRIBUTE = 4096  # Bytes of a layer's name.
 
 
 def read_keras_file(path):
     """Reads the arrays of a `.weights.h5` or `.keras` file. No class in it is looked up or run.
 
-    Keras files weights by the classes of the layers and numbers those of one class. The names here
-    are made of the layers' own names, which Keras notes beside them: `"conv1/convolution/0"` is
-    the first weight of `convolution` in the layer `conv1`. Names of models are left out, so that a
-    backbone's weights are called the same inside a segmenter. See `keras_names`.
+    Keras stores weights by the classes of the layers and numbers the layers of a class. The names
+    returned here consist of the layers' own names, which Keras stores as attributes:
+    `"conv1/convolution/0"` is the first weight of `convolution` in the layer `conv1`. Names of
+    models are omitted, so that a backbone's weights have the same names inside a segmenter. See
+    `keras_names`.
 
     Args:
         path: `pathlib.Path` of the file.
@@ -32,10 +33,10 @@ def read_keras_file(path):
         `Checkpoint`.
 
     Raises:
-        UserError: if the file is damaged, or so old that the layers' names are not in it.
+        UserError: if the file is damaged, or so old that it lacks the layers' names.
     """
     size = path.stat().st_size
-    with refuse_damage(path, "weights of Keras", "Fetch or save it again"):
+    with refuse_damage(path, "Keras weights file", "Fetch or save it again"):
         if path.suffix == ".keras":
             with open_archive(path, size) as archive:
                 content = read_member(archive, _WEIGHTS)
@@ -56,31 +57,31 @@ def read_keras_file(path):
                 )
             arrays = {}
             beside = {
-                name: "stands beside the layers" for name in group if name not in ("layers", "vars")
+                name: "not part of the layers" for name in group if name not in ("layers", "vars")
             }
             _Walk(path, most_bytes(size), arrays, beside).collect(group, "")
     return Checkpoint(arrays, beside)
 
 
 def _check_heaps(content):
-    """Refuses heaps of texts whose objects do not follow one another: HDF5 never ends with them.
+    """Refuses global heaps whose objects are not contiguous, which make HDF5 loop forever.
 
     Source: HDF5 File Format Specification 3.0, III.E, "Disk Format: Level 1E - Global Heap".
 
     Args:
-        content: bytes-like, a whole file with `find`.
+        content: bytes-like object with `find`, the whole file.
     """
     start = content.find(_HEAP)
     while start >= 0:
         (size,) = struct.unpack_from("<Q", content, start + 8)
-        place, end = start + _HEAP_HEADER, min(start + size, len(content))
-        while place + _HEAP_HEADER <= end:
-            index, _, _, length = struct.unpack_from("<HHIQ", content, place)
-            # What is free counts its own header.
+        position, end = start + _HEAP_HEADER, min(start + size, len(content))
+        while position + _HEAP_HEADER <= end:
+            index, _, _, length = struct.unpack_from("<HHIQ", content, position)
+            # The size of free space includes its own header.
             step = length if index == 0 else _HEAP_HEADER + -(-length // 8) * 8
-            if step < _HEAP_HEADER or place + step > end:
-                raise ValueError("its texts do not follow one another")
-            place += step
+            if step < _HEAP_HEADER or position + step > end:
+                raise ValueError("the objects of its global heap are not contiguous")
+            position += step
         start = content.find(_HEAP, start + 1)
 
 
@@ -88,24 +89,24 @@ class _Walk:
     """Collects the arrays of a file.
 
     Args:
-        path: of the file, for messages.
-        most: int, the bytes that all arrays may have together.
-        arrays, beside: dicts that are filled, see `Checkpoint`.
+        path: path of the file, for messages.
+        limit: int, the largest total size of all arrays in bytes.
+        arrays, beside: dicts to fill, see `Checkpoint`.
     """
 
-    def __init__(self, path, most, arrays, beside):
-        self.path, self.left, self.arrays, self.beside = path, most, arrays, beside
+    def __init__(self, path, limit, arrays, beside):
+        self.path, self.left, self.arrays, self.beside = path, limit, arrays, beside
         self._seen = set()
 
     def collect(self, group, prefix):
-        """Walks one layer's group: its weights are in `vars`, its parts in the other groups."""
+        """Reads one layer's group: its weights are in `vars`, its sublayers in the other groups."""
         members = self._members(group)
         for index, dataset in self._members(members.get("vars", {})).items():
             self.arrays[f"{prefix}{index}"] = self._array(dataset)
         is_model = "layers" in members
         for key in ["layers"] if is_model else [key for key in members if key != "vars"]:
             parts = self._members(members[key])
-            # Layers of a model, or in a list, have one more level.
+            # Layers of a model, or of a list, are nested one level deeper.
             for part in [members[key]] if "vars" in parts and not is_model else parts.values():
                 self._collect_part(part, prefix)
 
@@ -116,27 +117,27 @@ class _Walk:
         name = _name(inside["vars"])
         if name is None:
             raise UserError(
-                f"{self.path} does not have the names of the layers: it is from an older Keras. "
-                "Load it there, and save it again with Keras 3.12 or newer"
+                f"{self.path} lacks the names of the layers: an older Keras wrote it. Load it with "
+                "that version, and save it again with Keras 3.12 or newer"
             )
         if part.name.rpartition("/")[2].startswith("seed_generator"):
-            self.beside[f"{prefix}{name}"] = "is the state of a random generator"
+            self.beside[f"{prefix}{name}"] = "state of a random generator"
         elif "layers" in inside:  # A model inside the model.
             self._descend(part, prefix)
         else:
             self._descend(part, f"{prefix}{name}/")
 
     def _descend(self, group, prefix):
-        """Collects a group that was not met before: one in itself would have no end."""
+        """Collects a group that was not visited before: cycles would never end."""
         address = h5py.h5o.get_info(group.id).addr
         if address in self._seen:
-            raise ValueError(f"{group.name} stands in two places")
+            raise ValueError(f"{group.name} occurs twice")
         self._seen.add(address)
         self.collect(group, prefix)
 
     @staticmethod
     def _members(group):
-        """What a group holds itself; links would let a file read what the user did not name."""
+        """Returns the members of a group; refuses links, which could point to other files."""
         if not isinstance(group, h5py.Group):
             return {}
         for name in group:
@@ -146,14 +147,14 @@ class _Walk:
 
     def _array(self, dataset):
         if not isinstance(dataset, h5py.Dataset):
-            raise ValueError("a group stands where an array should")
+            raise ValueError("it has a group in place of an array")
         if dataset.external or dataset.is_virtual:
             raise ValueError(f"{dataset.name} points to another file")
         if dataset.dtype.hasobject:
-            raise ValueError(f"{dataset.name} is no array of numbers")
-        if dataset.id.get_create_plist().get_nfilters():  # They inflate without a limit.
+            raise ValueError(f"{dataset.name} is not an array of numbers")
+        if dataset.id.get_create_plist().get_nfilters():  # Filters can inflate without a limit.
             raise ValueError(f"{dataset.name} is compressed, which Keras does not do")
-        # HDF5 would fill what a file claims and does not hold.
+        # HDF5 would allocate and fill values that the file claims but does not store.
         size = math.prod(dataset.shape or ()) * dataset.dtype.itemsize
         stored = dataset.id.get_storage_size()
         if size > self.left or (dataset.chunks is None and 0 < stored != size):
@@ -165,15 +166,15 @@ class _Walk:
 
 
 def _name(group):
-    """The layer's name that Keras notes at its group, or None."""
+    """Returns the layer's name that Keras stores with its group, or None."""
     if "name" not in group.attrs:
         return None
     attribute = group.attrs.get_id("name")
-    if attribute.get_storage_size() > _MOST_ATTRIBUTE or attribute.shape != ():
-        raise ValueError(f"the name of {group.name} is no text")
+    if attribute.get_storage_size() > _MAX_ATTRIBUTE or attribute.shape != ():
+        raise ValueError(f"the name of {group.name} is not a string")
     name = group.attrs["name"]
     if not isinstance(name, str):
-        raise ValueError(f"the name of {group.name} is no text")
+        raise ValueError(f"the name of {group.name} is not a string")
     return name
 
 
@@ -187,7 +188,7 @@ def keras_names(model):
         dict from name, such as `"conv1/convolution/0"`, to the path of the weight, such as
         `"conv1/convolution/kernel"`.
     """
-    import keras  # Here: files are looked at without it.
+    import keras  # Imported late: files are read without Keras.
 
     names = {}
 
@@ -197,7 +198,7 @@ def keras_names(model):
             layer._trainable_variables + layer._non_trainable_variables
         ):
             names[f"{prefix}{index}"] = variable.path
-        # Models do not lend their names.
+        # Names of models are omitted.
         for part in layer._layers:
             walk(part, prefix if isinstance(part, keras.Model) else f"{prefix}{part.name}/")
 

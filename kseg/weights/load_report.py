@@ -1,3 +1,5 @@
+"""The report of loading a checkpoint: arrays used and unused, and weights left unchanged."""
+
 import dataclasses
 
 _NAMES_SHOWN = 3
@@ -5,16 +7,17 @@ _NAMES_SHOWN = 3
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What became of the arrays of a checkpoint and of the weights of a model.
+    """The use of a checkpoint's arrays, and the origin of a model's weights.
 
     Attributes:
         loaded: dict from the name of each array that was used to the path of its weight.
         unused: dict from the name of each array that was not used to the reason.
         missing: list of the paths of the weights that kept their values.
-        num_values: int, how many numbers were loaded.
-        source: str, where the arrays came from.
-        conventions: tuple of str, the code bases whose names the arrays bear.
-        folded: dict from the name of each array that went into another's weight to its path.
+        num_values: int, the number of values loaded.
+        source: str, the file or address of the checkpoint.
+        conventions: tuple of str, the code bases whose naming the arrays follow.
+        folded: dict from the name of each array that was folded into another weight (the bias of a
+            convolution) to the path of that weight (the moving mean after it).
     """
 
     loaded: dict
@@ -26,7 +29,7 @@ class LoadReport:
     folded: dict = dataclasses.field(default_factory=dict)
 
     def __str__(self):
-        """One line each: what was loaded, what was not and why, what keeps its first values."""
+        """Lists on one line each what was loaded, what was unused and why, and what was missing."""
         source = f" from {self.source}" if self.source else ""
         names = f" ({'; '.join(self.conventions)})" if self.conventions else ""
         lines = [
@@ -34,7 +37,7 @@ class LoadReport:
             f"{source}{names}"
         ]
         if self.folded:
-            lines.append(f"folded: {_some(self.folded)} into the moving means behind them")
+            lines.append(f"folded: {_some(self.folded)} into the moving means after them")
         reasons = {}
         for name, reason in self.unused.items():
             reasons.setdefault(reason, []).append(name)
@@ -42,7 +45,7 @@ class LoadReport:
         if self.missing:
             layers = dict.fromkeys(path.split("/")[0] for path in self.missing)
             lines.append(
-                f"initialised afresh: {len(self.missing)} weights of {_some(layers, 'layers')}"
+                f"newly initialized: {len(self.missing)} weights of {_some(layers, 'layers')}"
             )
         return "\n".join(lines)
 

@@ -1,3 +1,5 @@
+"""Loading of weights from any supported source into a backbone or a segmenter, all or none."""
+
 import dataclasses
 import typing
 
@@ -18,11 +20,11 @@ from kseg.weights.torch_state import (
     weights_by_path,
 )
 
-_PROJECTOR = "embedding_"  # Begins the names of a segmenter's projectors.
-_CLASSIFIER = "logits"  # Ends the names of the layers that have a channel for each class.
-# Begin the names of the heads of segmentation networks, whether or not kseg has that head.
+_PROJECTOR = "embedding_"  # Prefix of the names of a segmenter's projectors.
+_CLASSIFIER = "logits"  # Suffix of the names of layers with one channel per class.
+# Prefixes of the heads of segmentation networks, whether or not kseg has that head.
 _HEADS = (r"(decode|auxiliary|aux|segmentation|seg)_head\.", r"(aux_)?classifier\.", r"decoder\.")
-_TRAINING = ("ema/", "optimizer/", "seed/", "objective/")  # In the checkpoints of a run.
+_TRAINING = ("ema/", "optimizer/", "seed/", "objective/")  # Prefixes in the checkpoints of a run.
 
 
 def load_weights(
@@ -35,43 +37,43 @@ def load_weights(
     ignore=(),
     allow_missing=(),
 ):
-    """Loads pretrained weights into a backbone or a segmenter, all that fit together or none.
+    """Loads pretrained weights into a backbone or a segmenter; assigns nothing unless all fit.
 
-    Which code base wrote the file is seen from the names of its arrays: timm, torchvision,
+    The code base that wrote the file is recognized by the names of its arrays: timm, torchvision,
     mmsegmentation, Hugging Face transformers, the official code of a network, keras-cv, or kseg
     itself. Every array must have a weight, or a known reason to have none. Every weight must have
     an array, except
 
-    * the head and the projectors of a segmenter, if the file is that of a backbone,
+    * the head and the projectors of a segmenter, if the file contains a backbone only,
     * the projectors of a segmenter, if the file has none,
-    * the norms of a Swin's outputs, which classification does not have,
-    * a classifier, if that of the file has another number of classes.
+    * the norms of a Swin's outputs, which classification networks do not have,
+    * a classifier, if the one in the file has another number of classes.
 
-    These keep the values they have, and the report names them.
+    These keep their current values and are listed in the report.
 
     Args:
         model: built `Backbone`, or a segmenter from `kseg.segmenters.build_segmenter`.
         source: str. A file: `.weights.h5`, `.keras`, `.safetensors`, `.npz` (also a checkpoint of
-            a run), or PyTorch's `.pth`, `.pth.tar`, `.pt`, `.bin`, `.ckpt`, of which nothing is
-            run; several files by their `*.index.json`, or the folder of it. Or `hf://owner/name`,
-            `hf://owner/name/file`, `hf://owner/name@revision/file` on the Hugging Face hub. Or
-            `keras_cv://preset`, for a keras_cv backbone.
-        name_map: None, or a function as in `load_torch_state` for names that are not known here.
-        prefixes: tuple of str that are cut off the names of arrays where needed.
-        backbone_only: bool. Of a segmenter, loads the backbone only, and leaves the head of a
+            a run), or PyTorch's `.pth`, `.pth.tar`, `.pt`, `.bin`, `.ckpt`, which are read without
+            running any of their code; several files by their `*.index.json`, or its folder. Or
+            `hf://owner/name`, `hf://owner/name/file`, `hf://owner/name@revision/file` on the
+            Hugging Face hub. Or `keras_cv://preset`, for a keras_cv backbone.
+        name_map: None, or a function as in `load_torch_state`, for names that kseg does not know.
+        prefixes: tuple of str, stripped from the names of arrays where needed.
+        backbone_only: bool. If True, load only the backbone of a segmenter, and leave the head of a
             segmentation checkpoint unused.
         ignore: regular expressions, matched from the start of an array's name with or without its
-            prefixes: arrays that may stay unused.
+            prefixes: arrays that may remain unused.
         allow_missing: regular expressions, matched from the start of a weight's path: weights that
             may keep their values.
 
     Returns:
-        `LoadReport`; `str()` of it tells what was done. Queries, keys and values that Hugging Face
-        has apart are one array in it, `qkv`.
+        `LoadReport`, with a readable `str()`. Queries, keys and values, which Hugging Face stores
+        separately, appear in it as one array, `qkv`.
 
     Raises:
-        UserError: one line. If the file is missing or damaged, the names are not known or belong
-            to another network, or anything does not fit. The model is as before then.
+        UserError: if the file is missing or damaged, its names are unknown or belong to another
+            network, or anything does not fit. The message is one line; the model is unchanged.
         UnavailableError: a `UserError`, if the weights cannot be downloaded.
     """
     backbone = _find_backbone(model)
@@ -96,14 +98,14 @@ def load_weights(
             f"{named} is for another network: none of its {len(match.arrays)} arrays has a weight "
             f"in {target.name!r}. Arrays: {_some(match.arrays)}. Weights: {_some(weights)}"
         )
-    afresh = _leave_out_classifiers_of_other_classes(match, weights)
+    reset = _drop_classifiers_of_other_classes(match, weights)
     report = assign(
         weights,
         match.arrays,
         match.paths,
         layout=match.layout,
         unused=match.unused,
-        may_miss=_permission(match, weights, backbone, afresh, allow_missing),
+        may_miss=_permission(match, weights, backbone, reset, allow_missing),
         complaint=f"{named} does not fit {target.name!r}",
     )
     return dataclasses.replace(
@@ -116,15 +118,15 @@ def load_weights(
 
 @dataclasses.dataclass(frozen=True)
 class _Match:
-    """Which array is for which weight.
+    """The assignment of arrays to weights.
 
     Attributes:
         arrays: dict from name to array.
         paths: dict from the name of an array to the path of a weight, which the model need not
             have, or None.
-        unused: dict from the name of an array that has no weight to the reason.
+        unused: dict from the name of an array without a weight to the reason.
         layout: as in `assign`.
-        conventions: tuple of str, for people.
+        conventions: tuple of str, descriptions for users.
         lacks: tuples of regular expressions, see `Convention`.
     """
 
@@ -136,8 +138,8 @@ class _Match:
     lacks: tuple = ()
 
 
-def _permission(match, weights, backbone, afresh, allow_missing):
-    """A function from a path to bool: may this weight keep its values?"""
+def _permission(match, weights, backbone, reset, allow_missing):
+    """Returns a function from a path to bool: whether that weight may keep its values."""
     reached = {path for path in match.paths.values() if path in weights}
     own = None if backbone is None else {weight.path for weight in backbone.weights}
     has_head = own is None or bool(reached - own)
@@ -149,7 +151,7 @@ def _permission(match, weights, backbone, afresh, allow_missing):
     ]
 
     def may_miss(path):
-        if path.split("/")[0] in afresh or first_match(allow_missing, path):
+        if path.split("/")[0] in reset or first_match(allow_missing, path):
             return True
         if any(first_match(patterns, path) for patterns in lacks):
             return True
@@ -161,7 +163,7 @@ def _permission(match, weights, backbone, afresh, allow_missing):
 
 
 def _find_backbone(model):
-    """The backbone that a model is or has, or None."""
+    """Returns the model itself if it is a backbone, else its only backbone, or None."""
     if isinstance(model, Backbone):
         return model
     inside = [layer for layer in model.layers if isinstance(layer, Backbone)]
@@ -179,7 +181,7 @@ def _read(source):
 
 
 def _match_keras(target, weights, arrays, source):
-    """Finds the weights of arrays that bear the names of Keras' layers."""
+    """Finds the weights of arrays with the names of Keras layers."""
     known = {
         **keras_names(target),
         **{path: path for path in weights},
@@ -199,22 +201,22 @@ def _match_keras(target, weights, arrays, source):
         elif isinstance(target, Backbone):
             unused[name] = "not part of the backbone"
         elif preset:
-            unused[name] = "beyond the stages of the backbone"
-    convention = "keras-cv" if preset else "names of Keras' layers"
-    return _Match(arrays, paths, unused, _as_it_is, (convention,))
+            unused[name] = "not part of the stages of the backbone"
+    convention = "keras-cv" if preset else "names of Keras layers"
+    return _Match(arrays, paths, unused, _unchanged, (convention,))
 
 
-def _as_it_is(array, weight):
+def _unchanged(array, weight):
     return np.asarray(array)
 
 
 def _match_torch(target, weights, arrays, source, name_map, prefixes):
-    """Finds the weights of arrays that bear the names of PyTorch's modules."""
+    """Finds the weights of arrays with the names of PyTorch modules."""
     if name_map is None:
         conventions = recognise(arrays, prefixes)
         if not conventions:
             raise UserError(
-                f"The arrays of {source} bear names that are not known: {_some(arrays)}. Known: "
+                f"The arrays of {source} have unknown names: {_some(arrays)}. Known: "
                 + "; ".join(convention.name for convention in CONVENTIONS)
             )
         maps = [(convention, convention.bound(target)) for convention in conventions]
@@ -229,18 +231,18 @@ def _match_torch(target, weights, arrays, source, name_map, prefixes):
     paths, unused = {}, {}
     for name, array in arrays.items():
         variants = without_prefixes(name, prefixes)
-        found = [
+        candidates = [
             (convention, choose_path(weights, path, array, keras_layout))
             for convention, function in maps
             for variant in variants
             if (path := function(variant)) is not None
         ]
-        found.sort(key=lambda pair: pair[1] not in weights)
-        convention, paths[name] = found[0] if found else (None, None)
+        candidates.sort(key=lambda pair: pair[1] not in weights)
+        convention, paths[name] = candidates[0] if candidates else (None, None)
         if name.endswith("num_batches_tracked"):
             unused[name] = COUNTER
         elif name == "n_averaged":
-            unused[name] = "counter of the average of weights"
+            unused[name] = "counter of the weight average"
         elif paths[name] not in weights:
             is_head = (convention is not None and convention.head) or any(
                 first_match(_HEADS, variant) for variant in variants
@@ -267,21 +269,21 @@ def _leftover(conventions, variants):
     return None
 
 
-def _leave_out_classifiers_of_other_classes(match, weights):
-    """Takes classifiers whose number of classes differs out of a match; gives their layers."""
+def _drop_classifiers_of_other_classes(match, weights):
+    """Removes classifiers with another number of classes from a match; returns their layers."""
     layers = {}
     for name, path in match.paths.items():
         if path not in weights or not path.split("/")[0].endswith(_CLASSIFIER):
             continue
-        here = tuple(weights[path].shape)
-        there = match.layout(match.arrays[name], weights[path]).shape
-        if here != there and here[:-1] == there[:-1]:
-            layers[path.split("/")[0]] = (there[-1], here[-1])
+        shape = tuple(weights[path].shape)
+        file_shape = match.layout(match.arrays[name], weights[path]).shape
+        if shape != file_shape and shape[:-1] == file_shape[:-1]:
+            layers[path.split("/")[0]] = (file_shape[-1], shape[-1])
     for name, path in match.paths.items():
         layer = path and path.split("/")[0]
         if path in weights and layer in layers:
-            there, here = layers[layer]
-            match.unused[name] = f"classifier of {there} classes, where the model has {here}"
+            in_file, in_model = layers[layer]
+            match.unused[name] = f"classifier of {in_file} classes, where the model has {in_model}"
             match.paths[name] = None
     return set(layers)
 

@@ -1,4 +1,4 @@
-"""Reads `.npz` without trusting it: NumPy reserves memory for any shape that a header claims."""
+"""A reader of untrusted `.npz` files: NumPy's own allocates any shape that a header claims."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ from kseg.weights.archive import open_archive, read_member, refuse_damage
 from kseg.weights.checkpoint import Checkpoint
 
 _SUFFIX = ".npy"
-_MOST_AXES = 32
+_MAX_AXES = 32
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -18,7 +18,7 @@ _HEADERS = {
 
 
 class NpzFile:
-    """The arrays of an open `.npz`, each read when it is asked for.
+    """The arrays of an open `.npz`, each read on request.
 
     Attributes:
         names: list of str.
@@ -29,7 +29,7 @@ class NpzFile:
         members = archive.namelist()
         self.names = [name.removesuffix(_SUFFIX) for name in members if name.endswith(_SUFFIX)]
         if len(set(self.names)) < len(self.names):
-            raise ValueError("a name stands in it twice")
+            raise ValueError("it has a duplicate name")
 
     def read(self, name):
         """Reads an array.
@@ -41,18 +41,18 @@ class NpzFile:
             array.
 
         Raises:
-            KeyError: if there is none of this name.
-            ValueError: if it is damaged, has another size than its header claims, or is pickled.
+            KeyError: if there is no array of this name.
+            ValueError: if it is damaged, its size is not that of its header, or it is pickled.
         """
         content = read_member(self._archive, f"{name}{_SUFFIX}")
         file = io.BytesIO(content)
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:
-            raise ValueError(f"{name!r} is of the unknown version {version}")
+            raise ValueError(f"{name!r} has the unknown version {version}")
         shape, fortran_order, dtype = _HEADERS[version](file)
         if dtype.hasobject:
             raise ValueError("Object arrays cannot be loaded: nothing in the file is run")
-        if len(shape) > _MOST_AXES or any(extent < 0 for extent in shape):
+        if len(shape) > _MAX_AXES or any(extent < 0 for extent in shape):
             raise ValueError(f"{name!r} has an impossible shape")
         data = memoryview(content)[file.tell() :]
         if len(data) != math.prod(shape) * dtype.itemsize:
@@ -64,7 +64,7 @@ class NpzFile:
 
 @contextlib.contextmanager
 def open_npz(path):
-    """Opens an `.npz` file. Nothing in it is run, and no array is larger than the file allows.
+    """Opens an `.npz` file without running any of its content or exceeding `most_bytes`.
 
     Args:
         path: `pathlib.Path` of the file.
@@ -73,16 +73,16 @@ def open_npz(path):
         `NpzFile`.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError, zipfile.BadZipFile, zlib.error...: if it is damaged, here or in a read. See
-            `kseg.weights.archive.refuse_damage`.
+        FileNotFoundError: if there is no such file.
+        ValueError, zipfile.BadZipFile, zlib.error...: if it is damaged, when opening or reading.
+            See `kseg.weights.archive.refuse_damage`.
     """
     with open_archive(path, path.stat().st_size) as archive:
         yield NpzFile(archive)
 
 
 def read_npz_file(path):
-    """Reads the arrays of numbers of an `.npz` file; pickled objects in it are refused.
+    """Reads the numeric arrays of an `.npz` file; refuses pickled objects.
 
     Args:
         path: `pathlib.Path` of the file.
@@ -100,5 +100,5 @@ def read_npz_file(path):
             if array.dtype.kind in "fiub":
                 arrays[name] = array
             else:
-                beside[name] = f"is no array of numbers but of {array.dtype}"
+                beside[name] = f"array of {array.dtype}, not of numbers"
     return Checkpoint(arrays, beside)

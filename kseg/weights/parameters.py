@@ -1,4 +1,4 @@
-"""What the parameters of a PyTorch layer are called here."""
+"""PyTorch's parameter names and the corresponding names in Keras."""
 
 PARAMETERS = {
     "convolution": {"weight": "kernel", "bias": "bias"},
@@ -12,12 +12,11 @@ PARAMETERS = {
 
 
 def weight_path(layer, part, parameter):
-    """Puts together the path of a weight.
+    """Builds the path of a weight.
 
     Args:
-        layer: str, name of a layer here.
-        part: `"convolution"` or `"normalization"` of a `ConvNorm`, or None: the layer is a bare
-            convolution.
+        layer: str, name of a layer in kseg.
+        part: `"convolution"` or `"normalization"` of a `ConvNorm`, or None for a bare convolution.
         parameter: str, PyTorch's name of the parameter.
 
     Returns:

@@ -1,14 +1,16 @@
+"""Array names of published ResNets, mapped to kseg's weights."""
+
 import re
 
 from kseg.weights.parameters import weight_path
 
-# What an ImageNet checkpoint has beyond the backbone.
+# Modules of an ImageNet checkpoint that are not part of the backbone.
 CLASSIFIER = (r"fc\.",)
 
 # Modules in the deep stem: convolutions at 0, 3, 6; batch norms at 1, 4 and, in mmsegmentation, 7.
 _DEEP_STEM = re.compile(r"(?P<kind>conv1|stem)\.(?P<index>[013467])")
 _NAMED = re.compile(r"(?P<parent>layer\d\.\d+\.)(?P<kind>conv|bn)(?P<index>[123])")
-# Modules of a shortcut, without and with a pooling before its convolution.
+# Modules of a shortcut, without and with pooling before its convolution.
 _SHORTCUT = {
     False: {0: "convolution", 1: "normalization"},
     True: {1: "convolution", 2: "normalization"},
@@ -17,22 +19,22 @@ _DOWNSAMPLE = re.compile(r"(?P<parent>layer\d\.\d+\.downsample)\.(?P<index>[012]
 
 
 def name_map(name, average_shortcut=None):
-    """Finds the weight that a parameter of a published ResNet belongs to.
+    """Finds the weight that corresponds to a parameter of a published ResNet.
 
-    Covers torchvision and timm, whose names agree, with a 7x7 convolution first (v1b) or three 3x3
-    ones (v1c, v1d), and mmsegmentation, which calls the latter `stem`.
+    Covers torchvision and timm, whose names agree, with a stem of one 7x7 convolution (v1b) or
+    three 3x3 ones (v1c, v1d), and mmsegmentation, which calls the latter `stem`.
 
-    Two names mean different things in different variants: `bn1` belongs to the only convolution
-    of the stem or to its third; `downsample.1` is the batch norm, or the convolution behind v1d's
-    pooling. Where it is not known, both weights are given, and the model and the shape decide.
+    Two names are ambiguous: `bn1` belongs to the only convolution of the stem or to its third;
+    `downsample.1` is the batch norm, or the convolution after v1d's pooling. If the variant is not
+    known, both paths are returned, and the model and the shape decide.
 
     Args:
         name: str, such as `"layer1.0.bn2.running_mean"`, without prefixes such as `backbone.`.
         average_shortcut: bool, whether the model is a v1d, whose weights have the same shapes as
-            v1c's; None: not known.
+            v1c's; None if unknown.
 
     Returns:
-        str, such as `"layer1_0_conv2/normalization/moving_mean"`, a tuple of such, or None.
+        str, such as `"layer1_0_conv2/normalization/moving_mean"`, a tuple of such paths, or None.
     """
     module, _, parameter = name.rpartition(".")
     if module == "conv1":
@@ -62,7 +64,7 @@ def name_map(name, average_shortcut=None):
 
 
 def arguments_for(model):
-    """Reads off a model what `name_map` has to know about it.
+    """Derives the arguments of `name_map` from a model.
 
     Args:
         model: built `keras.Model`.

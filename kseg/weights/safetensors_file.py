@@ -1,8 +1,7 @@
-"""Reads `.safetensors`.
+"""A reader of `.safetensors`.
 
-The format is a JSON header and one buffer. A reader of our own needs no package, widens bfloat16
-(which the NumPy side of the package does not read by itself), and says in one line what is wrong
-with a file.
+The format is a JSON header and one buffer. This reader needs no package, converts bfloat16 (which
+the NumPy interface of the safetensors package does not support), and reports damage in one line.
 """
 
 import json
@@ -37,27 +36,27 @@ def read_safetensors_file(path):
     """Reads the tensors of a `.safetensors` file.
 
     Source: github.com/huggingface/safetensors, "Format": 8 bytes little-endian N, N bytes of JSON
-    `{name: {"dtype", "shape", "data_offsets": [begin, end]}}`, then the buffer, which the tensors
-    fill without gaps or overlaps.
+    `{name: {"dtype", "shape", "data_offsets": [begin, end]}}`, then the buffer, which tensors fill
+    without gaps or overlaps.
 
     Args:
         path: `pathlib.Path` of the file.
 
     Returns:
-        `Checkpoint`. bfloat16 comes as float32, others as the dtype of the same name.
+        `Checkpoint`. bfloat16 is converted to float32; other dtypes are kept.
 
     Raises:
-        UserError: if the file is damaged, cut off, or has a dtype that NumPy lacks (8-bit floats).
+        UserError: if the file is damaged or truncated, or NumPy lacks a dtype of it (8-bit floats).
     """
     with refuse_damage(path, "safetensors file"):
         data = path.read_bytes()
         header, buffer = _split(data)
-        arrays, place = {}, 0
+        arrays, position = {}, 0
         header.pop("__metadata__", None)
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             begin, end = entry["data_offsets"]
-            if begin != place:
-                raise ValueError(f"{name!r} begins at byte {begin} instead of {place}")
+            if begin != position:
+                raise ValueError(f"{name!r} begins at byte {begin} instead of {position}")
             if entry["dtype"] not in _DTYPES:
                 raise ValueError(f"{name!r} has the unknown dtype {entry['dtype']!r}")
             dtype = np.dtype(_DTYPES[entry["dtype"]])
@@ -70,9 +69,9 @@ def read_safetensors_file(path):
                 raise ValueError(f"{name!r} has {end - begin} bytes for the shape {shape}")
             array = np.frombuffer(buffer[begin:end], dtype).reshape(shape)
             arrays[name] = bfloat16_to_float32(array) if entry["dtype"] == "BF16" else array
-            place = end
-        if place != len(buffer):
-            raise ValueError(f"{len(buffer)} bytes follow the header, of which {place} are used")
+            position = end
+        if position != len(buffer):
+            raise ValueError(f"{len(buffer)} bytes follow the header, {position} of them are used")
     return Checkpoint({name: arrays[name] for name in header}, {})
 
 
@@ -81,15 +80,15 @@ def _split(data):
         raise ValueError("it is shorter than its header")
     (length,) = struct.unpack("<Q", data[:8])
     if length > min(len(data) - 8, _MAX_HEADER):
-        raise ValueError(f"its header would have {length} bytes")
+        raise ValueError(f"its header claims {length} bytes")
     header = json.loads(data[8 : 8 + length], object_pairs_hook=_without_duplicates)
     if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     return header, memoryview(data)[8 + length :]
 
 
 def _without_duplicates(pairs):
     entries = dict(pairs)
     if len(entries) < len(pairs):
-        raise ValueError("a name stands twice in its header")
+        raise ValueError("its header has a duplicate name")
     return entries

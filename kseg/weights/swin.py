@@ -1,17 +1,20 @@
+"""Array names of published Swin transformers, mapped to kseg's weights."""
+
 import re
 
 import numpy as np
 
 from kseg.weights.parameters import PARAMETERS
 
-# What an ImageNet checkpoint has beyond the backbone, the norm before its classifier included.
+# Modules of an ImageNet checkpoint that are not part of the backbone, including the norm before its
+# classifier.
 CLASSIFIER = (r"head\.", r"classifier\.", r"norm\.", r"layernorm\.")
-# What follows from the sizes of windows and images.
+# Arrays that follow from the sizes of windows and images.
 CONSTANTS = (r".*\.relative_position_index$", r".*\.attn_mask$")
-# Weights that such a checkpoint has no arrays for: each output's own norm.
+# Weights that an ImageNet checkpoint lacks: the norms of the outputs.
 OUTPUT_NORMS = (r"norm[0-3]/",)
 
-# Modules of Hugging Face and mmsegmentation, and what Microsoft's code calls them.
+# Module names of Hugging Face and mmsegmentation, and the corresponding ones of Microsoft's code.
 _SYNONYMS = {
     r"embeddings\.patch_embeddings\.projection": "patch_embed.proj",
     r"embeddings\.norm": "patch_embed.norm",
@@ -45,20 +48,20 @@ _UNFOLDED = re.compile(r"(.*\.)?stages\.\d\.downsample\.(norm|reduction)\.(weigh
 
 
 def name_map(name):
-    """Finds the weight that a parameter of a published Swin transformer belongs to.
+    """Finds the weight that corresponds to a parameter of a published Swin transformer.
 
     Covers the names of Microsoft's code for classification and segmentation, of timm, of Hugging
     Face and of mmsegmentation; the latter two after `prepare`.
 
-    `layers.1.downsample` is the one behind stage 1 in Microsoft's code and in old files of timm,
-    and the one before it in new ones. Both are given, and the shape decides.
+    `layers.1.downsample` follows stage 1 in Microsoft's code and in old files of timm, and precedes
+    it in new ones. Both paths are returned, and the shape decides.
 
     Args:
         name: str, such as `"layers.0.blocks.1.mlp.fc2.bias"`, without prefixes such as `backbone.`
             or `swin.`.
 
     Returns:
-        str, such as `"layers_0_blocks_1/mlp_fc2/bias"`, a tuple of such, or None.
+        str, such as `"layers_0_blocks_1/mlp_fc2/bias"`, a tuple of such paths, or None.
     """
     module, _, parameter = name.rpartition(".")
     for pattern, replacement in _SYNONYMS.items():
@@ -90,17 +93,17 @@ def _path(layer, part, parameter):
 
 
 def prepare(arrays):
-    """Rewrites what differs between code bases by more than a name.
+    """Converts arrays that differ between code bases by more than their names.
 
-    Hugging Face has queries, keys and values apart: they are stacked. In mmsegmentation, a merged
-    patch has its channels in another order: pixels row by row, and faster than channels, where all
-    others have them column by column, and slower.
+    Hugging Face stores queries, keys and values separately: they are stacked. mmsegmentation orders
+    the channels of a merged patch differently: pixels row by row, varying faster than channels;
+    all others have pixels column by column, varying slower.
 
     Args:
         arrays: dict from the names of parameters, with or without prefixes, to arrays.
 
     Returns:
-        dict of the same kind. What needs no rewriting is as it was.
+        dict of the same kind; other arrays are unchanged.
     """
     prepared = dict(arrays)
     for name in arrays:
@@ -116,6 +119,6 @@ def prepare(arrays):
 
 
 def _column_by_column(array):
-    """Brings the last axis from (channel, row, column) to (column, row, channel)."""
+    """Reorders the last axis from (channel, row, column) to (column, row, channel)."""
     x = array.reshape((*array.shape[:-1], -1, 2, 2))
     return x.swapaxes(-1, -3).reshape(array.shape)

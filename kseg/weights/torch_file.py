@@ -1,9 +1,9 @@
-"""Reads what `torch.save` wrote, without PyTorch and without running anything that is in it.
+"""A reader of files from `torch.save`, without PyTorch and without running any of their content.
 
-A PyTorch checkpoint is a pickle, and a pickle is a program. The reader here knows the handful of
-names that a dictionary of tensors needs; whatever else a file names becomes an object that does
-nothing, and is told of. None of the names it knows can do more than describe a tensor; the memory
-that a description points to is checked before it is touched.
+A PyTorch checkpoint is a pickle, and a pickle is a program. This reader resolves only the few names
+that a dictionary of tensors needs; any other name becomes an inert object and is reported. The
+resolved names can only describe a tensor; the memory that a description refers to is checked before
+it is accessed.
 """
 
 import io
@@ -19,8 +19,8 @@ from kseg.errors import UserError
 from kseg.weights.archive import most_bytes, open_archive, read_member, refuse_damage
 from kseg.weights.checkpoint import Checkpoint, bfloat16_to_float32
 
-# Entries of a training checkpoint that hold the network, the first one present counts: those of
-# averaged weights only where there are no others.
+# Entries of a training checkpoint that contain the network; the first one present is used. Averaged
+# weights come last, for files that have no others.
 WRAPPERS = (
     "state_dict",
     "model",
@@ -51,21 +51,21 @@ _STORAGES = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-# More classes than any training code hangs on its checkpoints.
-_MOST_CLASSES = 1000
-_MOST_ARGUMENTS = 100
-_MOST_AXES = 32
+# More classes than any training code stores in its checkpoints.
+_MAX_CLASSES = 1000
+_MAX_ARGUMENTS = 100
+_MAX_AXES = 32
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
 def read_torch_file(path):
     """Reads the tensors of a `.pth`, `.pt`, `.bin` or `.ckpt` file.
 
-    Both formats of `torch.save` are read: the zip archive (since PyTorch 1.6) and the stream of
-    pickles before it. Read is what a dictionary of tensors consists of: storages of float64,
+    Both formats of `torch.save` are supported: the zip archive (since PyTorch 1.6) and the earlier
+    stream of pickles. Supported content is that of a dictionary of tensors: storages of float64,
     float32, float16, bfloat16, integers and booleans, tensors and parameters on them with any
-    strides, `OrderedDict`, and Python's plain values. Objects of other classes (a NumPy number, the
-    arguments of the training script) may stand beside; they are not made.
+    strides, `OrderedDict`, and plain Python values. Objects of other classes (a NumPy number, the
+    arguments of the training script) may be present; they are not created.
 
     Source: `torch/serialization.py` of PyTorch, for the layout.
 
@@ -73,13 +73,13 @@ def read_torch_file(path):
         path: `pathlib.Path` of the file.
 
     Returns:
-        `Checkpoint`. Tensors are those of the file's dictionary, or of the one that it holds under
-        a key of `WRAPPERS`. bfloat16 comes as float32, the others as the dtype of the same name.
-        `beside` names also the classes of other objects.
+        `Checkpoint` with the tensors of the file's dictionary, or of the one under a key of
+        `WRAPPERS`. bfloat16 is converted to float32; other dtypes are kept. `beside` also lists the
+        classes of other objects.
 
     Raises:
-        UserError: if the file is damaged, or holds no tensors (perhaps as objects of other classes,
-            which are named). Nothing of it was run then.
+        UserError: if the file is damaged, or holds no tensors (or only objects of other classes,
+            which the message names). None of its content has been run.
     """
     with refuse_damage(path, "PyTorch checkpoint"):
         file = _Bytes(path.read_bytes())
@@ -98,7 +98,7 @@ class _Storage(typing.NamedTuple):
     dtype: str
     key: str
     numel: int
-    view: tuple | None  # (offset, length) in elements: how old files shared memory.
+    view: tuple | None  # (offset, length) in elements, by which old files share memory.
 
 
 class _Tensor(typing.NamedTuple):
@@ -109,7 +109,7 @@ class _Tensor(typing.NamedTuple):
 
 
 class _StateDict(dict):
-    """Stands for `OrderedDict`; drops the attributes that PyTorch hangs on it."""
+    """Replaces `OrderedDict`; drops the attributes that PyTorch sets on it."""
 
     __slots__ = ()
 
@@ -118,7 +118,7 @@ class _StateDict(dict):
 
 
 class _Rebuild:
-    """A function that a pickle may call, but not alter."""
+    """A function that a pickle may call but not modify."""
 
     __slots__ = ("_function",)
 
@@ -129,7 +129,7 @@ class _Rebuild:
         return self._function(*arguments)
 
     def __setstate__(self, state):
-        raise pickle.UnpicklingError("a function is given attributes")
+        raise pickle.UnpicklingError("it sets attributes of a function")
 
 
 def _tensor(storage, offset, size, stride, *unused):
@@ -141,13 +141,13 @@ def _parameter(tensor, *unused):
 
 
 def _size(extents=()):
-    if len(extents) > _MOST_AXES:  # Copies of a long one would fill the memory.
+    if len(extents) > _MAX_AXES:  # Copies of a long tuple could exhaust the memory.
         raise ValueError("a tensor has too many axes")
     return tuple(extents)
 
 
 class _Inert:
-    """Stands for an object of a class that is not known here: takes all, keeps and does nothing."""
+    """Replaces an object of an unknown class: accepts everything, stores and does nothing."""
 
     __slots__ = ()
 
@@ -185,28 +185,28 @@ _GLOBALS = {
 
 
 class _Bytes(io.BytesIO):
-    """A file in memory which knows that a name cut off at its end is none."""
+    """A file in memory that refuses a line truncated at its end."""
 
     def readline(self, *arguments):
         line = super().readline(*arguments)
         if not line.endswith(b"\n"):
-            raise EOFError("it is cut off")
+            raise EOFError("it is truncated")
         return line
 
 
-# The unpickler written in Python: the one in C reserves memory for any number that a file names.
+# The Python implementation: the C implementation allocates any size that a file claims.
 class _Unpickler(pickle._Unpickler):
     """Unpickles a tree of plain values, tensors and inert objects.
 
     Args:
         file: `_Bytes`.
-        classes: dict from the name of a class that is not known to what stands for it; filled.
+        classes: dict to fill, from the name of an unknown class to its replacement.
 
     Attributes:
-        storages: dict from key to `_Storage`, all that the tree refers to.
+        storages: dict from key to `_Storage`, all storages that the tree refers to.
     """
 
-    # What hashes objects, or reserves what a file claims, is replaced.
+    # Opcodes that hash objects, or allocate a size that the file claims, are overridden.
     dispatch: typing.ClassVar = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file, classes):
@@ -223,15 +223,15 @@ class _Unpickler(pickle._Unpickler):
             return known
         full = f"{module}.{name}"
         if full not in self._classes:
-            if len(self._classes) == _MOST_CLASSES:
-                raise pickle.UnpicklingError(f"more than {_MOST_CLASSES} classes")
+            if len(self._classes) == _MAX_CLASSES:
+                raise pickle.UnpicklingError(f"more than {_MAX_CLASSES} classes")
             self._classes[full] = type("_Inert", (_Inert,), {"__slots__": ()})
         return self._classes[full]
 
     def _state_dict(self, pairs=()):
-        """An `OrderedDict`, as Python 2 pickled it: with its items as an argument."""
+        """Creates an `OrderedDict` as pickled by Python 2, with its items as an argument."""
         self._pairs_left -= len(pairs)
-        if self._pairs_left < 0:  # The same items over and over.
+        if self._pairs_left < 0:  # The pickle repeats the same items.
             raise pickle.UnpicklingError("a dictionary is larger than the file")
         items = _StateDict()
         for key, value in pairs:
@@ -305,20 +305,20 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _hashable(key):
-    """Refuses keys whose hash may have no end: tuples in tuples, which Python follows in C.
+    """Refuses keys that are costly to hash: nested tuples, whose recursion in C is unbounded.
 
-    Also integers beyond 2^60, of which any number can be made that share a hash.
+    Also integers beyond 2^60, of which arbitrarily many with the same hash can be constructed.
     """
     for part in key if type(key) is tuple else (key,):
         plain = type(part) in _PLAIN and not (type(part) is int and abs(part) >= 2**60)
         if not plain and not _is_inert(part):
-            raise pickle.UnpicklingError("a dictionary has a key that is no plain value")
+            raise pickle.UnpicklingError("a dictionary has a key that is not a plain value")
     return key
 
 
 def _few(arguments):
-    """Refuses calls with many arguments: they are copied at each, and may be the same ones."""
-    if len(arguments) > _MOST_ARGUMENTS:
+    """Refuses calls with many arguments: each call copies them, and many calls can share them."""
+    if len(arguments) > _MAX_ARGUMENTS:
         raise pickle.UnpicklingError("a call has too many arguments")
 
 
@@ -328,16 +328,16 @@ def _is_inert(value):
 
 def _count(value):
     if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError("a size is no number, or negative")
+        raise ValueError("a size is not a number, or negative")
     return value
 
 
 def _read_archive(archive, size):
-    """Gives `(tree, read, classes)` of a zip archive.
+    """Reads the pickle of a zip archive.
 
     Returns:
-        the unpickled tree; a function from a storage to its values and their byte order; the names
-        of the classes that are not known.
+        `(tree, read, classes)`: the unpickled tree; a function from a storage to its bytes and
+        their byte order; the unknown classes by name.
     """
     pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(pickles) != 1:
@@ -363,30 +363,30 @@ def _read_archive(archive, size):
 
 
 def _read_legacy(file, end):
-    """As `_read_archive`, for the stream of pickles that PyTorch wrote before 1.6."""
+    """Does the same as `_read_archive` for the stream of pickles written before PyTorch 1.6."""
     file.seek(0)
     classes = {}
     if _Unpickler(file, classes).load() != _LEGACY_MAGIC:
-        raise ValueError("it begins with another number than PyTorch's")
+        raise ValueError("it does not begin with PyTorch's magic number")
     if _Unpickler(file, classes).load() != _LEGACY_PROTOCOL:
         raise ValueError("its protocol is unknown")
     byteorder = "little" if _Unpickler(file, classes).load()["little_endian"] else "big"
     unpickler = _Unpickler(file, classes)
     tree = unpickler.load()
     keys = _Unpickler(file, classes).load()
-    places = {}
+    positions = {}
     for key in keys:
         storage = unpickler.storages[_hashable(key)]
         (numel,) = struct.unpack("<q" if byteorder == "little" else ">q", file.read(8))
         length = storage.numel * _itemsize(storage.dtype)
-        places[key] = file.tell()
-        if numel != storage.numel or places[key] + length > end:
-            raise ValueError(f"storage {key} is cut off")
+        positions[key] = file.tell()
+        if numel != storage.numel or positions[key] + length > end:
+            raise ValueError(f"storage {key} is truncated")
         file.seek(length, 1)
 
     def read(storage):
-        place = places[storage.key]
-        return file.getbuffer()[place : place + storage.numel * _itemsize(storage.dtype)], byteorder
+        start = positions[storage.key]
+        return file.getbuffer()[start : start + storage.numel * _itemsize(storage.dtype)], byteorder
 
     return tree, read, classes
 
@@ -395,53 +395,54 @@ def _itemsize(dtype):
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
-def _select(path, tree, read, classes, most):
+def _select(path, tree, read, classes, limit):
     """Finds the network's dictionary in an unpickled tree and reads its tensors.
 
     Args:
-        path: of the file.
+        path: path of the file, for messages.
         tree, read, classes: see `_read_archive`.
-        most: int, the bytes that all arrays may have together: a stride of 0 makes any of one.
+        limit: int, the largest total size of all arrays in bytes: a stride of 0 can make a tensor
+            of any size from a single value.
     """
     beside = {}
-    for _ in range(3):  # Wrapped at most thrice.
+    for _ in range(3):  # At most three levels of wrappers.
         if not isinstance(tree, dict) or any(type(value) is _Tensor for value in tree.values()):
             break
         wrapper = next((key for key in WRAPPERS if isinstance(tree.get(key), dict)), None)
         if wrapper is None:
             break
-        beside.update({str(key): f"stands beside {wrapper!r}" for key in tree if key != wrapper})
+        beside.update({str(key): f"not part of {wrapper!r}" for key in tree if key != wrapper})
         tree = tree[wrapper]
     tensors = {}
     for key, value in tree.items() if isinstance(tree, dict) else ():
         if type(value) is _Tensor and type(key) is str:
             tensors[key] = value
         else:
-            beside[str(key)] = "is no tensor"
+            beside[str(key)] = "not a tensor"
     if not tensors and classes:
         raise UserError(
-            f"{path} holds {next(iter(classes))!r}, which is no part of a dictionary of tensors "
-            "and is not run here. If you trust the file, load it with PyTorch and save its "
-            "state_dict() alone"
+            f"{path} holds {next(iter(classes))!r}, which is not part of a dictionary of tensors "
+            "and is not run. If you trust the file, load it with PyTorch and save only its "
+            "state_dict()"
         )
     if not tensors:
-        found = f" Its keys: {', '.join(map(ascii, list(beside)[:8]))}" if beside else ""
+        keys = f" Its keys: {', '.join(map(ascii, list(beside)[:8]))}" if beside else ""
         raise UserError(
-            f"{path} holds no dictionary of tensors, neither at its top nor under one of "
-            f"{', '.join(WRAPPERS)}.{found}"
+            f"{path} holds no dictionary of tensors, neither at its top level nor under one of "
+            f"{', '.join(WRAPPERS)}.{keys}"
         )
     values, arrays = {}, {}
     for name, tensor in tensors.items():
         arrays[name] = _view(tensor, values, read)
-        most -= arrays[name].nbytes
-        if most < 0:
-            raise ValueError("its tensors are far larger than what is stored")
-    beside.update(dict.fromkeys(classes, "objects of a class that is not run here"))
+        limit -= arrays[name].nbytes
+        if limit < 0:
+            raise ValueError("its tensors are far larger than the stored data")
+    beside.update(dict.fromkeys(classes, "objects of a class that is not run"))
     return Checkpoint(arrays, beside)
 
 
 def _view(tensor, values, read):
-    """Gives a tensor's array, a view of its storage's values, which are read once."""
+    """Returns a tensor's array, a view of the values of its storage, which are read once."""
     storage = tensor.storage
     if type(storage) is not _Storage:
         raise ValueError("a tensor has no storage")
@@ -458,13 +459,13 @@ def _view(tensor, values, read):
     offset = _count(tensor.offset)
     size = tuple(_count(extent) for extent in tensor.size)
     stride = tuple(_count(step) for step in tensor.stride)
-    if len(size) != len(stride) or len(size) > _MOST_AXES:
-        raise ValueError("a tensor has more sizes than strides, or fewer, or too many")
+    if len(size) != len(stride) or len(size) > _MAX_AXES:
+        raise ValueError("a tensor has too many axes, or not one stride for each")
     if 0 in size:
         return np.zeros(size, flat.dtype)
     if math.prod(size) >= 2**48:
         raise ValueError("a tensor is larger than any memory")
-    # What the strides reach must be inside: NumPy would read any memory.
+    # All elements must be within the storage: NumPy would read any memory.
     last = offset + sum((extent - 1) * step for extent, step in zip(size, stride, strict=True))
     if last >= flat.size:
         raise ValueError("a tensor reaches beyond its storage")

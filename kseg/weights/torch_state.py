@@ -1,3 +1,5 @@
+"""Assignment of arrays to a model's weights, with conversion from PyTorch's layout."""
+
 import re
 
 import keras
@@ -6,26 +8,26 @@ import numpy as np
 from kseg.errors import UserError
 from kseg.weights.load_report import LoadReport
 
-COUNTER = "counter of batches, which the batch norms here do not keep"
+COUNTER = "counter of batches, which kseg's batch norms do not have"
 _PROBLEMS_SHOWN = 5
 
 
 def load_torch_state(model, arrays, name_map, *, ignore=(), allow_missing=()):
     """Assigns the arrays of a PyTorch `state_dict` to the weights of a model.
 
-    Nothing is assigned unless everything fits. Kernels are brought to the layout of Keras, see
-    `keras_layout`. The bias of a convolution that has none here because a batch norm follows is
-    taken off that batch norm's moving mean, which comes to the same.
+    Nothing is assigned unless everything fits. Kernels are converted to the layout of Keras, see
+    `keras_layout`. If a convolution before a batch norm has a bias in PyTorch but none in the
+    model, the bias is subtracted from that batch norm's moving mean, which is equivalent.
 
     Args:
         model: built `keras.Model` (or layer).
         arrays: dict from PyTorch's parameter names to arrays.
         name_map: callable from a parameter name to the path of a weight, such as
-            `"conv1/convolution/kernel"`, to a tuple of paths of which the first that the model has
-            in this shape counts, or to None where the array has no counterpart. See
+            `"conv1/convolution/kernel"`; to a tuple of paths, of which the first that the model has
+            in this shape is used; or to None if the array has no counterpart. See
             `kseg.weights.hrnet.name_map`.
         ignore: regular expressions, matched from the start of a parameter name: arrays that may
-            stay unused. Counters (`num_batches_tracked`) always may.
+            remain unused. Counters (`num_batches_tracked`) always may.
         allow_missing: regular expressions, matched from the start of a weight's path: weights that
             may keep their values.
 
@@ -33,9 +35,9 @@ def load_torch_state(model, arrays, name_map, *, ignore=(), allow_missing=()):
         `LoadReport`.
 
     Raises:
-        UserError: if an array has no weight and is not ignored, a weight has no array and is not
-            allowed to miss it, two arrays claim one weight, a shape differs, or a value is not
-            finite. The message is one line with the first of these.
+        UserError: if an array has no weight and is not ignored, a weight has no array and is not in
+            `allow_missing`, two arrays map to one weight, a shape differs, or a value is not
+            finite. The message is one line with the first of these problems.
     """
     unused = {}
     for name in arrays:
@@ -66,12 +68,12 @@ def assign(weights, arrays, paths, *, layout, unused, may_miss, complaint):
         weights: dict from path to variable.
         arrays: dict from name to array.
         paths: dict from the name of an array to the path of its weight, or None.
-        layout: function `(array, weight)` that brings an array to the layout of a variable, as far
-            as it can.
-        unused: dict from the name of an array to the reason why it is not used. One that has a
-            weight is used all the same.
+        layout: function `(array, weight)` that converts an array to the layout of a variable; the
+            shape of its result may still differ.
+        unused: dict from the name of an array to the reason for not using it. An array that has a
+            weight is used nevertheless.
         may_miss: function from a path to bool, whether the weight may keep its values.
-        complaint: str, begins the error message.
+        complaint: str, the beginning of the error message.
 
     Returns:
         `LoadReport`.
@@ -98,7 +100,7 @@ def assign(weights, arrays, paths, *, layout, unused, may_miss, complaint):
                 loaded[name] = path
         elif name in unused:
             continue
-        elif (mean := _moving_mean_behind(path)) in weights:
+        elif (mean := _moving_mean_after(path)) in weights:
             biases[name] = mean
         else:
             target = "no rule for its name" if path is None else f"the model has no weight {path}"
@@ -125,8 +127,8 @@ def assign(weights, arrays, paths, *, layout, unused, may_miss, complaint):
     )
 
 
-def _moving_mean_behind(path):
-    """The moving mean of the batch norm behind the convolution whose bias `path` is."""
+def _moving_mean_after(path):
+    """Path of the moving mean of the batch norm after the convolution whose bias is `path`."""
     end = "convolution/bias"
     if path is None or not path.endswith(end):
         return None
@@ -134,7 +136,7 @@ def _moving_mean_behind(path):
 
 
 def weights_by_path(model):
-    """Names the weights of a model by their paths.
+    """Returns the weights of a model by path.
 
     Args:
         model: built `keras.Model` (or layer).
@@ -152,7 +154,7 @@ def weights_by_path(model):
 
 
 def choose_path(weights, paths, array, layout):
-    """Picks, of several paths, the one that the model has in the shape of an array.
+    """Chooses, among several paths, the weight that has the shape of an array.
 
     Args:
         weights: dict from path to variable.
@@ -161,8 +163,8 @@ def choose_path(weights, paths, array, layout):
         layout: as in `assign`.
 
     Returns:
-        str, the first path whose shape fits; else the first that there is; else the first; None
-        if there is no path.
+        str, the first path whose shape fits; else the first that the model has; else the first;
+        None if there is no path.
     """
     if paths is None or isinstance(paths, str):
         return paths
@@ -174,23 +176,23 @@ def choose_path(weights, paths, array, layout):
 
 
 def first_match(patterns, name):
-    """The first regular expression that matches from the start of `name`, or None."""
+    """Returns the first regular expression that matches from the start of `name`, or None."""
     return next((pattern for pattern in patterns if re.match(pattern, name)), None)
 
 
 def keras_layout(array, weight):
-    """Brings a parameter of PyTorch to the layout of Keras.
+    """Converts a parameter of PyTorch to the layout of Keras.
 
-    Kernels of convolutions go from `(out, in, height, width)` to `(height, width, in, out)`, those
-    of depthwise ones, whose channels each see one, from `(channels, 1, height, width)` to
-    `(height, width, channels, 1)`, those of dense layers from `(out, in)` to `(in, out)`.
+    Kernels of convolutions are transposed from `(out, in, height, width)` to
+    `(height, width, in, out)`, those of depthwise convolutions from `(channels, 1, height, width)`
+    to `(height, width, channels, 1)`, those of dense layers from `(out, in)` to `(in, out)`.
 
     Args:
         array: array.
-        weight: the variable that it is for; a kernel is one whose path ends in `kernel`.
+        weight: the target variable; it is a kernel if its path ends in `kernel`.
 
     Returns:
-        array, perhaps a view; of a weight that is no kernel: as it is.
+        array, possibly a view; unchanged if the weight is not a kernel.
     """
     array = np.asarray(array)
     if not weight.path.endswith("kernel"):

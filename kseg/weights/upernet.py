@@ -1,3 +1,5 @@
+"""Array names of published UPerNet heads, mapped to kseg's weights."""
+
 import re
 
 from kseg.weights.parameters import weight_path
@@ -10,13 +12,13 @@ _MODULES = {
     r"lateral_convs\.(\d)": lambda index: f"c{int(index) + 2}_lateral",
     r"fpn_convs\.(\d)": lambda index: f"c{int(index) + 2}_fpn",
     r"fpn_bottleneck": lambda: "fusion",
-    r"convs\.0": lambda: "fusion",  # Of the auxiliary head.
+    r"convs\.0": lambda: "fusion",  # In the auxiliary head.
 }
 _NAME = re.compile(r"(?P<head>decode_head|auxiliary_head)\.(?P<module>.+)\.(?P<parameter>\w+)")
 
 
 def name_map(name):
-    """Finds the weight that a parameter of a published UPerNet head belongs to.
+    """Finds the weight that corresponds to a parameter of a published UPerNet head.
 
     Covers mmsegmentation and Hugging Face's `UperNetForSemanticSegmentation`, with an auxiliary
     head of one convolution.
@@ -34,6 +36,6 @@ def name_map(name):
         return weight_path(f"{prefix}logits", None, parameter)
     module, _, part = match["module"].rpartition(".")
     for pattern, layer in _MODULES.items():
-        if part in _PARTS and (found := re.fullmatch(pattern, module)):
-            return weight_path(prefix + layer(*found.groups()), _PARTS[part], parameter)
+        if part in _PARTS and (match_module := re.fullmatch(pattern, module)):
+            return weight_path(prefix + layer(*match_module.groups()), _PARTS[part], parameter)
     return None

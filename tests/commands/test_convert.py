@@ -79,7 +79,7 @@ def test_config_with_a_backbone_only_writes_the_backbone(tmp_path, capsys):
     backbone = write_source(source)
     call("--source", source, "--config", config(tmp_path), "--output", output)
     printed = capsys.readouterr().out
-    assert "initialised afresh" in printed
+    assert "newly initialized" in printed
     assert f"wrote {output}: resnet18, {len(backbone.weights)} weights" in printed
     assert not load_weights(build_backbone("resnet18"), output).missing
 

@@ -29,7 +29,7 @@ def test_any_other_content(suffix, tmp_path):
     path = tmp_path / f"x{suffix}"
     for content in (b"", b"PK\x03\x04", b"no weights at all, but some lines\n" * 9):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"is damaged, or no .*(Fetch|save)") as caught:
+        with pytest.raises(UserError, match=r"is damaged or not a .*(Fetch|save)") as caught:
             read_file(path)
         assert "\n" not in str(caught.value)
 
@@ -104,7 +104,7 @@ def test_an_index_that_does_not_fit_its_files(tmp_path):
 def test_an_index_must_not_name_files_elsewhere(name, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": name}}))
-    with pytest.raises(UserError, match="is damaged, or no index of weights files"):
+    with pytest.raises(UserError, match="is damaged or not a valid index of weights files"):
         read_file(index)
 
 

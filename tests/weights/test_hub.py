@@ -80,9 +80,9 @@ def test_no_network_is_one_line_that_says_what_to_do(hub, error):
     with pytest.raises(UnavailableError) as caught:
         fetch_from_hugging_face("hf://timm/net")
     assert str(caught.value) == (
-        "hf://timm/net cannot be had: No connection. Download model.safetensors or "
-        "pytorch_model.bin of timm/net where there is network, and give its path in place of "
-        "hf://timm/net"
+        "hf://timm/net is not available: No connection. Download model.safetensors or "
+        "pytorch_model.bin of timm/net on a machine with network access, and give its path in "
+        "place of hf://timm/net"
     )
 
 
@@ -122,13 +122,13 @@ def test_keras_cv_preset(monkeypatch, keras_cv):
     assert set(checkpoint.arrays) == {"dense/kernel", "dense/bias"}
 
 
-def test_keras_cv_preset_that_cannot_be_had(monkeypatch, keras_cv):
+def test_keras_cv_preset_that_is_not_available(monkeypatch, keras_cv):
     def from_preset(cls, preset, load_weights):
         raise Exception("URL fetch failure\nand a traceback")
 
     cls = keras_cv.models.EfficientNetV2Backbone
     monkeypatch.setattr(cls, "from_preset", classmethod(from_preset))
-    with pytest.raises(UnavailableError, match=r"cannot be had: URL fetch failure\. Load it"):
+    with pytest.raises(UnavailableError, match=r"is not available: URL fetch failure\. Load it"):
         read_keras_cv_preset("keras_cv://efficientnetv2_b0_imagenet")
     with pytest.raises(UserError, match=r"'efficientnetv2_b9'.*efficientnetv2_b0_imagenet"):
         read_keras_cv_preset("keras_cv://efficientnetv2_b9")

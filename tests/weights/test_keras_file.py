@@ -58,7 +58,7 @@ def test_what_training_adds_is_no_weight(tmp_path):
     model.save(tmp_path / "x.keras")
     checkpoint = read_keras_file(tmp_path / "x.keras")
     assert set(checkpoint.arrays) == set(keras_names(model))
-    assert checkpoint.beside["optimizer"] == "stands beside the layers"
+    assert checkpoint.beside["optimizer"] == "not part of the layers"
 
 
 def test_bfloat16(tmp_path):
@@ -83,7 +83,7 @@ def test_random_generators_are_no_weights(tmp_path):
     edit(path, change)
     checkpoint = read_keras_file(path)
     assert set(checkpoint.arrays) == set(keras_names(toy_backbone()))
-    assert checkpoint.beside["dropout/seed_generator"] == "is the state of a random generator"
+    assert checkpoint.beside["dropout/seed_generator"] == "state of a random generator"
 
 
 def test_cut_off(tmp_path):
@@ -144,7 +144,7 @@ def test_layouts_that_are_not_known(tmp_path):
     path = tmp_path / "x.weights.h5"
     toy_backbone().save_weights(path)
     edit(path, lambda file: file["layers/conv_norm/vars"].attrs.pop("name"))
-    with pytest.raises(UserError, match="does not have the names of the layers"):
+    with pytest.raises(UserError, match="lacks the names of the layers"):
         read_keras_file(path)
     with h5py.File(path, "w") as file:
         file["model_weights/conv/kernel"] = np.ones(2)

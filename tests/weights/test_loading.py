@@ -144,7 +144,7 @@ def test_pytorch_file(tmp_path):
     model = tiny_resnet()
     report = load_weights(model, path)
     assert_equal(model, values(source))
-    assert report.unused["epoch"] == "stands beside 'state_dict'"
+    assert report.unused["epoch"] == "not part of 'state_dict'"
 
 
 def test_backbone_into_a_segmenter(tmp_path):
@@ -156,7 +156,7 @@ def test_backbone_into_a_segmenter(tmp_path):
     rest = set(before) - set(values(source))
     assert set(report.missing) == rest
     assert_equal(model, before, rest)
-    assert re.search(r"initialised afresh: \d+ weights of \d+ layers", str(report))
+    assert re.search(r"newly initialized: \d+ weights of \d+ layers", str(report))
 
 
 def test_whole_network(tmp_path):
@@ -208,7 +208,7 @@ def test_classifier_of_other_classes(tmp_path):
     assert_equal(model, values(source), set(before) - classifiers)
     reason = "classifier of 21 classes, where the model has 3"
     assert report.unused["aux_classifier.4.weight"] == reason
-    assert "initialised afresh: 4 weights of deeplabv3_" in str(report)
+    assert "newly initialized: 4 weights of deeplabv3_" in str(report)
 
 
 def test_bias_before_a_batch_norm_is_folded(tmp_path):
@@ -321,7 +321,7 @@ def test_another_network(tmp_path):
     with pytest.raises(UserError, match=r"\(ResNet of timm.*\) does not fit 'hrnet'"):
         load_weights(backbone, path)
     write(tmp_path, {"visual.proj": np.zeros(3)}, "y.npz")
-    with pytest.raises(UserError, match=r"names that are not known: visual\.proj\. Known: HRNet"):
+    with pytest.raises(UserError, match=r"unknown names: visual\.proj\. Known: HRNet"):
         load_weights(backbone, tmp_path / "y.npz")
     write(tmp_path, {"other/kernel": np.zeros(3)}, "z.npz")
     with pytest.raises(UserError, match="for another network: none of its 1 arrays"):

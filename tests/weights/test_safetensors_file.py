@@ -78,15 +78,17 @@ def test_bfloat16_scalar_and_empty(tmp_path):
         ({"w": {"dtype": "F32", "shape": [2]}}, 8, "data_offsets"),
         ({"w": entry("F32", [2], "0", "8")}, 8, "begins at byte 0"),
         ({"w": 3}, 8, ""),
-        (b"[1]", 8, "header is no JSON object"),
+        (b"[1]", 8, "header is not a JSON object"),
         (b"{", 8, "Expecting property name"),
-        (b'{"w": 1, "w": 2}', 8, "a name stands twice"),
+        (b'{"w": 1, "w": 2}', 8, "a duplicate name"),
         (b"\xff\xfe", 8, ""),
     ],
 )
 def test_damage_is_named(header, length, message, tmp_path):
     path = write(tmp_path / "x.safetensors", header, bytes(length))
-    with pytest.raises(UserError, match=f"is damaged, or no safetensors file.*{message}") as caught:
+    with pytest.raises(
+        UserError, match=f"is damaged or not a safetensors file.*{message}"
+    ) as caught:
         read_safetensors_file(path)
     assert "\n" not in str(caught.value)
 

@@ -75,8 +75,8 @@ def test_what_pytorch_itself_wrote(name):
     # Made by make_torch_fixtures.py.
     checkpoint = read_torch_file(FIXTURES / f"torch_{name}.pth")
     assert checkpoint.beside == {
-        "epoch": "stands beside 'state_dict'",
-        "optimizer": "stands beside 'state_dict'",
+        "epoch": "not part of 'state_dict'",
+        "optimizer": "not part of 'state_dict'",
     }
     arrays = checkpoint.arrays
     kernel = np.arange(24, dtype="float32").reshape(2, 3, 2, 2)
@@ -106,9 +106,9 @@ def test_wrappers(write, keys, tmp_path):
     checkpoint = read_torch_file(write(tmp_path / "x.pth", value))
     np.testing.assert_array_equal(checkpoint.arrays["w"], [1, 1])
     assert checkpoint.beside == {
-        "epoch": f"stands beside {keys[-1]!r}",
-        "meta": f"stands beside {keys[-1]!r}",
-        "version": "is no tensor",
+        "epoch": f"not part of {keys[-1]!r}",
+        "meta": f"not part of {keys[-1]!r}",
+        "version": "not a tensor",
     }
 
 
@@ -245,10 +245,10 @@ def test_what_training_code_of_hrnet_keeps(write, best, tmp_path):
     value = {"epoch": 1, "best_mIoU": best, "state_dict": {"w": tensor(np.ones(2, "float32"))}}
     checkpoint = read_torch_file(write(tmp_path / "checkpoint.pth.tar", value))
     np.testing.assert_array_equal(checkpoint.arrays["w"], [1, 1])
-    assert checkpoint.beside["best_mIoU"] == "stands beside 'state_dict'"
+    assert checkpoint.beside["best_mIoU"] == "not part of 'state_dict'"
     named = [name for name in checkpoint.beside if name.startswith("numpy.")]
     assert named
-    assert all("is not run here" in checkpoint.beside[name] for name in named)
+    assert all("is not run" in checkpoint.beside[name] for name in named)
 
 
 class Hyperparameters(dict):
@@ -294,4 +294,4 @@ def test_averaged_weights_where_there_are_no_others(write, key, tmp_path):
     np.testing.assert_array_equal(only.arrays["w"], [1, 1])
     both = read_torch_file(write(tmp_path / "y.pth", {key: averaged, "model": own}))
     np.testing.assert_array_equal(both.arrays["w"], [2, 2])
-    assert both.beside == {key: "stands beside 'model'"}
+    assert both.beside == {key: "not part of 'model'"}
