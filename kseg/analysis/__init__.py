@@ -1,1 +1,1 @@
-"""Looking at trained networks: what they cost, what they learned."""
+"""Analysis of trained networks: their cost, features, failures, and an HTML report."""

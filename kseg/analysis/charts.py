@@ -1,6 +1,6 @@
-"""Charts, drawn with matplotlib: as PNG files, and as SVG that takes the ink of the page around it.
+"""Charts by matplotlib, as PNG, or as SVG that adopts the text color of the surrounding page.
 
-matplotlib is an extra, and imported only where a chart is drawn.
+matplotlib is an optional dependency, imported only when a chart is drawn.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ import numpy as np
 from kseg import display
 from kseg.analysis.extras import require
 
-# Readable on white and on near-black, and apart for the colour-blind (after Okabe and Ito).
+# Readable on white and near-black, and distinguishable with color blindness (after Okabe and Ito).
 LINES = ("#2f7fc1", "#e0762f", "#2f9e6e", "#b65fb0", "#c99a1e", "#d6483f", "#6f7b8c", "#4db3c9")
 _INK = "#12161c"
 _STYLE = {
     "font.size": 9,
-    "text.parse_math": False,  # Names may hold $.
+    "text.parse_math": False,  # Names may contain $.
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -47,14 +47,13 @@ _STYLE = {
 
 
 def training_curves(train, evaluation):
-    """Draws how a training went: loss terms, learning rate, scores.
+    """Draws the curves of a training run: loss terms, learning rate, scores.
 
-    Thin lines are what was measured, thick ones are smoothed: each value is the mean of the
-    values up to it, the last ones weighing most.
+    Thin lines are measured values, thick lines are smoothed by `smooth`.
 
     Args:
         train: dict from a tag to `(steps, values)`: `loss/...`, `learning_rate`.
-        evaluation: the same: `mean_iou`, `pixel_accuracy`, `mean_accuracy`.
+        evaluation: dict of the same form: `mean_iou`, `pixel_accuracy`, `mean_accuracy`.
 
     Returns:
         matplotlib figure.
@@ -85,7 +84,7 @@ def training_curves(train, evaluation):
                 axes[2].plot(steps, 100 * np.array(values), "o-", markersize=3.5, color=color)
                 axes[2].lines[-1].set_label(f"{name} ({100 * values[-1]:.1f})")
         axes[2].set_ylim(0, 100)
-        # Beside the other curves, also where there is only one evaluation.
+        # The same range of steps in all plots, even with a single evaluation.
         last = max([steps[-1] for steps, _ in [*train.values(), *evaluation.values()]], default=1)
         for axis in axes:
             axis.set(xlabel="step", xlim=(-0.03 * last, 1.03 * last))
@@ -96,15 +95,15 @@ def training_curves(train, evaluation):
     return figure
 
 
-def point_map(places, classes, palette, *, title, class_names=None):
-    """Draws points in the plane in the colours of their classes.
+def point_map(positions, classes, palette, *, title, class_names=None):
+    """Draws points in the plane in the colors of their classes.
 
     Args:
-        places: float array `(points, 2)`.
+        positions: float array `(points, 2)`.
         classes: int array `(points,)`.
         palette: list of `[red, green, blue]`.
         title: str.
-        class_names: list of str: draws a legend of the classes that occur. None: without.
+        class_names: list of str, for a legend of the classes that occur, or None: no legend.
 
     Returns:
         matplotlib figure.
@@ -114,12 +113,12 @@ def point_map(places, classes, palette, *, title, class_names=None):
     with drawing() as subplots:
         figure, (axis,) = subplots(1, 1, width=5.2 + 1.4 * columns, height=5)
         for n in present:
-            chosen = places[classes == n]
+            chosen = positions[classes == n]
             color = np.array(palette[n]) / 255
             axis.scatter(*chosen.T, s=16, color=color, edgecolor=(_INK, 0.35), linewidth=0.4)
             if columns:
                 axis.scatter([], [], s=36, color=color, edgecolor=_INK, linewidth=0.4)
-                # A label that begins with _ would be left out.
+                # matplotlib omits labels that begin with _.
                 name = f" {class_names[n]}" if class_names[n][:1] == "_" else class_names[n]
                 axis.collections[-1].set_label(display.fit(name, 28).rstrip())
         axis.set(xticks=[], yticks=[], title=title)
@@ -131,7 +130,7 @@ def point_map(places, classes, palette, *, title, class_names=None):
 
 
 def histogram(shares, *, title):
-    """Draws how often which share occurs.
+    """Draws a histogram of fractions.
 
     Args:
         shares: float array, in [0, 1].
@@ -150,14 +149,16 @@ def histogram(shares, *, title):
 
 
 def smooth(values, weight=0.8):
-    """Mean of the values up to each, weighed by `weight` to the power of the distance.
+    """Smooths values by an exponential moving average without initialization bias.
+
+    Value i is the mean of values 0 to i, weighted by `weight ** distance`.
 
     Args:
         values: list of float.
         weight: float in [0, 1).
 
     Returns:
-        list of float, as long.
+        list of float of the same length.
     """
     total = norm = 0.0
     smoothed = []
@@ -169,20 +170,20 @@ def smooth(values, weight=0.8):
 
 
 def png(figure):
-    """The bytes of a PNG file, on white."""
+    """Returns the bytes of a PNG file with a white background."""
     content = io.BytesIO()
-    with _without_remarks():
+    with _without_glyph_warnings():
         metadata = {"Software": None}
         figure.savefig(content, format="png", dpi=150, facecolor="white", metadata=metadata)
     return content.getvalue()
 
 
 def svg(figure, name):
-    """An `<svg>` element without a background, its ink that of the text around it.
+    """Returns an `<svg>` element without background, drawn in the color of the surrounding text.
 
     Args:
         figure: matplotlib figure.
-        name: str, letters only, begins each id: so that several fit into one page.
+        name: str, letters only, a prefix of each id, so that a page can contain several charts.
 
     Returns:
         str.
@@ -191,7 +192,7 @@ def svg(figure, name):
 
     content = io.StringIO()
     rc = {"svg.hashsalt": name, "svg.fonttype": "path"}
-    with matplotlib.rc_context(rc), _without_remarks():
+    with matplotlib.rc_context(rc), _without_glyph_warnings():
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(content, format="svg", transparent=True, metadata=metadata)
     text = content.getvalue()
@@ -201,15 +202,15 @@ def svg(figure, name):
     text = re.sub(r'href="#', f'href="#{name}-', text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     text = text.replace(_INK, "currentColor")
-    # The page sets the size: the view box remains.
+    # The page sets the size; only the view box is kept.
     head, rest = text.split(">", 1)
     head = re.sub(r' (width|height|version|xmlns(:xlink)?)="[^"]*"', "", head)
     return f"{head}>{rest}".replace("xlink:href", "href")
 
 
 @contextlib.contextmanager
-def _without_remarks():
-    """Says nothing of signs that the font lacks: boxes stand for them."""
+def _without_glyph_warnings():
+    """Suppresses warnings about characters missing from the font, which are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"(Glyph|Matplotlib currently does not support) ")
         yield
@@ -217,7 +218,7 @@ def _without_remarks():
 
 @contextlib.contextmanager
 def drawing():
-    """Gives a function that makes figures, in our style, without pyplot's global state."""
+    """Yields a function that creates figures in kseg's style, without pyplot's global state."""
     require("matplotlib")
     import matplotlib
     from matplotlib.figure import Figure

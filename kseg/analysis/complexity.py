@@ -1,4 +1,4 @@
-"""What a network costs."""
+"""The cost of a network: parameters and floating-point operations."""
 
 import math
 
@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 def count_parameters(model):
-    """Counts the trainable numbers of a model.
+    """Counts the trainable parameters of a model.
 
     Args:
         model: built keras model or layer.
@@ -22,7 +22,7 @@ def count_flops(function, *arguments):
 
     A multiplication and an addition are two operations, as everywhere in TensorFlow; many papers
     count them as one. TensorFlow's profiler counts convolutions, matrix products, their gradients
-    and most element-wise operations; it leaves out fused batch norms and resizing.
+    and most element-wise operations; it omits fused batch norms and resizing.
 
     Args:
         function: callable of tensors, such as `lambda image: model(image, training=False)`.

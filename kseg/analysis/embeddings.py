@@ -1,4 +1,4 @@
-"""Points of the feature space that people look at: pixels and regions, with their pictures."""
+"""Sampled points of the feature space, pixels and region centers, with thumbnails and t-SNE."""
 
 import dataclasses
 
@@ -9,17 +9,17 @@ from kseg.analysis.extras import require
 from kseg.analysis.selection import ClassSample
 
 THUMBNAIL = 32  # Pixels, height and width.
-_WINDOW = 1 / 5  # Of the image's short side: what a pixel's thumbnail shows.
+_WINDOW = 1 / 5  # Side of a pixel's thumbnail as a fraction of the image's short side.
 
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """Points of the feature space, class by class.
+    """Points of the feature space, sorted by class.
 
     Attributes:
         vectors: float32 array `(points, dim)`.
         classes: int array `(points,)`.
-        columns: dict from a name to a list of str, one for each point: what else is known of it.
+        columns: dict from a name to a list of str, one for each point: its metadata.
         thumbnails: uint8 array `(points, THUMBNAIL, THUMBNAIL, 3)`.
     """
 
@@ -30,15 +30,15 @@ class Points:
 
 
 class EmbeddingCollector:
-    """Draws as many pixels and as many region centres of each class from a stream of images.
+    """Samples pixels and region centers from a stream of images, the same number of each class.
 
-    A region is a class in an image, as in Hu et al., ICCV 2021, Sec. 3.2; its centre is the mean
-    feature of the pixels that are the class in truth.
+    A region is a class in an image, as in Hu et al., ICCV 2021, Sec. 3.2; its center is the mean
+    feature of the pixels labeled as the class.
 
     Args:
         num_classes: int.
-        points_per_class: int, at most so many pixels, and so many regions, of each class.
-        seed: int, of the samples.
+        points_per_class: int, the largest number of pixels, and of regions, of each class.
+        seed: int, for the sampling.
     """
 
     def __init__(self, num_classes, *, points_per_class, seed=0):
@@ -58,14 +58,14 @@ class EmbeddingCollector:
     def _add_pixels(self, name, image, predictions, features, feature_labels):
         height, width = feature_labels.shape
 
-        def take(places):
-            rows, columns = np.divmod(places, width)
+        def take(indices):
+            rows, columns = np.divmod(indices, width)
             ys = ((rows + 0.5) * image.shape[0] / height).astype(int)
             xs = ((columns + 0.5) * image.shape[1] / width).astype(int)
             return (
                 features[rows, columns],
                 predictions[ys, xs],
-                np.array([name] * len(places), object),
+                np.array([name] * len(indices), object),
                 np.stack([ys, xs], axis=1),
                 np.stack([_window(image, y, x) for y, x in zip(ys, xs, strict=True)]),
             )
@@ -76,8 +76,8 @@ class EmbeddingCollector:
         classes = np.unique(feature_labels)
         classes = classes[(classes >= 0) & (classes < self._num_classes)]
 
-        def take(places):
-            chosen = classes[places]
+        def take(indices):
+            chosen = classes[indices]
             masks = [labels == n for n in chosen]
             return (
                 np.stack([features[feature_labels == n].mean(axis=0) for n in chosen]),
@@ -85,34 +85,34 @@ class EmbeddingCollector:
                 np.array(
                     [(predictions[m] == n).mean() for n, m in zip(chosen, masks, strict=True)]
                 ),
-                np.array([name] * len(places), object),
+                np.array([name] * len(indices), object),
                 np.stack([_cut_out(image, mask) for mask in masks]),
             )
 
         self._regions.add(classes, take)
 
     def pixels(self):
-        """The pixels: `Points` with columns `image`, `row`, `column` and `predicted`.
+        """Returns the pixels as `Points` with columns `image`, `row`, `column` and `predicted`.
 
-        `predicted` holds numbers of classes. None if there are no labelled pixels.
+        `predicted` holds class indices. None if there are no labeled pixels.
         """
         classes, arrays = self._pixels.all()
         if arrays is None:
             return None
-        vectors, predicted, names, places, thumbnails = arrays
+        vectors, predicted, names, positions, thumbnails = arrays
         columns = {
             "image": list(names),
-            "row": [str(y) for y in places[:, 0]],
-            "column": [str(x) for x in places[:, 1]],
+            "row": [str(y) for y in positions[:, 0]],
+            "column": [str(x) for x in positions[:, 1]],
             "predicted": [str(n) for n in predicted],
         }
         return Points(vectors, classes, columns, thumbnails)
 
     def regions(self):
-        """The region centres: `Points` with columns `image`, `pixels` and `right`.
+        """Returns the region centers as `Points` with columns `image`, `pixels` and `right`.
 
-        `right` is the share of the region's pixels that are predicted as the class. None if there
-        are no labelled pixels.
+        `right` is the fraction of the region's pixels that are predicted as the class. None if
+        there are no labeled pixels.
         """
         classes, arrays = self._regions.all()
         if arrays is None:
@@ -127,15 +127,15 @@ class EmbeddingCollector:
 
 
 def t_sne(vectors, *, perplexity=30.0, seed=0):
-    """Lays vectors out in the plane, neighbours beside each other.
+    """Embeds vectors in the plane by t-SNE, which keeps neighbors together.
 
     Source: van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 2008; scikit-learn's
-    implementation, started from the principal components.
+    implementation, initialized with the principal components.
 
     Args:
         vectors: float array `(points, dim)`, at least 4 points, `dim` at least 2.
-        perplexity: float, about how many neighbours count; less where there are few points.
-        seed: int; the same seed gives the same layout.
+        perplexity: float, the effective number of neighbors; reduced if there are few points.
+        seed: int; the same seed yields the same layout.
 
     Returns:
         float32 array `(points, 2)`.
@@ -146,7 +146,7 @@ def t_sne(vectors, *, perplexity=30.0, seed=0):
     """
     require("sklearn")
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # Comes with scikit-learn.
+    from threadpoolctl import threadpool_limits  # A dependency of scikit-learn.
 
     if len(vectors) < 4:
         raise ValueError(f"A t-SNE needs at least 4 points. Received: {len(vectors)}")
@@ -156,14 +156,14 @@ def t_sne(vectors, *, perplexity=30.0, seed=0):
         init="pca",
         random_state=seed,
     )
-    # Its threads wait for each other actively: beside other work one alone is several times
-    # faster, and a few thousand points take it seconds.
+    # Its threads wait for each other actively: with other load on the machine a single thread is
+    # several times faster, and needs only seconds for a few thousand points.
     with threadpool_limits(1):
         return layout.fit_transform(np.asarray(vectors, "float32")).astype("float32")
 
 
 def _window(image, y, x):
-    """What is around a pixel, moved inside where it is at the edge."""
+    """Thumbnail of the window around a pixel, shifted inside at the image border."""
     height, width = image.shape[:2]
     side = max(1, round(_WINDOW * min(height, width)))
     top = int(np.clip(y - side // 2, 0, height - side))
@@ -176,7 +176,7 @@ def _window(image, y, x):
 
 
 def _cut_out(image, mask):
-    """The pixels of a region on white, the whole region in the middle of a square."""
+    """Thumbnail of a region on white, centered in a square."""
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     part = np.s_[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
     region = np.where(mask[part][..., None], image[part], 255).astype("uint8")

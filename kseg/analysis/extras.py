@@ -1,4 +1,4 @@
-"""Packages that only analyses and studies need."""
+"""Checks for the optional packages of the analysis and of studies."""
 
 import importlib.util
 
@@ -14,12 +14,12 @@ _PACKAGES = {
 
 
 def require(*modules, extra="analysis", what="This analysis"):
-    """Makes sure that optional packages are there.
+    """Checks that optional packages are installed.
 
     Args:
         *modules: names of modules, keys of `_PACKAGES`.
-        extra: str, the extra of kseg that has them.
-        what: str, what needs them; begins the message.
+        extra: str, the extra of kseg that installs them.
+        what: str, the subject of the error message: what needs them.
 
     Raises:
         UserError: if one is not installed.

@@ -1,4 +1,4 @@
-"""Where a network fails: the worst images, the classes that it takes for each other."""
+"""Failures of a network: its worst images, and the classes that it confuses."""
 
 import dataclasses
 
@@ -10,14 +10,14 @@ from kseg.evaluation.metrics import Scores, confusion_matrix
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An image with its truth and predictions.
+    """An image with its ground truth and predictions.
 
     Attributes:
         id: str.
         image: uint8 array `(height, width, 3)`.
         truth: int array `(height, width)`, 255 = ignored.
         predictions: list of int arrays `(height, width)`, one for each network.
-        mean_iou: list of float, of this image alone, one for each network.
+        mean_iou: list of float, the mean IoU of this image, one for each network.
     """
 
     id: str
@@ -29,13 +29,13 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class ConfusedPair:
-    """A class that is taken for another.
+    """A class and another one that it is confused with.
 
     Attributes:
         truth: int, the class.
-        prediction: int, what it is taken for.
-        pixels: int, how many.
-        share: float, of the pixels of the class.
+        prediction: int, the class predicted instead.
+        pixels: int, number of such pixels.
+        share: float, their fraction of the pixels of the class.
     """
 
     truth: int
@@ -47,8 +47,8 @@ class ConfusedPair:
 class FailureCollector:
     """Scores a stream of images one by one and keeps the worst.
 
-    An image's mean IoU is over the classes in its truth or its prediction. Images without a
-    labelled pixel are left out.
+    An image's mean IoU is over the classes in its ground truth or its prediction. Images without a
+    labeled pixel are skipped.
 
     Args:
         num_classes: int.
@@ -73,15 +73,15 @@ class FailureCollector:
                 self._worst.add(-value, take_example([seen], i, [value]))
 
     def worst(self):
-        """The images of the least mean IoU, the worst first: list of `Example`."""
+        """Returns the images of the lowest mean IoU, the worst first: list of `Example`."""
         return self._worst.items()
 
 
 class ComparisonCollector:
     """Keeps the images in which two networks differ most.
 
-    Of the kept ones, one half are those where the last network has gained most mean IoU over the
-    first, the other half those where it has lost most.
+    One half are the images with the largest gain in mean IoU of the last network over the first,
+    the other half those with the largest loss.
 
     Args:
         num_classes: int.
@@ -94,7 +94,7 @@ class ComparisonCollector:
         self.mean_iou = {}
 
     def add(self, views):
-        """Adds images: a list of `Observed`, one for each network, of the same images."""
+        """Adds images: a list with one `Observed` of the same images for each network."""
         first = views[0]
         for i, name in enumerate(first.ids):
             truth = first.labels[i]
@@ -112,16 +112,16 @@ class ComparisonCollector:
                 self._lost.add(-gain, example)
 
     def examples(self):
-        """The images, the greatest gain first, the greatest loss last: list of `Example`."""
+        """Returns the images, from the largest gain to the largest loss: list of `Example`."""
         return [*self._gained.items(), *reversed(self._lost.items())]
 
 
 def take_example(views, i, mean_iou):
-    """Copies an image out of its batch, so that the batch need not be kept.
+    """Copies an image from its batch, so that the batch need not be kept in memory.
 
     Args:
-        views: list of `Observed`, one for each network, of the same images.
-        i: int, number of the image in the batch.
+        views: list with one `Observed` of the same images for each network.
+        i: int, index of the image in the batch.
         mean_iou: list of float, one for each network.
 
     Returns:
@@ -138,34 +138,34 @@ def take_example(views, i, mean_iou):
 
 
 def image_mean_iou(truth, prediction, num_classes):
-    """Mean IoU of one image, over the classes in its truth or its prediction.
+    """Computes the mean IoU of one image, over the classes in its ground truth or its prediction.
 
     Args:
-        truth: int array, any shape; values outside `[0, num_classes)` are left out.
+        truth: int array, any shape; values outside `[0, num_classes)` are ignored.
         prediction: int array of the same shape.
         num_classes: int.
 
     Returns:
-        float; NaN without a labelled pixel.
+        float; NaN without a labeled pixel.
     """
     return Scores(_count(truth, prediction, num_classes)).mean_iou
 
 
 def confused_pairs(matrix, count):
-    """Finds the classes that are taken for others most often, by their share of the class.
+    """Finds the most frequent confusions, relative to the pixels of the true class.
 
     Args:
-        matrix: int array `(num_classes, num_classes)`, rows are the truth.
-        count: int, at most so many.
+        matrix: int array `(num_classes, num_classes)`, rows are the ground truth.
+        count: int, the largest number of pairs.
 
     Returns:
-        list of `ConfusedPair`, the greatest share first; pairs without a pixel are left out.
+        list of `ConfusedPair`, the largest share first; pairs without a pixel are omitted.
     """
     totals = matrix.sum(axis=1, keepdims=True)
     shares = matrix / np.maximum(totals, 1)
     np.fill_diagonal(shares, 0)
     order = np.argsort(-shares, axis=None, kind="stable")[:count]
-    pairs = [np.unravel_index(place, shares.shape) for place in order]
+    pairs = [np.unravel_index(index, shares.shape) for index in order]
     return [
         ConfusedPair(int(i), int(j), int(matrix[i, j]), float(shares[i, j]))
         for i, j in pairs

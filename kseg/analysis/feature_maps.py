@@ -1,20 +1,20 @@
-"""Feature maps as colours."""
+"""Feature maps as color images, by their principal components."""
 
 import numpy as np
 
 
 def principal_colors(feature_maps):
-    """Shows features by their three principal components, as red, green and blue.
+    """Maps features to colors: their three principal components are red, green and blue.
 
-    The components are those of all maps together, so that a colour means the same in each. A
-    component's sign, which is arbitrary, is chosen so that its largest weight is positive. Each
-    is scaled so that its 1st and 99th percentile are 0 and 255.
+    The components are computed over all maps together, so that colors are comparable. The sign of
+    a component, which is arbitrary, is chosen so that its largest weight is positive. Each is
+    scaled so that its 1st and 99th percentiles are 0 and 255.
 
     Args:
         feature_maps: list of float arrays `(h, w, dim)`, sizes may differ.
 
     Returns:
-        list of uint8 arrays `(h, w, 3)`; black in the components that there are not.
+        list of uint8 arrays `(h, w, 3)`; channels without a component are 0.
     """
     dim = feature_maps[0].shape[-1]
     rows = np.concatenate([np.asarray(m, "float64").reshape(-1, dim) for m in feature_maps])
@@ -25,7 +25,7 @@ def principal_colors(feature_maps):
     largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(count)]
     components = (rows - mean) @ (vectors * np.sign(largest))
     low, high = np.percentile(components, [1, 99], axis=0)
-    # Where there is no variance, what rounding leaves is not worth a colour.
+    # Do not amplify rounding errors of components without variance.
     flat = variances[::-1][:count] <= 1e-12 * max(np.abs(rows).max() ** 2, 1e-300)
     scaled = (components - low) / np.where(flat, 1, np.maximum(high - low, 1e-300))
     colors = np.zeros((len(rows), 3), "uint8")

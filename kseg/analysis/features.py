@@ -1,4 +1,4 @@
-"""How well features of one class stay together, and those of different classes apart."""
+"""Alignment and uniformity of features: distances within and between classes."""
 
 import dataclasses
 import math
@@ -12,15 +12,18 @@ _BLOCK = 1024
 
 @dataclasses.dataclass(frozen=True)
 class FeatureStatistics:
-    """Feature statistics of a split, means over the classes that occur.
+    """Feature statistics of a split, averaged over the classes that occur.
 
     Attributes:
-        alignment: float, A (Eq. 1): the mean distance of two features of a class; less is better.
-        uniformity: float, U (Eq. 2): the mean distance of two classes' centres; more is better.
-        neighborhood_uniformity: dict from l to U_l (Eq. 3): the mean distance of a class's centre
-            to the l nearest ones; where there are fewer other classes, to all of them.
-        class_alignment: list of float or None, A of each class; None where it does not occur.
-        num_samples: list of int, features of each class that A was taken from.
+        alignment: float, A (Eq. 1): the mean distance between two features of a class; lower is
+            better.
+        uniformity: float, U (Eq. 2): the mean distance between the centers of two classes; higher
+            is better.
+        neighborhood_uniformity: dict from l to U_l (Eq. 3): the mean distance of a class's center
+            to the l nearest ones, or to all others if there are fewer.
+        class_alignment: list of float or None, A of each class; None for a class that does not
+            occur.
+        num_samples: list of int, the number of features of each class that A was computed from.
     """
 
     alignment: float
@@ -30,7 +33,7 @@ class FeatureStatistics:
     num_samples: list
 
     def to_dict(self, class_names):
-        """What JSON holds of it; NaN becomes None."""
+        """Returns a dict that JSON can hold; NaN becomes None."""
         values = {
             "A": self.alignment,
             "U": self.uniformity,
@@ -48,11 +51,10 @@ class FeatureStatistics:
 
 
 class FeatureCollector:
-    """Sums up features of a stream of pixels, in memory that does not grow with the stream.
+    """Accumulates statistics of a stream of features, in memory independent of its length.
 
-    Centres are those of all pixels. The alignment over all pairs of a class's pixels would take
-    time quadratic in their number: it is exact on a sample of each class, drawn from all of its
-    pixels alike.
+    Centers are computed over all pixels. The alignment over all pairs of a class's pixels would
+    take time quadratic in their number; it is computed exactly on a uniform sample of each class.
 
     Source: Sung et al., CVPR 2024, supplement Sec. 2, Eq. 1-3.
 
@@ -60,7 +62,7 @@ class FeatureCollector:
         num_classes: int.
         dim: int, length of a feature.
         samples_per_class: int.
-        seed: int, of the sample.
+        seed: int, for the sampling.
     """
 
     def __init__(self, num_classes, dim, *, samples_per_class=2000, seed=0):
@@ -70,7 +72,7 @@ class FeatureCollector:
         self._counts = np.zeros(num_classes, "int64")
 
     def add(self, features, labels):
-        """Adds pixels; the order of all pixels together, not their division, decides the sample.
+        """Adds pixels; the sample depends on the order of all pixels, not on their batches.
 
         Args:
             features: float32 array `(pixels, dim)`.
@@ -81,16 +83,16 @@ class FeatureCollector:
                 members = labels == n
                 self._counts[n] += np.count_nonzero(members)
                 self._sums[n] += features[members].sum(axis=0, dtype="float64")
-        self._sample.add(labels, lambda places: (features[places],))
+        self._sample.add(labels, lambda indices: (features[indices],))
 
     def statistics(self, neighbors=(3, 5)):
         """Computes the statistics.
 
         Args:
-            neighbors: ints, each l of U_l.
+            neighbors: ints, the values of l in U_l.
 
         Returns:
-            `FeatureStatistics`; NaN where it takes more classes than there are.
+            `FeatureStatistics`; NaN for statistics that need more classes than occur.
         """
         present = np.flatnonzero(self._counts)
         alignment = [None] * self._num_classes
@@ -99,7 +101,7 @@ class FeatureCollector:
         centers = self._sums[present] / self._counts[present, None]
         distances = np.sqrt(_squared_distances(centers, centers))
         others = len(present) - 1
-        near = np.sort(distances, axis=1)[:, 1:]  # Without the distance to itself.
+        near = np.sort(distances, axis=1)[:, 1:]  # Without the distance of a center to itself.
         return FeatureStatistics(
             alignment=float(np.mean([alignment[n] for n in present])) if len(present) else math.nan,
             uniformity=float(near.mean()) if others > 0 else math.nan,
@@ -122,16 +124,16 @@ def feature_statistics(
     seed=0,
     progress=None,
 ):
-    """Analyses the features just before a segmenter's classifier over a data set.
+    """Computes statistics of the features just before a segmenter's classifier over a data set.
 
     Args:
-        segmenter: as `observe` takes it.
-        batches: as `observe` takes them.
+        segmenter: as in `observe`.
+        batches: as in `observe`.
         num_classes: int.
-        unit_norm: bool. Features are scaled to unit L2 norm first.
+        unit_norm: bool, whether to scale features to unit L2 norm first.
         samples_per_class: int.
-        seed: int.
-        progress: as `observe` takes it.
+        seed: int, for the sampling.
+        progress: as in `observe`.
 
     Returns:
         `FeatureStatistics`.
@@ -139,7 +141,7 @@ def feature_statistics(
     Raises:
         ValueError: if there are no batches.
     """
-    # Here and not above: the collector serves JAX too, and this pass is TensorFlow's.
+    # Imported here: the collector also serves JAX, but `observe` needs TensorFlow.
     from kseg.analysis.observation import observe
 
     collector = None
@@ -156,7 +158,7 @@ def feature_statistics(
 
 
 def _mean_distance(rows):
-    """Mean Euclidean distance over all ordered pairs, those of a row with itself included."""
+    """Mean Euclidean distance over all ordered pairs, including those of a row with itself."""
     rows = np.asarray(rows, "float64")
     total = 0.0
     for start in range(0, len(rows), _BLOCK):
@@ -166,6 +168,6 @@ def _mean_distance(rows):
 
 def _squared_distances(x, y):
     squared = (x**2).sum(1)[:, None] + (y**2).sum(1)[None, :] - 2 * x @ y.T
-    # What rounding leaves of the distance of equal rows is none.
+    # Remove the rounding errors in the distances of equal rows.
     scale = max((x**2).sum(1).max(initial=0), (y**2).sum(1).max(initial=0))
     return np.where(squared < 1e-13 * scale, 0.0, squared)

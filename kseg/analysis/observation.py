@@ -1,4 +1,4 @@
-"""One pass of a network over a data set, for all that looks at it."""
+"""A single pass of a network over a data set, which feeds all analyses."""
 
 import dataclasses
 
@@ -12,15 +12,15 @@ from kseg.segmenters import inference_model
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """A batch and what a network makes of it.
+    """A batch with the predictions and features of a network.
 
     Attributes:
-        ids: list of str, names of the images; their numbers where the data has no names.
+        ids: list of str, names of the images, or their indices if the data has no names.
         images: uint8 array `(batch, height, width, 3)`.
         labels: uint8 or int array `(batch, height, width)`, 255 = ignored.
         predictions: uint8 array `(batch, height, width)`.
         features: float32 array `(batch, h, w, dim)`, the map just before the classifier.
-        feature_labels: int32 array `(batch, h, w)`, the labels at the features' places.
+        feature_labels: int32 array `(batch, h, w)`, the labels at the positions of the features.
     """
 
     ids: list
@@ -32,17 +32,17 @@ class Observed:
 
 
 def observe(segmenter, batches, *, unit_norm=True, progress=None):
-    """Runs a segmenter over a data set, batch by batch: memory does not grow with the data.
+    """Runs a segmenter over a data set batch by batch, in memory independent of the data's size.
 
     Args:
         segmenter: functional model from images to a dict with `logits`, float `(batch, h', w',
             num_classes)` of at most 255 classes, and `features`, float `(batch, h, w, dim)`.
         batches: iterable of `{"image": uint8 (batch, height, width, 3), "label": int (batch,
-            height, width)}`, 255 = ignored, with `id`, string `(batch,)`, or without. Labels are
-            brought to the features' size by nearest sampling.
-        unit_norm: bool. Features are scaled to unit L2 norm, so that networks whose features
-            differ in scale can be compared. False: as they are.
-        progress: function or None, called with the number of images done so far.
+            height, width)}`, 255 = ignored, optionally with `id`, string `(batch,)`. Labels are
+            resized to the features by nearest sampling.
+        unit_norm: bool, whether to scale features to unit L2 norm, so that networks whose features
+            differ in scale can be compared.
+        progress: function or None, called with the number of images processed so far.
 
     Yields:
         `Observed`.
@@ -56,7 +56,7 @@ def observe(segmenter, batches, *, unit_norm=True, progress=None):
     )
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False)
-    def look(images):
+    def predict(images):
         outputs = network(images, training=False)
         features = tf.cast(outputs["features"], "float32")
         if unit_norm:
@@ -65,7 +65,7 @@ def observe(segmenter, batches, *, unit_norm=True, progress=None):
 
     done = 0
     for batch in batches:
-        predictions, features = look(batch["image"])
+        predictions, features = predict(batch["image"])
         size = features.shape[1:3]
         count = len(predictions)
         if "id" in batch:

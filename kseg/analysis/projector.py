@@ -1,4 +1,4 @@
-"""Points of the feature space in TensorBoard's Embedding Projector."""
+"""Export of sampled features to TensorBoard's Embedding Projector."""
 
 import math
 
@@ -13,16 +13,16 @@ _FRAME = 2  # Pixels.
 
 
 def write(folder, points, class_names, palette, *, description):
-    """Writes what the projector reads: vectors, classes, and a thumbnail of each point.
+    """Writes the projector's files: vectors, classes, and a thumbnail of each point.
 
-    Thumbnails are framed in the colours of their classes.
+    Thumbnails are framed in the colors of their classes.
 
     Args:
-        folder: `pathlib.Path`, a run of TensorBoard's of its own; what it holds is replaced.
+        folder: `pathlib.Path` of a separate TensorBoard run; its content is replaced.
         points: dict from a name to `kseg.analysis.embeddings.Points`.
         class_names: list of str.
         palette: list of `[red, green, blue]`.
-        description: str, shown under Text.
+        description: str, shown on TensorBoard's Text tab.
     """
     with files.replace_folder(folder) as new:
         _fill(new, points, class_names, palette, description)
@@ -31,20 +31,20 @@ def write(folder, points, class_names, palette, *, description):
 def _fill(folder, points, class_names, palette, description):
     config = projector.ProjectorConfig()
     variables = {}
-    for name, found in points.items():
-        variables[name] = tf.Variable(found.vectors)
+    for name, group in points.items():
+        variables[name] = tf.Variable(group.vectors)
         embedding = config.embeddings.add()
         embedding.tensor_name = f"{name}/.ATTRIBUTES/VARIABLE_VALUE"
         embedding.metadata_path = f"{name}.tsv"
         embedding.sprite.image_path = f"{name}.png"
-        height, width = found.thumbnails.shape[1:3]
+        height, width = group.thumbnails.shape[1:3]
         embedding.sprite.single_image_dim.extend([width, height])
-        (folder / f"{name}.tsv").write_text(_metadata(found, class_names), encoding="utf-8")
-        drawing.write_png(folder / f"{name}.png", sprite(_framed(found, palette)))
-    # With a `checkpoint` file that names it: the plugin looks for that in the folder.
+        (folder / f"{name}.tsv").write_text(_metadata(group, class_names), encoding="utf-8")
+        drawing.write_png(folder / f"{name}.png", sprite(_framed(group, palette)))
+    # `save` also writes the `checkpoint` file that the plugin looks for.
     tf.train.Checkpoint(**variables).save(str(folder / "embeddings"))
     projector.visualize_embeddings(str(folder), config)
-    # Without events TensorBoard does not take the folder for a run.
+    # TensorBoard recognizes a folder as a run only if it has events.
     writer = tf.summary.create_file_writer(str(folder))
     with writer.as_default():
         tf.summary.text("embeddings", description, step=0)
@@ -52,14 +52,14 @@ def _fill(folder, points, class_names, palette, description):
 
 
 def sprite(thumbnails):
-    """Lays pictures of one size out in a square, row by row, as the projector expects them.
+    """Arranges images of one size in a square, row by row, as the projector expects them.
 
     Args:
         thumbnails: uint8 array `(count, height, width, 3)`.
 
     Returns:
-        uint8 array `(side * height, side * width, 3)`, `side` pictures to a row; white where there
-        are none left.
+        uint8 array `(side * height, side * width, 3)`, `side` images in a row; unused cells are
+        white.
     """
     count, height, width, _ = thumbnails.shape
     side = math.ceil(math.sqrt(count))
@@ -78,7 +78,7 @@ def _framed(points, palette):
 
 
 def _metadata(points, class_names):
-    """Tab-separated: a header, then a line for each point."""
+    """Returns the tab-separated metadata: a header, then a line for each point."""
     columns = {"class": [class_names[n] for n in points.classes], **points.columns}
     if "predicted" in columns:
         columns["predicted"] = [class_names[int(n)] for n in columns["predicted"]]

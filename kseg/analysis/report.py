@@ -1,4 +1,4 @@
-"""One HTML page about a run that needs nothing but itself: no network, no other file, no script."""
+"""A self-contained HTML report of a run: no network access, no other files, no scripts."""
 
 import base64
 import dataclasses
@@ -14,18 +14,18 @@ from kseg.analysis.features import FeatureStatistics
 from kseg.evaluation import drawing
 from kseg.evaluation.metrics import Scores
 
-_WIDTH = 520  # Pixels; wider pictures are shrunk.
-_MAX_CONFUSION = 24  # Classes; of more the matrix is a picture.
+_WIDTH = 520  # Pixels; wider images are shrunk.
+_MAX_CONFUSION = 24  # Classes; with more, the confusion matrix is an image.
 _STYLE = pathlib.Path(__file__).with_name("report.css")
 
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """Grad-CAM of a class on an image.
+    """The Grad-CAM of a class on an image.
 
     Attributes:
         number: int, the class.
-        id: str, of the image.
+        id: str, name of the image.
         image: uint8 array `(height, width, 3)`.
         heat: dict from a stage to float array `(h, w)` in [0, 1].
     """
@@ -38,10 +38,10 @@ class Activation:
 
 @dataclasses.dataclass(frozen=True)
 class RunReport:
-    """What a report tells.
+    """The content of a report.
 
     Attributes:
-        name: str, of the run.
+        name: str, name of the run.
         dataset: str.
         split: str.
         checkpoint: str.
@@ -49,18 +49,18 @@ class RunReport:
         environment: dict, versions and the git commit.
         class_names: list of str.
         palette: list of `[red, green, blue]`.
-        categories: dict from a name to numbers of classes that are scored as if they were one.
-        groups: dict from a name to numbers of classes whose mean is a score.
+        categories: dict from a name to indices of classes that are scored as a single class.
+        groups: dict from a name to indices of classes over which scores are averaged.
         scores: `Scores` over the split.
-        image_mean_iou: dict from the id of an image to its own mean IoU.
-        train: scalars of the training, as `read_scalars` gives them.
-        evaluation: scalars of its evaluations, likewise.
-        examples: list of `kseg.analysis.failures.Example`, spread over the split.
+        image_mean_iou: dict from the id of an image to its mean IoU.
+        train: scalars of the training, as returned by `read_scalars`.
+        evaluation: scalars of its evaluations, in the same form.
+        examples: list of `kseg.analysis.failures.Example`, spread evenly over the split.
         worst: list of `Example`, the worst first.
         pairs: list of `kseg.analysis.failures.ConfusedPair`.
         statistics: `FeatureStatistics`.
         unit_norm: bool, whether the features were scaled to unit norm first.
-        layouts: dict from a title to `(places, classes)` of a t-SNE.
+        layouts: dict from a title to `(positions, classes)` of a t-SNE.
         activations: list of `Activation`.
         feature_colors: list of uint8 arrays `(h, w, 3)`, one for each of `examples`.
     """
@@ -90,13 +90,13 @@ class RunReport:
 
 
 def render(report):
-    """Writes the page.
+    """Renders the page.
 
     Args:
         report: `RunReport`.
 
     Returns:
-        str, HTML. The same report gives the same text.
+        str, HTML. The same report yields the same text.
     """
     sections = {
         "Training": _training(report),
@@ -127,7 +127,7 @@ def render(report):
         "alignment A": _number(statistics.alignment),
         "uniformity U": _number(statistics.uniformity),
     }
-    # The policy holds the browser to what we promise: nothing is loaded.
+    # The policy makes the browser enforce that nothing is loaded.
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -153,7 +153,7 @@ def _training(report):
     if not report.train and not report.evaluation:
         return "<p>The run has no TensorBoard events.</p>"
     figure = charts.training_curves(report.train, report.evaluation)
-    note = "Thin lines as measured, thick ones smoothed."
+    note = "Thin lines: measured values; thick lines: smoothed."
     return f'<div class="wide">{_chart(figure, "curves", "Training curves", note)}</div>'
 
 
@@ -173,7 +173,7 @@ def _scores(report):
     means = ["", _percent(scores.mean_iou), _percent(scores.mean_accuracy), ""]
     means = _cells([*means, _number(statistics.alignment)])
     lines.append(f'<tr class="total"><td>mean</td>{means}</tr>')
-    # Of many classes two tables beside each other, and the matrix below.
+    # With many classes, two tables side by side, and the matrix below.
     many = len(report.class_names) > _MAX_CONFUSION
     parts = np.array_split(lines, 2 if many else 1)
     columns = ("class", "", "IoU, %", "accuracy, %", "pixels, %", "A")
@@ -182,10 +182,10 @@ def _scores(report):
     style = ' class="many"' if many else ""
     tables = "".join(f'<div class="wide"><table{style}>{body}</table></div>' for body in bodies)
     confusion = (
-        f'<div class="wide">{_confusion(report)}<p class="quiet">Confusion: % of each class, rows '
-        "are the truth.</p></div>"
+        f'<div class="wide">{_confusion(report)}<p class="quiet">Confusion: % of each class; rows '
+        "are the ground truth.</p></div>"
     )
-    note = "A: mean distance of two features of the class, less is better."
+    note = "A: mean distance between two features of the class; lower is better."
     more = {
         "category": scores.category_iou(report.categories),
         "group (mean)": scores.group_iou(report.groups),
@@ -198,7 +198,7 @@ def _scores(report):
 
 
 def _score_table(title, values):
-    """A table of IoU by name."""
+    """Renders a table of IoU by name."""
     rows = "".join(
         f"<tr><td>{_text(name)}</td>{_cells([_bar(iou), _percent(iou)])}</tr>"
         for name, iou in values.items()
@@ -230,7 +230,7 @@ def _confusion(report):
 
 
 def _predictions(report):
-    note = "Images spread evenly over the split."
+    note = "Images sampled evenly from the split."
     legend = _legend(report, _occurring(report.examples))
     return f'<p class="quiet">{note}</p>{legend}{_examples(report, report.examples)}'
 
@@ -242,7 +242,7 @@ def _failures(report):
         taken = f'<td class="text">{_class(report, pair.prediction)}</td>'
         lines.append(f"<tr><td>{_class(report, pair.truth)}</td>{taken}{_cells(cells)}</tr>")
     head = (
-        '<tr><th>class</th><th class="text">taken for</th><th>% of the class</th>'
+        '<tr><th>class</th><th class="text">predicted as</th><th>% of the class</th>'
         "<th>pixels</th></tr>"
     )
     values = np.array(list(report.image_mean_iou.values()))
@@ -250,16 +250,16 @@ def _failures(report):
     if len(values):
         low, middle, high = np.percentile(values, [10, 50, 90])
         note = (
-            f"Median {_percent(middle)} %, a tenth below {_percent(low)} %, a tenth above "
+            f"Median {_percent(middle)} %, 10th percentile {_percent(low)} %, 90th percentile "
             f"{_percent(high)} %."
         )
-        title = "Mean IoU of single images"
+        title = "Mean IoU per image"
         chart = _chart(charts.histogram(values, title=f"{title}, %"), "histogram", title, note)
     return (
-        '<div class="beside"><div class="wide"><h3>Classes most often taken for another</h3>'
+        '<div class="beside"><div class="wide"><h3>Most frequent confusions</h3>'
         f"<table><thead>{head}</thead><tbody>{''.join(lines)}</tbody></table></div>"
         f"<div>{chart}</div></div>"
-        f"<h3>Images of the least mean IoU</h3>{_examples(report, report.worst)}"
+        f"<h3>Images with the lowest mean IoU</h3>{_examples(report, report.worst)}"
     )
 
 
@@ -268,16 +268,16 @@ def _features(report):
     near = statistics.neighborhood_uniformity
     tiles = {
         "A, within a class": _number(statistics.alignment),
-        "U, between all": _number(statistics.uniformity),
+        "U, between all classes": _number(statistics.uniformity),
         **{f"U<sub>{n}</sub>, to the {n} nearest": _number(value) for n, value in near.items()},
     }
-    scaled = "scaled to unit norm" if report.unit_norm else "as they are"
+    scaled = "scaled to unit norm" if report.unit_norm else "not scaled"
     note = (
-        f"Features just before the classifier, {scaled}. A is the mean distance of two features of "
-        "a class, the mean over classes: less is better. U is the mean distance of two classes' "
-        "centres, U<sub>l</sub> that to the l nearest: more is better (Sung et al., CVPR 2024, "
-        f"supplement Eq. 1-3). A is exact on a sample of at most {max(statistics.num_samples)} "
-        "pixels of each class."
+        f"Features just before the classifier, {scaled}. A is the mean distance between two "
+        "features of a class, averaged over classes: lower is better. U is the mean distance "
+        "between the centers of two classes, U<sub>l</sub> that to the l nearest: higher is better "
+        "(Sung et al., CVPR 2024, supplement Eq. 1-3). A is computed exactly on a sample of at "
+        f"most {max(statistics.num_samples)} pixels of each class."
     )
     charted = [
         _chart(
@@ -302,8 +302,8 @@ def _features(report):
     return (
         f'<p class="quiet">{note}</p>{_tiles(tiles)}'
         "<h3>Pixels and regions in the plane (t-SNE)</h3>"
-        f'<p class="quiet">As many of each class, where it has so many. A region is a class in an '
-        f'image.</p>{legend}<div class="pair">{"".join(charted)}</div>'
+        '<p class="quiet">The same number of each class, if it has as many. A region is a class in '
+        f'an image.</p>{legend}<div class="pair">{"".join(charted)}</div>'
         "<h3>Feature maps</h3>"
         '<p class="quiet">The three principal components of the features of these images together, '
         f'as red, green and blue.</p><div class="cards">{maps}</div>'
@@ -312,25 +312,22 @@ def _features(report):
 
 def _activations(report):
     note = (
-        "What speaks for a class, on the image that has most of it. The features show the answer, "
-        "a deeper stage what it came from (Selvaraju et al., ICCV 2017; Vinogradova et al., AAAI "
-        "2020). Where all is dark, nothing speaks for the class."
+        "Evidence for each class, on the image with the most pixels of it. The features show the "
+        "result, a deeper stage the evidence for it (Selvaraju et al., ICCV 2017; Vinogradova et "
+        "al., AAAI 2020). An entirely dark map has no evidence for the class."
     )
     cards = []
-    for found in report.activations:
-        name = report.class_names[found.number]
-        image, _ = drawing.shrink(found.image, width=_WIDTH)
-        pictures = [_image(image, f"image {found.id}")]
+    for activation in report.activations:
+        name = report.class_names[activation.number]
+        image, _ = drawing.shrink(activation.image, width=_WIDTH)
+        pictures = [_image(image, f"image {activation.id}")]
         pictures += [
             _image(drawing.heat_overlay(image, heat), f"Grad-CAM of {name} on {stage}")
-            for stage, heat in found.heat.items()
+            for stage, heat in activation.heat.items()
         ]
-        stages = ", ".join(["image", *found.heat])
-        cards.append(
-            _figure(
-                pictures, f"{_class(report, found.number)} ({_text(stages)}; {_text(found.id)})"
-            )
-        )
+        stages = ", ".join(["image", *activation.heat])
+        caption = f"({_text(stages)}; {_text(activation.id)})"
+        cards.append(_figure(pictures, f"{_class(report, activation.number)} {caption}"))
     return f'<p class="quiet">{note}</p><div class="cards">{"".join(cards)}</div>'
 
 
@@ -374,7 +371,7 @@ def _examples(report, examples):
 
 
 def _occurring(examples):
-    """The classes in truth or prediction, 255 among them."""
+    """Returns the labels in ground truth or prediction, including 255."""
     arrays = [labels for e in examples for labels in (e.truth, *e.predictions)]
     return {int(n) for labels in arrays for n in np.unique(labels)}
 
@@ -407,9 +404,9 @@ def _figure(pictures, caption):
 
 
 def _image(picture, description, *, flat=False, width=_WIDTH, size=None):
-    """An `<img>` that holds its picture: PNG where colours are flat, else JPEG.
+    """Renders an `<img>` with embedded data: PNG if colors are flat, else JPEG.
 
-    `size` is that of the picture it stands beside: it is enlarged to it.
+    The image is enlarged to `size`, that of the image next to it, if given.
     """
     if size is not None:
         picture = drawing.enlarge(picture, size[:2])
@@ -419,7 +416,7 @@ def _image(picture, description, *, flat=False, width=_WIDTH, size=None):
     if flat or width is None:
         kind, content = "png", cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
     else:
-        # Colour at full resolution: marks are coloured.
+        # No chroma subsampling: marks are colored.
         full = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
         kind = "jpeg"
         content = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 88, *full])[1]
@@ -449,7 +446,7 @@ def _cells(values):
 
 
 def _flatten(values, prefix=""):
-    """Gives `(dotted key, value)` of a nested dict."""
+    """Yields `(dotted key, value)` for each leaf of a nested dict."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""What to keep of a stream, in memory that does not grow with it."""
+"""Selection from a stream in bounded memory: random samples of classes, largest values."""
 
 import heapq
 
@@ -6,14 +6,14 @@ import numpy as np
 
 
 class ClassSample:
-    """Draws rows of each class, each row of a class with the same chance.
+    """Draws a uniform random sample of the rows of each class.
 
-    Every row draws a random number; those with the least are kept. The order of the rows, not
-    their division into parts, decides the sample.
+    Every row is assigned a random number; the rows with the smallest numbers are kept. The sample
+    depends on the order of the rows, not on their batches.
 
     Args:
         num_classes: int.
-        size: int, rows that are kept of each class.
+        size: int, the largest number of rows to keep of each class.
         seed: int.
     """
 
@@ -21,50 +21,50 @@ class ClassSample:
         self._num_classes = num_classes
         self._size = size
         self._rng = np.random.default_rng(seed)
-        self._lots = [np.zeros(0) for _ in range(num_classes)]
+        self._noise = [np.zeros(0) for _ in range(num_classes)]
         self._rows = [None] * num_classes
 
     def add(self, classes, take):
         """Adds rows.
 
         Args:
-            classes: int array `(rows,)`; rows of values outside `[0, num_classes)` are left out.
-            take: function from an int array of places in `classes` to a tuple of arrays, one row
-                for each place. Called for the rows that are drawn, only.
+            classes: int array `(rows,)`; rows with values outside `[0, num_classes)` are ignored.
+            take: function from an int array of indices into `classes` to a tuple of arrays, one row
+                for each index. Called only for rows that are drawn.
         """
-        lots = self._rng.random(len(classes))
+        noise = self._rng.random(len(classes))
         for n in np.unique(classes):
             if not 0 <= n < self._num_classes:
                 continue
             members = np.flatnonzero(classes == n)
-            if len(self._lots[n]) == self._size:
-                members = members[lots[members] < self._lots[n][-1]]
-            members = members[np.argsort(lots[members], kind="stable")[: self._size]]
+            if len(self._noise[n]) == self._size:
+                members = members[noise[members] < self._noise[n][-1]]
+            members = members[np.argsort(noise[members], kind="stable")[: self._size]]
             if not len(members):
                 continue
             rows = take(members)
-            drawn = np.concatenate([self._lots[n], lots[members]])
-            order = np.argsort(drawn, kind="stable")[: self._size]
+            joined = np.concatenate([self._noise[n], noise[members]])
+            order = np.argsort(joined, kind="stable")[: self._size]
             before = self._rows[n]
             if before is not None:
                 rows = [np.concatenate(pair) for pair in zip(before, rows, strict=True)]
-            self._lots[n] = drawn[order]
+            self._noise[n] = joined[order]
             self._rows[n] = tuple(np.asarray(array)[order] for array in rows)
 
     def count(self, n):
-        """Rows that are kept of class `n`."""
-        return len(self._lots[n])
+        """Returns the number of rows kept of class `n`."""
+        return len(self._noise[n])
 
     def of_class(self, n):
-        """The arrays that are kept of class `n`, as `take` gave them; None if there are none."""
+        """Returns the arrays kept of class `n`, in the form of `take`; None if there are none."""
         return self._rows[n]
 
     def all(self):
-        """All that is kept, class by class.
+        """Returns all rows kept, sorted by class.
 
         Returns:
-            `(classes, arrays)`: int array `(rows,)` and a tuple of arrays, as many rows; None in
-            place of the tuple if nothing is kept.
+            `(classes, arrays)`: int array `(rows,)` and a tuple of arrays with as many rows, or
+            None in place of the tuple if no row is kept.
         """
         present = [n for n in range(self._num_classes) if self.count(n)]
         classes = np.repeat(np.array(present, "int64"), [self.count(n) for n in present])
@@ -75,7 +75,7 @@ class ClassSample:
 
 
 class Top:
-    """Keeps the items of the highest values; of equal ones those that came first.
+    """Keeps the items with the highest values; among equal values, the earlier items.
 
     Args:
         count: int >= 0.
@@ -96,12 +96,12 @@ class Top:
             heapq.heapreplace(self._heap, entry)
 
     def items(self):
-        """The items kept, highest value first."""
+        """Returns the items kept, highest value first."""
         return [item for *_, item in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
 
 
 def spread(count, total):
-    """Spreads numbers evenly: `count` of `range(total)`, or all if there are fewer.
+    """Selects `count` evenly spaced numbers of `range(total)`, or all if there are fewer.
 
     Args:
         count: int.

@@ -1,4 +1,4 @@
-"""The design of a study: a base config, arms that change it, seeds, and what is scored."""
+"""The design of a study: a base config, arms that change it, seeds, and scored classes."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,7 @@ from pydantic import Field
 from kseg import config as config_module
 from kseg.config import ConfigError, Section
 
-# Keys that decide neither what a run learns nor how it is scored.
+# Keys that affect neither the training nor the scores of a run.
 _FREE_KEYS = (
     "name",
     "seed",
@@ -30,17 +30,18 @@ _FREE_KEYS = (
 
 
 class Study(Section):
-    """What is compared: the content of a study's JSON file.
+    """The content of a study's JSON file.
 
     Attributes:
         base: path of the config that all arms extend, relative to the study's file.
-        arms: dict from the name of an arm to what it changes: a section of config values, merged
-            over the base as a config's are over what it extends; or the path of a config of its
-            own.
+        arms: dict from the name of an arm to its changes: a section of config values, merged over
+            the base in the way that a config is merged over the one that it extends; or the path of
+            a separate config.
         baseline: name of the arm that the others are compared with; default: the first.
-        seeds: distinct ints; every arm is trained with each.
+        seeds: distinct ints; every arm is trained with each of them.
         scored_classes: names of the classes of a second mean IoU, chosen before the study is run
-            (those that are frequent enough in the evaluation split, say); None: no second mean.
+            (for example those that are frequent enough in the evaluation split); None: no second
+            mean.
     """
 
     schema_: str | None = Field(None, alias="$schema", exclude=True)
@@ -56,8 +57,8 @@ class Study(Section):
         for name, arm in self.arms.items():
             if not name or not all(c.isalnum() or c in "._-" for c in name) or name[0] in ".-":
                 raise ValueError(
-                    "the name of an arm takes letters, digits, '.', '_' and '-', and begins with "
-                    f"neither '.' nor '-'. Received: {name!r}"
+                    "the name of an arm must consist of letters, digits, '.', '_' and '-', and "
+                    f"must not begin with '.' or '-'. Received: {name!r}"
                 )
             if not isinstance(arm, dict | str):
                 raise ValueError(
@@ -67,12 +68,12 @@ class Study(Section):
             if isinstance(arm, dict):
                 if self.base is None:
                     raise ValueError(
-                        f"arm {name!r} changes a base config, and `base` is missing. Name a config"
+                        f"arm {name!r} changes a base config, but `base` is missing. Name a config"
                     )
                 if changed := {"seed", "name", "extends"} & set(arm):
                     raise ValueError(
                         f"arm {name!r} must not set {sorted(changed)[0]!r}: the study sets the "
-                        "seed and the name, and `base` is what an arm extends"
+                        "seed and the name, and every arm extends `base`"
                     )
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(
@@ -86,7 +87,7 @@ class Study(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A study whose arms are complete experiments.
+    """A study with its arms resolved to complete experiments.
 
     Attributes:
         name: str, the stem of the study's file.
@@ -104,11 +105,11 @@ class Plan:
         return self.study.baseline or next(iter(self.study.arms))
 
     def runs(self, arms=None, seeds=None):
-        """All runs in the order in which they are trained: every arm of a seed, then the next seed.
+        """Lists all runs in training order: every arm with the first seed, then with the next.
 
         Args:
             arms: names of arms, or None: all.
-            seeds: ints, which need not be those of the file, or None: those of the file.
+            seeds: ints, which need not be in the file, or None: those of the file.
 
         Returns:
             list of `(arm, seed)`.
@@ -126,7 +127,7 @@ class Plan:
         return [(arm, seed) for seed in seeds or self.study.seeds for arm in chosen]
 
     def experiment(self, arm, seed):
-        """The experiment of a run: `kseg.config.Experiment` named `<arm>-<seed>`."""
+        """Returns the experiment of a run: a `kseg.config.Experiment` named `<arm>-<seed>`."""
         values = self.experiments[arm].model_dump(mode="json")
         values |= {"seed": seed, "name": run_name(arm, seed)}
         return config_module.parse(values, source=f"{self.name}: {arm}, seed {seed}")
@@ -136,7 +137,7 @@ def load_plan(path):
     """Reads a study's file and the configs that it names.
 
     Args:
-        path: JSON file, see `Study`.
+        path: path of a JSON file, see `Study`.
 
     Returns:
         `Plan`.
@@ -162,12 +163,12 @@ def load_plan(path):
 
 
 def run_name(arm, seed):
-    """Name of a run and of its files: `<arm>-<seed>`."""
+    """Returns the name of a run and of its files: `<arm>-<seed>`."""
     return f"{arm}-{seed}"
 
 
 def settings(experiment, data_fingerprint):
-    """Everything that decides the result of a run but its seed.
+    """Collects everything that determines the result of a run, except the seed.
 
     Args:
         experiment: `kseg.config.Experiment`.
@@ -182,19 +183,19 @@ def settings(experiment, data_fingerprint):
 
 
 def fingerprint(values):
-    """SHA-256 of the canonical JSON of `settings`, hexadecimal."""
+    """Returns the hexadecimal SHA-256 of the canonical JSON of `settings`."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def same_settings(before, now, experiment):
-    """Whether results under `before` are results of the present experiment.
+    """Checks whether results recorded with other settings are valid for an experiment.
 
-    A key that a later version added, and that the experiment leaves at its default, makes no
-    difference; any other difference does.
+    Any difference makes them invalid, except a key that a later version of kseg added and that the
+    experiment leaves at its default.
 
     Args:
-        before: dict, `settings` as they were recorded.
+        before: dict, the recorded `settings`.
         now: dict, `settings` of the experiment.
         experiment: `kseg.config.Experiment`.
 

@@ -1,12 +1,12 @@
-"""Results of a study on disk: a JSON line a run, and the pixel counts of its images.
+"""Results of a study on disk: one JSON line per run, and the pixel counts of its images.
 
-<folder>/results.jsonl              a line a finished run; results-<i>-of-<n>.jsonl of a part
-         settings/<fingerprint>.json    the settings under which runs were made
+<folder>/results.jsonl              a line per finished run; results-<i>-of-<n>.jsonl for a part
+         settings/<fingerprint>.json    the settings of runs
          counts/<run>-<fingerprint>-<backend>.npz   counts of each image of the evaluation split
-         runs/<arm>-<seed>/             the run that is being trained; deleted when it is finished
+         runs/<arm>-<seed>/             the run in training; deleted when finished
          table.md, table.csv, classes.csv, scores.png
 
-Several machines write their own part each, and folders merge by copying one into the other.
+Each of several machines writes its own part; folders are merged by copying one into the other.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Result:
         return self.line[key]
 
     def get(self, key, default: Any = None):
-        """A value of the line, `default` where it is missing."""
+        """Returns a value of the line, or `default` if it is missing."""
         return self.line.get(key, default)
 
     @property
@@ -49,13 +49,12 @@ class Result:
 
 
 def read(folder):
-    """Reads the results of a folder; the first of two lines of one run counts.
+    """Reads the results of a folder; of several lines of the same run, the first is used.
 
-    A last line that was cut off, because its writer was killed, is passed over: its run is made
-    again.
+    A truncated last line, left by a killed writer, is skipped: its run is repeated.
 
     Args:
-        folder: folder of results; it may be missing.
+        folder: folder of results; it need not exist.
 
     Returns:
         list of `Result`.
@@ -64,7 +63,7 @@ def read(folder):
         UserError: if a line is damaged.
     """
     folder = pathlib.Path(folder)
-    found = {}
+    results = {}
     for file in sorted(folder.glob("results*.jsonl")):
         text = file.read_text(encoding="utf-8")
         for number, line in enumerate(text.split("\n"), 1):
@@ -77,24 +76,24 @@ def read(folder):
                 if not text.endswith("\n") and number == text.count("\n") + 1:
                     continue
                 raise UserError(
-                    f"{file}:{number} is damaged. Remove the line: its run is made again"
+                    f"{file}:{number} is damaged. Remove the line; its run will be repeated"
                 ) from None
             if missing:
                 raise UserError(f"{file}:{number} lacks {', '.join(missing)}. Remove the line")
             key = (values["arm"], values["seed"], values["backend"], values["fingerprint"])
-            found.setdefault(key, Result(values, folder))
-    return list(found.values())
+            results.setdefault(key, Result(values, folder))
+    return list(results.values())
 
 
 def append(folder, line, counts, values, *, part=None):
-    """Adds a finished run; the line is written last, so that it never lacks its counts.
+    """Adds a finished run; the line is written last, so that its counts always exist.
 
     Args:
-        folder: folder of results; it is made.
-        line: dict without `fingerprint` and `counts`, which are set here.
+        folder: folder of results; created if missing.
+        line: dict without `fingerprint` and `counts`, which this function sets.
         counts: `ImageCounts` of the evaluation split at the last step.
         values: dict, `kseg.studies.design.settings` of the run.
-        part: `(i, n)` or None, the part of the study that this process makes.
+        part: `(i, n)` or None, the part of the study that this process runs.
 
     Returns:
         `Result`.
@@ -119,15 +118,15 @@ def append(folder, line, counts, values, *, part=None):
 
 
 def read_settings(folder):
-    """Reads the settings under which the runs of a folder were made.
+    """Reads the settings of the runs in a folder.
 
     Returns:
         dict from fingerprint to `kseg.studies.design.settings`.
 
     Raises:
-        UserError: if a file is damaged or does not bear the fingerprint of its content.
+        UserError: if a file is damaged, or its name is not the fingerprint of its content.
     """
-    found = {}
+    settings = {}
     for file in sorted(pathlib.Path(folder).glob("settings/*.json")):
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
@@ -135,15 +134,15 @@ def read_settings(folder):
             values = None
         if not isinstance(values, dict) or fingerprint(values) != file.stem:
             raise UserError(
-                f"{file} was changed: its content does not have the fingerprint that it is named "
-                "by. Restore it, or remove it with its lines of the results"
+                f"{file} was changed: its name is not the fingerprint of its content. Restore it, "
+                "or remove it together with its lines of the results"
             )
-        found[file.stem] = values
-    return found
+        settings[file.stem] = values
+    return settings
 
 
 def _repair_end(file):
-    """Cuts off a last line that a killed writer left unfinished."""
+    """Removes an incomplete last line, left by a killed writer."""
     if not file.exists():
         return
     content = file.read_bytes()

@@ -1,4 +1,4 @@
-"""What the runs of a study show: means over seeds, paired differences, intervals."""
+"""Statistics of a study's runs: means over seeds, paired differences, confidence intervals."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from kseg.evaluation.image_counts import iou_of, mean_over_classes
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval.
+    """A mean with its confidence interval.
 
     Attributes:
         mean: float, NaN without values.
@@ -29,15 +29,15 @@ class Estimate:
 
     @property
     def clear(self):
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return bool(self.low > 0 or self.high < 0)
 
 
 def estimate(values, confidence=0.95):
-    """Estimates a mean by Student's t.
+    """Estimates a mean and its confidence interval by Student's t.
 
-    The values are taken as independent draws of a normal distribution; those of a paired
-    difference by seed are.
+    Assumes that the values are independent samples of a normal distribution, as are the differences
+    paired by seed.
 
     Args:
         values: sequence of float.
@@ -62,24 +62,24 @@ def estimate(values, confidence=0.95):
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """The runs of an arm, and how they differ from the baseline's of the same seeds.
+    """The runs of an arm, and their differences to the baseline's runs with the same seeds.
 
-    Scores are shares in [0, 1]; differences are arm minus baseline.
+    Scores are in [0, 1]; differences are arm minus baseline.
 
     Attributes:
         name: str.
         results: dict from seed to `kseg.studies.results.Result`.
-        last, best: `Estimate` of the mean IoU of the last step, and of the best evaluation.
+        last, best: `Estimate` of the mean IoU at the last step, and in the best evaluation.
         scored: `Estimate` of the mean IoU over the scored classes, or None.
         difference, scored_difference: `Estimate` of the paired difference by seed, None for the
             baseline.
-        images: `kseg.evaluation.compare.Comparison` of the same seeds by a paired bootstrap over
-            images, None for the baseline and without common seeds.
+        images: `kseg.evaluation.compare.Comparison` with the baseline over the same seeds by a
+            paired bootstrap over images, None for the baseline and without common seeds.
         class_iou: float64 `(num_classes,)`, means over seeds.
         class_difference: list of `Estimate`, paired by seed, or None for the baseline.
         features: dict from the name of a statistic to `Estimate`.
-        time, memory: float, the mean CPU seconds and peak memory of a run as a ratio to the
-            baseline's of the same seeds; NaN where they are not known.
+        time, memory: float, the mean CPU seconds and peak memory of a run, relative to the
+            baseline's with the same seeds; NaN if unknown.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Arm:
 
 
 def summarize(results, arms, baseline, class_names, scored_classes=None, *, confidence=0.95):
-    """Summarises the results of a study.
+    """Summarizes the results of a study.
 
     Args:
         results: list of `kseg.studies.results.Result`, at most one for each arm and seed.
@@ -186,14 +186,14 @@ def _class_iou(run):
 
 
 def _class_means(rows):
-    """Means of columns, NaN left out."""
+    """Means of columns, ignoring NaN."""
     if not rows:
         return np.zeros(0)
     return mean_over_classes(np.stack(rows, axis=-1))
 
 
 def _bootstrap(runs, base, common, confidence):
-    """The paired bootstrap over images of the mean over seeds."""
+    """Runs the paired bootstrap over images on the mean over seeds."""
     first, second = ([of[s].counts for s in common] for of in (base, runs))
     return bootstrap(first, second, confidence=confidence)
 
@@ -207,7 +207,7 @@ def _ratio(runs, base, common, key):
 
 
 def scores_of(counts):
-    """Scores of the counts of an evaluation, in the form of a result's line.
+    """Computes scores from the counts of an evaluation, in the form of a result's line.
 
     Args:
         counts: `ImageCounts`.

@@ -1,4 +1,4 @@
-"""The table of a study: Markdown for people, CSV for spreadsheets, a chart of the seeds."""
+"""The tables of a study as Markdown and CSV, and a chart of its scores."""
 
 import csv
 import io
@@ -8,12 +8,12 @@ import numpy as np
 
 from kseg import display
 
-# Keys of a result, and the names of the same statistics in Contextrast's supplement.
+# Keys of a result, and the symbols of these statistics in Contextrast's supplement.
 FEATURES = {"alignment": "A", "uniformity": "U", "uniformity_3": "U_3", "uniformity_5": "U_5"}
 
 
 def markdown(arms, class_names, *, title, note=""):
-    """The tables of a study in Markdown: arms, then classes; scores in per cent.
+    """Renders the tables of a study as Markdown: arms, then classes; scores in percent.
 
     Args:
         arms: list of `kseg.studies.statistics.Arm`, the baseline among them.
@@ -33,17 +33,16 @@ def markdown(arms, class_names, *, title, note=""):
 
 
 LEGEND = (
-    "mIoU of the last step, mean and standard deviation over seeds, in per cent. Difference: to "
-    "the baseline, paired by seed, with the 95 % interval of Student's t. Images: the 95 % "
-    "interval of the same difference by a paired bootstrap over images. * marks intervals that "
-    "leave out 0. A, U, U_3, U_5: alignment (less is better) and uniformity (more is better) of "
-    "the features. Time and memory: CPU seconds and peak memory of a run as ratios to the "
-    "baseline's."
+    "mIoU at the last step, mean and standard deviation over seeds, in percent. Difference: to the "
+    "baseline, paired by seed, with the 95 % interval of Student's t. Images: the 95 % interval of "
+    "the same difference by a paired bootstrap over images. * marks intervals that exclude 0. A, "
+    "U, U_3, U_5: alignment (lower is better) and uniformity (higher is better) of the features. "
+    "Time and memory: CPU seconds and peak memory of a run relative to the baseline's."
 )
 
 
 def arms_csv(arms):
-    """One row a run: arm, seed, scores, features, cost; str."""
+    """Returns CSV with one row per run: arm, seed, scores, features, cost."""
     out = io.StringIO()
     fields = ["arm", "seed", "backend", "commit", "steps", "last_mean_iou", "best_mean_iou"]
     fields += ["best_step", *FEATURES, "seconds", "cpu_seconds", "peak_memory_mb", "fingerprint"]
@@ -61,15 +60,15 @@ def arms_csv(arms):
 
 
 def classes_csv(arms, class_names):
-    """One row an arm and class: mean IoU, difference and its interval; str."""
+    """Returns CSV with one row per arm and class: mean IoU, difference and its interval."""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(["arm", "class", "iou", "difference", "low", "high", "seeds"])
     for arm in arms:
         for i, name in enumerate(class_names if len(arm.class_iou) else []):
-            found = arm.class_difference[i] if arm.class_difference else None
-            ends = [found.mean, found.low, found.high, found.count] if found else [""] * 4
-            row = [arm.name, display.spreadsheet_cell(name), arm.class_iou[i], *ends]
+            change = arm.class_difference[i] if arm.class_difference else None
+            cells = [change.mean, change.low, change.high, change.count] if change else [""] * 4
+            row = [arm.name, display.spreadsheet_cell(name), arm.class_iou[i], *cells]
             table.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in row])
     return out.getvalue()
 
@@ -94,15 +93,15 @@ def chart(arms, *, title):
             left.plot(scores, [row] * len(scores), "o", color=color, alpha=0.5, markersize=4)
             if scores:
                 left.plot(100 * arm.last.mean, row, "|", color=color, markersize=16)
-            found = arm.difference
-            if found is not None and found.count:
-                right.plot(100 * found.mean, row, "o", color=color, markersize=5)
-            if found is not None and found.count > 1:
-                right.plot([100 * found.low, 100 * found.high], [row, row], color=color)
+            change = arm.difference
+            if change is not None and change.count:
+                right.plot(100 * change.mean, row, "o", color=color, markersize=5)
+            if change is not None and change.count > 1:
+                right.plot([100 * change.low, 100 * change.high], [row, row], color=color)
         for axis in (left, right):
             axis.set(ylim=(len(arms) - 0.5, -0.5), yticks=range(len(arms)))
             axis.grid(False, axis="y")
-        left.set(title=title, xlabel="mean IoU of the last step, %, one dot a seed")
+        left.set(title=title, xlabel="mean IoU at the last step, %, one dot per seed")
         left.set_yticklabels([arm.name for arm in arms])
         right.set(title="Difference to the baseline", xlabel="points, 95 % interval over seeds")
         right.set_yticklabels([])
@@ -119,9 +118,15 @@ def _arm_rows(arms):
     header += [*(FEATURES[name] for name in names), "time", "memory"]
     rows = []
     for arm in arms:
-        row = [arm.name, str(arm.last.count), _spread(arm.last), _interval(arm.difference)]
+        row = [
+            arm.name,
+            str(arm.last.count),
+            _mean_and_deviation(arm.last),
+            _interval(arm.difference),
+        ]
         row += [_images(arm.images), _percent(arm.best.mean)]
-        row += [_spread(arm.scored), _interval(arm.scored_difference)] if scored else []
+        if scored:
+            row += [_mean_and_deviation(arm.scored), _interval(arm.scored_difference)]
         row += [_number(arm.features[n].mean) if n in arm.features else "" for n in names]
         rows.append([*row, _number(arm.time, "x {:.2f}"), _number(arm.memory, "x {:.2f}")])
     return header, rows
@@ -136,15 +141,15 @@ def _class_rows(arms, class_names):
         for arm in arms:
             cell = _percent(arm.class_iou[i])
             if arm.class_difference and arm.class_difference[i].count:
-                found = arm.class_difference[i]
-                cell += f" ({_percent(found.mean, '+')}{' *' * found.clear})"
+                change = arm.class_difference[i]
+                cell += f" ({_percent(change.mean, '+')}{' *' * change.clear})"
             row.append(cell)
         rows.append(row)
     return header, rows
 
 
 def _grid(header, rows):
-    """A Markdown table whose columns line up."""
+    """Renders a Markdown table with aligned columns."""
     cells = [[_escape(cell) for cell in row] for row in [header, *rows]]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
 
@@ -158,27 +163,27 @@ def _escape(cell):
     return " ".join(cell.replace("|", r"\|").split())
 
 
-def _spread(found):
-    if found is None or not found.count:
+def _mean_and_deviation(estimate):
+    if estimate is None or not estimate.count:
         return ""
-    deviation = "" if math.isnan(found.deviation) else f" ± {100 * found.deviation:.2f}"
-    return _percent(found.mean) + deviation
+    deviation = "" if math.isnan(estimate.deviation) else f" ± {100 * estimate.deviation:.2f}"
+    return _percent(estimate.mean) + deviation
 
 
-def _interval(found):
-    if found is None or not found.count:
+def _interval(estimate):
+    if estimate is None or not estimate.count:
         return ""
-    if found.count == 1:
-        return _percent(found.mean, "+")
-    ends = f"[{_percent(found.low, '+')}, {_percent(found.high, '+')}]"
-    return f"{_percent(found.mean, '+')} {ends}{' *' * found.clear}"
+    if estimate.count == 1:
+        return _percent(estimate.mean, "+")
+    ends = f"[{_percent(estimate.low, '+')}, {_percent(estimate.high, '+')}]"
+    return f"{_percent(estimate.mean, '+')} {ends}{' *' * estimate.clear}"
 
 
-def _images(found):
-    if found is None:
+def _images(comparison):
+    if comparison is None:
         return ""
-    ends = f"[{_percent(found.low[-1], '+')}, {_percent(found.high[-1], '+')}]"
-    return ends + " *" * bool(found.clear[-1])
+    ends = f"[{_percent(comparison.low[-1], '+')}, {_percent(comparison.high[-1], '+')}]"
+    return ends + " *" * bool(comparison.clear[-1])
 
 
 def _percent(value, sign=""):

@@ -60,7 +60,9 @@ def test_a_stage_that_no_logit_comes_from():
 
 def test_names_a_missing_stage():
     segmenter, _ = tiny_segmenter.build()
-    with pytest.raises(ValueError, match=r"the map 'c9'. It gives: \['features', 'logits', 'mean'"):
+    with pytest.raises(
+        ValueError, match=r"the map 'c9'. It returns: \['features', 'logits', 'mean'"
+    ):
         GradCAM(segmenter, ("c9",))
 
 
