@@ -65,7 +65,7 @@ def test_uint8_and_float_images_alike():
 
 
 def test_image_keeps_its_precision_in_bfloat16():
-    # Whole numbers up to 256 are exact in bfloat16, but an interpolated image has others.
+    # Integers up to 256 are exact in bfloat16, but an interpolated image has other values.
     keras.config.set_dtype_policy("mixed_bfloat16")
     segmenter = tiny_segmenter()
     normalization = segmenter.get_layer("image_normalization")
@@ -94,7 +94,7 @@ def test_gradient_reaches_every_weight(policy):
 
     for weight, gradient in zip(segmenter.trainable_weights, gradients(), strict=True):
         assert np.isfinite(gradient).all(), weight.path
-        if not weight.path.endswith("convolution/bias"):  # The batch norm takes it out again.
+        if not weight.path.endswith("convolution/bias"):  # The batch norm cancels it.
             assert np.any(gradient), weight.path
 
 
@@ -118,12 +118,12 @@ def test_every_weight_has_its_own_path():
 
 def test_save_and_load(tmp_path):
     segmenter = tiny_segmenter(synchronized_batch_norm=True)
-    segmenter(images(64, 64), training=True)  # Moves the statistics away from their start.
+    segmenter(images(64, 64), training=True)  # Changes the statistics from their initial values.
     segmenter.save(tmp_path / "segmenter.keras")
     segmenter.save_weights(tmp_path / "segmenter.weights.h5")
     loaded = keras.models.load_model(tmp_path / "segmenter.keras")
     keras.utils.clear_session(free_memory=False)
-    # Weights do not depend on synchronisation.
+    # Weights do not depend on synchronization.
     rebuilt = tiny_segmenter(synchronized_batch_norm=False)
     rebuilt.load_weights(tmp_path / "segmenter.weights.h5")
     image = images(50, 70)
@@ -153,7 +153,7 @@ def test_inference_model(tmp_path):
     assert not any("embedding" in weight.path for weight in model.weights)
     image = images(75, 61)
     before = [weight.numpy() for weight in segmenter.non_trainable_weights]
-    logits = model(image, training=True)  # Asked to train, it still predicts.
+    logits = model(image, training=True)  # `training=True` has no effect.
     for weight, value in zip(segmenter.non_trainable_weights, before, strict=True):
         np.testing.assert_array_equal(weight.numpy(), value)
     coarse = segmenter(image, training=False)["logits"]
@@ -186,7 +186,7 @@ def test_features_can_be_projected():
     assert segmenter.output["embedding_features"].shape == (None, None, None, 8)
 
 
-def test_maps_that_a_head_adds_can_be_projected_and_are_no_outputs(monkeypatch):
+def test_maps_that_a_head_adds_can_be_projected_and_are_not_outputs(monkeypatch):
     def pyramid(features, num_classes, **arguments):
         return {**HEADS["hrnet"](features, num_classes, **arguments), "pyramid_c5": features["c5"]}
 
@@ -209,7 +209,7 @@ def test_refuses(arguments, message):
 
 
 def test_training_on_two_replicas_is_training_on_the_whole_batch():
-    # Not by collectives: those of two strategies in one process share their keys, and clash.
+    # No collectives: those of two strategies in one process share keys and conflict.
     strategy = tf.distribute.MirroredStrategy(
         ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
@@ -254,7 +254,7 @@ def test_training_on_two_replicas_is_training_on_the_whole_batch():
         np.testing.assert_allclose(ours.numpy(), goal.numpy(), rtol=1e-4, atol=1e-6)
 
 
-def test_gives_further_maps():
+def test_returns_further_maps():
     segmenter = tiny_segmenter("hrnet", projections=(), maps=("c5", "features"))
     outputs = segmenter(images(64, 96))
     assert set(outputs) == {"logits", "features", "c5"}

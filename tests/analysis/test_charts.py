@@ -32,7 +32,7 @@ def test_training_curves(train, evaluation):
     assert occurs(picture, blue) > 20
 
 
-def test_points_have_the_colours_of_their_classes():
+def test_points_have_the_colors_of_their_classes():
     rng = np.random.default_rng(0)
     classes = np.repeat([0, 2], 30)
     arguments = rng.normal(size=(60, 2)), classes, PALETTE
@@ -56,7 +56,7 @@ def test_smooth_by_hand():
     assert charts.smooth([3.0] * 9) == pytest.approx([3.0] * 9)
 
 
-def test_svg_takes_the_ink_of_its_page_and_fits_beside_others():
+def test_svg_takes_the_text_color_of_its_page_and_has_its_own_ids():
     drawings = [
         charts.svg(charts.histogram(np.array([0.5]), title="same"), name) for name in ("one", "two")
     ]
@@ -67,7 +67,7 @@ def test_svg_takes_the_ink_of_its_page_and_fits_beside_others():
         assert "http" not in drawing
         ids = re.findall(r' id="([^"]*)"', drawing)
         assert len(set(ids)) == len(ids)
-        assert all(found.startswith(f"{name}-") for found in ids)
+        assert all(result.startswith(f"{name}-") for result in ids)
         references = re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', drawing)
         assert references
         assert {"".join(pair) for pair in references} <= set(ids)

@@ -16,7 +16,7 @@ def seen(labels, *, ids=None, dim=3, seed=0):
     return Observed(ids, images, large, np.ones_like(large), features, labels.astype("int32"))
 
 
-def test_pixels_are_what_they_say():
+def test_pixels_match_their_columns():
     view = seen([[[0, 0, 1, 2], [1, 1, 255, 2]], [[2, 2, 2, 2], [0, 255, 255, 3]]])
     collector = EmbeddingCollector(3, points_per_class=2)
     collector.add(view)
@@ -24,7 +24,7 @@ def test_pixels_are_what_they_say():
     np.testing.assert_array_equal(points.classes, [0, 0, 1, 1, 2, 2])
     for i, n in enumerate(points.classes):
         number = view.ids.index(points.columns["image"][i])
-        # The centre of a place of the features, 2 x 2 pixels large.
+        # The center of a feature position, which covers 2 x 2 pixels.
         row, column = (int(points.columns[name][i]) for name in ("row", "column"))
         assert row % 2 == column % 2 == 1
         assert view.labels[number, row, column] == n
@@ -33,7 +33,7 @@ def test_pixels_are_what_they_say():
         )
     assert points.columns["predicted"] == ["1"] * 6
     assert points.thumbnails.shape == (6, THUMBNAIL, THUMBNAIL, 3)
-    # With a window of one pixel the thumbnail has its colour.
+    # With a window of one pixel the thumbnail has its color.
     np.testing.assert_array_equal(points.thumbnails[:, 0, 0, 0], points.classes * 40)
 
 
@@ -42,8 +42,8 @@ def test_regions_are_the_means_of_classes_in_images():
     collector = EmbeddingCollector(3, points_per_class=5)
     collector.add(view)
     points = collector.regions()
-    found = set(zip(points.classes.tolist(), points.columns["image"], strict=True))
-    assert found == {(0, "image 0"), (1, "image 0"), (1, "image 1")}
+    result = set(zip(points.classes.tolist(), points.columns["image"], strict=True))
+    assert result == {(0, "image 0"), (1, "image 0"), (1, "image 1")}
     for i, n in enumerate(points.classes):
         number = view.ids.index(points.columns["image"][i])
         mask = view.feature_labels[number] == n
@@ -52,7 +52,7 @@ def test_regions_are_the_means_of_classes_in_images():
         )
         assert points.columns["pixels"][i] == str(4 * mask.sum())
         assert points.columns["right"][i] == ("1.000" if n == 1 else "0.000")
-    # 4 x 2 pixels of colour 0 in the middle of white.
+    # 4 x 2 pixels of color 0, centered on white.
     square = points.thumbnails[points.classes.tolist().index(0)]
     assert (square == 0).all()
     tall = EmbeddingCollector(3, points_per_class=5)
@@ -62,7 +62,7 @@ def test_regions_are_the_means_of_classes_in_images():
     assert (thumbnail[:, THUMBNAIL // 2] == 0).all()
 
 
-def test_balanced_and_the_same_again():
+def test_balanced_and_deterministic():
     labels = np.random.default_rng(1).choice([0, 0, 0, 0, 1, 2], (6, 8, 8))
     results = []
     for division in ([[0, 1, 2, 3, 4, 5]], [[0], [1, 2], [3, 4, 5]]):
@@ -80,7 +80,7 @@ def test_balanced_and_the_same_again():
     assert results[0].columns == results[1].columns
 
 
-def test_nothing_labelled():
+def test_no_labeled_pixels():
     collector = EmbeddingCollector(3, points_per_class=5)
     collector.add(seen(np.full((1, 2, 2), 255)))
     assert collector.pixels() is None
@@ -91,10 +91,10 @@ def test_t_sne_keeps_clusters_apart_and_is_the_same_again():
     rng = np.random.default_rng(0)
     classes = np.repeat([0, 1, 2], 12)
     vectors = rng.normal(size=(36, 5)) * 0.1 + 10 * np.eye(5)[classes]
-    places = t_sne(vectors, seed=3)
-    assert places.shape == (36, 2)
-    np.testing.assert_array_equal(places, t_sne(vectors, seed=3))
-    distances = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    positions = t_sne(vectors, seed=3)
+    assert positions.shape == (36, 2)
+    np.testing.assert_array_equal(positions, t_sne(vectors, seed=3))
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
     np.fill_diagonal(distances, np.inf)
     np.testing.assert_array_equal(classes[distances.argmin(axis=1)], classes)
 

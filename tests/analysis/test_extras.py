@@ -10,10 +10,10 @@ from kseg.errors import UserError
 
 def test_names_what_to_install(monkeypatch):
     extras.require("matplotlib", "sklearn")
-    found = importlib.util.find_spec
+    result = importlib.util.find_spec
     hidden = {"matplotlib", "sklearn"}
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name in hidden else found(name)
+        importlib.util, "find_spec", lambda name: None if name in hidden else result(name)
     )
     with pytest.raises(UserError, match=r"matplotlib and scikit-learn.*\.\[analysis\]"):
         extras.require("matplotlib", "sklearn")

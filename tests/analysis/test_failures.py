@@ -22,13 +22,13 @@ LABELS = [[[0, 0, 1, 1]], [[0, 0, 1, 255]], [[255] * 4], [[1, 1, 1, 1]]]
 
 def test_mean_iou_of_an_image_by_hand():
     # Class 0: 1 of 2, class 1: 2 of 3; class 2 is in neither.
-    found = image_mean_iou(np.array([0, 0, 1, 1, 255]), np.array([0, 1, 1, 1, 2]), 3)
-    assert found == pytest.approx((1 / 2 + 2 / 3) / 2)
+    result = image_mean_iou(np.array([0, 0, 1, 1, 255]), np.array([0, 1, 1, 1, 2]), 3)
+    assert result == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert np.isnan(image_mean_iou(np.array([255]), np.array([0]), 3))
 
 
 def test_worst_images_first():
-    # Mean IoU 1, then (1 + 0 + 0) / 3, nothing labelled, and (1 / 2 + 0) / 2.
+    # Mean IoU 1, then (1 + 0 + 0) / 3, no labeled pixel, and (1 / 2 + 0) / 2.
     predictions = [[[0, 0, 1, 1]], [[0, 0, 2, 2]], [[0] * 4], [[1, 1, 0, 0]]]
     whole, parts = FailureCollector(3, count=2), FailureCollector(3, count=2)
     whole.add(seen("abcd", LABELS, predictions))
@@ -46,7 +46,7 @@ def test_worst_images_first():
 
 def test_comparison_keeps_the_greatest_gains_and_losses():
     labels = [[[0, 0, 0, 0]]] * 5 + [[[255] * 4]]
-    # Mean IoU: wrong pixels are class 1, so k right pixels give k / 8.
+    # Wrong pixels are class 1, so that k correct pixels yield a mean IoU of k / 8.
     rights = [(4, 4), (1, 3), (3, 0), (2, 3), (2, 1), (0, 0)]
 
     def predictions(run):

@@ -4,7 +4,7 @@ from kseg.analysis.feature_maps import principal_colors
 
 
 def example(dim, seed=0):
-    """Maps whose channels vary less and less, along directions that are no axes."""
+    """Maps with decreasing variances along directions that are not axes."""
     rng = np.random.default_rng(seed)
     turn = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
     return [
@@ -13,20 +13,20 @@ def example(dim, seed=0):
     ]
 
 
-def test_colours_are_the_principal_components():
+def test_colors_are_the_principal_components():
     maps = example(6)
     colors = principal_colors(maps)
     assert [c.shape for c in colors] == [(9, 7, 3), (5, 11, 3)]
     rows = np.concatenate([m.reshape(-1, 6) for m in maps]).astype("float64")
     rows -= rows.mean(axis=0)
     axes = np.linalg.svd(rows, full_matrices=False)[2][:3]
-    found = np.concatenate([c.reshape(-1, 3) for c in colors]).astype(float)
+    result = np.concatenate([c.reshape(-1, 3) for c in colors]).astype(float)
     for i, axis in enumerate(axes):
         axis = axis * np.sign(axis[np.abs(axis).argmax()])
         component = rows @ axis
         low, high = np.percentile(component, [1, 99])
         expected = 255 * np.clip((component - low) / (high - low), 0, 1)
-        np.testing.assert_allclose(found[:, i], expected, atol=1)
+        np.testing.assert_allclose(result[:, i], expected, atol=1)
 
 
 def test_the_sign_does_not_depend_on_the_order():

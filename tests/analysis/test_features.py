@@ -33,15 +33,15 @@ def test_statistics_are_those_of_a_loop():
     collector = FeatureCollector(6, 4)
     for part in np.split(np.arange(300), [40, 41, 200]):
         collector.add(features[part], labels[part])
-    found = collector.statistics(neighbors=(1, 3))
+    result = collector.statistics(neighbors=(1, 3))
     alignment, uniformity, near = loop(features.astype("float64"), labels, 6, (1, 3))
-    assert found.alignment == pytest.approx(alignment, rel=1e-6)
-    assert found.uniformity == pytest.approx(uniformity, rel=1e-6)
-    assert list(found.neighborhood_uniformity) == [1, 3]
-    assert list(found.neighborhood_uniformity.values()) == pytest.approx(near, rel=1e-6)
-    assert found.class_alignment[2] is None
-    assert found.num_samples == [int((labels == n).sum()) for n in range(6)]
-    assert found.to_dict("abcdef")["classes"]["c"] == {"A": None, "num_samples": 0}
+    assert result.alignment == pytest.approx(alignment, rel=1e-6)
+    assert result.uniformity == pytest.approx(uniformity, rel=1e-6)
+    assert list(result.neighborhood_uniformity) == [1, 3]
+    assert list(result.neighborhood_uniformity.values()) == pytest.approx(near, rel=1e-6)
+    assert result.class_alignment[2] is None
+    assert result.num_samples == [int((labels == n).sum()) for n in range(6)]
+    assert result.to_dict("abcdef")["classes"]["c"] == {"A": None, "num_samples": 0}
 
 
 def test_the_sample_does_not_depend_on_the_batches_and_estimates_the_whole():
@@ -63,10 +63,10 @@ def test_the_sample_does_not_depend_on_the_batches_and_estimates_the_whole():
 def test_one_class_has_no_uniformity():
     collector = FeatureCollector(3, 2)
     collector.add(np.array([[1.0, 1.0], [1.0, 1.0]], "float32"), np.array([1, 1]))
-    found = collector.statistics()
-    assert found.alignment == 0
-    assert np.isnan(found.uniformity)
-    assert np.isnan(found.neighborhood_uniformity[3])
+    result = collector.statistics()
+    assert result.alignment == 0
+    assert np.isnan(result.uniformity)
+    assert np.isnan(result.neighborhood_uniformity[3])
 
 
 @pytest.mark.parametrize("unit_norm", [True, False])
@@ -81,12 +81,12 @@ def test_features_of_a_segmenter(unit_norm):
     batches = [
         {"image": tf.constant(images[i]), "label": tf.constant(labels[i])} for i in ([0, 1], [2])
     ]
-    found = feature_statistics(segmenter, batches, 3, unit_norm=unit_norm)
+    result = feature_statistics(segmenter, batches, 3, unit_norm=unit_norm)
     features = images.reshape(3, 2, 4, 3, 4, 3).mean((2, 4)).reshape(-1, 3) / 255 * 2 + 0.1
     if unit_norm:
         features /= np.linalg.norm(features, axis=1, keepdims=True)
     alignment, uniformity, _ = loop(features, labels[:, ::4, ::4].reshape(-1), 3, ())
-    assert found.alignment == pytest.approx(alignment, rel=1e-4)
-    assert found.uniformity == pytest.approx(uniformity, rel=1e-4)
+    assert result.alignment == pytest.approx(alignment, rel=1e-4)
+    assert result.uniformity == pytest.approx(uniformity, rel=1e-4)
     with pytest.raises(ValueError, match="empty"):
         feature_statistics(segmenter, [], 3)

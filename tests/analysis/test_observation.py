@@ -7,7 +7,7 @@ from tests.analysis import tiny_segmenter
 
 
 @pytest.mark.parametrize("unit_norm", [True, False])
-def test_what_is_seen(unit_norm):
+def test_observed_values(unit_norm):
     segmenter, kernel = tiny_segmenter.build(bias=(0, 0, 0))
     images, labels = tiny_segmenter.images(3)
     batches = [
@@ -22,16 +22,16 @@ def test_what_is_seen(unit_norm):
     logits = features @ kernel
     if unit_norm:
         features = features / np.linalg.norm(features, axis=-1, keepdims=True)
-    found = np.concatenate([view.features for view in seen])
-    np.testing.assert_allclose(found, features, rtol=1e-4, atol=1e-6)
-    found = np.concatenate([view.feature_labels for view in seen])
-    np.testing.assert_array_equal(found, labels[:, ::4, ::4])
-    # Blocks' corners are nearest to their own logits, with bilinear weights of 1 in the corner.
-    found = np.concatenate([view.predictions for view in seen])
-    assert found.shape == labels.shape
-    assert found.dtype == np.uint8
+    result = np.concatenate([view.features for view in seen])
+    np.testing.assert_allclose(result, features, rtol=1e-4, atol=1e-6)
+    result = np.concatenate([view.feature_labels for view in seen])
+    np.testing.assert_array_equal(result, labels[:, ::4, ::4])
+    # At the corners of the image the bilinear weight of the block's own logits is 1.
+    result = np.concatenate([view.predictions for view in seen])
+    assert result.shape == labels.shape
+    assert result.dtype == np.uint8
     np.testing.assert_array_equal(
-        found[:, [0, 0, -1, -1], [0, -1, 0, -1]],
+        result[:, [0, 0, -1, -1], [0, -1, 0, -1]],
         logits.argmax(-1)[:, [0, 0, -1, -1], [0, -1, 0, -1]],
     )
     np.testing.assert_array_equal(np.concatenate([view.images for view in seen]), images)

@@ -34,7 +34,7 @@ def points():
 
 @pytest.fixture(scope="module")
 def serve(points, tmp_path_factory):
-    """What TensorBoard's projector answers about a folder of a run."""
+    """The responses of TensorBoard's projector for a run's folder."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "projector").mkdir()
     (folder / "projector" / "old.tsv").write_text("old")
@@ -56,8 +56,8 @@ def serve(points, tmp_path_factory):
 
 def names(serve):
     config = json.loads(serve("/info", run="projector"))
-    found = {e["tensorName"].split("/")[0]: e for e in config["embeddings"]}
-    return {name: found[name] for name in ("pixels", "regions")}
+    result = {e["tensorName"].split("/")[0]: e for e in config["embeddings"]}
+    return {name: result[name] for name in ("pixels", "regions")}
 
 
 def test_tensorboard_finds_the_run(serve):
@@ -94,8 +94,8 @@ def test_tensorboard_serves_the_pictures(serve, points):
         assert sprite.shape == (8 * side, 8 * side, 3)
         for i, picture in enumerate(points[name].thumbnails):
             y, x = 8 * (i // side), 8 * (i % side)
-            found = sprite[y : y + 8, x : x + 8]
-            np.testing.assert_array_equal(found[2:6, 2:6], picture[2:6, 2:6])
-            frame = np.concatenate([found[:2].reshape(-1, 3), found[:, -2:].reshape(-1, 3)])
+            result = sprite[y : y + 8, x : x + 8]
+            np.testing.assert_array_equal(result[2:6, 2:6], picture[2:6, 2:6])
+            frame = np.concatenate([result[:2].reshape(-1, 3), result[:, -2:].reshape(-1, 3)])
             np.testing.assert_array_equal(frame, [PALETTE[points[name].classes[i]]] * 32)
         assert (sprite[-8:, -8:] == 255).all()

@@ -74,7 +74,7 @@ def page(report):
 
 
 class Reader(html.parser.HTMLParser):
-    """Checks that tags nest, and notes their attributes and text."""
+    """Checks that tags nest, and records their attributes and text."""
 
     def __init__(self, text):
         super().__init__()
@@ -103,7 +103,7 @@ class Reader(html.parser.HTMLParser):
 
 
 def check_self_contained(text):
-    """Fails where a page refers to anything outside itself; gives what was read."""
+    """Fails if a page refers to anything outside itself; returns the parsed page."""
     reader = Reader(text)
     ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
     assert len(set(ids)) == len(ids)
@@ -123,13 +123,13 @@ def check_self_contained(text):
     return reader
 
 
-def test_needs_nothing_but_itself(page):
+def test_page_is_self_contained(page):
     reader = check_self_contained(page)
     policy = next(m["content"] for m in reader.of("meta") if "http-equiv" in m)
     assert policy.startswith("default-src 'none'")
 
 
-def test_tells_everything(page):
+def test_report_is_complete(page):
     reader = Reader(page)
     text = " ".join(" ".join(reader.text).split())
     # IoU: 6 of 8, 12 of 14; class 2 is nowhere. Mean accuracy: (6 / 8 + 1) / 2.
@@ -180,7 +180,7 @@ def test_pictures_are_what_they_should_be(page, report):
     np.testing.assert_array_equal(colors[:, 10:], np.broadcast_to(PALETTE[1], (30, 30, 3)))
 
 
-def test_the_same_again(page, report):
+def test_rendering_is_deterministic(page, report):
     assert render(report) == page
 
 
@@ -228,14 +228,14 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: ap
 
 
 def browse(page, folder, *options):
-    """Opens a page in a browser without a window."""
+    """Opens a page in a headless browser."""
     (folder / "report.html").write_text(page)
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command += [f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", *options]
     url = (folder / "report.html").as_uri()
     result = subprocess.run([*command, url], capture_output=True, text=True, timeout=50)
     assert result.returncode == 0, result.stderr
-    # What the policy refuses, and what cannot be loaded, stands on the console.
+    # The console reports violations of the policy and failed loads.
     assert "CONSOLE" not in result.stderr, result.stderr
 
 

@@ -5,10 +5,10 @@ from kseg.analysis.selection import ClassSample, Top, spread
 
 
 def fill(classes, parts, *, size=20, seed=0):
-    """A sample of rows that hold their own numbers."""
+    """A sample of rows that contain their own indices."""
     sample = ClassSample(3, size, seed=seed)
     for part in np.array_split(np.arange(len(classes)), parts):
-        sample.add(classes[part], lambda places, part=part: (part[places], -part[places]))
+        sample.add(classes[part], lambda positions, part=part: (part[positions], -part[positions]))
     return sample
 
 

@@ -1,4 +1,4 @@
-"""A segmenter that is easy to follow by hand."""
+"""A segmenter that is easy to compute by hand."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ def build(bias=(0.0, 0.1, -0.2)):
 
 
 def images(count, height=24, width=32, seed=0):
-    """Random colours in blocks of 4 x 4, and labels alike, some of them ignored."""
+    """Random colors in blocks of 4 x 4, and labels of the same form, some of them ignored."""
     rng = np.random.default_rng(seed)
     blocks = np.ones((1, 4, 4), int)
     size = (count, height // 4, width // 4)

@@ -60,7 +60,7 @@ def test_batch_norms(synchronized):
 
 @pytest.mark.parametrize("size", [(128, 96), (75, 41)])
 @pytest.mark.parametrize("output_stride", [8, 16])
-def test_dilated_output_is_the_strided_one_in_between(output_stride, size):
+def test_dilated_output_contains_the_strided_one(output_stride, size):
     strided = randomise(build_efficientnet_lite(**TINY))
     dilated = build_efficientnet_lite(**TINY, output_stride=output_stride)
     dilated.set_weights(strided.get_weights())
@@ -131,7 +131,7 @@ def test_jax_gives_the_same_features(tmp_path):
 def test_whole_samples_drop_their_paths_in_training():
     backbone = randomise(build_efficientnet_lite(**TINY, drop_path_rate=0.5))
     rates = {x.name: x.rate for x in backbone.layers if isinstance(x, layers.DropPath)}
-    # Of ten blocks, those that keep their channels: their numbers are 2, 4 and 8.
+    # The blocks that keep their channels are 2, 4 and 8 of ten.
     assert rates == {
         "blocks_1_1_drop_path": pytest.approx(0.1),
         "blocks_2_1_drop_path": pytest.approx(0.2),

@@ -62,7 +62,7 @@ def test_official_ocr(case, align_corners):
     )
     model = keras.Model(backbone.input, {**backbone.output, **outputs})
     inner = {name: model.get_layer(f"ocr_{name}").output for name in ("pixels", "objects")}
-    # (batch, objects, 1, channels) here, (batch, channels, objects, 1) there.
+    # (batch, objects, 1, channels) in kseg, (batch, channels, objects, 1) in the original.
     model = keras.Model(model.input, {**model.output, **inner})
     load_torch_state(model, golden.state, name_map)
     names = {

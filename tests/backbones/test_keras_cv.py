@@ -106,7 +106,7 @@ def test_batch_norms_are_ours(synchronized):
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
-def test_dilated_output_is_the_strided_one_in_between(output_stride):
+def test_dilated_output_contains_the_strided_one(output_stride):
     arguments = CLASSES["EfficientNetLiteBackbone"]
     strided, dilated = (
         build_backbone(
@@ -129,7 +129,7 @@ def test_dilated_output_is_the_strided_one_in_between(output_stride):
         )
 
 
-def test_segmenter_normalises_as_the_backbone_asks():
+def test_segmenter_normalizes_as_the_backbone_expects():
     backbone = build_backbone(
         "keras_cv",
         class_name="ResNetV2Backbone",

@@ -52,8 +52,8 @@ def test_any_size(block, variant, output_stride):
 
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 @pytest.mark.parametrize("output_stride", [8, 16])
-def test_dilated_output_is_the_strided_one_in_between(block, output_stride):
-    # Atrous consistency: the weights see the same pixels, only at more places.
+def test_dilated_output_contains_the_strided_one(block, output_stride):
+    # Atrous consistency: the weights see the same pixels, at more positions.
     strided = tiny_resnet(block=block)
     dilated = tiny_resnet(block=block, output_stride=output_stride)
     dilated.set_weights(strided.get_weights())
@@ -75,19 +75,19 @@ def rates(backbone, block="conv2"):
 
 
 def test_dilation_rates():
-    found = rates(build_backbone("resnet50", output_stride=8))
-    assert [found[f"layer3_{i}_conv2"] for i in range(6)] == [1, 2, 2, 2, 2, 2]
-    assert [found[f"layer4_{i}_conv2"] for i in range(3)] == [2, 4, 4]
+    result = rates(build_backbone("resnet50", output_stride=8))
+    assert [result[f"layer3_{i}_conv2"] for i in range(6)] == [1, 2, 2, 2, 2, 2]
+    assert [result[f"layer4_{i}_conv2"] for i in range(3)] == [2, 4, 4]
 
 
 def test_multi_grid_multiplies_the_rate_of_the_last_stage():
-    found = rates(tiny_resnet(blocks=(1, 1, 2, 3), output_stride=8, multi_grid=(1, 2, 4)))
-    assert [found[f"layer3_{i}_conv2"] for i in range(2)] == [1, 2]
-    assert [found[f"layer4_{i}_conv2"] for i in range(3)] == [4, 8, 16]
+    result = rates(tiny_resnet(blocks=(1, 1, 2, 3), output_stride=8, multi_grid=(1, 2, 4)))
+    assert [result[f"layer3_{i}_conv2"] for i in range(2)] == [1, 2]
+    assert [result[f"layer4_{i}_conv2"] for i in range(3)] == [4, 8, 16]
 
 
 def test_v1d_averages_strided_shortcuts():
-    # By hand: a 1x1 convolution without stride behind a 2x2 mean, which counts real pixels only.
+    # By hand: a 1x1 convolution of stride 1 after a 2x2 mean over valid pixels only.
     backbone = tiny_resnet(variant="v1d", blocks=(1, 1, 1, 1))
     pool = backbone.get_layer("layer2_0_downsample_pool")
     x = np.arange(9.0).reshape((1, 3, 3, 1)).astype("float32")
@@ -97,7 +97,7 @@ def test_v1d_averages_strided_shortcuts():
 
 @pytest.mark.parametrize(
     "name, variant, parameters",
-    [  # Of the feature extractors of torchvision (v1b) and timm, without their classifiers.
+    [  # The feature extractors of torchvision (v1b) and timm, without classifiers.
         ("resnet18", "v1b", 11_176_512),
         ("resnet34", "v1b", 21_284_672),
         ("resnet50", "v1b", 23_508_032),

@@ -46,7 +46,7 @@ def random_images(*shape):
 
 
 def randomise(model, scale=0.3):
-    """Gives every weight, biases and norms too, a value that is seen in the outputs."""
+    """Sets every weight, including biases and norms, to a value that affects the outputs."""
     rng = np.random.default_rng(1)
     for weight in model.weights:
         around = 1.0 if weight.path.endswith("gamma") else 0.0
@@ -89,7 +89,7 @@ def test_parameters(name, embed_dim, classifier, monkeypatch):
     monkeypatch.setattr(module, "_initializer", keras.initializers.Zeros)  # Drawing them is slow.
     backbone = getattr(module, name)()
     widths = [embed_dim * 2**stage for stage in range(4)]
-    # They have a norm and a classifier of the last stage, where we have a norm of each stage.
+    # They have a norm and a classifier after the last stage; kseg has a norm after each stage.
     expected = classifier - 2 * widths[3] - (widths[3] + 1) * 1000 + 2 * sum(widths)
     assert sum(np.prod(weight.shape) for weight in backbone.trainable_weights) == expected
     assert [x.shape[-1] for x in backbone.output.values()] == widths
@@ -119,7 +119,7 @@ def test_any_size(size):
 
 
 def gradients(backbone, image, training=False):
-    """Gradients of every weight, of a sum that no layer norm makes constant."""
+    """Gradients with respect to every weight, of a sum that layer norms do not make constant."""
     with tf.GradientTape() as tape:
         loss = 0.0
         for x in backbone(image, training=training).values():
@@ -163,8 +163,8 @@ def test_xla():
 
 def test_gradient_reaches_every_weight():
     backbone = randomise(tiny_swin(drop_path_rate=0.0))
-    found = gradients(backbone, random_images(2, 41, 30), training=True)
-    for weight, gradient in zip(backbone.trainable_weights, found, strict=True):
+    result = gradients(backbone, random_images(2, 41, 30), training=True)
+    for weight, gradient in zip(backbone.trainable_weights, result, strict=True):
         assert isinstance(gradient, tf.Tensor), weight.path  # Not tf.IndexedSlices.
         if weight.path.endswith("attn_qkv/bias"):
             query, key, value = np.split(np.asarray(gradient), 3)
@@ -184,8 +184,8 @@ def test_mixed_precision():
     for name, x in mixed(image).items():
         assert x.dtype == "bfloat16"
         assert np.abs(np.asarray(x, "float32") - expected[name]).max() < 0.1
-    found = gradients(mixed, image, training=True)
-    for weight, gradient in zip(mixed.trainable_weights, found, strict=True):
+    result = gradients(mixed, image, training=True)
+    for weight, gradient in zip(mixed.trainable_weights, result, strict=True):
         assert weight.dtype == gradient.dtype == "float32"
         assert np.isfinite(gradient).all()
 
@@ -224,7 +224,7 @@ def test_saving(policy, tmp_path):
             )
 
 
-def test_no_biases_are_biases_of_zero():
+def test_no_biases_equal_biases_of_zero():
     with_bias, without = tiny_swin(), tiny_swin(qkv_bias=False)
     values = {weight.path: weight.numpy() for weight in with_bias.weights}
     assert not any(weight.path.endswith("qkv/bias") for weight in without.weights)
@@ -289,7 +289,7 @@ def test_drop_path_keeps_the_expected_value(branch):
     assert np.all(kept | np.isclose(factors, 0.0, atol=1e-3))
     kept = kept.reshape((samples, -1))
     np.testing.assert_array_equal(kept.all(axis=1), kept.any(axis=1))
-    # ... and kept as often as said: within four deviations of a binomial variable.
+    # ... and kept at the given rate: within four standard deviations of a binomial variable.
     deviation = np.sqrt(rate * (1 - rate) / samples)
     assert abs(kept[:, 0].mean() - (1 - rate)) < 4 * deviation
 
@@ -310,15 +310,15 @@ def test_replicas_drop_as_one_with_the_global_batch(mirrored):
     with mirrored.scope():
         block = one_branch(0.5, "attention")
     run = tf.function(lambda: mirrored.run(lambda: block(x[:8], training=True)), autograph=False)
-    found = np.concatenate(mirrored.experimental_local_results(run()))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    result = np.concatenate(mirrored.experimental_local_results(run()))
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
-# What a block is made of.
+# The parts of a block.
 
 
 def test_relative_position_index_by_hand():
-    # Of a window of 2 x 2: offsets (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0) ... are 0, 1, 2 ...
+    # In a 2 x 2 window, offsets (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0) ... are 0, 1, 2 ...
     expected = [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
     np.testing.assert_array_equal(relative_position_index(2), expected)
 
@@ -334,10 +334,10 @@ def test_relative_position_index_of_the_original():
 def test_shift_mask_by_loop(size, window, shift):
     mask = np.asarray(shift_mask(*size, window, shift))
     rows, columns = (-(-side // window) for side in size)
-    places = list(itertools.product(range(window), repeat=2))
+    positions = list(itertools.product(range(window), repeat=2))
     for n, (a, b) in enumerate(itertools.product(range(rows), range(columns))):
-        for (i, (r, c)), (j, (s, d)) in itertools.product(enumerate(places), repeat=2):
-            # Where the two stood before the shift, from one to the other.
+        for (i, (r, c)), (j, (s, d)) in itertools.product(enumerate(positions), repeat=2):
+            # The offset between the two positions before the shift.
             vertical, horizontal = (
                 (first + shift) % extent - (second + shift) % extent
                 for first, second, extent in (
@@ -366,12 +366,12 @@ def test_windows_by_loop(size, shift):
         column = (b * window + c + shift) % (columns * window)
         inside = row < height and column < width
         expected = x[n, row, column, 4 * g : 4 * g + 4] if inside else np.zeros(4)
-        found = windows[g, (n * rows + a) * columns + b, r * window + c]
-        np.testing.assert_array_equal(found, expected)
+        result = windows[g, (n * rows + a) * columns + b, r * window + c]
+        np.testing.assert_array_equal(result, expected)
     np.testing.assert_array_equal(merge_windows(windows, window, shift, (2, *size)), x)
 
 
-def test_patch_embedding_pads_behind():
+def test_patch_embedding_pads_at_the_end():
     layer = PatchEmbedding(6)
     image = random_images(1, 5, 7)
     padded = np.pad(image, ((0, 0), (0, 3), (0, 1), (0, 0)))
@@ -381,7 +381,7 @@ def test_patch_embedding_pads_behind():
 
 def test_patch_merging_by_hand():
     # The reduction picks joined channels 0, 2, 4, 6 and so shows their order; an odd column of
-    # zeros stands behind.
+    # zeros follows.
     layer = PatchMerging()
     x = np.array([[1.0, 3.0, 5.0], [2.0, 4.0, 6.0]])[None, :, :, None] * [1.0, -1.0]
     layer.build(x.shape)
@@ -397,7 +397,7 @@ def test_layer_norm_by_hand():
     layer.build((None, 2))
     layer.gamma.assign([2.0, 3.0])
     layer.beta.assign([0.5, -0.5])
-    # Deviation sqrt(4e-5 + 1e-5): the epsilon counts.
+    # Standard deviation sqrt(4e-5 + 1e-5), of which the epsilon is a part.
     z = np.sqrt(4e-5 / 5e-5)
     x = np.array([[1.0 - np.sqrt(4e-5), 1.0 + np.sqrt(4e-5)]], "float32")
     np.testing.assert_allclose(layer(x), [[0.5 - 2 * z, -0.5 + 3 * z]], rtol=1e-4)
@@ -406,14 +406,14 @@ def test_layer_norm_by_hand():
 def check_gradients(function, plain, *arguments):
     """Compares outputs and gradients with those that TensorFlow derives."""
     arguments = [tf.constant(x, "float32") for x in arguments]
-    found = []
+    result = []
     for f in (function, plain):
         with tf.GradientTape() as tape:
             tape.watch(arguments)
             outputs = f(*arguments)
             loss = tf.reduce_sum(tf.sin(outputs + tf.range(float(outputs.shape[-1]))))
-        found.append([outputs, *tape.gradient(loss, arguments)])
-    for x, y in zip(*found, strict=True):
+        result.append([outputs, *tape.gradient(loss, arguments)])
+    for x, y in zip(*result, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 

@@ -7,14 +7,14 @@ from kseg.backend import replicas
 
 @pytest.fixture(scope="module")
 def strategy():
-    # Not by collectives: those of two strategies in one process share their keys, and clash.
+    # No collectives: those of two strategies in one process share keys and conflict.
     return tf.distribute.MirroredStrategy(
         ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
 
 
 def run_on_two(strategy, function, per_replica):
-    """Runs `function(x)` on both replicas inside one tf.function; gives each one's result."""
+    """Runs `function(x)` on both replicas inside one tf.function; returns the result of each."""
     values = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(per_replica[context.replica_id_in_sync_group])
     )
@@ -24,13 +24,13 @@ def run_on_two(strategy, function, per_replica):
 
 
 def with_gradient(function, upstream):
-    """Makes `x -> (function(x), d sum(upstream * function(x)) / dx)`."""
+    """Returns the function `x -> (function(x), d sum(upstream * function(x)) / dx)`."""
 
     def run(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = function(x)
-            # Replica 1 weighs its result ten times, so that the two upstream gradients differ.
+            # Replica 1 weights its result by 10, so that the two upstream gradients differ.
             scale = tf.where(tf.equal(replicas.replica_id(), 1), 10.0, 1.0)
             loss = scale * tf.reduce_sum(tf.constant(upstream) * y)
         return y, tape.gradient(loss, x)
@@ -84,7 +84,7 @@ def test_number_of_replicas(strategy):
     assert first == second == 2
 
 
-def test_alone_everything_is_the_identity(strategy):
+def test_without_replicas_every_function_is_the_identity(strategy):
     x = np.ones((2, 3), "float32")
     for scope in (tf.distribute.get_strategy().scope, strategy.scope):  # Cross-replica context.
         with scope():

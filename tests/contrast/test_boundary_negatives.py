@@ -35,12 +35,12 @@ def test_edge_distance_is_that_of_scipy(size, classes, wrong):
     regions = rng.integers(0, classes, (3, size, 2 * size + 1)).astype("int32")
     regions[rng.random(regions.shape) > wrong] = -1
     regions[1, 3:-3, 4:-2] = 1  # A large one.
-    regions[2, :, : size // 2] = 0  # One at the border, which is no edge.
+    regions[2, :, : size // 2] = 0  # One at the image border, which is not an edge.
     distance = ops.convert_to_numpy(squared_edge_distance(regions))
     for n in range(classes):
-        for image, found in zip(regions == n, distance, strict=True):
+        for image, result in zip(regions == n, distance, strict=True):
             expected = ndimage.distance_transform_edt(image)
-            np.testing.assert_array_equal(found[image], np.round(expected[image] ** 2))
+            np.testing.assert_array_equal(result[image], np.round(expected[image] ** 2))
     np.testing.assert_array_equal(distance[regions < 0], 0)
 
 
@@ -63,8 +63,8 @@ def example(seed=0, pixels=600, num_classes=4):
 
 def draw(*arguments, num_classes=4, **options):
     options = {"max_samples": 200, "min_negatives": 5, "seed": 1, **options}
-    found = boundary_aware_samples(*arguments, num_classes, **options)
-    return [[ops.convert_to_numpy(x) for x in pair] for pair in found]
+    result = boundary_aware_samples(*arguments, num_classes, **options)
+    return [[ops.convert_to_numpy(x) for x in pair] for pair in result]
 
 
 def test_positives_are_pixels_of_their_class():
@@ -98,17 +98,17 @@ def test_negatives_are_the_errors_nearest_to_an_edge():
         assert sorted(positions[owners == n]) == sorted(hard)
 
 
-def test_of_many_hard_errors_each_is_drawn_at_most_once():
+def test_each_of_many_hard_errors_is_drawn_at_most_once():
     labels, regions, distance = example(pixels=4000)
     _, (positions, owners) = draw(labels, regions, distance)
     for n in range(4):
         errors = np.flatnonzero(regions == n)
         hard = errors[np.argsort(distance[errors])][: int(np.floor(0.5 * len(errors) + 0.5))]
-        found = positions[owners == n]
-        assert len(set(found)) == len(found) == 50
-        assert set(found) <= set(hard)
-        # From all over the hard ones.
-        assert distance[found].max() > 0.9 * distance[hard].max()
+        result = positions[owners == n]
+        assert len(set(result)) == len(result) == 50
+        assert set(result) <= set(hard)
+        # Spread over all hard ones.
+        assert distance[result].max() > 0.9 * distance[hard].max()
 
 
 def test_every_hard_error_is_drawn_equally_often():
@@ -133,11 +133,13 @@ def test_random_pixels_of_other_classes_fill_up():
     _, (positions, owners) = draw(labels, regions, distance, min_negatives=30)
     np.testing.assert_array_equal(np.bincount(owners[owners >= 0])[1:3], [30, 30])
     of_one = positions[owners == 1]
-    assert (regions[of_one] == 1).sum() >= 4  # Half of the 8 errors, perhaps one more by chance.
+    assert (
+        regions[of_one] == 1
+    ).sum() >= 4  # Half of the 8 errors, and possibly one more at random.
     for n in (1, 2):
-        found = labels[positions[owners == n]]
-        assert (found != n).all()
-        assert set(found) == {0, 1, 2, 3} - {n}
+        result = labels[positions[owners == n]]
+        assert (result != n).all()
+        assert set(result) == {0, 1, 2, 3} - {n}
 
 
 def test_random_negatives():
@@ -172,17 +174,17 @@ def test_numbers_that_leave_an_int32_in_a_product():
     _, (positions, owners) = draw(
         *(labels, regions, np.ones_like(labels)), num_classes=2, max_samples=20_000
     )
-    found = positions[owners == 1]
-    assert len(set(found)) == 10_000
-    assert (regions[found] == 1).all()
+    result = positions[owners == 1]
+    assert len(set(result)) == 10_000
+    assert (regions[result] == 1).all()
 
 
 @pytest.mark.parametrize("hard_fraction", [0.5, 0.1, 1.0])
 def test_min_negatives_is_a_minimum(hard_fraction):
-    """However many errors there are, and never fewer negatives for more of them."""
+    """For any number of errors; more errors never yield fewer negatives."""
     pixels, least = 400, 64
     labels = (np.arange(pixels) >= 200).astype("int32")
-    found = []
+    result = []
     for errors in (0, 1, 5, 32, 63, 64, 65, 127, 128, 129, 150, 200):
         regions = np.full(pixels, -1, "int32")
         regions[200 : 200 + errors] = 0
@@ -193,14 +195,14 @@ def test_min_negatives_is_a_minimum(hard_fraction):
             min_negatives=least,
             hard_fraction=hard_fraction,
         )
-        mine = positions[owners == 0]
-        assert (labels[mine] == 1).all()
+        own = positions[owners == 0]
+        assert (labels[own] == 1).all()
         hard = int(np.floor(errors * hard_fraction + 0.5))
-        assert len(mine) == max(hard, least)
+        assert len(own) == max(hard, least)
         # All of the hard ones are among them.
-        assert set(range(200, 200 + hard)) <= set(mine)
-        found.append(len(mine))
-    assert found == sorted(found)
+        assert set(range(200, 200 + hard)) <= set(own)
+        result.append(len(own))
+    assert result == sorted(result)
 
 
 def test_no_negatives_where_there_is_no_other_class():
@@ -211,13 +213,13 @@ def test_no_negatives_where_there_is_no_other_class():
 
 
 def test_more_classes_than_samples():
-    """Chance decides which take part: none is left out for its number."""
+    """A random selection takes part: no class is excluded because of its index."""
     labels = np.repeat(np.arange(30), 4).astype("int32")
     none = np.full(120, -1, "int32")
     seen = np.zeros(30, int)
     for seed in range(200):
-        found = draw(labels, none, none * 0, num_classes=30, max_samples=10, seed=seed)
-        (positions, owners), (negatives, negative_owners) = found
+        result = draw(labels, none, none * 0, num_classes=30, max_samples=10, seed=seed)
+        (positions, owners), (negatives, negative_owners) = result
         np.testing.assert_array_equal(labels[positions], owners)
         assert len(set(owners)) == 10
         np.testing.assert_array_equal(negative_owners, owners)
@@ -228,15 +230,15 @@ def test_more_classes_than_samples():
 
 @pytest.mark.parametrize("drawn", [1, 7, 46_340, 46_341, 70_000, 1_000_003, MAX_SAMPLES])
 def test_even_steps_in_an_int32(drawn):
-    """Against NumPy's int64: products of ranks leave an int32 above 46,340."""
+    """Compares with NumPy's int64: products of ranks above 46,340 overflow an int32."""
     rng = np.random.default_rng(drawn)
     for available in (drawn, drawn + 1, 2 * drawn - 1, 3 * drawn + drawn // 2, 2**29):
         rank = np.unique(np.append(rng.integers(0, drawn, 500), [0, drawn - 1])).astype("int32")
-        lottery = np.float32(rng.random())
-        start = min(int(np.float32(lottery * np.float32(available))), available - 1)
+        uniform = np.float32(rng.random())
+        start = min(int(np.float32(uniform * np.float32(available))), available - 1)
         expected = (rank.astype("int64") * available + start) // drawn
-        found = _evenly(rank, np.int32(available), np.int32(drawn), lottery)
-        np.testing.assert_array_equal(found, expected)
+        result = _evenly(rank, np.int32(available), np.int32(drawn), uniform)
+        np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("max_samples", [0, MAX_SAMPLES + 1])

@@ -10,7 +10,7 @@ from kseg.training.trainer import SegmentationTrainer, build_step
 
 STAGES = {"c2": 0.1, "c3": 0.4, "c5": 1.0}
 SIZES = {"c2": (8, 12), "c3": (4, 6), "c5": (2, 3)}
-# Draws nothing by chance: every pixel is a positive, and of the errors all are negatives.
+# No random draws: every pixel is a positive, and every error a negative.
 EVERYTHING = {"layer_weights": STAGES, "max_samples": 10_000, "min_negatives": 0}
 
 
@@ -31,7 +31,7 @@ def nearest(labels, size):
 
 
 def predictions(logits, size):
-    """Argmax of logits at the centres of larger pixels: the mean of the four around them."""
+    """Argmax of logits at the centers of larger pixels: the mean of the four around each."""
     step = logits.shape[1] // size[0]
     if step > 1:
         a, b = step // 2 - 1, step // 2
@@ -42,7 +42,7 @@ def predictions(logits, size):
 def reference(
     outputs, labels, *, fraction=1.0, top="c5", shared=STAGES, own=0.5, other=0.5, tau=0.1
 ):
-    """Loops in float64. A constant sampling only: see EVERYTHING."""
+    """Loops in float64, without random sampling: see EVERYTHING."""
     outputs = {name: np.asarray(x, "float64") for name, x in outputs.items()}
     num_classes = outputs["logits"].shape[-1]
     means = {}
@@ -107,18 +107,18 @@ def test_gradient_is_that_of_a_loop():
     for stage in STAGES:
         name = f"embedding_{stage}"
         for _ in range(12):
-            place = tuple(rng.integers(0, size) for size in outputs[name].shape)
+            index = tuple(rng.integers(0, size) for size in outputs[name].shape)
             moved = []
             for step in (-1e-5, 1e-5):
                 z = np.array(outputs[name], "float64")
-                z[place] += step
+                z[index] += step
                 moved.append(reference({**outputs, name: z}, labels))
             expected = (moved[1] - moved[0]) / 2e-5
-            np.testing.assert_allclose(gradients[name][place], expected, rtol=2e-3, atol=2e-5)
+            np.testing.assert_allclose(gradients[name][index], expected, rtol=2e-3, atol=2e-5)
 
 
 def test_only_errors_near_an_edge_repel():
-    # A square of errors: its 8 outer pixels are nearer to the edge than the one within.
+    # A square of errors: its 8 outer pixels are nearer to the edge than the inner one.
     labels = np.zeros((1, 8, 12), int)
     labels[0, 2:5, 2:5] = 1
     labels[0, 7] = 2
@@ -126,7 +126,7 @@ def test_only_errors_near_an_edge_repel():
     objective = Contextrast(
         3, layer_weights={"c2": 1.0}, reference="c2", min_negatives=0, hard_fraction=8 / 9
     )
-    guess = np.where(labels == 1, 0, labels)  # The square is taken for class 0.
+    guess = np.where(labels == 1, 0, labels)  # The square is predicted as class 0.
     outputs["logits"] = tf.one_hot(guess, 3) * 9.0
     with tf.GradientTape() as tape:
         tape.watch(outputs)
@@ -168,14 +168,14 @@ def test_a_class_in_one_image_only_and_a_batch_of_one():
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_all_right_and_all_wrong(right):
+def test_all_correct_and_all_wrong(right):
     outputs, labels = example()
     small = nearest(labels, SIZES["c2"])
     guess = np.where(small == 255, 0, small if right else (small + 1) % 3)
     outputs["logits"] = tf.one_hot(guess, 3) * 9.0
     value = float(term(Contextrast(3, layer_weights=STAGES), outputs, labels))
     assert np.isfinite(value)
-    assert value > 0  # Where there are no errors, other pixels stand in for them.
+    assert value > 0  # Without errors, other pixels are the negatives.
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -302,7 +302,7 @@ def test_no_layer_takes_part_in_the_sharing():
 
 @pytest.mark.parametrize("size", [(2, 3), (4, 6), (8, 12), (16, 24)])
 def test_logits_of_any_size(size):
-    """Each layer sees them at its own size, also where they are coarser."""
+    """Each layer uses the logits at its own size, even if they are coarser."""
     outputs, labels = example()
     logits = np.random.default_rng(1).normal(size=(2, *size, 3)).astype("float32")
     outputs = {name: x for name, x in outputs.items() if name != "logits"}
@@ -310,11 +310,11 @@ def test_logits_of_any_size(size):
         arguments = dict(EVERYTHING, layer_weights={stage: 1.0}, reference=stage)
         objective = Contextrast(3, hard_fraction=1.0, **arguments)
         resized = tf.image.resize(logits, map_size)
-        found = term(objective, dict(outputs, logits=tf.constant(logits)), labels)
+        result = term(objective, dict(outputs, logits=tf.constant(logits)), labels)
         np.testing.assert_allclose(
-            found, term(objective, dict(outputs, logits=resized), labels), rtol=1e-6
+            result, term(objective, dict(outputs, logits=resized), labels), rtol=1e-6
         )
-        assert float(found) > 0
+        assert float(result) > 0
 
 
 @pytest.mark.parametrize(

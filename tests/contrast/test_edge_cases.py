@@ -1,4 +1,4 @@
-"""What may happen in a batch, to every objective: terms and gradients stay finite and plausible."""
+"""Edge cases of a batch, for every objective: terms and gradients stay finite and plausible."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ OBJECTIVES = {
         n, layer_weights=SCALES, reference="c3", max_samples=60, min_negatives=4
     ),
 }
-# Of a name: batch, classes, and whether there is something to contrast.
+# Name -> (batch, classes, whether there is something to contrast).
 CASES = {
     "usual": (2, 3, True),
     "all ignored": (2, 3, False),
@@ -73,15 +73,15 @@ def test_terms_and_gradients(name, case):
         outputs, labels = example(case, step)
         with tf.GradientTape() as tape:
             tape.watch(outputs)
-            terms, found = objective.contrast(outputs, labels)
+            terms, to_store = objective.contrast(outputs, labels)
             loss = tf.add_n(list(terms.values()))
         for gradient in tape.gradient(loss, list(outputs.values())):
             assert gradient is None or np.isfinite(np.asarray(gradient, "float32")).all()
         assert loss.dtype == "float32"
         assert np.isfinite(float(loss))
         total += float(loss)
-        objective.remember(found)
-    # Of one image a class has one centre: no two of a class.
+        objective.remember(to_store)
+    # In a single image a class has one center, so that no class has two.
     alone = (name, case) == ("region_contrast, batch", "batch of 1")
     assert (total > 0) == (CASES[case][2] and not alone)
 

@@ -13,7 +13,7 @@ from kseg.contrast.memory_bank import MemoryBank
 
 
 class Rings:
-    """The same in plain Python: a list per class, the oldest overwritten."""
+    """A reference in plain Python: one list per class, with the oldest entries overwritten."""
 
     def __init__(self, capacities):
         self.slots = [[None] * capacity for capacity in capacities]
@@ -34,7 +34,7 @@ def test_rings(capacity, graph):
     bank, rings = MemoryBank(4, capacity, 3), Rings(capacities)
     slots = sum(capacities)
     write = tf.function(bank.write, autograph=False) if graph else bank.write
-    for _ in range(5):  # Class 3 never comes; some rows are empty.
+    for _ in range(5):  # Class 3 does not occur; some rows are empty.
         rows = rng.normal(size=(12, 3)).astype("float32")
         labels = rng.integers(-1, 3, 12).astype("int32")
         write(tf.constant(rows), tf.constant(labels))
@@ -43,15 +43,15 @@ def test_rings(capacity, graph):
     assert keys.shape == (slots, 3)
     np.testing.assert_array_equal(bank.cursor, rings.cursor)
     expected = [(n, slot) for n, ring in enumerate(rings.slots) for slot in ring]
-    found = keys.rows(0, slots).numpy()
-    for place, (n, slot) in enumerate(expected):
-        assert labels[place] == (-1 if slot is None else n)
+    result = keys.rows(0, slots).numpy()
+    for index, (n, slot) in enumerate(expected):
+        assert labels[index] == (-1 if slot is None else n)
         if slot is not None:
-            np.testing.assert_array_equal(found[place], slot)
+            np.testing.assert_array_equal(result[index], slot)
 
 
 def test_compiles_under_xla():
-    """As on a single GPU by default."""
+    """As with a single GPU by default."""
     bank = MemoryBank(2, 3, 2)
 
     @tf.function(jit_compile=True, autograph=False)
@@ -60,8 +60,8 @@ def test_compiles_under_xla():
         keys, _ = bank.keys()
         return keys.rows(0, 6)
 
-    found = step(tf.constant([[1.0, 2.0], [3.0, 4.0]]), tf.constant([1, 0]))
-    np.testing.assert_array_equal(found, [[3, 4], [0, 0], [0, 0], [1, 2], [0, 0], [0, 0]])
+    result = step(tf.constant([[1.0, 2.0], [3.0, 4.0]]), tf.constant([1, 0]))
+    np.testing.assert_array_equal(result, [[3, 4], [0, 0], [0, 0], [1, 2], [0, 0], [0, 0]])
 
 
 def test_nothing_to_write():
@@ -92,7 +92,7 @@ def test_bank_as_keys(storage):
             )
         return loss, tape.gradient(loss, anchors)
 
-    # Of a class with more rows than slots the first are gone.
+    # Of a class with more rows than slots, the first rows are overwritten.
     kept = [i for i in range(30) if (labels[i:] == labels[i]).sum() <= 11]
     expected = loss_and_gradient(tf.constant(rows[kept]), labels[kept])
     tolerance = 1e-5 if storage == "float32" else 0.2
@@ -137,14 +137,14 @@ def test_sample(graph):
     sample = tf.function(sample, autograph=False) if graph else sample
     seen, together = np.zeros(74, int), np.zeros(73, int)
     for _ in range(600):
-        keys, found = (x.numpy() for x in sample())
-        places = np.searchsorted(rows, keys[:, 0])
-        np.testing.assert_array_equal(rows[places], keys[:, 0])
-        np.testing.assert_array_equal(labels[places], found)
-        assert (np.diff(places) > 0).all()
-        seen[places] += 1
-        together[places[:-1][np.diff(places) == 1]] += 1
-    # Of n draws each slot is in n 20 / 74, with the standard deviation of a binomial.
+        keys, result = (x.numpy() for x in sample())
+        positions = np.searchsorted(rows, keys[:, 0])
+        np.testing.assert_array_equal(rows[positions], keys[:, 0])
+        np.testing.assert_array_equal(labels[positions], result)
+        assert (np.diff(positions) > 0).all()
+        seen[positions] += 1
+        together[positions[:-1][np.diff(positions) == 1]] += 1
+    # Each slot is in n 20 / 74 of n draws, with a binomial standard deviation.
     for counts, share in ((seen, 20 / 74), (together, 20 * 19 / (74 * 73))):
         deviation = np.abs(counts - 600 * share) / np.sqrt(600 * share * (1 - share))
         assert deviation.max() < 4.5
@@ -162,21 +162,21 @@ def test_a_sample_of_few_is_all_of_them():
 
 @pytest.mark.parametrize(("filled", "count"), [(40, 30), (7, 6), (33, 1)])
 def test_every_slot_is_drawn_equally_often(filled, count):
-    """Wherever the borders of equal parts would lie: seeds as a user counts them."""
+    """For any seed, wherever the boundaries of equal parts would be."""
     bank = MemoryBank(2, [20, 50], 1)
     labels = np.repeat([0, 1], [filled // 3, filled - filled // 3]).astype("int32")
     bank.write(np.arange(filled, dtype="float32")[:, None], labels)
     seen = np.zeros(filled, int)
     for seed in range(500):
-        keys, found = (x.numpy() for x in bank.sample(count, seed=seed))
-        assert (found >= 0).all() and len(set(keys[:, 0])) == count
+        keys, result = (x.numpy() for x in bank.sample(count, seed=seed))
+        assert (result >= 0).all() and len(set(keys[:, 0])) == count
         seen[keys[:, 0].astype(int)] += 1
     share = count / filled
     assert np.abs(seen / 500 - share).max() < 4.5 * np.sqrt(share * (1 - share) / 500)
 
 
 def test_a_sample_of_a_large_bank():
-    """Places beyond 2^24, where float32 no longer counts, and more rows than the root of 2^31."""
+    """Indices beyond 2^24, which float32 cannot count, and more rows than the root of 2^31."""
     slots, count = 17_000_000, 50_000
     bank = MemoryBank(1, slots, 1)
     bank.count.assign([slots])

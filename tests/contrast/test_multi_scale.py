@@ -23,7 +23,7 @@ def example(batch=4, seed=0):
 
 
 def anchor_sets(outputs, labels, seed, **arguments):
-    """The sets that an objective with this seed draws, in its order of scales."""
+    """The anchor sets that an objective with this seed draws, in its order of scales."""
     generator, sets = keras.random.SeedGenerator(seed), {}
     for stage, size in SIZES.items():
         z = outputs[f"embedding_{stage}"]
@@ -105,7 +105,7 @@ def test_config_round_trip():
 
 @pytest.mark.parametrize("cross_replica", [True, False])
 def test_two_replicas(cross_replica, mirrored):
-    """Over the global batch two replicas equal one; else they give the mean of their own."""
+    """Over the global batch two replicas equal one; otherwise the result is the replicas' mean."""
     outputs, labels = example()
     arguments = {
         "scale_weights": {"c2": 1.0, "c4": 0.5},

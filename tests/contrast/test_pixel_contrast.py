@@ -9,16 +9,16 @@ from tests.contrast.test_info_nce import reference
 
 def draw(labels, predictions, num_classes=3, **arguments):
     arguments = {"max_anchors": 1000, "min_count": 1, "seed": 1, **arguments}
-    found = hard_anchors(np.array(labels), np.array(predictions), num_classes, **arguments)
-    return [x.numpy() for x in found]
+    result = hard_anchors(np.array(labels), np.array(predictions), num_classes, **arguments)
+    return [x.numpy() for x in result]
 
 
 def counts(positions, labels, predictions, group):
-    """Of one class and image: how many drawn pixels are predicted wrongly, and rightly."""
+    """Counts the wrongly and the correctly predicted pixels drawn of one class and image."""
     n, image = group
     size = labels.shape[1]
-    mine = [p for p in positions if p >= 0 and p // size == image and labels.flat[p] == n]
-    right = [predictions.flat[p] == n for p in mine]
+    own = [p for p in positions if p >= 0 and p // size == image and labels.flat[p] == n]
+    right = [predictions.flat[p] == n for p in own]
     return len(right) - sum(right), sum(right)
 
 
@@ -38,7 +38,7 @@ def test_half_are_wrong_where_there_are_enough():
     assert counts(positions, labels, predictions, (0, 1)) == (10, 10)
     positions, _ = draw(labels, predictions, max_views=40)
     assert counts(positions, labels, predictions, (0, 0)) == (30, 10)
-    assert counts(positions, labels, predictions, (0, 1)) == (15, 15)  # All that there are.
+    assert counts(positions, labels, predictions, (0, 1)) == (15, 15)  # All that are available.
 
 
 def test_the_classes_of_all_images_share_the_anchors():
@@ -64,7 +64,7 @@ def test_more_groups_than_anchors():
         np.testing.assert_array_equal(classes, positions)
         assert len(set(classes)) == 8
         seen[classes] += 1
-    # None is left out for its number: 200 * 8 / 50 draws each.
+    # No group is excluded because of its index: 200 * 8 / 50 draws each.
     assert np.abs(seen - 32).max() < 4.5 * np.sqrt(32 * 42 / 50)
 
 
@@ -82,13 +82,13 @@ def test_pixels_of_each_image(max_rows):
         x.numpy() for x in pixels_of_each_image(labels, 3, count=3, max_rows=max_rows, seed=1)
     )
     expected = [(0, 0)] * 3 + [(0, 1)] * 3 + [(1, 0)] * 2 + [(2, 1)] * 3
-    found = [(int(c), int(p) // 12) for p, c in zip(positions, classes, strict=True) if p >= 0]
+    result = [(int(c), int(p) // 12) for p, c in zip(positions, classes, strict=True) if p >= 0]
     if max_rows >= len(expected):
-        assert found == expected
+        assert result == expected
     else:
-        assert len(found) == max_rows and sorted(found) == found
-        assert all(found.count(group) <= expected.count(group) for group in found)
-    assert len(set(positions[positions >= 0])) == len(found)
+        assert len(result) == max_rows and sorted(result) == result
+        assert all(result.count(group) <= expected.count(group) for group in result)
+    assert len(set(positions[positions >= 0])) == len(result)
     np.testing.assert_array_equal(labels.flat[positions[positions >= 0]], classes[classes >= 0])
 
 
@@ -106,7 +106,7 @@ def example(seed=0, batch=2, dim=5):
 
 
 def everything(**arguments):
-    """Draws nothing by chance: all pixels are anchors."""
+    """An objective without random draws: all pixels are anchors."""
     arguments = {"max_anchors": 1000, "max_views": 1000, "min_count": 1, **arguments}
     return PixelContrast(3, **arguments)
 
@@ -120,11 +120,11 @@ def test_without_memory_all_anchors_are_keys():
     outputs, labels = example()
     z, y = rows(outputs, labels)
     loss, valid, *_ = reference(z, y, z, y, 0.1, np.arange(len(z)))
-    found = everything()(outputs, labels)["pixels"]
-    np.testing.assert_allclose(found, loss.sum() / valid.sum() * 0.1 / 0.07, rtol=1e-5)
-    found = everything(temperature=0.3, base_temperature=0.3)(outputs, labels)["pixels"]
+    result = everything()(outputs, labels)["pixels"]
+    np.testing.assert_allclose(result, loss.sum() / valid.sum() * 0.1 / 0.07, rtol=1e-5)
+    result = everything(temperature=0.3, base_temperature=0.3)(outputs, labels)["pixels"]
     loss, valid, *_ = reference(z, y, z, y, 0.3, np.arange(len(z)))
-    np.testing.assert_allclose(found, loss.sum() / valid.sum(), rtol=1e-5)
+    np.testing.assert_allclose(result, loss.sum() / valid.sum(), rtol=1e-5)
 
 
 def test_gradient_is_that_of_a_loop():
@@ -138,29 +138,29 @@ def test_gradient_is_that_of_a_loop():
     rng = np.random.default_rng(0)
     z = np.array(outputs["embedding_features"], "float64")
     for _ in range(12):
-        place = tuple(rng.integers(0, n) for n in z.shape)
+        index = tuple(rng.integers(0, n) for n in z.shape)
         moved = []
         for step in (-1e-5, 1e-5):
             x = z.copy()
-            x[place] += step
+            x[index] += step
             x, y = rows({"embedding_features": x}, labels)
             value, valid, *_ = reference(x, y, x, y, 0.1, np.arange(len(x)))
             moved.append(value.sum() / valid.sum() * 0.1 / 0.07)
         expected = (moved[1] - moved[0]) / 2e-5
         np.testing.assert_allclose(
-            gradients["embedding_features"][place], expected, rtol=2e-3, atol=2e-5
+            gradients["embedding_features"][index], expected, rtol=2e-3, atol=2e-5
         )
 
 
 def image_means(outputs, labels):
     z = np.array(outputs["embedding_features"])
-    found = []
+    result = []
     for image, y in zip(z, labels, strict=True):
         for n in range(3):
             if (y == n).any():
                 mean = image[y == n].mean(0)
-                found.append((n, mean / np.linalg.norm(mean)))
-    return found
+                result.append((n, mean / np.linalg.norm(mean)))
+    return result
 
 
 @pytest.mark.parametrize("memory", ["pixel", "region", "both"])
@@ -172,7 +172,7 @@ def test_memory_holds_pixels_and_regions_of_their_class(memory):
     remembered = []
     for seed in range(3):
         outputs, labels = example(seed)
-        terms, found = objective.contrast(outputs, labels)
+        terms, to_store = objective.contrast(outputs, labels)
         z, y = rows(outputs, labels)
         if remembered:
             keys = np.array([row for _, row in remembered])
@@ -181,7 +181,7 @@ def test_memory_holds_pixels_and_regions_of_their_class(memory):
             np.testing.assert_allclose(terms["pixels"], expected, rtol=1e-4)
         else:
             assert float(terms["pixels"]) == 0  # An empty memory.
-        objective.remember(found)
+        objective.remember(to_store)
         if memory in ("pixel", "both"):
             remembered += list(zip(y, z, strict=True))
         if memory in ("region", "both"):
@@ -200,8 +200,8 @@ def test_a_full_ring_holds_the_newest_pixels():
     keys, rings = objective.bank.keys()
     for row, n in zip(keys.rows(0, 12).numpy(), rings.numpy(), strict=True):
         # Two of each of the two images of the last step.
-        (place,) = np.flatnonzero(np.abs(z - row).max(axis=1) < 1e-6)
-        assert y[place] == n
+        (index,) = np.flatnonzero(np.abs(z - row).max(axis=1) < 1e-6)
+        assert y[index] == n
 
 
 def test_a_part_of_the_memory_is_drawn_as_keys():
@@ -213,13 +213,13 @@ def test_a_part_of_the_memory_is_drawn_as_keys():
     drawn = []
     take = objective.bank.sample
     objective.bank.sample = lambda *a, **k: drawn.append(take(*a, **k)) or drawn[-1]
-    found = objective.contrast(outputs, labels)[0]["pixels"]
+    result = objective.contrast(outputs, labels)[0]["pixels"]
     ((keys, rings),) = drawn
     z, y = rows(outputs, labels)
-    # Rings of pixels and of regions in turns.
+    # Rings of pixels and of regions alternate.
     loss, valid, *_ = reference(z, y, keys.numpy(), rings.numpy() // 2, 0.1, None)
     assert len(set(rings.numpy())) >= 4
-    np.testing.assert_allclose(found, loss.sum() / valid.sum() * 0.1 / 0.07, rtol=1e-4)
+    np.testing.assert_allclose(result, loss.sum() / valid.sum() * 0.1 / 0.07, rtol=1e-4)
 
 
 def test_config_round_trip_and_refusal():
@@ -231,8 +231,8 @@ def test_config_round_trip_and_refusal():
 
 
 @pytest.mark.parametrize("memory", ["pixel", "region", "both"])
-def test_a_memory_that_was_not_made_is_an_error(memory):
-    """Not the anchors in its place."""
+def test_a_memory_that_was_not_prepared_is_an_error(memory):
+    """The anchors must not be used instead."""
     objective = everything(memory=memory)
     with pytest.raises(ValueError, match=r"'pixel_contrast' contrasts with a memory bank.*prepare"):
         objective(*example())
@@ -272,7 +272,7 @@ def at(size, seed=0, batch=2, logits=(4, 6)):
 @pytest.mark.parametrize("memory", ["none", "region", "both"])
 @pytest.mark.parametrize("size", [(2, 3), (4, 6), (8, 12), (3, 5), (2, 12)])
 def test_logits_of_any_size(size, memory):
-    """Those at the map's size, resized by hand, give the same."""
+    """Logits resized to the map's size by hand yield the same term."""
     objectives = [everything(stage="c4", memory=memory, pixels_per_image=200) for _ in range(2)]
     for seed in range(2):
         outputs, labels = at(size, seed)
@@ -280,8 +280,8 @@ def test_logits_of_any_size(size, memory):
         values = []
         for objective, given in zip(objectives, (outputs, resized), strict=True):
             objective.prepare(given)
-            terms, found = objective.contrast(given, labels)
-            objective.remember(found)
+            terms, to_store = objective.contrast(given, labels)
+            objective.remember(to_store)
             values.append(float(terms["pixels"]))
         np.testing.assert_allclose(*values, rtol=1e-6)
     assert values[0] > 0

@@ -28,8 +28,8 @@ def prepared(**arguments):
 
 
 def centers_of(outputs, labels):
-    found = region_centers(outputs["features"], outputs["logits"], labels)
-    return [x.numpy() for x in found]
+    result = region_centers(outputs["features"], outputs["logits"], labels)
+    return [x.numpy() for x in result]
 
 
 def mean_loss(anchors, keys, positions=None, temperature=0.2):
@@ -50,10 +50,10 @@ def test_keys_are_the_centers_of_earlier_batches(centers):
         keys = np.concatenate([x for x, _ in remembered]) if remembered else np.zeros((1, 6))
         key_labels = np.concatenate([y for _, y in remembered]) if remembered else np.array([-1])
         expected = mean_loss((anchors, anchor_labels), (keys, key_labels))
-        terms, found = objective.contrast(outputs, labels)
+        terms, to_store = objective.contrast(outputs, labels)
         np.testing.assert_allclose(terms["centers"], expected, rtol=1e-4)
         assert (seed > 0) == (expected > 0)
-        objective.remember(found)
+        objective.remember(to_store)
         remembered.append((anchors, anchor_labels))
 
 
@@ -64,7 +64,7 @@ def test_a_full_ring_forgets_the_oldest():
     outputs, labels = example(seed=2)
     centers, _ = region_centers(outputs["features"], outputs["logits"], labels)
     np.testing.assert_array_equal(objective.bank.count, [2, 2, 2])
-    # Images 2 and 3 of the last batch, at slots that the cursor has come to.
+    # Images 2 and 3 of the last batch, at the slots that the cursor has reached.
     last = centers.numpy().reshape((4, 3, 6))[2:]
     for n in range(3):
         stored = objective.bank.entries.numpy()[2 * n : 2 * n + 2]
@@ -96,7 +96,7 @@ def test_scope_batch():
     expected = mean_loss(anchors, anchors, np.arange(12))
     np.testing.assert_allclose(objective(outputs, labels)["centers"], expected, rtol=1e-5)
     assert objective.bank is None
-    objective.remember(objective.contrast(outputs, labels)[1])  # Nowhere to store it.
+    objective.remember(objective.contrast(outputs, labels)[1])  # There is no bank to store it in.
 
 
 @pytest.mark.parametrize("labels", [np.full((4, 16, 24), 255), np.zeros((4, 16, 24), int)])
@@ -105,9 +105,9 @@ def test_no_class_or_one_class_is_no_loss(labels, scope):
     objective = prepared(scope=scope)
     outputs, _ = example()
     for _ in range(2):
-        terms, found = objective.contrast(outputs, labels)
+        terms, to_store = objective.contrast(outputs, labels)
         assert float(terms["centers"]) == 0
-        objective.remember(found)
+        objective.remember(to_store)
 
 
 def test_bfloat16_features():
@@ -117,11 +117,11 @@ def test_bfloat16_features():
     for _ in range(2):
         with tf.GradientTape() as tape:
             tape.watch(outputs)
-            terms, found = objective.contrast(outputs, labels)
+            terms, to_store = objective.contrast(outputs, labels)
             loss = terms["centers"]
         gradient = tape.gradient(loss, outputs)["features"]
         assert gradient is None or np.isfinite(gradient.numpy().astype("float32")).all()
-        objective.remember(found)
+        objective.remember(to_store)
     assert float(loss) > 0
 
 
@@ -135,7 +135,7 @@ def network():
 
 
 def train(strategy, steps, **arguments):
-    """Trains a small network; the terms, the weights, and what the bank holds."""
+    """Trains a small network; returns the terms, the weights, and the content of the bank."""
     with strategy.scope():
         objective = RegionContrast(3, capacity=5, **arguments)
         trainer = SegmentationTrainer(network(), objectives=[(objective, 0.5)])
@@ -169,7 +169,7 @@ def test_two_replicas_are_one_with_the_whole_batch(mirrored, scope, reduction):
             np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
 
 
-def test_evaluation_leaves_the_bank_alone():
+def test_evaluation_leaves_the_bank_unchanged():
     objective = prepared()
     objective(*example())
     assert not np.any(objective.bank.count)
@@ -188,7 +188,7 @@ def test_refuses(arguments, message):
         RegionContrast(3, **arguments)
 
 
-def test_a_bank_that_was_not_made_is_an_error():
+def test_a_bank_that_was_not_prepared_is_an_error():
     objective = RegionContrast(3)
     with pytest.raises(
         ValueError, match=r"'region_contrast' contrasts with a memory bank.*prepare"
@@ -206,7 +206,7 @@ def test_logits_of_any_size(size, centers):
     outputs, labels = example()
     other = np.random.default_rng(1).normal(size=(4, *size, 3)).astype("float32")
     resized = tf.image.resize(other, outputs["features"].shape[1:3])
-    found = objective(dict(outputs, logits=tf.constant(other)), labels)["centers"]
+    result = objective(dict(outputs, logits=tf.constant(other)), labels)["centers"]
     expected = objective(dict(outputs, logits=resized), labels)["centers"]
     assert float(expected) > 0
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)

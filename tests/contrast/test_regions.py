@@ -6,21 +6,21 @@ from kseg.contrast.regions import region_centers
 
 
 def centers_of(features, logits, labels, mode):
-    """The definition, class by class in float64; None where an image lacks the class."""
-    found = []
+    """The definition, class by class in float64; None if an image lacks the class."""
+    result = []
     for x, z, y in zip(features.astype("float64"), logits.astype("float64"), labels, strict=True):
         p = np.exp(z - z.max(-1, keepdims=True))
         p /= p.sum(-1, keepdims=True)
         predicted, confidence = p.argmax(-1), p.max(-1)
         for n in range(logits.shape[-1]):
-            there = (predicted if mode == "average" else y) == n
-            there &= y != 255
+            members = (predicted if mode == "average" else y) == n
+            members &= y != 255
             weight = np.ones(y.shape)
             if mode == "weighted":
                 weight = np.where(predicted == y, 1 - confidence, 1.0)
-            center = (x * (weight * there)[..., None]).sum((0, 1))
-            found.append(center / np.linalg.norm(center) if there.any() else None)
-    return found
+            center = (x * (weight * members)[..., None]).sum((0, 1))
+            result.append(center / np.linalg.norm(center) if members.any() else None)
+    return result
 
 
 @pytest.mark.parametrize("mode", ["weighted", "hard", "average"])
@@ -42,7 +42,7 @@ def test_equals_the_definition(mode):
 
 
 def test_weights_by_hand():
-    # Two pixels of class 0: one right with confidence 0.75, one wrong. 1 : 4.
+    # Two pixels of class 0: one correct with confidence 0.75, one wrong; weights 1 : 4.
     features = np.array([[1.0, 0.0], [0.0, 1.0]], "float32").reshape((1, 1, 2, 2))
     logits = np.array([[np.log(3.0), 0.0], [0.0, 1.0]], "float32").reshape((1, 1, 2, 2))
     centers, labels = region_centers(features, logits, np.zeros((1, 1, 2), int))

@@ -14,7 +14,7 @@ def draw(labels, num_classes, **arguments):
 
 
 def checked_draw(labels, num_classes, **arguments):
-    """Draws, checks what holds for any sample, and returns images x classes counts."""
+    """Draws a sample, checks its invariants, and returns counts `(images, classes)`."""
     positions, classes = draw(labels, num_classes, **arguments)
     used = classes >= 0
     assert np.array_equal(used, positions >= 0)
@@ -27,7 +27,7 @@ def checked_draw(labels, num_classes, **arguments):
     return counts
 
 
-def test_labels_are_resized_to_the_nearest_pixel_centre():
+def test_labels_are_resized_to_the_nearest_pixel_center():
     labels = np.arange(6 * 8).reshape(1, 6, 8)
     # Rows (i + 0.5) * 6 / 2 = 1.5, 4.5; columns (i + 0.5) * 8 / 3 = 1.33, 4, 6.67.
     expected = labels[:, [1, 4]][:, :, [1, 4, 6]]
@@ -43,7 +43,7 @@ def test_every_class_gets_as_many_as_the_rarest_has():
     # 37 of class 0, 13 of 1, 13 of 2, 6 of 3; class 4 is absent.
     counts = checked_draw(labels, 5, seed=0)
     assert counts.sum(0).tolist() == [6, 6, 6, 6, 0]
-    assert counts[:, 0].tolist() == [3, 3]  # Divided equally among the images that hold it.
+    assert counts[:, 0].tolist() == [3, 3]  # Divided equally among the images that contain it.
 
 
 def test_rare_classes_and_ignored_pixels_do_not_take_part():
@@ -76,7 +76,7 @@ def test_equal_division_for_random_counts():
         counts = checked_draw(labels, 4, seed=1)
         have = np.stack([(labels == n).sum(1) for n in range(4)], axis=1)
         for n in np.flatnonzero(counts.sum(0)):
-            # Nobody gives two more than another who still had some.
+            # No image contributes two more than another with pixels left.
             for a in range(3):
                 assert counts[a, n] == have[a, n] or counts[a, n] >= counts[:, n].max() - 1
 
@@ -117,7 +117,7 @@ def test_every_pixel_of_a_class_is_drawn_equally_often():
 
 
 def test_more_classes_than_anchors():
-    """Two of each at least, or none would have a positive; chance decides of which."""
+    """At least two of each, or none would have a positive; the classes are chosen at random."""
     labels = np.repeat(np.arange(20), 6)[None]
     seen = np.zeros(20, int)
     for seed in range(200):
@@ -128,7 +128,7 @@ def test_more_classes_than_anchors():
 
 
 def test_rows_of_many_groups_keep_their_order():
-    """Groups times rows leave an int32."""
+    """Groups times rows overflow an int32."""
     groups = (np.arange(60_000) % 50_000).astype("int32")
     order, starts = sort_by_group(groups, 50_000)
     np.testing.assert_array_equal(order, np.argsort(groups, kind="stable"))

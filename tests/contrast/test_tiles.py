@@ -1,4 +1,4 @@
-"""Tiles by device."""
+"""Tile sizes by device."""
 
 import numpy as np
 import pytest
@@ -71,6 +71,6 @@ def test_the_loss_chooses_its_tiles_too(reduction):
     labels = np.sort(rng.integers(0, 4, 60)).astype("int32")
     expected = info_nce(z, labels, z, labels, reduction=reduction, block_size=60)
     with on_backend.tiles_of_an_accelerator(400):
-        found = info_nce(z, labels, z, labels, reduction=reduction)
-    for x, y in zip(found, expected, strict=True):
+        result = info_nce(z, labels, z, labels, reduction=reduction)
+    for x, y in zip(result, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""XLA compiles every objective and loss on TensorFlow, and finds what the plain graph finds."""
+"""XLA compiles every objective and loss on TensorFlow, with the results of the plain graph."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ from kseg.losses.reduction import global_mean, global_ratio
 
 NUM_CLASSES, BATCH, HEIGHT, WIDTH, DIM = 5, 2, 32, 64, 8
 OBJECTIVES = {
-    # One term of each kind: XLA compiles each for seconds.
+    # One term of each kind: XLA takes seconds to compile each.
     "multi_scale": lambda: MultiScaleContrast(
         NUM_CLASSES,
         max_anchors=60,
@@ -80,21 +80,21 @@ def two_steps(name, jit_compile):
     def step(maps, logits, labels):
         with tf.GradientTape() as tape:
             tape.watch(maps)
-            terms, found = objective.contrast({**maps, "logits": logits}, labels)
+            terms, to_store = objective.contrast({**maps, "logits": logits}, labels)
             total = sum(terms.values())
         gradients = tape.gradient(total, maps)
-        objective.remember(found)
+        objective.remember(to_store)
         return terms, gradients
 
     maps = {key: tf.constant(x) for key, x in maps.items()}
-    found = [step(maps, tf.constant(logits), tf.constant(labels)) for _ in range(2)]
+    steps = [step(maps, tf.constant(logits), tf.constant(labels)) for _ in range(2)]
     bank = getattr(objective, "bank", None)
-    return found, [] if bank is None else [bank.entries.numpy(), bank.count.numpy()]
+    return steps, [] if bank is None else [bank.entries.numpy(), bank.count.numpy()]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives(name, monkeypatch):
-    # The same seed gives XLA other floats than TensorFlow's own kernels, and so other samples.
+    # With the same seed XLA draws other floats than TensorFlow's kernels, hence other samples.
     monkeypatch.setattr(keras.random, "uniform", fixed_uniform)
     plain, bank = two_steps(name, False)
     compiled, compiled_bank = two_steps(name, True)

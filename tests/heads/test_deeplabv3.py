@@ -10,7 +10,7 @@ from tests.golden_file import Golden
 
 
 def head(channels_in, num_classes, **arguments):
-    """The head alone, on one map that is every stage."""
+    """Only the head, with the same map as every stage."""
     x = keras.Input((None, None, channels_in))
     outputs = build_head(
         "deeplabv3", dict.fromkeys(("c2", "c3", "c4", "c5"), x), num_classes, **arguments

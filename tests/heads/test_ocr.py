@@ -6,7 +6,7 @@ from kseg.heads.ocr import ObjectAttention, ObjectRegions
 
 
 def test_object_regions_by_hand():
-    # Two pixels; class 0 weighs them 3 : 1, class 1 alike.
+    # Two pixels; class 0 weights them 3 : 1, class 1 equally.
     pixels = np.array([4.0, 8.0], "float32").reshape((1, 1, 2, 1))
     logits = np.array([[np.log(3.0), 7.0], [0.0, 7.0]], "float32").reshape((1, 1, 2, 2))
     objects = ObjectRegions()(pixels, logits)
@@ -15,7 +15,7 @@ def test_object_regions_by_hand():
 
 
 def test_object_regions_of_many_bfloat16_pixels():
-    # 2^18 equal weights: summed in bfloat16 they would stop growing at 2^8 of them.
+    # 2^18 equal weights: their sum in bfloat16 would stop growing after 2^8.
     pixels = keras.ops.ones((1, 512, 512, 1), dtype="bfloat16")
     objects = ObjectRegions()(pixels, keras.ops.zeros((1, 512, 512, 2)))
     assert objects.dtype == "float32"

@@ -40,7 +40,7 @@ def test_a_missing_stage():
 )
 @pytest.mark.parametrize("batch", [1, 2])
 def test_training_on_one_image_sees_what_inference_will(name, arguments, pooled, batch):
-    """A batch norm over one value gives its offset alone, and its statistics have no variance."""
+    """A batch norm over a single value would return its offset alone, with a variance of 0."""
     stages = {
         f"c{i}": keras.Input((2 ** (6 - i), 2 ** (6 - i), 4), batch_size=batch)
         for i in (2, 3, 4, 5)

@@ -15,7 +15,7 @@ SIZES = {"c2": (9, 7), "c3": (5, 4), "c4": (3, 2), "c5": (2, 1)}
 
 
 def tiny_head(stages=CHANNELS, **arguments):
-    """The head alone, as a model from maps with these channels."""
+    """Only the head, as a model from maps with these channels."""
     features = {key: keras.Input((None, None, c), name=key) for key, c in stages.items()}
     settings = {"channels": 4, "aux_channels": 3, **arguments}
     return keras.Model(features, upernet_head(features, 5, **settings))
@@ -115,7 +115,7 @@ def test_saving(tmp_path):
 
 def test_gradient_reaches_every_weight():
     model = tiny_head(dropout=0.0)
-    maps = random_maps(batch=3)  # The map that is pooled to one pixel has batch norm too.
+    maps = random_maps(batch=3)  # The map pooled to one pixel has batch norm, too.
     with tf.GradientTape() as tape:
         outputs = model(maps, training=True)
         loss = sum(tf.reduce_sum(tf.sin(outputs[key])) for key in ("logits", "aux_logits"))

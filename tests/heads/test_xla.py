@@ -1,4 +1,4 @@
-"""XLA compiles every head in mixed precision, and finds the plain graph's gradients.
+"""XLA compiles every head in mixed precision, with the gradients of the plain graph.
 
 It is what `train.precision: "mixed_bfloat16"` trains with on a single GPU.
 """
@@ -44,6 +44,8 @@ def test_gradients_in_bfloat16(head):
         for jit_compile in (False, True)
     )
     np.testing.assert_allclose(compiled_loss, loss, rtol=1e-2)
-    plain, compiled = (np.concatenate([np.ravel(g) for g in found]) for found in (plain, compiled))
-    # Rounding to 8 bits at each layer; what XLA once made of resized maps is off by orders.
+    plain, compiled = (
+        np.concatenate([np.ravel(g) for g in result]) for result in (plain, compiled)
+    )
+    # Each layer rounds to 8 bits; XLA's wrong gradients of resizing differ by orders of magnitude.
     assert np.linalg.norm(compiled - plain) < 0.1 * np.linalg.norm(plain)

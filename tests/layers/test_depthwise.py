@@ -15,9 +15,9 @@ def random(*shape):
 
 
 def convolve(x, kernel, stride, rate=1):
-    """A loop over output places and kernel places, one weight a channel."""
+    """A loop over output and kernel positions, with one weight per channel."""
     size = kernel.shape[0]
-    # TensorFlow's "same": the zeros that are needed in all, the odd one behind.
+    # TensorFlow's "same": the total padding needed, with the odd zero at the end.
     needed = [(-(-n // stride) - 1) * stride + rate * (size - 1) + 1 - n for n in x.shape[1:3]]
     top, left = (max(n, 0) // 2 for n in needed)
     height, width = (-(-n // stride) for n in x.shape[1:3])

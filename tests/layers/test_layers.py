@@ -15,7 +15,7 @@ def random(*shape):
 
 
 def train_batch_norm(layer, batches, upstream):
-    """Runs training steps; gives the outputs, the gradients and the moving statistics of each."""
+    """Runs training steps; returns the outputs, gradients and moving statistics of each."""
     history = []
     for x in batches:
         x = tf.constant(x)
@@ -67,7 +67,7 @@ def test_batch_norm_of_unknown_size():
         np.testing.assert_allclose(ours.numpy(), goal.numpy(), rtol=1e-6)
 
 
-def test_batch_norm_beside_rank_four_is_plain_keras():
+def test_batch_norm_of_other_ranks_is_plain_keras():
     x = random(6, 3)
     ours, plain = layers.BatchNormalization(), keras.layers.BatchNormalization(epsilon=1e-5)
     np.testing.assert_array_equal(ours(x, training=True), plain(x, training=True))
@@ -88,7 +88,7 @@ def test_batch_norm_in_bfloat16():
 
 @pytest.fixture(scope="module")
 def strategy():
-    # Not by collectives: those of two strategies in one process share their keys, and clash.
+    # No collectives: those of two strategies in one process share keys and conflict.
     return tf.distribute.MirroredStrategy(
         ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
@@ -175,7 +175,7 @@ def test_batch_norm_without_synchronization_reports_the_mean_of_the_replicas(str
 @pytest.mark.parametrize(
     "kernel, stride, rate", [(3, 2, 1), (3, 1, 2), (1, 2, 1), (5, 2, 1), (3, 1, 1)]
 )
-def test_convolution_pads_both_sides_alike(size, kernel, stride, rate):
+def test_convolution_pads_both_sides_equally(size, kernel, stride, rate):
     x = random(2, *size, 3)
     layer = layers.Conv2D(4, kernel, strides=stride, dilation_rate=rate)
     outputs = layer(x)
@@ -284,14 +284,14 @@ def test_resize_in_bfloat16_with_gradient():
         y = layer(x, like=np.zeros((1, 8, 10, 1), "float32"))
         loss = tf.reduce_sum(tf.cast(y, "float32"))
     assert y.dtype == "bfloat16"
-    # Doubling without aligned corners spreads each pixel over four, margins included.
+    # Doubling without aligned corners spreads each pixel over four, including at the borders.
     np.testing.assert_allclose(tape.gradient(loss, x), np.full((1, 4, 5, 2), 4.0), rtol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
 def test_resize_of_other_dtypes_under_xla(dtype, interpolation):
-    """XLA's gradient of bilinear resizing was garbage for all but float32."""
+    """XLA's gradient of bilinear resizing was wrong for every dtype but float32."""
     matrices = [bilinear_matrix(a, b, False) for a, b in ((3, 6), (4, 8))]
     if interpolation == "nearest":
         matrices = [np.eye(n).repeat(2, axis=0) for n in (3, 4)]
@@ -385,8 +385,8 @@ def test_ceil_divide():
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_single_value_is_normalised_by_the_moving_statistics(batch, known):
-    """As inference will do: of one value the batch's own mean is the value, and nothing is left."""
+def test_a_single_value_is_normalized_by_the_moving_statistics(batch, known):
+    """As in inference: a single value minus its own batch mean would always be 0."""
     layer = layers.BatchNormalization(moving_if_single=True)
     plain = layers.BatchNormalization()
     for x in (layer, plain):
@@ -418,7 +418,7 @@ def test_a_single_value_is_normalised_by_the_moving_statistics(batch, known):
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 1, 4), (2, 1, 1, 4), (1, 1, 3, 4)])
-def test_several_values_are_normalised_by_their_own_statistics(shape):
+def test_several_values_are_normalized_by_their_own_statistics(shape):
     layer, plain = layers.BatchNormalization(moving_if_single=True), layers.BatchNormalization()
     x = random(*shape)
     np.testing.assert_allclose(layer(x, training=True), plain(x, training=True), atol=1e-6)
@@ -433,6 +433,6 @@ def test_single_values_of_two_replicas_that_share_are_two(strategy):
     parts = strategy.experimental_distribute_values_from_function(
         lambda context: x[context.replica_id_in_sync_group :][:1]
     )
-    found = strategy.run(tf.function(lambda x: layer(x, training=True)), args=(parts,))
-    found = np.concatenate(strategy.experimental_local_results(found))
-    np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5)
+    result = strategy.run(tf.function(lambda x: layer(x, training=True)), args=(parts,))
+    result = np.concatenate(strategy.experimental_local_results(result))
+    np.testing.assert_allclose(result, whole, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ COLOR = [200.0, 90.0, 30.0]
 
 
 def distort(color, draws, mean_luma=0.0, **strengths):
-    """What becomes of one colour, nothing cut off."""
+    """The expected result for one color, without clipping."""
     layer = PhotometricDistortion(**strengths)
     matrices, offsets = layer.color_maps(np.array([draws], "float32"), np.float32([mean_luma]))
     return np.array(color) @ np.array(matrices)[0] + float(offsets[0])
@@ -26,7 +26,7 @@ def test_no_jitter():
 @pytest.mark.parametrize(
     "index, strengths, expected",
     [
-        # Number 0.25 and strength 0.4 make the factor 1 - 0.4 / 2.
+        # A draw of 0.25 and strength 0.4 yield the factor 1 - 0.4 / 2.
         (0, {"brightness": 0.4}, 0.8 * np.array(COLOR)),
         (1, {"contrast": 0.4}, 100 + 0.8 * (np.array(COLOR) - 100)),
         (2, {"saturation": 0.4}, LUMA @ COLOR + 0.8 * (np.array(COLOR) - LUMA @ COLOR)),
@@ -39,7 +39,7 @@ def test_one_strength(index, strengths, expected):
     np.testing.assert_allclose(distort(COLOR, draws, 100.0, **strengths), expected, rtol=2e-3)
 
 
-def test_hue_turns_chroma_and_keeps_luma_and_grey():
+def test_hue_rotates_chroma_and_keeps_luma_and_gray():
     def turn(color, draw):
         return distort(color, [0.5, 0.5, 0.5, draw], hue=0.5)
 
@@ -47,9 +47,9 @@ def test_hue_turns_chroma_and_keeps_luma_and_grey():
     turned = turn(COLOR, 0.7)
     np.testing.assert_allclose(LUMA @ turned, LUMA @ COLOR, rtol=2e-3)
     assert np.abs(turned - COLOR).max() > 20
-    # A turn and the opposite one.
+    # A rotation and its inverse.
     np.testing.assert_allclose(turn(turned, 0.3), COLOR, rtol=2e-3)
-    # Half a turn: the complement, luma - (color - luma).
+    # A rotation by half a turn: the complement, luma - (color - luma).
     np.testing.assert_allclose(turn(COLOR, 1.0), 2 * (LUMA @ COLOR) - COLOR, rtol=1e-2, atol=0.5)
 
 
@@ -57,27 +57,27 @@ def test_contrast_is_about_the_mean_luma_of_each_image():
     images = np.random.default_rng(0).uniform(0, 255, (2, 4, 6, 3))
     images[1] /= 2
     draws = np.tile([[0.5, 0.25, 0.5, 0.5, 0, 0]], (2, 1))  # The factor is 1 - 0.8 / 2.
-    found = np.array(PhotometricDistortion(contrast=0.8)(images, draws))
-    for image, distorted in zip(images, found, strict=True):
+    result = np.array(PhotometricDistortion(contrast=0.8)(images, draws))
+    for image, distorted in zip(images, result, strict=True):
         mean = (image @ LUMA).mean()
         np.testing.assert_allclose(distorted, mean + 0.6 * (image - mean), rtol=1e-4)
 
 
 def test_bytes_in_floats_from_0_to_255_out():
     images = np.array([[[[250, 10, 0]]]], "uint8")
-    found = PhotometricDistortion(brightness=0.5)(images, np.array([[0.9, 0, 0, 0, 0, 0]]))
-    assert keras.backend.standardize_dtype(found.dtype) == "float32"
-    np.testing.assert_allclose(found, [[[[255, 14, 0]]]], rtol=1e-5)
+    result = PhotometricDistortion(brightness=0.5)(images, np.array([[0.9, 0, 0, 0, 0, 0]]))
+    assert keras.backend.standardize_dtype(result.dtype) == "float32"
+    np.testing.assert_allclose(result, [[[[255, 14, 0]]]], rtol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(9, 12), (3, 5)])  # The second is smaller than the blur reaches.
+@pytest.mark.parametrize("size", [(9, 12), (3, 5)])  # The second is smaller than the kernel.
 def test_blur(size):
-    """Against a loop over pixels, in float64; one image of two is chosen."""
+    """Compares with a loop over pixels in float64; one of two images is blurred."""
     images = np.random.default_rng(0).uniform(0, 255, (2, *size, 3))
     draws = np.array([[0, 0, 0, 0, 0.2, 0.5], [0, 0, 0, 0, 0.6, 0.5]])
     layer = PhotometricDistortion(blur_probability=0.5, blur_sigma=(0.5, 1.5))
-    found = np.array(layer(images, draws))
-    np.testing.assert_allclose(found[1], images[1], rtol=1e-6)
+    result = np.array(layer(images, draws))
+    np.testing.assert_allclose(result[1], images[1], rtol=1e-6)
     reach = np.arange(-5, 6)  # Three times the largest sigma, rounded up.
     weights = np.exp(-(reach**2) / 2.0)  # Sigma is 1.
     weights /= weights.sum()
@@ -88,7 +88,7 @@ def test_blur(size):
             columns = np.clip(x + reach, 0, size[1] - 1)
             around = images[0][rows][:, columns]
             expected[y, x] = np.einsum("i,j,ijc->c", weights, weights, around)
-    np.testing.assert_allclose(found[0], expected, rtol=1e-4)
+    np.testing.assert_allclose(result[0], expected, rtol=1e-4)
 
 
 def test_what_an_image_gets_does_not_depend_on_its_batch():

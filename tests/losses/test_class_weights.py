@@ -17,12 +17,12 @@ PIXELS = [600, 0, 100, 300]  # Frequencies 0.6, 0, 0.1, 0.3; the median of those
     ],
 )
 def test_by_hand(method, expected):
-    found = class_weights(method, PIXELS)
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    result = class_weights(method, PIXELS)
+    np.testing.assert_allclose(result, expected, rtol=1e-12)
     # Twice the pixels, or more classes that never occur, change nothing.
-    np.testing.assert_allclose(class_weights(method, [2 * n for n in PIXELS]), found, rtol=1e-12)
-    np.testing.assert_allclose(class_weights(method, [*PIXELS, 0]), [*found, 0], rtol=1e-12)
-    assert all(isinstance(weight, float) for weight in found)
+    np.testing.assert_allclose(class_weights(method, [2 * n for n in PIXELS]), result, rtol=1e-12)
+    np.testing.assert_allclose(class_weights(method, [*PIXELS, 0]), [*result, 0], rtol=1e-12)
+    assert all(isinstance(weight, float) for weight in result)
 
 
 def test_median_of_an_even_number_of_classes():

@@ -28,12 +28,12 @@ CASES = {
 def example():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, (4, 8, 8))
-    labels[0, :7] = labels[1, :2] = 255  # Images have unequal numbers of pixels that count.
+    labels[0, :7] = labels[1, :2] = 255  # The images have different numbers of valid pixels.
     return rng.normal(size=(4, 8, 8, 3)).astype("float32"), labels.astype("uint8")
 
 
 def batches(images, labels):
-    """Of a static size, as Lovasz-softmax needs them."""
+    """Batches of static size, as Lovasz-softmax needs them."""
     return tf.data.Dataset.from_tensor_slices((images, labels)).batch(4, drop_remainder=True)
 
 
@@ -50,8 +50,8 @@ def test_in_compile_it_is_the_loss_itself(name):
     model = network()
     expected = float(function(labels, model(images)))
     model.compile("sgd", loss=loss)
-    found = model.evaluate(batches(images, labels), verbose=0)
-    assert found == pytest.approx(expected, rel=1e-5)
+    result = model.evaluate(batches(images, labels), verbose=0)
+    assert result == pytest.approx(expected, rel=1e-5)
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert type(again) is type(loss)
     assert float(again(labels, model(images))) == pytest.approx(expected, rel=1e-5)
@@ -64,7 +64,7 @@ def test_steps_of_two_replicas_are_those_of_one(mirrored):
         with strategy.scope():
             model = network()
             model.compile(keras.optimizers.SGD(0.5), loss=CrossEntropy())
-        # Endless: Keras draws one batch more under a strategy.
+        # Endless, since Keras draws one more batch under a strategy.
         data = batches(images, labels).repeat()
         history = model.fit(data, steps_per_epoch=2, verbose=0).history
         weights.append([*model.get_weights(), history["loss"]])
@@ -75,7 +75,7 @@ def test_steps_of_two_replicas_are_those_of_one(mirrored):
 @pytest.mark.parametrize("function", [cross_entropy, ohem_cross_entropy])
 @pytest.mark.parametrize("where", ["loss", "metrics"])
 def test_a_function_in_compile_is_refused(function, where):
-    """Keras would average the losses of the pixels and what they count."""
+    """Keras would average the losses together with their weights."""
     images, labels = example()
     model = network()
     model.compile(

@@ -21,7 +21,7 @@ def test_logits_are_resized_bilinearly_to_the_labels():
     logits = np.zeros((1, 1, 2, 2), "float32")
     logits[0, 0, :, 0] = [0.0, 4.0]
     labels = np.zeros((1, 1, 4), "int32")
-    # Half-pixel centres: sources -0.25, 0.25, 0.75, 1.25 of 0 and 4, clamped at the ends.
+    # Half-pixel centers: sources -0.25, 0.25, 0.75, 1.25 of 0 and 4, clamped at the ends.
     expected = np.log1p(np.exp(-np.array([0.0, 1.0, 3.0, 4.0])))
     np.testing.assert_allclose(cross_entropy(labels, logits)[0][0, 0], expected, rtol=1e-5)
 
@@ -52,12 +52,12 @@ def test_class_weights_and_label_smoothing(weights, smoothing):
         if label == 255:
             continue
         log_p = row - np.log(np.exp(row).sum())
-        # PyTorch's definition: a share of the target is spread over all classes.
+        # PyTorch's definition: a fraction of the target is spread over all classes.
         target = (1 - smoothing) * np.eye(3)[label] + smoothing / 3
         total -= (w * target * log_p).sum()
         weight += w[label]
-    found = cross_entropy(labels, logits, class_weights=weights, label_smoothing=smoothing)
-    np.testing.assert_allclose(global_ratio(*found), total / weight, rtol=1e-5)
+    result = cross_entropy(labels, logits, class_weights=weights, label_smoothing=smoothing)
+    np.testing.assert_allclose(global_ratio(*result), total / weight, rtol=1e-5)
 
 
 def test_a_weight_below_one_is_divided_by_too():

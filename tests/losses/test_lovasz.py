@@ -26,9 +26,9 @@ def loop(labels, logits):
         order = np.argsort(-error)
 
         def jaccard_loss(wrong, own=own):
-            found = own.copy()
-            found[wrong] = ~found[wrong]
-            return 1 - (own & found).sum() / (own | found).sum()
+            result = own.copy()
+            result[wrong] = ~result[wrong]
+            return 1 - (own & result).sum() / (own | result).sum()
 
         before, total = 0.0, 0.0
         for k in range(len(order)):
@@ -52,7 +52,7 @@ def test_equals_the_definition():
         np.testing.assert_allclose(lovasz_softmax(labels, logits), loop(labels, logits), rtol=1e-5)
 
 
-def test_of_hard_predictions_it_is_the_jaccard_loss():
+def test_hard_predictions_yield_the_jaccard_loss():
     labels = np.array([[[0, 0, 0, 1, 1, 255]]])
     for guess in itertools.product((0, 1), repeat=6):
         logits = 200.0 * np.eye(2, dtype="float32")[np.array(guess)][None, None]
@@ -70,14 +70,14 @@ def test_gradient_is_that_of_the_definition():
     gradient = tape.gradient(loss, x).numpy()
     rng = np.random.default_rng(0)
     for _ in range(20):
-        place = tuple(rng.integers(0, n) for n in logits.shape)
+        index = tuple(rng.integers(0, n) for n in logits.shape)
         moved = []
         for step in (-1e-6, 1e-6):
             y = logits.astype("float64")
-            y[place] += step
+            y[index] += step
             moved.append(loop(labels, y))
         expected = (moved[1] - moved[0]) / 2e-6
-        np.testing.assert_allclose(gradient[place], expected, rtol=1e-3, atol=1e-7)
+        np.testing.assert_allclose(gradient[index], expected, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -101,10 +101,10 @@ def test_logits_are_resized_and_graphs_agree():
 
 
 def test_equal_errors_and_a_single_class():
-    # Errors 0.5 at all four pixels: whatever their order, they go together, as if all were wrong.
+    # Errors of 0.5 at all four pixels: in any order, the loss is that of all pixels being wrong.
     labels, logits = np.array([[[0, 0, 1, 255, 0]]]), np.zeros((1, 1, 5, 2), "float32")
     np.testing.assert_allclose(lovasz_softmax(labels, logits), 0.5, rtol=1e-6)
-    # Of one class only, an image is its own union: the mean error.
+    # With a single class, the union is the whole image: the loss is the mean error.
     labels, logits = np.zeros((1, 2, 3), int), example(size=(1, 2, 3), num_classes=2)[1]
     expected = np.mean(1 - softmax(logits)[..., 0])
     np.testing.assert_allclose(lovasz_softmax(labels, logits), expected, rtol=1e-6)
@@ -118,7 +118,7 @@ def test_labels_need_a_static_shape():
         compute.get_concrete_function()
 
 
-@pytest.mark.parametrize("num_classes", [4, 20])  # 20 need two messages.
+@pytest.mark.parametrize("num_classes", [4, 20])  # 20 need two gathers.
 def test_two_replicas_are_one_with_the_whole_batch(mirrored, num_classes):
     labels, logits = example(size=(4, 5, 6), num_classes=num_classes)
     logits[:, 0] = 0.0  # Equal errors, on both replicas.
@@ -142,8 +142,8 @@ def test_two_replicas_are_one_with_the_whole_batch(mirrored, num_classes):
                 loss = lovasz_softmax(*half)
             return loss, tape.gradient(loss, half[1])
 
-        found = mirrored.run(share, (halves,))
-        return [mirrored.experimental_local_results(x) for x in found]
+        result = mirrored.run(share, (halves,))
+        return [mirrored.experimental_local_results(x) for x in result]
 
     losses, gradients = run(halves)
     np.testing.assert_allclose(sum(losses), expected, rtol=1e-5)

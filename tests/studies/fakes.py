@@ -1,4 +1,4 @@
-"""Results of a study without the training."""
+"""Fake results of a study, without training."""
 
 import numpy as np
 

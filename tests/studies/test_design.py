@@ -14,7 +14,7 @@ BASE = {
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes the base config and a study; gives the study's path."""
+    """Writes the base config and a study; returns the study's path."""
     (tmp_path / "base.json").write_text(json.dumps(BASE))
 
     def write_study(**values):

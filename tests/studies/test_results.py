@@ -10,17 +10,17 @@ from tests.studies.fakes import add
 
 def test_what_is_written_is_read(tmp_path):
     add(tmp_path, "ce", 0, [[10, 20], [30, 40]])
-    (found,) = results.read(tmp_path)
-    assert (found["arm"], found["seed"]) == ("ce", 0)
-    np.testing.assert_array_equal(found.counts.pixels[:, 0], [[10, 20], [30, 40]])
-    assert results.read_settings(tmp_path) == {found["fingerprint"]: {"key": 1}}
+    (result,) = results.read(tmp_path)
+    assert (result["arm"], result["seed"]) == ("ce", 0)
+    np.testing.assert_array_equal(result.counts.pixels[:, 0], [[10, 20], [30, 40]])
+    assert results.read_settings(tmp_path) == {result["fingerprint"]: {"key": 1}}
 
 
 def test_an_empty_folder_has_no_results(tmp_path):
     assert results.read(tmp_path / "none") == []
 
 
-def test_a_line_that_was_cut_off_is_made_again(tmp_path):
+def test_the_run_of_a_truncated_line_is_repeated(tmp_path):
     add(tmp_path, "ce", 0, [[1, 2]])
     with open(tmp_path / "results.jsonl", "a") as file:
         file.write('{"arm": "ce", "se')
@@ -47,8 +47,8 @@ def test_settings_that_were_edited_are_refused(tmp_path):
 def test_folders_of_several_machines_merge_by_copying(tmp_path):
     add(tmp_path / "a", "ce", 0, [[1, 2]], part=(1, 2))
     add(tmp_path / "b", "ce", 1, [[3, 4]], part=(2, 2))
-    add(tmp_path / "b", "ce", 0, [[9, 9]], part=(2, 2))  # Made twice: the first one counts.
+    add(tmp_path / "b", "ce", 0, [[9, 9]], part=(2, 2))  # Run twice: the first one is used.
     shutil.copytree(tmp_path / "b", tmp_path / "a", dirs_exist_ok=True)
-    found = results.read(tmp_path / "a")
-    assert [r["seed"] for r in found] == [0, 1]
-    assert found[0]["last"]["class_iou"][0] == 0.01
+    result = results.read(tmp_path / "a")
+    assert [r["seed"] for r in result] == [0, 1]
+    assert result[0]["last"]["class_iou"][0] == 0.01

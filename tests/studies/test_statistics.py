@@ -11,15 +11,15 @@ from tests.studies.fakes import NAMES, add
 
 def test_interval_by_hand():
     """Three values: t of 2 degrees of freedom at 97.5 % is 4.302653 (any table)."""
-    found = estimate([1.0, 2.0, 6.0])
+    result = estimate([1.0, 2.0, 6.0])
     deviation = math.sqrt(((1 - 3) ** 2 + (2 - 3) ** 2 + (6 - 3) ** 2) / 2)
     half = 4.302653 * deviation / math.sqrt(3)
     np.testing.assert_allclose(
-        [found.mean, found.deviation, found.low, found.high],
+        [result.mean, result.deviation, result.low, result.high],
         [3, deviation, 3 - half, 3 + half],
         rtol=1e-6,
     )
-    assert not found.clear
+    assert not result.clear
 
 
 def test_few_values_have_no_interval():
@@ -33,7 +33,7 @@ def arms(tmp_path):
     """Two classes and two images, whose unions are 100 pixels: an IoU is the mean of the hits."""
     add(tmp_path, "ce", 0, [[10, 20], [30, 40]], cpu_seconds=10, peak_memory_mb=100)
     add(tmp_path, "ce", 1, [[20, 20], [40, 40]], cpu_seconds=10, peak_memory_mb=100)
-    add(tmp_path, "ce", 2, [[90, 90], [90, 90]])  # No partner.
+    add(tmp_path, "ce", 2, [[90, 90], [90, 90]])  # No counterpart.
     add(tmp_path, "new", 0, [[20, 20], [40, 40]], cpu_seconds=15, peak_memory_mb=110)
     add(tmp_path, "new", 1, [[40, 20], [60, 40]], cpu_seconds=15, peak_memory_mb=110)
     names = ["ce", "new", "later"]
@@ -58,10 +58,10 @@ def test_differences_are_paired_by_seed(arms):
 
 
 def test_images_are_drawn_for_the_same_seeds(arms):
-    """Every image gains alike, so every draw shows the same difference."""
-    found = arms[1].images
-    np.testing.assert_allclose([found.difference[-1]], [0.075])
-    np.testing.assert_allclose([found.low[-1], found.high[-1]], [0.075, 0.075])
+    """Every image gains equally, so that every draw has the same difference."""
+    result = arms[1].images
+    np.testing.assert_allclose([result.difference[-1]], [0.075])
+    np.testing.assert_allclose([result.low[-1], result.high[-1]], [0.075, 0.075])
 
 
 def test_scored_classes_must_exist(tmp_path):

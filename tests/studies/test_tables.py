@@ -23,13 +23,13 @@ def test_markdown(tmp_path):
     assert rows[2].startswith(r"| ce   | 2     | 27.50 ± 3.54 |")
     # Differences +5 and +10: the half of the interval is 12.7062 * 2.5 = 31.77.
     assert r"| a\|b | 2     | 35.00 ± 7.07 | +7.50 [-24.27, +39.27] |" in rows[3]
-    assert "+7.50, +7.50] *" in rows[3]  # By images.
+    assert "+7.50, +7.50] *" in rows[3]  # The bootstrap over images.
     assert rows[4].startswith("| none | 0")
     assert any(row.startswith(r"| x\|y  | 30.00 | 30.00 (+0.00)") for row in rows)
     assert "0.500" in rows[2] and "1.250" in rows[2]
 
 
-def test_csv_is_no_formula(tmp_path):
+def test_csv_cells_are_not_formulas(tmp_path):
     arms = summary(tmp_path, ["=1+1", "road"])
     rows = list(csv.DictReader(io.StringIO(tables.classes_csv(arms, ["=1+1", "road"]))))
     assert rows[0]["class"] == "'=1+1" and float(rows[0]["iou"]) == 0.25

@@ -1,4 +1,4 @@
-"""Files made to harm, and files damaged at random, read in a process of little memory and time.
+"""Malicious files, and files damaged at random, read in a process with limited memory and time.
 
     python -m tests.weights.hostile attacks FOLDER
     python -m tests.weights.hostile damages FOLDER --count 1600 --seed 0
@@ -30,7 +30,7 @@ from kseg.weights.files import read_file
 from tests.weights.torch_writer import Storage, Tensor, pickled, tensor, write_legacy, write_zip
 
 SPARE_MEMORY = 700 * 2**20  # Bytes beyond what the process has once its libraries are loaded.
-SECONDS = 20  # For one file, on a machine that does other work too.
+SECONDS = 20  # For one file, on a machine with other load.
 
 
 def little_memory():
@@ -41,9 +41,9 @@ def little_memory():
 
 
 def outcome(function, path):
-    """`"read"`, or the one line that refuses the file; everything else is an error here."""
+    """Returns `"read"`, or the line that refuses the file; anything else is an error."""
     print(path.name, file=sys.stderr, flush=True)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)  # Ends the process, in C code too.
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)  # Ends the process, even within C code.
     try:
         function(path)
     except UserError as error:
@@ -54,7 +54,7 @@ def outcome(function, path):
     return "read"
 
 
-# Files made to harm. -----------------------------------------------------------------------------
+# Malicious files. --------------------------------------------------------------------------------
 
 
 def pickle_of(*opcodes):
@@ -109,7 +109,7 @@ def torch_attacks():
 
 
 def write_attacks(folder):
-    """Writes all, and gives their paths."""
+    """Writes all files, and returns their paths."""
     for i, (name, data) in enumerate(torch_attacks().items()):
         write_zip(folder / f"{i:02} {name} zip.pth", {}, data=data)
         write_legacy(folder / f"{i:02} {name} legacy.pth", {}, data=data)
@@ -130,7 +130,7 @@ def write_attacks(folder):
         write_legacy(folder / f"{name} legacy.ckpt", state)
     many = {f"a{i}": Tensor(one, (2**20,), (0,)) for i in range(3000)}
     write_zip(folder / "many.pth", many)
-    # Zip bombs: what inflates, and what inflates to more than it claims.
+    # Zip bombs: members that inflate, some to more than they claim.
     zeros = bytes(2**29)
     for suffix, member in (
         (".npz", "a.npy"),
@@ -143,8 +143,8 @@ def write_attacks(folder):
                     member, zeros[: 2**27] if method != zipfile.ZIP_DEFLATED else zeros
                 )
         content = bytearray((folder / f"bomb 8{suffix}").read_bytes())
-        for mark, place in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
-            at = content.index(mark) + place
+        for mark, position in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+            at = content.index(mark) + position
             content[at : at + 4] = struct.pack("<I", 1000)
         (folder / f"lying bomb{suffix}").write_bytes(content)
     # Shapes that are only claimed.
@@ -167,16 +167,16 @@ def write_attacks(folder):
             group = file.create_group("layers/conv/vars")
             group.attrs["name"] = "conv1"
             group.create_dataset("0", **arguments)
-    # A heap of texts with an object that has no length: HDF5 stays at it for ever.
+    # A global heap with an object of length 0: HDF5 never returns.
     with h5py.File(folder / "heap.weights.h5", "w") as file:
         group = file.create_group("layers/conv/vars")
         group.attrs["name"] = "conv1"
         group.create_dataset("0", data=np.ones(3, "f4"))
     content = bytearray((folder / "heap.weights.h5").read_bytes())
-    place = content.index(b"GCOL") + 16
-    while (head := struct.unpack_from("<HHIQ", content, place))[0]:
-        place += 16 + -(-head[3] // 8) * 8
-    struct.pack_into("<Q", content, place + 8, 0)
+    position = content.index(b"GCOL") + 16
+    while (head := struct.unpack_from("<HHIQ", content, position))[0]:
+        position += 16 + -(-head[3] // 8) * 8
+    struct.pack_into("<Q", content, position + 8, 0)
     (folder / "heap.weights.h5").write_bytes(content)
     with h5py.File(folder / "loop.weights.h5", "w") as file:
         group = file.create_group("layers/a")
@@ -222,7 +222,7 @@ def name_map(name):
 
 
 def write_intact(folder, model):
-    """One file of each of eight formats; gives functions that read them, by path."""
+    """Writes one file of each of eight formats; returns the functions that read them, by path."""
     arrays = {}
     for weight in model.weights:
         array = weight.numpy()
@@ -257,15 +257,15 @@ def write_intact(folder, model):
 
 
 def damage(content, rng):
-    """One of six kinds of damage, at a random place: of disks, of transfers, of editors."""
+    """Applies one of six kinds of random damage, as by disks, transfers or editors."""
     content = bytearray(content)
     kind = rng.integers(6)
     start = int(rng.integers(len(content)))
     length = int(min(2 ** rng.uniform(0, 12), len(content) - start))
     if kind == 0:  # Some bits.
-        for place in rng.integers(0, len(content), rng.integers(1, 9)):
-            content[place] ^= 1 << int(rng.integers(8))
-    elif kind == 1:  # Cut off.
+        for index in rng.integers(0, len(content), rng.integers(1, 9)):
+            content[index] ^= 1 << int(rng.integers(8))
+    elif kind == 1:  # Truncated.
         del content[start:]
     elif kind == 2:  # A hole of zeros, or of ones.
         content[start : start + length] = bytes([int(rng.choice([0, 255]))]) * length
@@ -273,7 +273,7 @@ def damage(content, rng):
         content[start : start + length] = rng.bytes(length)
     elif kind == 4:  # A piece is missing.
         del content[start : start + length]
-    else:  # A piece stands twice.
+    else:  # A piece is duplicated.
         content[start:start] = content[start : start + length]
     return bytes(content)
 
@@ -286,11 +286,11 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)
-    found = {}
+    result = {}
     if options.what == "attacks":
         paths = write_attacks(options.folder)
         little_memory()
-        found = {path.name: outcome(read_file, path) for path in paths}
+        result = {path.name: outcome(read_file, path) for path in paths}
     else:
         rng = np.random.default_rng(options.seed)
         intact = options.folder / "intact"
@@ -305,9 +305,9 @@ def main():
             path, function = list(readers.items())[i % len(readers)]
             broken = options.folder / f"{i}-{path.name}"
             broken.write_bytes(damage(contents[path], rng))
-            found[broken.name] = outcome(function, broken)
+            result[broken.name] = outcome(function, broken)
             broken.unlink()
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

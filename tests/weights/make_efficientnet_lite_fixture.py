@@ -15,7 +15,7 @@ from tests.weights.random_state import random_state
 
 
 def pyramid(network, x):
-    """The outputs before each halving, and the last."""
+    """The outputs before each stride, and the last."""
     levels = []
     x = network._swish(network._bn0(network._conv_stem(x)))
     for block in network._blocks:

@@ -22,9 +22,9 @@ from tests.golden_file import Golden
     ],
 )
 def test_published_networks(golden, prefix, names):
-    found = recognise(f"{prefix}{name}" for name in Golden(golden).state)
-    assert len(found) == len(names)
-    for convention, name in zip(found, names, strict=True):
+    result = recognise(f"{prefix}{name}" for name in Golden(golden).state)
+    assert len(result) == len(names)
+    for convention, name in zip(result, names, strict=True):
         assert convention.name.startswith(name)
 
 
@@ -41,16 +41,16 @@ def test_published_networks(golden, prefix, names):
         (["module.decode_head.aspp_modules.0.conv.weight"], "DeepLabV3 of mmsegmentation"),
     ],
 )
-def test_networks_of_which_no_file_is_here(names, expected):
+def test_networks_without_a_file_in_the_repository(names, expected):
     (convention,) = recognise(names)
     assert convention.name.startswith(expected)
 
 
-def test_nothing_is_recognised_in_other_names():
+def test_other_names_are_not_recognized():
     assert recognise(["visual.proj", "layer1.0.conv1.weight", "conv1.weight"]) == []
 
 
-def test_names_are_for_people():
+def test_names_are_readable():
     assert len({convention.name for convention in CONVENTIONS}) == len(CONVENTIONS)
 
 

@@ -50,7 +50,7 @@ def test_what_has_no_weight(name):
     assert name_map(name) is None
 
 
-def test_rates_are_read_off_the_model():
+def test_rates_are_derived_from_the_model():
     x = keras.Input((None, None, 4))
     outputs = build_head("deeplabv3", {"c4": x, "c5": x}, 3, channels=2, rates=(6, 12, 18))
     arguments = arguments_for(keras.Model(x, outputs))

@@ -133,7 +133,7 @@ def test_features_equal_those_of_pytorch(native):
     assert set(outputs) == set(expected)
     for stage, output in outputs.items():
         every = max(output.shape[-1] // 40, 1)
-        # The reference is float64; what float32 rounds in 50 layers.
+        # The reference is float64: the tolerance covers float32 rounding in 50 layers.
         np.testing.assert_allclose(
             output[:, ::4, ::4, ::every].numpy().transpose(0, 3, 1, 2),
             expected[stage],

@@ -1,4 +1,4 @@
-"""No file that a user is given may crash, hang or fill the machine: see `tests.weights.hostile`."""
+"""No file may crash, hang or exhaust the machine: see `tests.weights.hostile`."""
 
 import json
 import pathlib
@@ -19,13 +19,13 @@ def run(*arguments, timeout):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_files_made_to_harm_are_refused_in_one_line(tmp_path):
-    found = run("attacks", tmp_path, timeout=300)
-    assert len(found) > 80
-    # A tree without a tensor is none; what is only empty does no harm.
-    harmless = [name for name, what in found.items() if what == "read"]
+def test_malicious_files_are_refused_in_one_line(tmp_path):
+    result = run("attacks", tmp_path, timeout=300)
+    assert len(result) > 80
+    # A tree without a tensor is refused; an empty file is harmless.
+    harmless = [name for name, what in result.items() if what == "read"]
     assert set(harmless) <= {"claim (0, 10000.npz", "vast empty shape.safetensors"}
-    for name, what in found.items():
+    for name, what in result.items():
         if name not in harmless:
             assert "is damaged or not" in what or "holds" in what, (name, what)
 

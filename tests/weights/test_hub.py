@@ -11,18 +11,18 @@ from kseg.weights.hub import fetch_from_hugging_face, read_keras_cv_preset
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub whose repositories are the dict that the test fills: (repository, file) -> path."""
+    """A fake hub; the test fills the dict of its files: (repository, file) -> path."""
     files = {}
     files["asked"] = []
 
     def download(repository, name, revision=None):
         files["asked"].append((repository, name, revision))
-        found = files.get((repository, name))
-        if isinstance(found, Exception):
-            raise found
-        if found is None:
+        result = files.get((repository, name))
+        if isinstance(result, Exception):
+            raise result
+        if result is None:
             raise errors.EntryNotFoundError("no such file")
-        return found
+        return result
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(
@@ -33,7 +33,7 @@ def hub(monkeypatch):
     return files
 
 
-def test_takes_the_first_file_that_there_is(hub):
+def test_takes_the_first_file_that_exists(hub):
     hub["timm/net", "pytorch_model.bin"] = "b"
     assert fetch_from_hugging_face("hf://timm/net") == "b"
     hub["timm/net", "model.safetensors"] = "a"

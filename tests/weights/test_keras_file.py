@@ -43,7 +43,7 @@ def test_names_say_which_weight_it_is(suffix, tmp_path):
         np.testing.assert_array_equal(checkpoint.arrays[name], weights[path], err_msg=name)
 
 
-def test_a_backbone_is_called_the_same_alone(tmp_path):
+def test_a_backbone_has_the_same_names_alone(tmp_path):
     model = toy_segmenter()
     inner = model.get_layer("backbone")
     inner.save_weights(tmp_path / "x.weights.h5")
@@ -51,7 +51,7 @@ def test_a_backbone_is_called_the_same_alone(tmp_path):
     assert set(arrays) == set(keras_names(inner)) < set(keras_names(model))
 
 
-def test_what_training_adds_is_no_weight(tmp_path):
+def test_training_state_is_not_a_weight(tmp_path):
     model = toy_backbone()
     model.compile("adam", "mse")
     model.optimizer.build(model.trainable_variables)
@@ -70,11 +70,11 @@ def test_bfloat16(tmp_path):
     np.testing.assert_array_equal(array, [[1.0, 2.0], [3.0, 4.0], [-5.0, 0.5]])
 
 
-def test_random_generators_are_no_weights(tmp_path):
+def test_random_generators_are_not_weights(tmp_path):
     path = tmp_path / "x.weights.h5"
     toy_backbone().save_weights(path)
 
-    def change(file):  # As some versions of Keras keep the seed of a dropout.
+    def change(file):  # As some versions of Keras store the seed of a dropout.
         file.create_group("layers/dropout/vars")
         file["layers/dropout/vars"].attrs["name"] = "dropout"
         file["layers/dropout/seed_generator/vars/0"] = np.array([1, 2], "uint32")
@@ -86,7 +86,7 @@ def test_random_generators_are_no_weights(tmp_path):
     assert checkpoint.beside["dropout/seed_generator"] == "state of a random generator"
 
 
-def test_cut_off(tmp_path):
+def test_truncated(tmp_path):
     path = tmp_path / "x.weights.h5"
     toy_backbone().save_weights(path)
     whole = path.read_bytes()

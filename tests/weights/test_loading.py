@@ -65,7 +65,7 @@ def randomize(model, seed):
 
 
 def torch_name(path, backbone="backbone.", head=HEAD):
-    """What torchvision, or the code whose head is given, calls a weight of `tiny_segmenter`."""
+    """The name that torchvision, or the code of the head, has for a weight of `tiny_segmenter`."""
     layer, *part, parameter = path.split("/")
     is_norm = part == ["normalization"]
     if layer.startswith("deeplabv3_"):
@@ -85,7 +85,7 @@ def torch_name(path, backbone="backbone.", head=HEAD):
 
 
 def state_of(model, backbone="backbone.", head=HEAD):
-    """The state dict that PyTorch would have for a model's weights, projectors left out."""
+    """The state dict of PyTorch for a model's weights, without projectors."""
     state = {}
     for weight in model.weights:
         if weight.path.startswith("embedding_"):
@@ -110,9 +110,9 @@ def values(model):
 
 
 def assert_equal(model, expected, paths=None):
-    found = values(model)
+    result = values(model)
     for path in expected if paths is None else paths:
-        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+        np.testing.assert_array_equal(result[path], expected[path], err_msg=path)
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.model.encoder."])
@@ -212,7 +212,7 @@ def test_classifier_of_other_classes(tmp_path):
 
 
 def test_bias_before_a_batch_norm_is_folded(tmp_path):
-    # RegionContrast's auxiliary head has one; a batch norm takes it out again.
+    # RegionContrast's auxiliary head has a bias, which the batch norm cancels.
     source = randomize(tiny_segmenter(), 1)
     state = state_of(source)
     bias = np.array([0.5, -1.0, 2.0, 0.25], "float32")
@@ -299,7 +299,7 @@ def test_what_may_be_left_out(tmp_path):
     assert report.unused["module.extra.weight"] == r"ignored by 'extra\\.'"
 
 
-def test_names_of_ones_own(tmp_path):
+def test_custom_names(tmp_path):
     source = randomize(tiny_resnet(), 1)
     state = {f"module.my_{name}": array for name, array in state_of(source, "").items()}
 
@@ -334,7 +334,7 @@ def test_another_network(tmp_path):
 
 
 def test_v1c_and_v1d_are_told_apart(tmp_path):
-    # All shapes agree; only the names tell that the shortcuts average first.
+    # All shapes agree; only the names show that the shortcuts average first.
     source = randomize(tiny_resnet(variant="v1c"), 1)
     state = state_of(source, "")
     path = write(tmp_path, state)
@@ -425,7 +425,7 @@ def test_official_hrnet_with_ocr(prefix, tmp_path):
     arguments = {"channels": 16, "key_channels": 8, "align_corners": True}
     segmenter = build_segmenter(backbone, "ocr", 5, head_arguments=arguments)
     state = {f"{prefix}{name}": array for name, array in golden.state.items()}
-    state["loss.criterion.weight"] = np.ones(5)  # Their checkpoints hold the loss as well.
+    state["loss.criterion.weight"] = np.ones(5)  # These checkpoints contain the loss as well.
     report = load_weights(segmenter, write(tmp_path, state))
     assert not report.missing
     assert report.unused["loss.criterion.weight"] == "part of the loss"
@@ -492,7 +492,7 @@ def test_swin_of_classification_has_no_output_norms(code, tmp_path):
         assert report.unused[name] == "classifier of the pretraining"
     assert "follows from the size of windows and images" in report.unused.values()
 
-    # Some of them is a damaged file, not a classifier's.
+    # A file with only some of them is damaged, not a classifier's.
     state["norm0.weight"] = np.ones(8, "float32")
     with pytest.raises(UserError, match="norm0/beta: no array"):
         load_weights(backbone, write(tmp_path, state))

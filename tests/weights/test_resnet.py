@@ -51,7 +51,7 @@ def test_shortcuts_of_v1d_are_told_from_those_of_v1c(average, expected):
 
 
 @pytest.mark.parametrize("variant", ["v1b", "v1c", "v1d"])
-def test_arguments_are_read_off_the_model(variant):
+def test_arguments_are_derived_from_the_model(variant):
     backbone = build_resnet(
         blocks=(1, 1, 1, 1), channels=(2, 2, 2, 2), stem_channels=4, variant=variant
     )

@@ -93,7 +93,7 @@ def test_damage_is_named(header, length, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_cut_off(tmp_path):
+def test_truncated(tmp_path):
     path = write(tmp_path / "x.safetensors", {"w": entry("F32", [2], 0, 8)}, bytes(8))
     whole = path.read_bytes()
     for length in range(len(whole)):

@@ -70,7 +70,7 @@ from tests.golden_file import Golden
             "stages.1.downsample.reduction.weight",
             ("layers_1_downsample/reduction/kernel", "layers_0_downsample/reduction/kernel"),
         ),
-        # What has no weight.
+        # Arrays without a weight.
         ("norm.weight", None),
         ("layernorm.bias", None),
         ("head.fc.weight", None),
@@ -109,10 +109,10 @@ def tiny_swin(**arguments):
     )
 
 
-def test_both_places_of_a_downsampling_layer():
+def test_both_positions_of_a_downsampling_layer():
     rng = np.random.default_rng(0)
     shapes = {"reduction.weight": (8, 16), "norm.weight": (16,), "norm.bias": (16,)}
-    arrays = {  # Of stage i: four times as large in each direction as that before.
+    arrays = {  # Stage i: four times as large in each direction as the stage before.
         f"{i}.downsample.{name}": rng.normal(size=[2**i * side for side in shape])
         for i in range(3)
         for name, shape in shapes.items()
@@ -142,7 +142,7 @@ def test_queries_keys_and_values_are_stacked():
     arrays["backbone.embeddings.norm.bias"] = np.zeros(2)
     before = dict(arrays)
     stacked = prepare(arrays)
-    assert arrays == before  # The caller's own stays.
+    assert arrays == before  # The caller's dict is unchanged.
     assert set(stacked) == {
         f"{module}.qkv.weight",
         f"{module}.qkv.bias",
@@ -165,7 +165,7 @@ def test_names_of_the_others_need_no_preparation():
 
 
 def test_merging_of_mmsegmentation():
-    # There `torch.nn.Unfold` joins the pixels: by channels first, then rows, then columns.
+    # mmsegmentation joins pixels by `torch.nn.Unfold`: channels first, then rows, then columns.
     channels = 3
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1, 4, 6, channels)).astype("float32")

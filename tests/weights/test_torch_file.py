@@ -126,7 +126,7 @@ class Evil:
     "make, name",
     [
         (lambda folder: Evil(folder), f"{os.mkdir.__module__}.mkdir"),
-        (lambda folder: {"lr": np.float64(0.1)}, "numpy"),  # And no tensor at all.
+        (lambda folder: {"lr": np.float64(0.1)}, "numpy"),  # Without any tensor.
         (lambda folder: {"w": eval}, "builtins.eval|__builtin__.eval"),
         (lambda folder: pathlib.PurePosixPath("a"), "pathlib"),
     ],
@@ -152,12 +152,12 @@ STORAGE_TYPE = b"ctorch\nFloatStorage\n"
         b"\x80\x02" + STORAGE_TYPE + b"}(X\x05\x00\x00\x00dtypeK\x01ub.",
         b"\x80\x02ccollections\nOrderedDict\n}X\x05\x00\x00\x00itemsK\x01sb.",
         b"\x80\x02" + STORAGE_TYPE + b")R.",  # Called.
-        b"\x80\x02" + REBUILD + b")\x81.",  # Made an object of.
-        b"\x80\x02X\x07\x00\x00\x00storageQ.",  # A reference that is no tuple.
+        b"\x80\x02" + REBUILD + b")\x81.",  # Instantiated.
+        b"\x80\x02X\x07\x00\x00\x00storageQ.",  # A reference that is not a tuple.
         b"\x80\x02" + REBUILD + b"(NK\x00K\x01\x85K\x01\x85tR}K\x00sQ.",
         b"\x80\x02" + b"]" * 100_000 + b".",
         b"\x80\x02\x82\x01.",  # An extension code.
-        b"\x80\x02Nr\x00\x00\x00\x40.",  # Python's unpickler in C reserves 16 GB for this.
+        b"\x80\x02Nr\x00\x00\x00\x40.",  # Python's C unpickler allocates 16 GB for this.
         b"\x80\x02Nr\xff\xff\xff\xff.",
         b"",
         b".",
@@ -166,7 +166,7 @@ STORAGE_TYPE = b"ctorch\nFloatStorage\n"
 def test_senseless_pickles(write, data, tmp_path):
     with pytest.raises(UserError, match=r"x\.pth (is damaged|holds no dictionary of tensors)"):
         read_torch_file(write(tmp_path / "x.pth", {}, data=data))
-    # The reader is as it was.
+    # The reader is unchanged.
     state = collections.OrderedDict(w=tensor(np.ones(2, "float32")))
     np.testing.assert_array_equal(
         read_torch_file(write(tmp_path / "y.pth", state)).arrays["w"], [1, 1]
@@ -200,7 +200,7 @@ def test_storage_of_another_size(write, tmp_path):
         read_torch_file(write(tmp_path / "x.pth", state))
 
 
-def test_cut_off(write, tmp_path):
+def test_truncated(write, tmp_path):
     path = write(tmp_path / "x.pth", {"w": tensor(np.arange(50, dtype="float32"))})
     whole = path.read_bytes()
     for length in range(0, len(whole), 7):
@@ -216,8 +216,8 @@ def test_random_damage_is_a_line_at_worst(write, tmp_path):
     rng = np.random.default_rng(0)
     for _ in range(400):
         damaged = bytearray(whole)
-        for place in rng.integers(0, len(whole), rng.integers(1, 4)):
-            damaged[place] = rng.integers(0, 256)
+        for index in rng.integers(0, len(whole), rng.integers(1, 4)):
+            damaged[index] = rng.integers(0, 256)
         path.write_bytes(damaged)
         try:
             read_torch_file(path)
@@ -241,7 +241,7 @@ def test_another_archive(tmp_path):
 
 @pytest.mark.parametrize("best", [np.float64(0.71), np.arange(3), np.float32(1), np.dtype("f4")])
 def test_what_training_code_of_hrnet_keeps(write, best, tmp_path):
-    """`checkpoint.pth.tar` has the best IoU so far as a NumPy number beside the weights."""
+    """`checkpoint.pth.tar` contains the best IoU so far, a NumPy number, next to the weights."""
     value = {"epoch": 1, "best_mIoU": best, "state_dict": {"w": tensor(np.ones(2, "float32"))}}
     checkpoint = read_torch_file(write(tmp_path / "checkpoint.pth.tar", value))
     np.testing.assert_array_equal(checkpoint.arrays["w"], [1, 1])

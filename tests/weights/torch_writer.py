@@ -1,4 +1,4 @@
-"""Writes files as `torch.save` does, without PyTorch: for tests that need damaged or evil ones."""
+"""Writes files as `torch.save` does, without PyTorch, for tests of damaged or malicious ones."""
 
 import collections
 import contextlib
@@ -26,7 +26,7 @@ STORAGES = {
 
 
 class Storage:
-    """Memory of a tensor: an array, or for bfloat16 the bits of one."""
+    """The storage of a tensor: an array, or bit patterns for bfloat16."""
 
     def __init__(self, array, dtype=None, claimed_size=None):
         self.array = np.asarray(array).ravel()
@@ -35,7 +35,7 @@ class Storage:
 
 
 class Tensor:
-    """What `torch.save` keeps of a tensor."""
+    """The data that `torch.save` stores for a tensor."""
 
     def __init__(self, storage, size, stride, offset=0):
         self.storage, self.size, self.stride, self.offset = storage, size, stride, offset
@@ -56,7 +56,7 @@ class Parameter:
 
 
 def tensor(array, dtype=None):
-    """A contiguous tensor with a storage of its own."""
+    """A contiguous tensor with its own storage."""
     array = np.asarray(array)
     strides = [stride // array.itemsize for stride in np.ascontiguousarray(array).strides]
     return Tensor(Storage(array, dtype), array.shape, tuple(strides[: array.ndim]))
@@ -64,7 +64,7 @@ def tensor(array, dtype=None):
 
 @contextlib.contextmanager
 def pretended_torch():
-    """Modules that hold the names which a pickle refers to; what they name is never called."""
+    """Creates modules with the names that a pickle refers to; these objects are never called."""
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
     for name in STORAGES.values():
         setattr(torch, name, type(name, (), {"__module__": "torch"}))
