@@ -10,12 +10,12 @@ from kseg.errors import UserError
 
 def test_names_what_to_install(monkeypatch):
     extras.require("matplotlib", "sklearn")
-    result = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     hidden = {"matplotlib", "sklearn"}
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name in hidden else result(name)
+        importlib.util, "find_spec", lambda name: None if name in hidden else find_spec(name)
     )
-    with pytest.raises(UserError, match=r"matplotlib and scikit-learn.*\.\[analysis\]"):
+    with pytest.raises(UserError, match=r"matplotlib and scikit-learn.*'kseg\[analysis\]'"):
         extras.require("matplotlib", "sklearn")
     with pytest.raises(UserError, match=r"pip install matplotlib$"):
         charts.histogram(np.zeros(3), title="shares")

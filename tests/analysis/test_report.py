@@ -152,7 +152,7 @@ def test_report_is_complete(page):
         "jit_compile yes",
         "sizes 3, 5",
         "Median 37.50 %",
-        "A is exact on a sample of at most 20 pixels",
+        "A is computed exactly on a sample of at most 20 pixels",
     ):
         assert told in text, told
     assert text.count("<second>: mean IoU 50.00 %") == 2
@@ -162,7 +162,7 @@ def test_report_is_complete(page):
     assert [f"#{title.lower()}" for title in headings] == [a["href"] for a in reader.of("a")]
     assert [title["aria-label"] for title in reader.of("svg")] == [
         "Training curves",
-        "Mean IoU of single images",
+        "Mean IoU per image",
         "t-SNE: pixels",
     ]
     # Twice two examples of four pictures, two feature maps beside images, one Grad-CAM.

@@ -81,7 +81,7 @@ def test_a_function_in_compile_is_refused(function, where):
     model.compile(
         "sgd", **{"loss": CrossEntropy(), where: function if where == "loss" else [function]}
     )
-    with pytest.raises(TypeError, match=r"gives \(loss, weight\).*kseg.losses.CrossEntropy\(\)"):
+    with pytest.raises(TypeError, match=r"returns \(loss, weight\).*kseg.losses.CrossEntropy\(\)"):
         model.evaluate(images, labels, verbose=0)
 
 

@@ -73,8 +73,8 @@ def test_or_is_one_line_of_warning(monkeypatch, capsys):
     [
         ("nowhere.npz", "There is no weights file nowhere.npz"),
         ("weights.zip", "must end in one of"),
-        ("ftp://host/file.npz", "is a file, hf://owner/name or keras_cv://preset"),
-        ("hf://owner", "is hf://owner/name"),
+        ("ftp://host/file.npz", "must be a file, hf://owner/name or keras_cv://preset"),
+        ("hf://owner", "must be hf://owner/name"),
     ],
 )
 def test_sources_that_cannot_be_had_are_refused_before_anything_is_built(source, message):

@@ -88,7 +88,7 @@ def test_an_index_that_does_not_fit_its_files(tmp_path):
     with pytest.raises(UserError, match=r"names 2 files, of which model-2-of-2.* is missing"):
         read_file(index)
     shard.write_bytes((tmp_path / "model-1-of-2.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"holds 'a', as another file"):
+    with pytest.raises(UserError, match=r"holds 'a', as does another file"):
         read_file(index)
     shard.write_bytes(content)
     values = json.loads(index.read_text())

@@ -63,7 +63,7 @@ def test_a_cached_file_needs_no_network(hub):
 
 @pytest.mark.parametrize("source", ["hf://", "hf://net", "hf://a/b@", "hf://a b/c", "hf://a/b/"])
 def test_malformed(hub, source):
-    with pytest.raises(UserError, match="is hf://owner/name"):
+    with pytest.raises(UserError, match="must be hf://owner/name"):
         fetch_from_hugging_face(source)
 
 
@@ -146,5 +146,5 @@ def test_several_files_by_their_index(hub, tmp_path):
     assert fetch_from_hugging_face("hf://timm/net@v1") == str(index)
     assert ("timm/net", "1.safetensors", "v1") in hub["asked"]
     index.write_text("{")
-    with pytest.raises(UserError, match="no index of weights files"):
+    with pytest.raises(UserError, match="not a valid index of weights files"):
         fetch_from_hugging_face("hf://timm/net")

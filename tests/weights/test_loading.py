@@ -329,7 +329,9 @@ def test_another_network(tmp_path):
     np.savez(tmp_path / "none.npz")
     with pytest.raises(UserError, match="holds no arrays"):
         load_weights(backbone, tmp_path / "none.npz")
-    with pytest.raises(UserError, match=r"is a file, hf://owner/name.*Received: gs://x/y\.npz"):
+    with pytest.raises(
+        UserError, match=r"must be a file, hf://owner/name.*Received: gs://x/y\.npz"
+    ):
         load_weights(backbone, "gs://x/y.npz")
 
 
@@ -443,7 +445,7 @@ def test_preset_of_keras_cv(monkeypatch):
     model = tiny_segmenter()
     report = load_weights(model, "keras_cv://some_imagenet")
     assert_equal(model, values(source))
-    assert report.unused == {"top_conv/kernel": "beyond the stages of the backbone"}
+    assert report.unused == {"top_conv/kernel": "not part of the stages of the backbone"}
     assert report.conventions == ("keras-cv",)
 
 

@@ -63,7 +63,7 @@ def test_bfloat16_scalar_and_empty(tmp_path):
     "header, length, message",
     [
         ({"w": entry("F32", [2], 0, 8)}, 7, "has 8 bytes"),
-        ({"w": entry("F32", [2], 0, 8)}, 12, "12 bytes follow the header, of which 8 are used"),
+        ({"w": entry("F32", [2], 0, 8)}, 12, "12 bytes follow the header, 8 of them are used"),
         ({"w": entry("F32", [2], 4, 12)}, 12, "'w' begins at byte 4 instead of 0"),
         (
             {"a": entry("F32", [2], 0, 8), "b": entry("F32", [2], 4, 12)},
