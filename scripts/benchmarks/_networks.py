@@ -56,8 +56,8 @@ TOY_MULTI_SCALE = {
 TOY_ARGUMENTS = {
     "backbone": "resnet18",
     "backbone_arguments": TINY_RESNET,
-    "head": "ocr",
-    "head_arguments": {"channels": 16, "key_channels": 8},
+    "head": "hrnet",
+    "head_arguments": {},
     "size": (64, 96),
     "batch": 2,
 }

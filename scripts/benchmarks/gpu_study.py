@@ -45,8 +45,9 @@ ARMS = {
 }
 # A schedule of seconds on a CPU; the worker makes the backbone tiny.
 TOY = [
-    'model={"backbone": {"name": "efficientnet_lite0"}, "head": {"name": "upernet", "channels": 4, '
-    '"pool_sizes": [1, 2], "aux_channels": 4}, "embedding_dim": 8, "projector_layers": 1}',
+    'model={"backbone": {"name": "efficientnet_lite0"}, "head": {"name": "deeplabv3", '
+    '"channels": 4, "aspp_channels": 4, "aux_channels": 4}, "embedding_dim": 8, '
+    '"projector_layers": 1}',
     "data.crop_size=[32, 48]",
     "data.batch_size=2",
     "train.steps=2",

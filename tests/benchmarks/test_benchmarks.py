@@ -100,7 +100,7 @@ def test_bank(toy):
 
 def test_contrast(toy):
     lines = toy("contrast")
-    assert lines[0].startswith("training step of ocr on resnet18, 2 x 64 x 96, float32")
+    assert lines[0].startswith("training step of hrnet on resnet18, 2 x 64 x 96, float32")
     plain, method = lines[2:4]
     assert plain.startswith("cross-entropy only") and method.startswith("RegionContrast")
     assert plain.split()[3] == "1.000"
