@@ -216,6 +216,9 @@ class Contextrast(Objective):
                 positions >= 0, positions - replicas.replica_id() * pixels.shape[0], -1
             )
         local = ops.logical_and(positions >= 0, positions < pixels.shape[0])
+        # TensorFlow's gradient of a look-up is sparse; the reshape's is dense, and sums of dense
+        # gradients have one order (as the trainer adds them up).
+        pixels, anchors = (ops.reshape(x, x.shape) for x in (pixels, anchors))
         rows = ops.take(pixels, ops.where(local, positions, 0), axis=0)
         anchors = ops.take(anchors, ops.maximum(owners, 0), axis=0)
         return ops.sum(rows * anchors, axis=-1) / self.temperature, local

@@ -7,6 +7,7 @@ from kseg.backend import replicas
 from kseg.training import ema
 from kseg.training.build import default_losses
 from kseg.training.distribution import make_reproducible
+from kseg.training.gradients import with_gradients
 from kseg.training.optimizers import FusedUpdates
 
 
@@ -181,13 +182,17 @@ class SegmentationTrainer(keras.Model):
                     f"Received: {sorted(data)}. Give `training_dataset` num_draws"
                 )
             images = self.distortion(images, data["draws"])
-        with tf.GradientTape() as tape:
+
+        def scaled_loss():
             outputs = self.segmenter(images, training=True)
             terms, found = self.loss_terms(outputs, data["label"])
-            loss = tf.add_n([value * weight for value, weight in terms.values()])
-            scaled_loss = self.optimizer.scale_loss(loss)  # Under mixed_float16; else the same.
+            loss = sum(value * weight for value, weight in terms.values())
+            # Under mixed_float16 scaled up; else the same.
+            return self.optimizer.scale_loss(loss), loss, terms, found
+
         variables = self.segmenter.trainable_variables
-        gradients = tape.gradient(scaled_loss, [v.value for v in variables])
+        outputs, gradients = with_gradients(scaled_loss, [v.value for v in variables])
+        _, loss, terms, found = outputs
         reached = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
         gradients, variables = ([pair[i] for pair in reached] for i in (0, 1))
         if (count := replicas.num_replicas()) > 1:
