@@ -162,9 +162,9 @@ def make_reproducible():
 
     Grappler's arithmetic optimizer walks over hash tables whose order differs from process to
     process, and with it the order in which it factors and combines sums and products. On
-    the quickstart's network its rewrites buy no speed; others were not measured. Constant folding,
+    HRNet-W48 its rewrites buy neither speed nor memory (docs/benchmarks.md). Constant folding,
     remapping to fused kernels and layout optimization stay on. Holds for every graph that this
-    process compiles from now on.
+    process compiles from now on. `kseg.training.gradients` has the other half.
     """
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
 

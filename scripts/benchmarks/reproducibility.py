@@ -24,6 +24,33 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 UPERNET = {"name": "upernet", "channels": 64, "aux_channels": 32}
 DEEPLAB = {"name": "deeplabv3", "channels": 64, "aspp_channels": 64, "aux_channels": 32}
 OCR = {"name": "ocr", "channels": 64, "key_channels": 32}
+# In small: keras-cv's classes of published sizes want to download.
+MOBILENET = {
+    "class_name": "MobileNetV3Backbone",
+    "arguments": {
+        "stackwise_expansion": [1, 2, 2, 2],
+        "stackwise_filters": [16, 24, 40, 96],
+        "stackwise_kernel_size": [3, 3, 5, 5],
+        "stackwise_stride": [2, 2, 2, 2],
+        "stackwise_se_ratio": [0.25, None, 0.25, 0.25],
+        "stackwise_activation": ["relu", "relu", "hard_swish", "hard_swish"],
+    },
+}
+EFFICIENTNET = {
+    "class_name": "EfficientNetV2Backbone",
+    "arguments": {
+        "stackwise_kernel_sizes": [3, 3, 3, 3, 3],
+        "stackwise_num_repeats": [1, 1, 2, 2, 2],
+        "stackwise_input_filters": [16, 16, 24, 32, 64],
+        "stackwise_output_filters": [16, 24, 32, 64, 96],
+        "stackwise_expansion_ratios": [1, 4, 4, 4, 4],
+        "stackwise_squeeze_and_excite_ratios": [0.0, 0.0, 0.0, 0.25, 0.25],
+        "stackwise_strides": [1, 2, 2, 2, 2],
+        "stackwise_conv_types": ["fused", "fused", "fused", "unfused", "unfused"],
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+    },
+}
 NETWORKS = {
     "hrnet_w18_small_ocr": ({"name": "hrnet_w18_small"}, OCR),
     "hrnet_w48_ocr": ({"name": "hrnet_w48"}, OCR),
@@ -31,14 +58,8 @@ NETWORKS = {
     "resnet18_deeplabv3": ({"name": "resnet18", "output_stride": 16}, DEEPLAB),
     "swin_t_upernet": ({"name": "swin_t"}, UPERNET),
     "efficientnet_lite0_upernet": ({"name": "efficientnet_lite0"}, UPERNET),
-    "keras_cv_mobilenet_v3_small_upernet": (
-        {"name": "keras_cv", "class_name": "MobileNetV3SmallBackbone", "arguments": {}},
-        UPERNET,
-    ),
-    "keras_cv_efficientnet_v2_b0_upernet": (
-        {"name": "keras_cv", "class_name": "EfficientNetV2B0Backbone", "arguments": {}},
-        UPERNET,
-    ),
+    "keras_cv_mobilenet_v3_upernet": ({"name": "keras_cv", **MOBILENET}, UPERNET),
+    "keras_cv_efficientnet_v2_upernet": ({"name": "keras_cv", **EFFICIENTNET}, UPERNET),
 }
 METHODS = {
     "multi_scale": {},
