@@ -3,8 +3,8 @@ import numpy as np
 import tensorflow as tf
 
 from kseg.segmenters import build_segmenter
+from kseg.training.build import build_objectives
 from kseg.training.gradients import with_gradients
-from kseg.training.objectives import build_objectives
 from kseg.training.optimizers import SGD
 from kseg.training.trainer import SegmentationTrainer, build_step
 from tests.training.all_methods import CONTRAST
