@@ -60,7 +60,7 @@ def test_the_page(user):
         ('model.head.arguments={"channel":3}', "unexpected keyword argument 'channel'"),
         ('model.head.name="mine:plain_backbone"', "cannot be built"),
         ('model.backbone.name="mine:sum_head"', "cannot be built"),
-        ('model.backbone.name="lies:backbone"', "declared is stride 8"),
+        ('model.backbone.name="lies:backbone"', "but declares stride 8"),
         ('contrast.0.name="mine:sum_head"', "The entry 'mine:sum_head' of `contrast`"),
     ],
 )

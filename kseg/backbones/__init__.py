@@ -47,15 +47,15 @@ def build_backbone(name, **arguments):
     """Builds a backbone by name.
 
     Args:
-        name: str, a key of `BACKBONES`, or `"package.module:function"` of a builder elsewhere.
+        name: str, a key of `BACKBONES`, or `"package.module:function"` for a builder outside kseg.
         **arguments: arguments of that builder.
 
     Returns:
         `Backbone` from normalized images to a dict of feature maps.
 
     Raises:
-        ValueError: if `name` is unknown, or a builder elsewhere returns no `Backbone`, or one with
-            other strides than it declares.
+        ValueError: if `name` is unknown, or a builder outside kseg does not return a `Backbone`, or
+            one whose strides are not those that it declares.
         TypeError: if the builder does not take one of the arguments.
     """
     if is_dotted(name):
@@ -69,7 +69,7 @@ def build_backbone(name, **arguments):
 
 
 def _check(name, backbone):
-    """Refuses what a builder from outside returned unless it is a `Backbone` with true strides."""
+    """Checks that an external builder returned a `Backbone` with the strides that it declares."""
     if not isinstance(backbone, Backbone) or not {"c2", "c3", "c4", "c5"} <= set(backbone.strides):
         raise ValueError(
             f"The backbone {name!r} must be a `kseg.backbones.Backbone` with strides of c2 to c5. "
@@ -81,7 +81,7 @@ def _check(name, backbone):
         if tuple(shapes[stage][1:3]) != (-(-size // stride),) * 2:
             raise ValueError(
                 f"The backbone {name!r} must have the strides that it declares. For an image of "
-                f"{size} x {size} {stage!r} has {shapes[stage][1:3]}, declared is stride {stride}"
+                f"{size} x {size} {stage!r} has {shapes[stage][1:3]}, but declares stride {stride}"
             )
     return backbone
 

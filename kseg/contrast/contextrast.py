@@ -43,8 +43,8 @@ class Contextrast(Objective):
             none if empty, all if None.
         own_weight: float, w_l. Not specified by the source.
         shared_weight: float, w_h. Not specified by the source.
-        negatives: `"boundary"`, or `"random"`: random pixels of other classes, whatever their
-            prediction.
+        negatives: `"boundary"`, or `"random"`: random pixels of other classes, regardless of their
+            predictions.
         hard_fraction: float in (0, 1], K: the fraction of a class's error pixels, nearest to an
             edge, from which negatives are drawn; 1: all of them. Not specified by the source.
         min_negatives: int, the least number of negatives of each class, within its share of

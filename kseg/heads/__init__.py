@@ -25,8 +25,8 @@ def build_head(name, features, num_classes, **arguments):
     """Applies a head by name.
 
     Args:
-        name: str, a key of `HEADS`, or `"package.module:function"` of a head elsewhere; or such a
-            function itself.
+        name: str, a key of `HEADS`, or `"package.module:function"` for a head outside kseg; or such
+            a function itself.
         features: dict from `c2` ... `c5` to symbolic float tensors
             `(batch, height, width, channels)`.
         num_classes: int > 0.
@@ -36,8 +36,8 @@ def build_head(name, features, num_classes, **arguments):
         dict of symbolic tensors, see the module's docstring.
 
     Raises:
-        ValueError: if `name` is unknown, a stage is missing, `num_classes` is not positive, or a
-            head elsewhere returns something else than heads do.
+        ValueError: if `name` is unknown, a stage is missing, `num_classes` is not positive, or the
+            result of a head outside kseg is not as described in the module's docstring.
         TypeError: if the head does not take one of the arguments.
     """
     if num_classes < 1:
@@ -61,7 +61,7 @@ def build_head(name, features, num_classes, **arguments):
 
 
 def _check(name, maps, num_classes):
-    """Refuses what a head from outside returned unless it has logits and features."""
+    """Checks that a head outside kseg returned `logits` and `features` in the required form."""
     if not isinstance(maps, dict) or not {"logits", "features"} <= set(maps):
         received = sorted(maps) if isinstance(maps, dict) else type(maps).__name__
         raise ValueError(
@@ -71,8 +71,8 @@ def _check(name, maps, num_classes):
     for key in ("logits", "aux_logits"):
         if key in maps and (maps[key].shape[-1], maps[key].dtype) != (num_classes, "float32"):
             raise ValueError(
-                f"The head {name!r} must return `{key}` in float32 with a channel for each of the "
-                f"{num_classes} classes. Received: {maps[key].dtype} {tuple(maps[key].shape)}"
+                f"The head {name!r} must return `{key}` in float32 with one channel for each of "
+                f"the {num_classes} classes. Received: {maps[key].dtype} {tuple(maps[key].shape)}"
             )
     return maps
 

@@ -78,7 +78,7 @@ def load_weights(
     """
     backbone = _find_backbone(model)
     if backbone_only and backbone is None:
-        raise ValueError(f"{model.name!r} has no backbone of its own to load.")
+        raise ValueError(f"{model.name!r} has no separate backbone to load.")
     target = backbone if backbone_only else model
     weights = weights_by_path(target)
     checkpoint = _read(str(source))
