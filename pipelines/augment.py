@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from pipelines.datasets.dataset import IGNORE_LABEL
 
-# The mean of ImageNet: padding is near 0 once the network has normalised it.
+# The mean of ImageNet: padding is near 0 once the network has normalized it.
 PAD_COLOR = (124, 116, 104)
 
 
@@ -52,7 +52,7 @@ def draw_place(numbers, size, extent):
 
 
 def resize_image(image, shape):
-    """Interpolates bilinearly with half-pixel centres, without smoothing.
+    """Interpolates bilinearly with half-pixel centers, without smoothing.
 
     Args:
         image: uint8 `(height, width, 3)`.
@@ -68,7 +68,7 @@ def resize_image(image, shape):
 
 
 def resize_labels(labels, first, extent, shape):
-    """Cuts a part out of labels and resizes it to the nearest neighbours, half-pixel centres.
+    """Cuts a part out of labels and resizes it to the nearest neighbors, half-pixel centers.
 
     Args:
         labels: uint8 `(height, width)`.
@@ -79,7 +79,7 @@ def resize_labels(labels, first, extent, shape):
         uint8 `shape`; place i holds row `first + floor((i + 0.5) * extent / shape)`.
     """
     for axis in (0, 1):
-        # In whole numbers, because a rounded centre can fall on the next pixel.
+        # In whole numbers, because a rounded center can fall on the next pixel.
         places = first[axis] + (2 * tf.range(shape[axis]) + 1) * extent[axis] // (2 * shape[axis])
         # Rows are gathered several times faster than columns.
         labels = tf.transpose(tf.gather(labels, places))
@@ -118,7 +118,7 @@ def rotated_box(first, wanted, size, angle):
     half = tf.cast(wanted, "float32") / 2
     middle = tf.cast(first, "float32") + half
     cos, sin = tf.abs(tf.cos(angle)), tf.abs(tf.sin(angle))
-    # One more pixel, because interpolation takes neighbours.
+    # One more pixel, because interpolation takes neighbors.
     reach = tf.stack([cos * half[0] + sin * half[1], cos * half[1] + sin * half[0]]) + 1.0
     low = tf.cast(tf.floor(middle - reach), "int32")
     high = tf.cast(tf.math.ceil(middle + reach), "int32")
@@ -146,7 +146,7 @@ def rotate(values, first, wanted, box, angle, crop_size, color, interpolation):
     middle = tf.cast(first - box_first + paddings[:, 0], "float32") + half
     (down, across) = tf.unstack(tf.cast(wanted, "float32") / tf.constant(crop_size, "float32"))
     cos, sin = tf.cos(angle), tf.sin(angle)
-    # From the centre of a pixel of the crop, column x and row y, to a place in the box.
+    # From the center of a pixel of the crop, column x and row y, to a place in the box.
     x = across * 0.5 - half[1]
     y = down * 0.5 - half[0]
     transform = [
@@ -197,7 +197,7 @@ def pad_to(image, labels, crop_size):
 
 
 def _fill(values, paddings, color):
-    """Pads rows and columns with a colour."""
+    """Pads rows and columns with a color."""
     paddings = tf.pad(paddings, [[0, len(values.shape) - 2], [0, 0]])
     # tf.pad has one constant for all channels; uint8 wraps around, so this is exact.
     return tf.pad(values - color, paddings) + color

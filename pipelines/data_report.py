@@ -336,7 +336,7 @@ def _stripes(height, width):
 
 
 def _draw_legend(manifest, seen):
-    """Colours and names of the classes that were drawn."""
+    """Colors and names of the classes that were drawn."""
     labels = [*sorted(seen - {IGNORE_LABEL}), IGNORE_LABEL]
     rows = -(-len(labels) // _LEGEND_COLUMNS)
     width = 4 * _TILE[1] + 5 * _GAP

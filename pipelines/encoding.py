@@ -170,7 +170,7 @@ def decode_window(example, first, extent, ratio):
 
     Returns:
         uint8 `(*(extent / ratio), 3)`. At the edges of a window of a JPEG the chroma may differ
-        a little from that of the whole, because it has no neighbours to be smoothed with.
+        a little from that of the whole, because it has no neighbors to be smoothed with.
     """
     orientation = example["orientation"]
     size, first, extent = _in_file(example, first, extent)

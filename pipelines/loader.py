@@ -6,7 +6,7 @@ So the stream has no state: it can start at any step without touching what went 
 shuffled over the whole split without a buffer.
 
 The host does what must be done before pixels can leave it: it chooses the window, decodes that and
-no more, and resizes it. Colours are distorted on the device that trains
+no more, and resizes it. Colors are distorted on the device that trains
 (`kseg.layers.photometric`), from numbers that come along with the batch.
 """
 
@@ -68,7 +68,7 @@ def training_dataset(
         flip: bool, mirror half of the crops.
         rotation: float, degrees: crops are turned by an angle that is uniform in +- this.
         max_class_share: float in (0, 1]. Of up to 10 random windows the first is taken in which no
-            class has a larger share of the labelled pixels, else the last. 1: no such rule.
+            class has a larger share of the labeled pixels, else the last. 1: no such rule.
         repeat_threshold: float or None, see `pipelines.sample_stream.repeat_factors`.
         num_draws: int, random numbers that go with each image.
         on_error: what happens where a record is unusable. `"raise"`: the iterator raises.

@@ -5,9 +5,9 @@ files become uint8 RGB, upright:
 
 * Decoder: JPEG and PNG TensorFlow's, the JPEG with the accurate DCT (`INTEGER_ACCURATE`), as in
   training and in a SavedModel's `serving_bytes`; TIFF of more than 8 bits OpenCV; others Pillow.
-* Orientation: that of EXIF (JPEG, PNG's eXIf chunk, WebP) or of the TIFF tag. XMP, colour profiles
+* Orientation: that of EXIF (JPEG, PNG's eXIf chunk, WebP) or of the TIFF tag. XMP, color profiles
   and gamma are left out.
-* Channels: one is repeated; a palette gives its colours; opacity is dropped, not blended; CMYK is
+* Channels: one is repeated; a palette gives its colors; opacity is dropped, not blended; CMYK is
   multiplied out. Other numbers of channels are refused.
 * Depth: less than 8 bits are stretched to 0..255. Of 16 bits the higher 8 are taken, if any value
   reaches half of the range; else, and for floating point, the range must be given.
@@ -36,7 +36,7 @@ from pipelines.errors import DataError
 MAX_PIXELS = (1 << 29) - 1  # TensorFlow's decoders read no more.
 JPEG_DCT = "INTEGER_ACCURATE"
 _ORIENTATION_TAG = 0x112
-_LOG_LUV = (32844, 32845)  # In which OpenCV writes floating point; it reads it as grey or RGB.
+_LOG_LUV = (32844, 32845)  # In which OpenCV writes floating point; it reads it as gray or RGB.
 _SIGNATURES = [
     ("JPEG", 0, b"\xff\xd8\xff"),
     ("PNG", 0, b"\x89PNG\r\n\x1a\n"),
@@ -369,7 +369,7 @@ def _read_with_pillow(content, kind, value_range):
 
 def _as_rgb(image):
     """An opened picture of at most 8 bits as uint8 `(height, width, 3)`, opacity dropped."""
-    if image.mode in ("RGBa", "La"):  # Colours that were multiplied with the opacity.
+    if image.mode in ("RGBa", "La"):  # Colors that were multiplied with the opacity.
         image = image.convert(image.mode.upper())
     if image.mode in ("RGBA", "RGBX"):
         return np.ascontiguousarray(np.asarray(image)[..., :3])
@@ -398,7 +398,7 @@ def _read_deep_tiff(content):
     kind = tags.get(262, (1,))[0]
     if kind not in (0, 1, 2, *_LOG_LUV):
         raise DataError(
-            "a TIFF of more than 8 bits must be grey or RGB, this is of another colour space. "
+            "a TIFF of more than 8 bits must be gray or RGB, this is of another color space. "
             "Convert it"
         )
     values = cv2.imdecode(np.frombuffer(content, "uint8"), cv2.IMREAD_UNCHANGED)

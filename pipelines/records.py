@@ -318,7 +318,7 @@ def _value_range(declared, shards):
 
 
 def _check_labels(splits, shards):
-    """Refuses data of which nothing is labelled, though there are label files."""
+    """Refuses data of which nothing is labeled, though there are label files."""
     examples = [example for found in splits.values() for example in found]
     if any(sum(shard["pixels"][:-1]) for shard in shards) or not examples:
         return

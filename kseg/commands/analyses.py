@@ -203,14 +203,14 @@ def report_embeddings(options, run, images, collector):
     points = {"pixels": collector.pixels(), "regions": collector.regions()}
     points = {name: found for name, found in points.items() if found is not None}
     if not points:
-        raise UserError(f"The split {images.split!r} must have labelled pixels. It has none")
+        raise UserError(f"The split {images.split!r} must have labeled pixels. It has none")
     folder, classes = run.path / "analysis", run.classes
     layouts = {}
     for name, found in points.items():
         if len(found.classes) < 4:
             print(f"t-SNE:       none of {name}: there are only {len(found.classes)}")
             continue
-        title = {"pixels": "pixels", "regions": "region centres"}[name]
+        title = {"pixels": "pixels", "regions": "region centers"}[name]
         with Progress(f"t-SNE of {len(found.classes)} {title}"):
             layouts[title] = t_sne(found.vectors, seed=options.seed), found.classes
         figure = charts.point_map(

@@ -10,9 +10,9 @@ failures      the images of the least mean IoU, and the classes most often taken
 features      how well the features just before the classifier stay together within a class and
               apart between classes (alignment A, uniformity U and U_l of Sung et al., CVPR 2024,
               supplement Sec. 2)
-tsne          t-SNE of pixels' features and of region centres; the same points with pictures for
+tsne          t-SNE of pixels' features and of region centers; the same points with pictures for
               TensorBoard's Embedding Projector
-feature-maps  the features' principal components as colours
+feature-maps  the features' principal components as colors
 grad-cam      the pixels that speak for each class, on the image that has most of it
 panels        several runs side by side, on the images where the last differs most from the first
 report        all of it in one HTML file that needs nothing else

@@ -53,7 +53,7 @@ def parse_arguments(arguments=None):
         action="append",
         default=[],
         metavar="REGEX",
-        help="weights that may stay as initialised, by the beginning of their paths",
+        help="weights that may stay as initialized, by the beginning of their paths",
     )
     parser.add_argument("--output", required=True, help=f"file to write, *{SUFFIX}")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")

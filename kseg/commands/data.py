@@ -82,14 +82,14 @@ class ExperimentData:
         }
 
     def check_labels(self):
-        """Looks at the numbers of labelled pixels, before anything is trained.
+        """Looks at the numbers of labeled pixels, before anything is trained.
 
         Returns:
             list of str, warnings: a split that holds one class only, classes that are evaluated
             but not trained.
 
         Raises:
-            pipelines.DataError: if a split has no labelled pixel: no loss, or no score, can be
+            pipelines.DataError: if a split has no labeled pixel: no loss, or no score, can be
                 computed from it.
         """
         names, warnings, present = self.manifest.class_names, [], {}
@@ -99,7 +99,7 @@ class ExperimentData:
             found = present[key] = [name for name, n in zip(names, pixels, strict=True) if n]
             if not found:
                 raise pipelines.DataError(
-                    f"data.{key} must have labelled pixels. In split {split!r} of "
+                    f"data.{key} must have labeled pixels. In split {split!r} of "
                     f"{self.manifest.folder} all pixels are ignored. Prepare the data again with "
                     "the masks of these images, or use another split"
                 )

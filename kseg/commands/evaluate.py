@@ -92,7 +92,7 @@ def parse_arguments(arguments=None):
     group.add_argument(
         "--overlap",
         type=float,
-        help="overlap of neighbouring windows, in [0, 1); default: a third",
+        help="overlap of neighboring windows, in [0, 1); default: a third",
     )
 
     group = parser.add_argument_group("further scores")

@@ -4,7 +4,7 @@
     python scripts/export.py --run runs/quickstart --output model.onnx --format onnx --check photos
 
 The SavedModel takes RGB images of any size, uint8 or float32 in 0 to 255, and gives logits of that
-size. Names and colours of the classes are in it. Its signatures are described at
+size. Names and colors of the classes are in it. Its signatures are described at
 `kseg.serving.export_saved_model`; the files for LiteRT and ONNX at `kseg.serving.portable`.
 """
 

@@ -8,13 +8,13 @@ A model for one image size (LiteRT, some ONNX files) gets each image resized to 
 labels are resized back.
 
 For each image STEM.jpg it writes STEM.png, one channel of class numbers from 0, and
-STEM_overlay.png, the classes' colours over the image. A folder is searched with its subfolders,
+STEM_overlay.png, the classes' colors over the image. A folder is searched with its subfolders,
 and the output has the same subfolders; names that begin with a dot are left out. Images are read
 as `pipelines.pictures` says, as in the preparation of data: 8-bit RGB, upright as their EXIF tag
-says, grey repeated, transparency dropped. Images that cannot be read, or need more memory than
-there is, are named, with the reason; the others are labelled.
+says, gray repeated, transparency dropped. Images that cannot be read, or need more memory than
+there is, are named, with the reason; the others are labeled.
 
-Of a video STEM.mp4 (or an animated GIF) it writes STEM_overlay.mp4, the colours over each frame,
+Of a video STEM.mp4 (or an animated GIF) it writes STEM_overlay.mp4, the colors over each frame,
 upright, without sound, of the same frame rate (at most 1 % of a frame off) and size; where that is
 odd, the last row or column is repeated, because the codec has even sizes only.
 """
@@ -106,7 +106,7 @@ def predict(model, source, output, *, checkpoint=None, value_range=None):
         list of `pathlib.Path`, the written images of class numbers; of a video the overlay.
 
     Raises:
-        UserError: if something cannot be read or written, or some images could not be labelled;
+        UserError: if something cannot be read or written, or some images could not be labeled;
             the others are then.
     """
     source, output = pathlib.Path(source), pathlib.Path(output)
@@ -143,21 +143,21 @@ def predict(model, source, output, *, checkpoint=None, value_range=None):
         label_video(source, target, label, palette, needs)
         return [target]
     files.make_folder(output)
-    unlabelled = find_too_large(jobs, needs)
-    left = [job for job in jobs if job[0] not in unlabelled]
-    label_images(left, len(jobs), label, palette, value_range, unlabelled, output)
-    if unlabelled:
-        shown = [f"{path} ({reason})" for path, reason in unlabelled.items()]
+    unlabeled = find_too_large(jobs, needs)
+    left = [job for job in jobs if job[0] not in unlabeled]
+    label_images(left, len(jobs), label, palette, value_range, unlabeled, output)
+    if unlabeled:
+        shown = [f"{path} ({reason})" for path, reason in unlabeled.items()]
         more = f"; and {len(shown) - 5} more" if len(shown) > 5 else ""
-        others = ". The others are labelled" if len(shown) < len(jobs) else ""
+        others = ". The others are labeled" if len(shown) < len(jobs) else ""
         raise UserError(
-            f"{len(shown)} of {len(jobs)} images could not be labelled: "
+            f"{len(shown)} of {len(jobs)} images could not be labeled: "
             f"{'; '.join(shown[:5])}{more}{others}"
         )
     return [label_file for _, label_file, _ in jobs]
 
 
-def label_images(jobs, total, label, palette, value_range, unlabelled, output):
+def label_images(jobs, total, label, palette, value_range, unlabeled, output):
     """Labels images; reading and writing go on while the model is at work.
 
     Args:
@@ -166,7 +166,7 @@ def label_images(jobs, total, label, palette, value_range, unlabelled, output):
         label: function from uint8 `(height, width, 3)` to class numbers `(height, width)`.
         palette: list of `[red, green, blue]`.
         value_range: as for `pipelines.pictures.read`.
-        unlabelled: dict from image to the reason, to which those are added that fail.
+        unlabeled: dict from image to the reason, to which those are added that fail.
         output: folder, for the last line.
     """
     import tensorflow as tf
@@ -184,7 +184,7 @@ def label_images(jobs, total, label, palette, value_range, unlabelled, output):
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:  # A full disk is one for all of them.
                 raise
-            unlabelled[path] = "its name is too long for that of its overlay"
+            unlabeled[path] = "its name is too long for that of its overlay"
 
     timed, start, writing, reading = 0, None, collections.deque(), collections.deque()
     waiting = iter(jobs)
@@ -192,7 +192,7 @@ def label_images(jobs, total, label, palette, value_range, unlabelled, output):
         Progress("labelling", total) as progress,
         concurrent.futures.ThreadPoolExecutor(4) as pool,
     ):
-        progress.update(len(unlabelled))
+        progress.update(len(unlabeled))
         while True:
             for job in itertools.islice(waiting, _READ_AHEAD - len(reading)):
                 reading.append((job, pool.submit(read, job[0], value_range)))
@@ -212,12 +212,12 @@ def label_images(jobs, total, label, palette, value_range, unlabelled, output):
                     timed += start is not None
                     start = start or time.perf_counter()  # The first call compiles.
             if reason:
-                unlabelled[path] = reason
+                unlabeled[path] = reason
             progress.advance()
         for job in writing:
             finish(*job)
     speed = f", {timed / (time.perf_counter() - start):.2f} a second" if timed else ""
-    print(f"{total - len(unlabelled)} images{speed}: {output}")
+    print(f"{total - len(unlabeled)} images{speed}: {output}")
 
 
 def find_too_large(jobs, needs):
@@ -249,7 +249,7 @@ def find_too_large(jobs, needs):
 
 
 def too_large(size, needs):
-    """Says why an image of `(height, width)` cannot be labelled; None if it can."""
+    """Says why an image of `(height, width)` cannot be labeled; None if it can."""
     from kseg.serving import memory
 
     shown = f"{size[1]} x {size[0]} pixels"
@@ -260,7 +260,7 @@ def too_large(size, needs):
         return None
     if needed == float("inf"):
         return f"{shown} are too many for this network: a map of features has over 2^31 elements"
-    # The image, its labels, and their colours over it.
+    # The image, its labels, and their colors over it.
     needed = _SPARE * needed + 16 * math.prod(size)
     if needed <= free:
         return None
@@ -292,7 +292,7 @@ def load(path):
 
     Returns:
         `(label, palette, needs, value_range)`: function from a uint8 RGB array `(height, width,
-        3)` to class numbers, uint8 `(height, width)`; the colours of the classes; function from
+        3)` to class numbers, uint8 `(height, width)`; the colors of the classes; function from
         `(height, width)` to the bytes of memory that the network needs for such an image, see
         `kseg.serving.memory.estimate`, or None where that is unknown, as on a GPU; and the range of
         deep images, or None, see `kseg.serving.export_saved_model`.
@@ -368,7 +368,7 @@ def plan_video(source, output):
 
 
 def label_video(source, target, label, palette, needs):
-    """Writes a video with the classes' colours over each frame.
+    """Writes a video with the classes' colors over each frame.
 
     Args:
         source: `pathlib.Path` of a video.
@@ -398,7 +398,7 @@ def label_video(source, target, label, palette, needs):
         raise UserError(f"{source} {state}. Convert it to another format")
     height, width = frame.shape[:2]
     if needs is not None and (reason := too_large((height, width), needs)):
-        raise UserError(f"{source} cannot be labelled: {reason}")
+        raise UserError(f"{source} cannot be labeled: {reason}")
     even = height + height % 2, width + width % 2
     rate, told = frame_rate(capture.get(cv2.CAP_PROP_FPS))
     promised = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
@@ -556,7 +556,7 @@ def _is_animation(path):
 
 
 def _is_image(path, source, output):
-    """Whether a file of the source folder is to be labelled: not where an earlier run wrote it."""
+    """Whether a file of the source folder is to be labeled: not where an earlier run wrote it."""
     parts = path.relative_to(source).parts
     hidden = any(part.startswith(".") for part in parts)
     inside = output.resolve() != source.resolve() and output.resolve() in path.resolve().parents

@@ -145,7 +145,7 @@ def add_folder_options(command):
         choices=("auto", "index", "colors", "binary"),
         default="auto",
         help="what masks hold. index: values of the table; 255 is ignored unless it has a row. "
-        "colors: colours of the table. binary: of two classes the first is dark, the second bright "
+        "colors: colors of the table. binary: of two classes the first is dark, the second bright "
         "(JPEG, too). auto (default): the one of these that fits; if several do, you are asked",
     )
     command.add_argument(

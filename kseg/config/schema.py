@@ -323,17 +323,17 @@ class MultiScale(Objective):
 
 
 class RegionContrast(Objective):
-    """Region centres contrasted with those of the whole data set (Hu et al., ICCV 2021)."""
+    """Region centers contrasted with those of the whole data set (Hu et al., ICCV 2021)."""
 
     name: Literal["region_contrast"]
     scope: Literal["dataset", "batch"] = Field(
-        "dataset", description="Keys: a memory bank, or the other centres of the batch."
+        "dataset", description="Keys: a memory bank, or the other centers of the batch."
     )
     centers: Literal["weighted", "hard", "average"] = Field(
         "weighted", description="How a region's features are averaged: Eq. 3, EP + HP, Eq. 2."
     )
     capacity: int = Field(
-        1000, gt=0, description="Stored centres of each class; the paper: the training images."
+        1000, gt=0, description="Stored centers of each class; the paper: the training images."
     )
     layout: Literal["dense", "compact"] = Field(
         "dense",
@@ -675,7 +675,7 @@ class Experiment(Section):
             if getattr(objective, "scope", None) == "batch" and self.data.batch_size == 1:
                 raise ValueError(
                     "`scope` batch of 'region_contrast' contrasts the images of a batch: in one "
-                    "image a class has one centre, and no positive. Received: `data.batch_size` 1. "
+                    "image a class has one center, and no positive. Received: `data.batch_size` 1. "
                     'Use more images, or "scope": "dataset"'
                 )
             pyramid = [s for s in objective.stages if s.startswith("fpn_")]

@@ -23,7 +23,7 @@ class BoundaryIou:
     Args:
         num_classes: int, at most 254.
         dilation_ratio: float in (0, 1), `d` as a share of the diagonal. The authors: 0.02 for
-            COCO; 0.005 for the larger and finer labelled images of Cityscapes.
+            COCO; 0.005 for the larger and finer labeled images of Cityscapes.
 
     Raises:
         ValueError: if an argument is out of range.

@@ -1,6 +1,6 @@
 """Pictures of labels, predictions and scores, drawn with OpenCV.
 
-Colours are RGB, images uint8. Labels outside the palette, 255 among them, are ignored pixels.
+Colors are RGB, images uint8. Labels outside the palette, 255 among them, are ignored pixels.
 """
 
 import cv2
@@ -12,12 +12,12 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK, _PAPER, _FRAME = (35, 35, 40), (255, 255, 255), (150, 150, 150)
 _WRONG, _GAINED, _OTHER = (230, 30, 50), (20, 150, 80), (235, 165, 20)
 _HATCH = (225, 225, 225), (190, 190, 190)  # Ignored pixels: no class of any palette is striped.
-_FULL = (8, 48, 107)  # The colour of 100 % in a confusion matrix.
+_FULL = (8, 48, 107)  # The color of 100 % in a confusion matrix.
 _GAP = 8
 _MAX_LEGEND = 32
 _MAX_NAME = 260  # Pixels of a class name beside a confusion matrix.
 
-# What the colours of `difference_map` mean.
+# What the colors of `difference_map` mean.
 DIFFERENCES = [
     ("right, first run wrong", _GAINED),
     ("wrong, first run right", _WRONG),
@@ -26,7 +26,7 @@ DIFFERENCES = [
 
 
 def colorize(labels, palette):
-    """Colours labels.
+    """Colors labels.
 
     Args:
         labels: int array, any shape; ignored pixels become black.
@@ -43,13 +43,13 @@ def colorize(labels, palette):
 
 
 def overlay(image, labels, palette, opacity=0.5):
-    """Lays the colours of labels over an image; ignored pixels stay as they are.
+    """Lays the colors of labels over an image; ignored pixels stay as they are.
 
     Args:
         image: uint8 array `(height, width, 3)`.
         labels: int array `(height, width)`.
         palette: list of `[red, green, blue]`.
-        opacity: float in [0, 1]: 0 gives the image, 1 the colours.
+        opacity: float in [0, 1]: 0 gives the image, 1 the colors.
 
     Returns:
         uint8 array `(height, width, 3)`.
@@ -67,7 +67,7 @@ def overlay(image, labels, palette, opacity=0.5):
 
 
 def error_map(image, truth, prediction, num_classes):
-    """Marks the wrong pixels on a pale grey copy of the image; ignored pixels are striped.
+    """Marks the wrong pixels on a pale gray copy of the image; ignored pixels are striped.
 
     Args:
         image: uint8 array `(height, width, 3)`.
@@ -88,7 +88,7 @@ def error_map(image, truth, prediction, num_classes):
 
 
 def difference_map(image, truth, first, second, num_classes):
-    """Marks where two predictions differ, on a pale grey copy of the image.
+    """Marks where two predictions differ, on a pale gray copy of the image.
 
     Green: the second is right and the first is wrong; red: the other way round; amber: both are
     wrong, in different ways. Ignored pixels are striped.
@@ -149,7 +149,7 @@ def enlarge(picture, size):
 
 
 def colorize_truth(truth, palette):
-    """Colours labels, ignored pixels striped: uint8 array, the shape of `truth` and 3."""
+    """Colors labels, ignored pixels striped: uint8 array, the shape of `truth` and 3."""
     return _hatch(colorize(truth, palette), ~_known(truth, palette))
 
 
@@ -357,7 +357,7 @@ def _hatch(picture, mask):
 
 
 def _pale(image):
-    """A pale grey copy, for marks to stand out on."""
+    """A pale gray copy, for marks to stand out on."""
     grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     return np.repeat((150 + 0.4 * grey).astype("uint8")[..., None], 3, axis=-1)
 
@@ -413,7 +413,7 @@ def _resize_labels(labels, size):
 
 
 def _legend_entries(rows, names, palette):
-    """Gives the legend's names and colours (None: stripes), and how many classes it leaves out."""
+    """Gives the legend's names and colors (None: stripes), and how many classes it leaves out."""
     counts = np.zeros(len(palette), "int64")
     for _, truth, prediction in rows:
         for labels in (truth, prediction):
@@ -427,7 +427,7 @@ def _legend_entries(rows, names, palette):
 
 
 def _legend(entries, left_out, width):
-    """Names beside squares of their colours, in as many lines as it takes."""
+    """Names beside squares of their colors, in as many lines as it takes."""
     lines, x = [[]], _GAP
     for name, color in entries:
         name = _cut(name, width - 2 * _GAP - 36, 0.45)

@@ -7,7 +7,7 @@ import json
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """Names and colours of the classes, in the order of their numbers.
+    """Names and colors of the classes, in the order of their numbers.
 
     Attributes:
         names: list of str.
@@ -58,7 +58,7 @@ class Classes:
         values = json.loads(text)
         expected = values.pop("sha256", None)
         if expected is not None and expected != _digest(values):
-            raise ValueError("the names or colours of the classes were changed: checksum")
+            raise ValueError("the names or colors of the classes were changed: checksum")
         return cls(values.pop("names"), values.pop("palette")), values
 
 

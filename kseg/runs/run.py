@@ -1,7 +1,7 @@
 """The folder of a run: what was trained, with what, and what came of it.
 
 runs/<name>/config.json         the resolved config
-            classes.json        names and colours of the classes
+            classes.json        names and colors of the classes
             data.json           what tells the prepared data from others
             train.lock          the process that trains, see `kseg.runs.lock`
             environment.json    versions of packages, git commit, devices
@@ -85,11 +85,11 @@ class Run:
         try:
             classes = _CLASSES.validate_python(classes)
             if len(classes.names) != len(classes.palette) or not classes.names:
-                raise ValueError(f"{len(classes.names)} names, {len(classes.palette)} colours")
+                raise ValueError(f"{len(classes.names)} names, {len(classes.palette)} colors")
         except ValueError as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{path / 'classes.json'} must hold names and colours of the classes, as "
+                f"{path / 'classes.json'} must hold names and colors of the classes, as "
                 f"`kseg train` wrote them: {reason}. Train again, with --restart"
             ) from None
         values = _read_json(path / "config.json")
@@ -272,7 +272,7 @@ class Run:
     def build_segmenter(
         self, *, projections=(), maps=(), synchronized_batch_norm=False, precision=None
     ):
-        """Builds the network of the config, freshly initialised.
+        """Builds the network of the config, freshly initialized.
 
         Args:
             projections: stages that get a projector; only training needs them.
@@ -344,7 +344,7 @@ def _read_json(path):
 
 
 def _class_differences(before, after):
-    """What differs between two tables of classes; their colours may."""
+    """What differs between two tables of classes; their colors may."""
     if before.names != after.names:
         return [f"the classes were {_few(before.names)}, are {_few(after.names)}"]
     # Earlier runs did not count everything.

@@ -10,7 +10,7 @@ def export_tflite(segmenter, path, classes, size, *, value_range=None, overwrite
     """Writes a float32 network for LiteRT, the runtime that was called TensorFlow Lite.
 
     Its input `images` is uint8 RGB `(1, height, width, 3)`, its output `logits` float32 `(1,
-    height, width, num_classes)`. The names and colours of the classes go to a JSON file beside it,
+    height, width, num_classes)`. The names and colors of the classes go to a JSON file beside it,
     of the same name with `.classes.json` in place of the ending. Only operations built into LiteRT
     are used, so that an interpreter without TensorFlow runs it.
 

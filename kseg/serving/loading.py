@@ -13,7 +13,7 @@ def load(path):
         `kseg.serving.ServedModel`, a compiled Keras model, for a folder;
         `kseg.serving.network_file.PortableModel` for a file. Both take uint8 images
         `(batch, height, width, 3)` and give float32 logits `(batch, height, width, num_classes)`,
-        and have the names and colours of the classes as `classes`.
+        and have the names and colors of the classes as `classes`.
 
     Raises:
         UserError: if there is no such network, it is damaged, or its runtime is not installed.

@@ -12,7 +12,7 @@ def export_onnx(segmenter, path, classes, size=None, *, value_range=None, overwr
     """Writes a float32 network as ONNX, opset 18.
 
     Its input `images` is uint8 RGB `(batch, height, width, 3)`, its output `logits` float32
-    `(batch, height, width, num_classes)`; names and colours are beside it as for
+    `(batch, height, width, num_classes)`; names and colors are beside it as for
     `kseg.serving.litert.export_tflite`.
 
     Args:

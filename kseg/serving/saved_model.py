@@ -34,7 +34,7 @@ def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=
     probability of that class; a file is decoded upright, see `kseg.serving.serving_input.decode`.
     Images of another shape, and float images that are not in 0 to 255, end in an error that says
     so. On the loaded object, `serve` takes either dtype, `class_names()` gives the names, string
-    `(num_classes,)`, `palette()` the colours, uint8 `(num_classes, 3)`, and `value_range()` the
+    `(num_classes,)`, `palette()` the colors, uint8 `(num_classes, 3)`, and `value_range()` the
     range of deep images, float64 `(2,)`, or `(0,)` if there is none; all of them also stand in
     `assets/classes.json`. Only the weights that these logits need are in it: no projector, no
     auxiliary head (but the coarse logits of OCR, which its context is made of), no memory bank.
@@ -108,7 +108,7 @@ def load_saved_model(path):
     if known != classes or known_range != value_range:
         raise UserError(
             f"{path} is damaged: assets/{CLASSES_FILE} has {len(classes)} classes, the model "
-            f"{len(known)}, or their names or colours, or the range of deep images, differ. Write "
+            f"{len(known)}, or their names or colors, or the range of deep images, differ. Write "
             "it again with `kseg export`"
         )
     model = ServedModel(loaded, classes, tuple(value_range) or None)

@@ -41,7 +41,7 @@ def check_images(images):
     # NaN fails every comparison.
     usable = (low >= -64) & (high <= 319) & tf.logical_not(normalized)
     message = [
-        "Floating-point images must have values from 0 to 255, not normalised (multiply 0 to 1 by "
+        "Floating-point images must have values from 0 to 255, not normalized (multiply 0 to 1 by "
         "255). Received values from",
         low,
         "to",

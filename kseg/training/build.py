@@ -117,7 +117,7 @@ def build_losses(losses, segmenter, *, num_classes, training_pixels=None):
         losses: `kseg.config.schema.Losses`.
         segmenter: keras model to a dict with `logits`, and `aux_logits` if its head has them.
         num_classes: int.
-        training_pixels: ints or None, labelled training pixels of each class, for class weights
+        training_pixels: ints or None, labeled training pixels of each class, for class weights
             that the config names.
 
     Returns:
@@ -157,13 +157,13 @@ def resolve_class_weights(weights, num_classes, training_pixels=None):
 
     Raises:
         UserError: if a list has more or fewer weights than there are classes, or for a name the
-            pixels are not known or none is labelled.
+            pixels are not known or none is labeled.
     """
     key = "`losses.cross_entropy.class_weights`"
     if isinstance(weights, str):
         if training_pixels is None or not any(training_pixels):
             raise UserError(
-                f"{key} by name needs the labelled training pixels of each class, which the "
+                f"{key} by name needs the labeled training pixels of each class, which the "
                 f"prepared data tell. Received: {weights!r} and no such pixels. Give a list of "
                 f"{num_classes} numbers, or null"
             )

@@ -29,7 +29,7 @@ def load_pretrained(segmenter, model):
     """Loads the weights that a config names, and prints what was loaded.
 
     Args:
-        segmenter: model from `kseg.segmenters.build_segmenter`, freshly initialised.
+        segmenter: model from `kseg.segmenters.build_segmenter`, freshly initialized.
         model: `kseg.config.schema.Model`. `weights` are of the whole network, in place of
             `backbone.weights`.
 

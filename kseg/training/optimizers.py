@@ -15,7 +15,7 @@ from kseg.training.learning_rate_factors import LearningRateFactors
 
 
 class FusedUpdates(LearningRateFactors):
-    """Behaviour shared by both optimizers."""
+    """Behavior shared by both optimizers."""
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return grads_and_vars

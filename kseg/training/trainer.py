@@ -285,7 +285,7 @@ def _check_names(losses, objectives):
             )
     if not objectives and not any(weight for _, weight in losses.values()):
         raise ValueError(
-            "There is nothing to minimise: no objective, and no loss with a weight above 0. "
+            "There is nothing to minimize: no objective, and no loss with a weight above 0. "
             f"Received: {losses=}"
         )
 

@@ -9,7 +9,7 @@
     classes.txt: one name a line     Roboflow's _classes.csv        CVAT's labelmap.txt
 
 `value` is what a mask of numbers holds; without that column, the place in the table, from 0.
-`color` is what a colour-coded mask holds, and how the class is drawn. Rows with `ignore` are not
+`color` is what a color-coded mask holds, and how the class is drawn. Rows with `ignore` are not
 trained on. A CSV file may be divided by commas, semicolons or tabs.
 """
 
@@ -51,7 +51,7 @@ class Row:
 
 
 class ClassTable:
-    """Classes, their colours and values.
+    """Classes, their colors and values.
 
     Args:
         content: bytes of the file.
@@ -94,14 +94,14 @@ class ClassTable:
 
     @property
     def has_colors(self):
-        """If all rows have a colour."""
+        """If all rows have a color."""
         return all(row.color for row in self.rows)
 
     def taxonomy(self):
         """The classes, for labels that are translated already.
 
         Returns:
-            `Taxonomy`; classes without a colour get one.
+            `Taxonomy`; classes without a color get one.
         """
         classes = [row for row in self.rows if row.label != IGNORE_LABEL]
         palette = [list(row.color or _invented_color(row.label)) for row in classes]
@@ -256,6 +256,6 @@ def _without_empty_ends(cells):
 
 
 def _invented_color(label):
-    """Colours that are far apart: hues by the golden ratio."""
+    """Colors that are far apart: hues by the golden ratio."""
     channels = colorsys.hsv_to_rgb(label * 0.618034 % 1, (0.9, 0.55)[label % 2], 0.9)
     return [round(255 * channel) for channel in channels]

@@ -87,10 +87,10 @@ def find(
         split: dict from split to its ratio, or to its list file: a path, or a file in the source.
             A line of it names an image, with or without folder and suffix; more columns are left
             out. Only for data that is not divided by folders. Default: list files that are found.
-        masks: str, `index`: masks hold values; `colors`: they hold colours; `binary`: of two
+        masks: str, `index`: masks hold values; `colors`: they hold colors; `binary`: of two
             classes the first is dark and the second bright; `auto`: the one reading that fits the
             table and the masks, see `pipelines.datasets.masks`.
-        unknown: str, what happens to values and colours that are not in the table: `error` or
+        unknown: str, what happens to values and colors that are not in the table: `error` or
             `ignore`.
         seed: int, chooses the images where ratios divide them. An image that is added or removed
             moves few others.

@@ -42,8 +42,8 @@ class ValueMask:
         rows: tuple of `(value, color, label)`; `color` is `(red, green, blue)` or None, `label` 0
             to 255.
         unknown: int, the label of any other value; None where that is a fault.
-        check_palette: bool. A palette that gives a value the colour of another label's row is a
-            fault: by its colours the mask would mean something else.
+        check_palette: bool. A palette that gives a value the color of another label's row is a
+            fault: by its colors the mask would mean something else.
         hint: str, what the message about unknown values ends with.
     """
 
@@ -81,21 +81,21 @@ class ValueMask:
             color = tuple(palette[value].tolist()) if value < len(palette) else None
             if color in others and value in labels and others[color][1] != labels[value]:
                 raise DataError(
-                    f"the value {value} has the colour #{bytes(color).hex()} in the palette, which "
+                    f"the value {value} has the color #{bytes(color).hex()} in the palette, which "
                     f"the class table gives to the value {others[color][0]}. Choose by --masks "
-                    "index (values count) or --masks colors (colours count)"
+                    "index (values count) or --masks colors (colors count)"
                 )
 
 
 @dataclasses.dataclass(frozen=True)
 class ColorMask:
-    """A picture whose colours are the labels; opacity does not count.
+    """A picture whose colors are the labels; opacity does not count.
 
     Attributes:
         colors: tuple of `(red, green, blue)`.
-        values: tuple of int below 65535, the value of each colour.
-        unknown: int, the value of any other colour; None where that is a fault.
-        hint: str, what the message about unknown colours ends with.
+        values: tuple of int below 65535, the value of each color.
+        unknown: int, the value of any other color; None where that is a fault.
+        hint: str, what the message about unknown colors ends with.
     """
 
     colors: tuple
@@ -119,7 +119,7 @@ class ColorMask:
         if found:
             share = 100 * found.total() / values.size
             raise DataError(
-                "colours must be in the class table; found "
+                "colors must be in the class table; found "
                 f"{_frequent(found, '#{:06x}')}, {share:.2g} % of the mask{self.hint}"
             )
         return values
@@ -127,7 +127,7 @@ class ColorMask:
 
 @dataclasses.dataclass(frozen=True)
 class BinaryMask:
-    """A grey picture, dark for one label and bright for another; blur and JPEG do no harm.
+    """A gray picture, dark for one label and bright for another; blur and JPEG do no harm.
 
     Attributes:
         dark, bright: int, the labels of what is below and from half of the brightest possible
@@ -141,7 +141,7 @@ class BinaryMask:
         """Decodes; see the module."""
         mask = decode_mask(content, lossy=True)
         if mask.has_palette_colors:
-            raise DataError("a binary mask must be grey, this has a palette of colours")
+            raise DataError("a binary mask must be gray, this has a palette of colors")
         values = _one_channel(mask)
         most = int(values.max(initial=0))
         if 0 < most <= 1 < mask.white:
@@ -251,7 +251,7 @@ class Recoded:
 
 
 def color_codes(mask):
-    """The colours of a mask as numbers.
+    """The colors of a mask as numbers.
 
     Args:
         mask: `pipelines.datasets.mask_files.Mask`.
@@ -271,7 +271,7 @@ def color_codes(mask):
     if values.dtype != np.uint8:
         # 8 bits that were widened: every value is the same byte twice.
         if (values % 257).any():
-            raise DataError(f"a colour-coded label must have 8 bits, this has {values.dtype}")
+            raise DataError(f"a color-coded label must have 8 bits, this has {values.dtype}")
         values = (values // 257).astype("uint8")
     if values.ndim == 2:
         scale = 255 // mask.white if mask.white < 255 else 1
@@ -284,10 +284,10 @@ def color_codes(mask):
 
 
 def _one_channel(mask):
-    """The values of a mask without colours."""
+    """The values of a mask without colors."""
     if mask.is_colored:
         raise DataError(
-            "a label must have one channel, or three that are equal, this has colours. Colours "
+            "a label must have one channel, or three that are equal, this has colors. Colors "
             "are read by --masks colors"
         )
     return mask.values if mask.values.ndim == 2 else mask.values[..., 0]
@@ -344,7 +344,7 @@ def _expand_runs(counts):
 
 @functools.lru_cache(maxsize=4)
 def _color_table(colors, values):
-    """uint16 array of 2^24: the value of each colour."""
+    """uint16 array of 2^24: the value of each color."""
     table = np.full(1 << 24, _UNKNOWN, "uint16")
     for value, (red, green, blue) in zip(values, colors, strict=True):
         table[red << 16 | green << 8 | blue] = value

@@ -61,7 +61,7 @@ class Mask:
 
     @property
     def has_palette_colors(self):
-        """Whether there is a palette that is more than shades of grey in order."""
+        """Whether there is a palette that is more than shades of gray in order."""
         if self.palette is None:
             return False
         grey = np.arange(len(self.palette))[:, None]
@@ -80,7 +80,7 @@ def decode_mask(content, *, lossy=False):
 
     Raises:
         DataError: if it is no such file, is damaged or cut off, holds several pictures or values
-            other than 0 to 65535, or if opacity tells apart what has one colour.
+            other than 0 to 65535, or if opacity tells apart what has one color.
     """
     if content.startswith(b"\xff\xd8\xff") and not lossy:
         raise DataError(
@@ -126,7 +126,7 @@ def _decode(content, kind):
         elif mode in _WHOLE:
             values = _as_uint16(values)
         elif mode not in ("L", "RGB"):
-            raise DataError(f"a mask must be grey, RGB or have a palette, this is {mode}")
+            raise DataError(f"a mask must be gray, RGB or have a palette, this is {mode}")
         white = 255 if values.ndim == 3 or mode == "P" else (1 << min(bits, 16)) - 1
         return Mask(np.ascontiguousarray(values), palette, white)
 
@@ -163,7 +163,7 @@ def _as_uint16(values):
 
 
 def _check_opacity(colors, opacity):
-    """Refuses a colour that is there both invisible and visible: which of them counts?"""
+    """Refuses a color that is there both invisible and visible: which of them counts?"""
     hidden = opacity == 0
     if hidden.all() or not hidden.any():
         return
@@ -174,8 +174,8 @@ def _check_opacity(colors, opacity):
     if both.size:
         color = [int(both[0]) >> 16 * i & 0xFFFF for i in reversed(range(colors.shape[-1]))]
         raise DataError(
-            f"opacity (alpha) is not read, but here the colour {color} is both visible and fully "
-            "transparent. Save the mask without transparency, each class in a colour of its own"
+            f"opacity (alpha) is not read, but here the color {color} is both visible and fully "
+            "transparent. Save the mask without transparency, each class in a color of its own"
         )
 
 

@@ -1,7 +1,7 @@
 """What the values of a user's masks mean. Where two readings fit, the user is asked.
 
-A mask of numbers can be read by its values, or by the colours that its palette or its shades of
-grey have in the class table; 255 can be the ignored value, or the second of two classes. The masks
+A mask of numbers can be read by its values, or by the colors that its palette or its shades of
+gray have in the class table; 255 can be the ignored value, or the second of two classes. The masks
 themselves are looked at, and each reading is checked against the class table.
 """
 
@@ -37,8 +37,8 @@ class Look:
     """What one mask holds.
 
     Attributes:
-        pixels: dict from `(value, color code, whether a palette gives the colour)` to the number
-            of pixels; None for a picture with colours.
+        pixels: dict from `(value, color code, whether a palette gives the color)` to the number
+            of pixels; None for a picture with colors.
         white: int, see `pipelines.datasets.mask_files.Mask`.
     """
 
@@ -57,8 +57,8 @@ class Masks:
         DataError: if none of them can be read.
 
     Attributes:
-        colored: the first file that is a picture with colours, else None.
-        grey: the first file that is none, else None.
+        colored: the first file that is a picture with colors, else None.
+        gray: the first file that is none, else None.
         pixels: `collections.Counter`, as `Look.pixels`.
         values: set of int.
         patterns: set of frozensets, the values of each mask that has at most 3 of them.
@@ -66,7 +66,7 @@ class Masks:
     """
 
     def __init__(self, files, taken):
-        self.colored = self.grey = None
+        self.colored = self.gray = None
         self.pixels = collections.Counter()
         self.patterns = set()
         self.white = 1
@@ -80,7 +80,7 @@ class Masks:
                 if look.pixels is None:
                     self.colored = self.colored or files[i]
                     continue
-                self.grey = self.grey or files[i]
+                self.gray = self.gray or files[i]
                 self.pixels.update(look.pixels)
                 self.white = max(self.white, look.white)
                 values = frozenset(value for value, _, _ in look.pixels)
@@ -101,7 +101,7 @@ def choose_reader(table, files, masks="auto", unknown="error", *, progress=True)
         table: `pipelines.datasets.class_table.ClassTable`.
         files: list of mask files. Where the first few leave it open, all of them are looked at.
         masks: str, one of `MASKS`.
-        unknown: str, what values and colours outside the table are: `error` or `ignore`.
+        unknown: str, what values and colors outside the table are: `error` or `ignore`.
         progress: bool, say so where many masks are looked at.
 
     Returns:
@@ -150,7 +150,7 @@ class _Choice:
     def by_colors(self, hint=""):
         if not self._table.has_colors:
             raise DataError(
-                f"{self._table.name} must give every class a color: the masks hold colours"
+                f"{self._table.name} must give every class a color: the masks hold colors"
             )
         rows = self._table.rows
         colors, labels = zip(*((row.color, row.label) for row in rows), strict=True)
@@ -170,10 +170,10 @@ class _Choice:
 
     def choose(self, found):
         if found.colored:
-            if found.grey and self._fits_values(found) and not self._fits_colors(found):
+            if found.gray and self._fits_values(found) and not self._fits_colors(found):
                 raise DataError(
-                    f"{found.colored}: masks must be of one kind, but this has colours, and "
-                    f"{found.grey} has numbers ({_listed(found.values)}). Save them in one way"
+                    f"{found.colored}: masks must be of one kind, but this has colors, and "
+                    f"{found.gray} has numbers ({_listed(found.values)}). Save them in one way"
                 )
             return self.by_colors(_SMOOTH), None
         if contradiction := self._contradiction(found):
@@ -188,10 +188,10 @@ class _Choice:
         if self._fits_colors(found):
             labels = {key: self._by_color[_rgb(key[1])].label for key in found.pixels}
             note = (
-                f"The masks are read by their colours: {self._meaning(labels)}. Read by values: "
+                f"The masks are read by their colors: {self._meaning(labels)}. Read by values: "
                 "--masks index"
             )
-            readings.append(("colour", labels, self.by_colors(), note))
+            readings.append(("color", labels, self.by_colors(), note))
         if not readings:
             return self._nothing_fits(found)
         (first, labels, reader, note), *others = readings
@@ -216,7 +216,7 @@ class _Choice:
         )
 
     def _contradiction(self, found):
-        """Says which value has the colour of another row in a palette; None if there is none."""
+        """Says which value has the color of another row in a palette; None if there is none."""
         for value, code, in_palette in sorted(found.pixels):
             other = self._by_color.get(_rgb(code))
             if not in_palette or other is None or value not in self._rows:
@@ -225,7 +225,7 @@ class _Choice:
             if row.label != other.label:
                 return (
                     f"Two readings of the masks fit {self._table.name}: the value {value} is "
-                    f"{row.name!r}, but its colour in the palette, #{code:06x}, is that of "
+                    f"{row.name!r}, but its color in the palette, #{code:06x}, is that of "
                     f"{other.name!r}"
                 )
         return None
@@ -298,7 +298,7 @@ class _Choice:
             known = {value for value in found.values if value in self._rows}
             shades = {code for _, code, _ in found.pixels if _rgb(code) in self._by_color}
             if len(shades) > len(known):
-                return self.by_colors(), "The masks are read by their colours"
+                return self.by_colors(), "The masks are read by their colors"
         return readings[0], None
 
     def _is_blurred(self, counts, white):
@@ -322,7 +322,7 @@ class _Choice:
         if not self._table.has_values and len(values) == len(rows):
             return f"{seen}. Give the table a column `value` that says which of them is which class"
         if values - set(rows) == {0}:
-            return f"{seen}. If 0 is what nobody labelled, give the table a row for it, with ignore"
+            return f"{seen}. If 0 is what nobody labeled, give the table a row for it, with ignore"
         if set(rows) < values and max(values - set(rows)) in (254, 65535):
             return f"{seen}. A value to be ignored needs a row with ignore"
         return f"{seen}. Give each a row (with ignore if need be), or --unknown ignore"
@@ -337,7 +337,7 @@ class _Choice:
 
 
 _SMOOTH = (
-    ". Colours between those of the table come from smoothed edges or JPEG: save the masks "
+    ". Colors between those of the table come from smoothed edges or JPEG: save the masks "
     "without, or --unknown ignore"
 )
 
@@ -360,7 +360,7 @@ def _look(file):
     try:
         codes = color_codes(one_each)[0].tolist()
     except DataError:
-        codes = [-1] * len(values)  # 16 bits are no colours.
+        codes = [-1] * len(values)  # 16 bits are no colors.
     in_palette = mask.has_palette_colors
     keys = ((int(v), code, in_palette) for v, code in zip(values, codes, strict=True))
     return Look(dict(zip(keys, counts[values].tolist(), strict=True)), mask.white)

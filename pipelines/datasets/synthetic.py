@@ -119,7 +119,7 @@ def render(seed, split, index, size):
 class _Scene:
     """The camera, the light, and what has been painted so far.
 
-    Metres: x to the right, y up from the ground, z away from the camera. Colours are 0 to 1.
+    Meters: x to the right, y up from the ground, z away from the camera. Colors are 0 to 1.
     """
 
     def __init__(self, rng, size):
@@ -186,7 +186,7 @@ class _Scene:
         """Fills an outline.
 
         Args:
-            points: `(n, 2)` columns and rows: corners, ends, or the centre.
+            points: `(n, 2)` columns and rows: corners, ends, or the center.
             color: `(3,)`, or a function of the columns and rows of the pixels, `(n,)` each, that
                 gives `(n, 3)`; for polygons only.
             label: int.
@@ -214,7 +214,7 @@ class _Scene:
         self.labels[rows, columns] = label
 
     def lit(self, color, depth):
-        """A surface's colours `(..., 3)` in the scene's light, seen through its haze."""
+        """A surface's colors `(..., 3)` in the scene's light, seen through its haze."""
         clear = math.exp(-depth / self.visibility)
         return np.asarray(color, "float32") * (self.sun * clear) + self.haze * (1 - clear)
 
@@ -465,7 +465,7 @@ class _HouseStyle:
         self.texture = _noise_texture(int(rng.integers(4)))
 
     def colors(self, along, up, height, depth, light):
-        """Colours of points on a wall.
+        """Colors of points on a wall.
 
         Args:
             along, up: float `(n,)`, metres along the wall and up from the ground.
@@ -504,7 +504,7 @@ class _HouseStyle:
         return table[material] * shade[:, None]
 
     def front(self, scene, depth, height):
-        """Colours of the wall that faces the camera, for `_Scene.paint`."""
+        """Colors of the wall that faces the camera, for `_Scene.paint`."""
 
         def color(columns, rows):
             along = (columns - scene.vanish) * depth / scene.focal + 200
@@ -514,7 +514,7 @@ class _HouseStyle:
         return color
 
     def side(self, scene, x, z_far, height, light):
-        """Colours of the wall along the street at `x`, for `_Scene.paint`."""
+        """Colors of the wall along the street at `x`, for `_Scene.paint`."""
 
         def color(columns, rows):
             z = scene.focal * x / (columns - scene.vanish + math.copysign(1e-3, x))

@@ -395,7 +395,7 @@ def test_as_a_command(saved_model, tmp_path):
     assert result.stdout.startswith("1 images")
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1] == (
-        "error: 1 of 2 images could not be labelled: in/broken.jpg (an image must be a JPEG, PNG, "
-        "TIFF, WebP, GIF or BMP file, this is something else). The others are labelled"
+        "error: 1 of 2 images could not be labeled: in/broken.jpg (an image must be a JPEG, PNG, "
+        "TIFF, WebP, GIF or BMP file, this is something else). The others are labeled"
     )
     np.testing.assert_array_equal(read(tmp_path / "out" / "a.png"), labels)

@@ -155,9 +155,9 @@ def test_unknown_values_and_colours(tmp_path):
 def test_other_masks_than_the_first(tmp_path):
     source = write_source(tmp_path, flat(2))
     (source / "labels" / "01.png").write_bytes(encode(COLORS))
-    with pytest.raises(DataError, match=r"01.png: .* this has colours"):
+    with pytest.raises(DataError, match=r"01.png: .* this has colors"):
         all_labels(folder.find(source, split={"train": 1}))
-    with pytest.raises(DataError, match=r"00.png: colours must be in the class table"):
+    with pytest.raises(DataError, match=r"00.png: colors must be in the class table"):
         all_labels(folder.find(source, split={"train": 1}, masks="colors"))
 
 

@@ -37,7 +37,7 @@ def test_index_mask(content, values):
 
 
 def test_index_mask_with_colours():
-    with pytest.raises(DataError, match="one channel, or three that are equal, this has colours"):
+    with pytest.raises(DataError, match="one channel, or three that are equal, this has colors"):
         INDEX_MASK(encode(np.uint8([[RED, WHITE]])))
 
 

@@ -141,7 +141,7 @@ GREY = Image.fromarray(values_up_to(9))
         (saved(GREY, "TIFF", compression="jpeg"), "compressed by JPEG, which changes values"),
         (saved(GREY, "TIFF", save_all=True, append_images=[GREY]), "one picture, this .* holds 2"),
         (saved(GREY, "PNG", save_all=True, append_images=[Image.new("L", (7, 5))]), "holds 2"),
-        (saved(GREY.convert("CMYK"), "TIFF"), "must be grey, RGB or have a palette, .* CMYK"),
+        (saved(GREY.convert("CMYK"), "TIFF"), "must be gray, RGB or have a palette, .* CMYK"),
         (saved(Image.fromarray(np.float32([[0.5]])), "TIFF"), "whole numbers from 0 to 65535"),
         (saved(Image.fromarray(np.int32([[-1]])), "TIFF"), "whole numbers from 0 to 65535"),
         (saved(Image.fromarray(np.int32([[65536]])), "TIFF"), "whole numbers from 0 to 65535"),
@@ -206,5 +206,5 @@ def test_binary_masks_of_any_kind():
     np.testing.assert_array_equal(reader(encode(blurred)), np.where(blurred >= 128, 7, 3))
     with pytest.raises(DataError, match="holds 0 and 1 of 255"):
         reader(encode(wanted))
-    with pytest.raises(DataError, match="has colours"):
+    with pytest.raises(DataError, match="has colors"):
         reader(encode(np.uint8([[[255, 0, 0]]])))

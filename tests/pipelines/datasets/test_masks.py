@@ -200,7 +200,7 @@ def test_a_palette_in_another_order_after_many_masks(tmp_path):
     good = with_palette(TRUTH_3, [(9, 9, 8), (1, 2, 3), (4, 5, 6)])
     bad = with_palette(TRUTH_3, [GROUND, BAR, DISC])
     contents = [good] * (2 * masks._SAMPLE) + [bad]
-    with pytest.raises(DataError, match=r"032.png: the value 1 has the colour #3c3cdc in the pal"):
+    with pytest.raises(DataError, match=r"032.png: the value 1 has the color #3c3cdc in the pal"):
         read(tmp_path, THREE, *contents)
 
 
@@ -209,12 +209,12 @@ def test_a_palette_of_the_tables_colours_and_other_numbers(tmp_path):
     colors = np.zeros((10, 3), "uint8")
     colors[[4, 7, 9]] = GROUND, DISC, BAR
     content = with_palette(stretched(TRUTH_3, 4, 7, 9), colors)
-    check(tmp_path, THREE, content, TRUTH_3, "read by their colours: 4 is 'ground', 7 is 'disc'")
+    check(tmp_path, THREE, content, TRUTH_3, "read by their colors: 4 is 'ground', 7 is 'disc'")
 
 
 def test_shades_of_grey_as_colours(tmp_path):
     content = encode(stretched(TRUTH_3, 0, 128, 255))
-    check(tmp_path, GREYS, content, TRUTH_3, "read by their colours: 0 is 'low', 128 is 'middle'")
+    check(tmp_path, GREYS, content, TRUTH_3, "read by their colors: 0 is 'low', 128 is 'middle'")
 
 
 def test_the_ignored_colour_of_a_palette(tmp_path):
@@ -253,10 +253,10 @@ def test_smoothed_colours(tmp_path):
 
 def test_numbers_and_colours_mixed(tmp_path):
     mixed = encode(TRUTH_3), encode(COLORED)
-    with pytest.raises(DataError, match=r"001.png: masks must be of one kind, but this has colour"):
+    with pytest.raises(DataError, match=r"001.png: masks must be of one kind, but this has color"):
         read(tmp_path, THREE, *mixed)
     many = [encode(TRUTH_3)] * (2 * masks._SAMPLE) + [encode(COLORED)]
-    with pytest.raises(DataError, match=r"032.png: a label must have one channel, .* has colours"):
+    with pytest.raises(DataError, match=r"032.png: a label must have one channel, .* has colors"):
         read(tmp_path, THREE, *many)
 
 
@@ -267,7 +267,7 @@ def test_numbers_and_colours_mixed(tmp_path):
         (NO_COLORS, TRUTH + 1, r"found 2 .* hold 1, 2: they seem to count from 1"),
         (THREE, stretched(TRUTH_3, 0, 127, 254), r"found .* Give the table a column `value`"),
         (THREE, stretched(TRUTH_3, 0, 85, 170), r"found 85 .* column `value` that says which"),
-        ("name,value\na,1\nb,2\n", TRUTH_3, r"found 0 .* what nobody labelled, .* row for it"),
+        ("name,value\na,1\nb,2\n", TRUTH_3, r"found 0 .* what nobody labeled, .* row for it"),
         (ZERO_ONE, stretched(TRUTH_3, 0, 1, 254), r"found 254 .* ignored needs a row with ignore"),
         (THREE_VALUES, TRUTH_3 + 7, r"found .* hold 7, 8, 9\. Give each a row"),
         (THREE, 20000 * TRUTH_3.astype("uint16"), r"found 20000 \(2 pixels\), 40000 \(2 pixels\)"),
