@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from kseg.backbones.backbone import Backbone
-from kseg.layers import BatchNormalization, ceil_divide
+from kseg.layers import BatchNormalization, ceil_divide, pad_to_multiple
 
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 
@@ -220,11 +220,7 @@ class PadToMultiple(keras.layers.Layer):
         self.multiple = multiple
 
     def call(self, inputs):
-        rows, columns = (
-            ceil_divide(size, self.multiple) * self.multiple - size
-            for size in ops.shape(inputs)[1:3]
-        )
-        return ops.pad(inputs, [(0, 0), (0, rows), (0, columns), (0, 0)])
+        return pad_to_multiple(inputs, self.multiple)
 
     def compute_output_spec(self, inputs):
         sides = [s if s is None else s + -s % self.multiple for s in inputs.shape[1:3]]

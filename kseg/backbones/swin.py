@@ -10,7 +10,8 @@ from keras import ops
 
 from kseg.backbones.backbone import Backbone
 from kseg.backend import tf
-from kseg.layers import Conv2D, ceil_divide, drop_path_scales
+from kseg.backend.gradients import upstream_of
+from kseg.layers import Conv2D, ceil_divide, drop_path_scales, pad_to_multiple
 
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 LAYER_NORM_EPSILON = 1e-5
@@ -159,7 +160,7 @@ def partition_windows(x, window_size, shift, groups):
         order.
     """
     batch, height, width, channels = ops.shape(x)
-    x = _pad_to_multiple(x, window_size)
+    x = pad_to_multiple(x, window_size)
     if shift:
         x = ops.roll(x, (-shift, -shift), axis=(1, 2))
     rows, columns = ceil_divide(height, window_size), ceil_divide(width, window_size)
@@ -192,14 +193,6 @@ def merge_windows(windows, window_size, shift, size):
     return ops.slice(x, (0, 0, 0, 0), (batch, height, width, groups * dim))
 
 
-def _pad_to_multiple(x, multiple):
-    """Appends rows and columns of zeros until both sides are multiples of a number."""
-    missing = [ceil_divide(size, multiple) * multiple - size for size in ops.shape(x)[1:3]]
-    if all(isinstance(count, int) and count == 0 for count in missing):
-        return x
-    return ops.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
-
-
 def _matmul(a, b, transpose_a=False, transpose_b=False):
     """Matrix product over the last two axes."""
     a, b = ops.convert_to_tensor(a), ops.convert_to_tensor(b)
@@ -219,11 +212,6 @@ def _linear(x, kernel, bias=None, activation=None):
     if activation is not None:
         x = activation(x)
     return ops.reshape(x, (*shape[:-1], kernel.shape[1]))
-
-
-def _upstream(arguments, upstream):
-    """Returns the upstream gradient, which the PyTorch backend passes by name."""
-    return arguments[0] if upstream is None else upstream
 
 
 @ops.custom_gradient
@@ -246,7 +234,7 @@ def standardize(x):
     outputs = ops.cast(centered * inverse_std, x.dtype)
 
     def gradient(*arguments, upstream=None):
-        upstream = ops.cast(_upstream(arguments, upstream), "float32")
+        upstream = ops.cast(upstream_of(arguments, upstream), "float32")
         z = ops.cast(outputs, "float32")
         through_std = z * ops.mean(upstream * z, axis=-1, keepdims=True)
         through_mean = ops.mean(upstream, axis=-1, keepdims=True)
@@ -276,7 +264,7 @@ def scaled_gelu(u):
 
     def gradient(*arguments, upstream=None):
         slope = u / ops.exp(u * u) * (2.0 / math.sqrt(math.pi)) + (ops.erf(u) + 1.0)
-        return slope * _upstream(arguments, upstream)
+        return slope * upstream_of(arguments, upstream)
 
     return u * (ops.erf(u) + 1.0), gradient
 
@@ -301,7 +289,7 @@ def attend(query, key, value, bias):
     outputs = _matmul(weights, value)
 
     def gradient(*arguments, upstream=None):
-        upstream = _upstream(arguments, upstream)
+        upstream = upstream_of(arguments, upstream)
         d_weights = ops.cast(_matmul(upstream, value, transpose_b=True), "float32")
         # sum_j weights_ij d_weights_ij, as a cheaper sum: over dim instead of positions.
         mean = ops.sum(ops.cast(upstream * outputs, "float32"), axis=-1, keepdims=True)
@@ -427,7 +415,7 @@ class PatchEmbedding(keras.layers.Layer):
         self.norm.build((None, self.embed_dim))
 
     def call(self, inputs):
-        return self.norm.call(self.proj.call(_pad_to_multiple(inputs, 4)))
+        return self.norm.call(self.proj.call(pad_to_multiple(inputs, 4)))
 
     def compute_output_spec(self, inputs):
         shape = (inputs.shape[0], *_reduced(inputs.shape[1:3], 4), self.embed_dim)
@@ -462,7 +450,7 @@ class PatchMerging(keras.layers.Layer):
         self.reduction.build((None, 4 * channels))
 
     def call(self, inputs):
-        x = _pad_to_multiple(inputs, 2)
+        x = pad_to_multiple(inputs, 2)
         batch, height, width, channels = ops.shape(x)
         x = ops.reshape(x, (batch, height // 2, 2, width // 2, 2, channels))
         x = ops.transpose(x, (0, 1, 3, 4, 2, 5))

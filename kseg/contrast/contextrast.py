@@ -10,11 +10,9 @@ from kseg.contrast.boundary_negatives import (
     error_regions,
     squared_edge_distance,
 )
+from kseg.contrast.log_sum_exp import NO_NEGATIVE, log_of_total
 from kseg.contrast.objective import Objective, output
 from kseg.layers import resize, resize_labels
-
-# In place of -inf: its softplus is exactly 0, never NaN.
-_NO_NEGATIVE = -1e30
 
 LAYER_WEIGHTS = {"c2": 0.1, "c3": 0.4, "c4": 0.7, "c5": 1.0}
 
@@ -225,17 +223,17 @@ class Contextrast(Objective):
 
     def _log_sum_exp(self, s, local, owners):
         """Log-sum-exp of each class's rows, float32 `(num_classes,)`; -1e30 for no rows."""
-        s = ops.where(local, s, _NO_NEGATIVE)
+        s = ops.where(local, s, NO_NEGATIVE)
         owners = ops.maximum(owners, 0)
         peak = ops.segment_max(ops.stop_gradient(s), owners, num_segments=self.num_classes)
-        peak = ops.maximum(peak, _NO_NEGATIVE)
+        peak = ops.maximum(peak, NO_NEGATIVE)
         if self.cross_replica:
             peak = ops.max(replicas.all_gather(peak[None]), axis=0)
         terms = ops.where(local, ops.exp(s - ops.take(peak, owners)), 0.0)
         total = self._per_class(terms, owners)
         if self.cross_replica:
             total = replicas.all_reduce_sum(total)
-        return ops.where(total > 0, peak + ops.log(ops.where(total > 0, total, 1.0)), _NO_NEGATIVE)
+        return log_of_total(peak, total)[0]
 
     def _per_class(self, values, owners):
         """Sums the rows of each class on this replica; unused rows must be 0."""

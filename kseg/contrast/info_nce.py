@@ -5,11 +5,11 @@ import math
 import numpy as np
 from keras import ops
 
+from kseg.backend.gradients import upstream_of
 from kseg.backend.loops import scan
+from kseg.contrast.log_sum_exp import NO_NEGATIVE, log_of_total
 from kseg.contrast.tiles import held_similarities, tile_sizes
 
-# In place of -inf for a row without negatives: its exp and softplus are exactly 0, never NaN.
-_NO_NEGATIVE = -1e30
 _TINY = 1e-30
 # The largest 1 / temperature for which exp of a similarity needs no shift: e^32 = 8e13.
 _DIRECT = 32.0
@@ -123,7 +123,7 @@ def info_nce(
         loss, count, direction = _forward(cut(anchors, keys), with_direction=True)
 
         def gradient(*arguments, upstream=None):
-            upstream = _first_upstream(arguments, upstream)
+            upstream = upstream_of(arguments, upstream)
             return ops.reshape(upstream, (-1, 1)) * (direction / temperature)
 
         return (loss, count), gradient
@@ -134,7 +134,7 @@ def info_nce(
         loss, count, neg, slope = _forward(tiles)
 
         def gradient(*arguments, upstream=None):
-            upstream = _first_upstream(arguments, upstream)
+            upstream = upstream_of(arguments, upstream)
             d_anchors, d_keys = _backward(tiles, upstream, count, neg, slope)
             return d_anchors / temperature, d_keys
 
@@ -145,7 +145,7 @@ def info_nce(
         loss, number, d_anchors = _sum_with_gradients(cut(anchors, keys), to_keys=False)
 
         def gradient(*arguments, upstream=None):
-            upstream = _first_upstream(arguments, upstream)
+            upstream = upstream_of(arguments, upstream)
             return d_anchors * (upstream / temperature)
 
         return (loss, number), gradient
@@ -155,7 +155,7 @@ def info_nce(
         loss, number, d_anchors, d_keys = _sum_with_gradients(cut(anchors, keys))
 
         def gradient(*arguments, upstream=None):
-            upstream = _first_upstream(arguments, upstream)
+            upstream = upstream_of(arguments, upstream)
             return d_anchors * (upstream / temperature), d_keys * upstream
 
         return (loss, number), gradient
@@ -306,7 +306,7 @@ def _forward(tiles, *, with_direction=False):
             keys = tiles.key_rows(j)
             s = _similarities(block, keys)
             if not tiles.direct:  # Subtract a running maximum.
-                s = ops.where(tiles.negatives(i, j), s, _NO_NEGATIVE) if mixed else s
+                s = ops.where(tiles.negatives(i, j), s, NO_NEGATIVE) if mixed else s
                 new_peak = ops.maximum(peak, ops.max(s, axis=1, keepdims=True))
                 decay = ops.exp(peak - new_peak)
                 s, peak, total = s - new_peak, new_peak, total * decay
@@ -328,12 +328,10 @@ def _forward(tiles, *, with_direction=False):
             )
             return tuple(carry), ()
 
-        start = 0.0 if tiles.direct else _NO_NEGATIVE
+        start = 0.0 if tiles.direct else NO_NEGATIVE
         start = (ops.full(column, start, "float32"), ops.zeros(column, "float32"), *extra)
         (peak, total, *weighted), _ = scan(step, start, tiles.used_key_blocks)
-        has_negative = total > 0
-        total = ops.where(has_negative, total, 1.0)
-        neg = ops.where(has_negative, peak + ops.log(total), _NO_NEGATIVE)
+        neg, total = log_of_total(peak, total)
         return neg, [x / total for x in weighted]
 
     def positives_of(i, block, neg):
@@ -406,7 +404,7 @@ def _backward(tiles, upstream, count, neg, slope):
     # Without a shift a tile contains exp(s_in), and exp(-neg_i) is a row factor too.
     unit = ops.ones_like(neg)
     if tiles.direct:
-        unit = ops.exp(ops.where(neg > _NO_NEGATIVE, neg, 0.0))
+        unit = ops.exp(ops.where(neg > NO_NEGATIVE, neg, 0.0))
     factor = weight * slope / unit
     weighted_anchors = tiles.anchors * factor
     pull = 1.0 / ops.maximum(slope, _TINY)  # Finite even where the weight is 0.
@@ -418,7 +416,7 @@ def _backward(tiles, upstream, count, neg, slope):
         if not mixed:
             return ops.exp(x)
         # A positive can be far above `neg`, where exp would overflow.
-        pushed = ops.exp(ops.where(tiles.negatives(i, j), x, _NO_NEGATIVE))
+        pushed = ops.exp(ops.where(tiles.negatives(i, j), x, NO_NEGATIVE))
         pulled = ops.sigmoid(tiles.anchor_rows(neg, i) - s)
         pulled = pulled * tiles.anchor_rows(pull, i) * tiles.anchor_rows(unit, i)
         return pushed - ops.where(tiles.positives(i, j), pulled, 0.0)
@@ -581,12 +579,6 @@ def _sum_with_gradients(tiles, *, to_keys=True):
     d_anchors = ops.reshape(d_anchors.stack(), (-1, tiles.dim))[: tiles.num_anchors]
     d_keys = [ops.reshape(x, (-1, tiles.dim))[: tiles.num_keys] for x in d_keys]
     return loss, number, d_anchors, *d_keys
-
-
-def _first_upstream(arguments, upstream):
-    """Returns the upstream gradient of the first of two outputs; backends pass it differently."""
-    upstream = arguments[0] if upstream is None else upstream
-    return upstream[0] if isinstance(upstream, tuple | list) else upstream
 
 
 def _similarities(anchors, keys):

@@ -15,7 +15,14 @@ from kseg.layers.normalization import (
     ImageNormalization,
     UnitNormalization,
 )
-from kseg.layers.resizing import ResizeAndSum, ResizeLike, ceil_divide, resize, resize_labels
+from kseg.layers.resizing import (
+    ResizeAndSum,
+    ResizeLike,
+    ceil_divide,
+    pad_to_multiple,
+    resize,
+    resize_labels,
+)
 
 __all__ = [
     "BATCH_NORM_EPSILON",
@@ -35,6 +42,7 @@ __all__ = [
     "UnitNormalization",
     "ceil_divide",
     "drop_path_scales",
+    "pad_to_multiple",
     "resize",
     "resize_labels",
 ]

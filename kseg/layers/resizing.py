@@ -20,6 +20,23 @@ def ceil_divide(size, divisor):
     return (size + divisor - 1) // divisor
 
 
+def pad_to_multiple(x, multiple):
+    """Appends rows and columns of zeros until both sides are multiples of a number.
+
+    Args:
+        x: tensor `(batch, height, width, channels)`; its size may be known only at run time.
+        multiple: int > 0.
+
+    Returns:
+        tensor `(batch, height', width', channels)`; `x` itself if both sides are known to be
+        multiples.
+    """
+    missing = [ceil_divide(size, multiple) * multiple - size for size in ops.shape(x)[1:3]]
+    if all(isinstance(count, int) and count == 0 for count in missing):
+        return x
+    return ops.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+
+
 def resize(x, size, *, interpolation="bilinear", align_corners=False):
     """Resizes maps to a size that may be known only at run time.
 
