@@ -302,7 +302,7 @@ def _evaluate(options):
         print(f"{evaluation.num_images} images{known}")
         official = official_results(options, writer) if options.cityscapes_ground_truth else {}
         if options.submission:
-            from kseg.evaluation.cityscapes_submission import write_zip
+            from kseg.evaluation.cityscapes.submission import write_zip
 
             write_zip(writer.files.values(), options.submission)
             print(f"submission: {options.submission}")
@@ -365,7 +365,7 @@ def check_cityscapes(options, manifest):
     if not options.submission and not options.cityscapes_ground_truth:
         return
     from kseg.errors import UserError
-    from kseg.evaluation import cityscapes
+    from kseg.evaluation.cityscapes import official
 
     if manifest.dataset != "cityscapes":
         raise UserError(
@@ -373,20 +373,20 @@ def check_cityscapes(options, manifest):
             f"{manifest.folder} holds {manifest.dataset!r}"
         )
     if options.cityscapes_ground_truth:
-        cityscapes.check_installed()
+        official.check_installed()
 
 
 def label_images(options, manifest, batches, stack):
     """What writes the predictions for Cityscapes, or None."""
     if not options.submission and not options.cityscapes_ground_truth:
         return None
-    from kseg.evaluation import cityscapes
-    from kseg.evaluation.cityscapes_submission import LabelImages, frame_of
+    from kseg.evaluation.cityscapes import official
+    from kseg.evaluation.cityscapes.submission import LabelImages, frame_of
     from pipelines.datasets.dataset import IGNORE_LABEL, Taxonomy
 
     first = frame_of(next(iter(batches))["id"][0].numpy().decode())
     if options.cityscapes_ground_truth:
-        cityscapes.find_ground_truth(options.cityscapes_ground_truth, [first])
+        official.find_ground_truth(options.cityscapes_ground_truth, [first])
     label_map = Taxonomy.load(manifest.dataset).label_map
     values = {label: value for value, label in label_map.items() if label != IGNORE_LABEL}
     folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -395,14 +395,14 @@ def label_images(options, manifest, batches, stack):
 
 def official_results(options, writer):
     """Scores the written predictions by cityscapesscripts, and prints them."""
-    from kseg.evaluation import cityscapes
+    from kseg.evaluation.cityscapes import official
     from kseg.progress import Progress
 
     frames = list(writer.files)
-    truth = cityscapes.find_ground_truth(options.cityscapes_ground_truth, frames)
+    truth = official.find_ground_truth(options.cityscapes_ground_truth, frames)
     with Progress(f"scoring {len(frames)} images with cityscapesscripts"):
-        found = cityscapes.official_scores(list(writer.files.values()), truth)
-    print(cityscapes.table(found))
+        found = official.official_scores(list(writer.files.values()), truth)
+    print(official.table(found))
     return {"cityscapes": found}
 
 

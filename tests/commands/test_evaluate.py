@@ -23,7 +23,7 @@ from pipelines.datasets.dataset import Taxonomy
 from pipelines.errors import DataError
 from tests.commands.tiny_run import NAMES, PALETTE, write_data
 from tests.commands.tiny_run import tiny_run as tiny_run
-from tests.evaluation import fake_cityscapes
+from tests.evaluation.cityscapes import fake_cityscapes
 
 
 @pytest.fixture(autouse=True)

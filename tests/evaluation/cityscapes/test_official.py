@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from kseg.errors import UserError
-from kseg.evaluation import cityscapes
-from kseg.evaluation.cityscapes_submission import LabelImages
+from kseg.evaluation.cityscapes import official
+from kseg.evaluation.cityscapes.submission import LabelImages
 from kseg.evaluation.metrics import Scores
-from tests.evaluation.fake_cityscapes import NAMES, REGULAR_IDS, write_annotation
+from tests.evaluation.cityscapes.fake_cityscapes import NAMES, REGULAR_IDS, write_annotation
 
 FRAMES = ["lindau_000000_000019", "ulm_000001_000019"]
 AVERAGE_CAR = 12794.0202738185  # Pixels; a constant of the official script.
@@ -44,8 +44,8 @@ def write(tmp_path):
 
 def test_official_scores_by_hand(tmp_path):
     files = write(tmp_path)
-    truth = cityscapes.find_ground_truth(tmp_path, FRAMES)
-    found = cityscapes.official_scores([files[frame] for frame in FRAMES], truth)
+    truth = official.find_ground_truth(tmp_path, FRAMES)
+    found = official.official_scores([files[frame] for frame in FRAMES], truth)
 
     labels, _, predictions = example()
     matrix = np.zeros((3, 3), int)
@@ -70,7 +70,7 @@ def test_official_scores_by_hand(tmp_path):
     assert found["categories"]["vehicle"]["iiou"] == pytest.approx(expected)
     assert (len(found["classes"]), len(found["categories"])) == (19, 7)
 
-    lines = [line.split() for line in cityscapes.table(found).splitlines()]
+    lines = [line.split() for line in official.table(found).splitlines()]
     assert ["car", f"{100 * scores.iou[2]:.2f}", f"{100 * expected:.2f}"] in lines
     assert ["road", f"{100 * scores.iou[0]:.2f}", "-"] in lines
 
@@ -78,18 +78,18 @@ def test_official_scores_by_hand(tmp_path):
 def test_ground_truth_that_is_missing(tmp_path):
     write_annotation(tmp_path, FRAMES[0], np.zeros((2, 2), int))
     with pytest.raises(UserError, match=f"such as {FRAMES[1]}_gtFine_labelIds.png: 1 of 2 are"):
-        cityscapes.find_ground_truth(tmp_path, FRAMES)
+        official.find_ground_truth(tmp_path, FRAMES)
     with pytest.raises(UserError, match=f"There is no .*{FRAMES[0]}_gtFine_instanceIds.png"):
-        cityscapes.find_ground_truth(tmp_path, FRAMES[:1])
+        official.find_ground_truth(tmp_path, FRAMES[:1])
 
 
 def test_ground_truth_of_another_size(tmp_path):
     files = write(tmp_path)
     other = np.zeros((9, 10), int)
     write_annotation(tmp_path / "gtFine", FRAMES[0], other, other)
-    truth = cityscapes.find_ground_truth(tmp_path, FRAMES)
+    truth = official.find_ground_truth(tmp_path, FRAMES)
     with pytest.raises(UserError, match="cityscapesscripts stopped: ERROR: Image heights"):
-        cityscapes.official_scores([files[frame] for frame in FRAMES], truth)
+        official.official_scores([files[frame] for frame in FRAMES], truth)
 
 
 def test_package_that_is_not_installed(monkeypatch):
@@ -98,4 +98,4 @@ def test_package_that_is_not_installed(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(UserError, match=r"pip install 'kseg\[cityscapes\]'"):
-        cityscapes.check_installed()
+        official.check_installed()

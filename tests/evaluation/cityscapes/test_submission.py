@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kseg.errors import UserError
-from kseg.evaluation.cityscapes_submission import LabelImages, frame_of, write_zip
+from kseg.evaluation.cityscapes.submission import LabelImages, frame_of, write_zip
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import types
 import numpy as np
 
 from kseg.errors import UserError
-from kseg.evaluation.cityscapes_submission import frame_of
+from kseg.evaluation.cityscapes.submission import frame_of
 
 _SCRIPT = "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"
 _LABELS = "_gtFine_labelIds.png"
