@@ -1,4 +1,4 @@
-"""Everything that resuming a run needs, in one file that is written whole or not at all."""
+"""Checkpoints: the complete training state in one file, written atomically."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ _META = "meta.json"
 
 
 class NonFiniteCheckpointError(UserError):
-    """A checkpoint with weights that are NaN or infinite, as only earlier versions wrote them."""
+    """A checkpoint with NaN or infinite weights, which only earlier versions could write."""
 
 
 def read(variables):
@@ -31,7 +31,7 @@ def read(variables):
         dict from name to array.
     """
     tensors = {name: variable.value for name, variable in variables.items()}
-    if tf is not None:  # A variable of a strategy is no array, but becomes a tensor.
+    if tf is not None:  # A distributed variable converts to a tensor, not to an array.
         tensors = {name: tf.convert_to_tensor(value) for name, value in tensors.items()}
     return {name: np.asarray(value) for name, value in tensors.items()}
 
@@ -41,31 +41,31 @@ def save(path, variables, meta):
 
     Args:
         path: file to write, `.npz`; its folder is made.
-        variables: dict from name to variable, or what `read` gave.
+        variables: dict from name to variable, or the result of `read`.
         meta: dict that JSON can hold.
     """
-    there = all(isinstance(value, np.ndarray) for value in variables.values())
-    arrays = dict(variables) if there else read(variables)
+    are_arrays = all(isinstance(value, np.ndarray) for value in variables.values())
+    arrays = dict(variables) if are_arrays else read(variables)
     arrays[_META] = np.array(json.dumps(meta))
     with files.replace_file(path) as new, open(new, "wb") as file:
         np.savez(file, **arrays)
 
 
 def restore(path, variables, *, check=None):
-    """Sets variables to what a file holds.
+    """Restores variables from a file.
 
     Args:
         path: file that `save` wrote.
         variables: dict from name to variable; the file may hold more.
-        check: function of the meta data that raises if the file is not to be used, or None.
+        check: function of the metadata that raises if the file must not be used, or None.
 
     Returns:
-        dict, the meta data.
+        dict, the metadata.
 
     Raises:
-        UserError: if the file is missing or damaged, lacks a variable, or holds it in another
-            shape or kind of number. Nothing is set then.
-        NonFiniteCheckpointError: if a variable is NaN or infinite there. Nothing is set then.
+        UserError: if the file is missing or damaged, lacks a variable, or holds it with another
+            shape or kind of number. No variable is changed then.
+        NonFiniteCheckpointError: if a stored value is NaN or infinite. No variable is changed then.
     """
     meta, arrays = _load(pathlib.Path(path), variables)
     if check is not None:
@@ -93,14 +93,14 @@ def restore(path, variables, *, check=None):
 
 
 def _load(path, variables):
-    """Reads meta data and the arrays of some variables; whatever is wrong is a `UserError`."""
+    """Reads the metadata and the arrays of some variables; any fault becomes a `UserError`."""
     if not path.exists():
         raise UserError(f"There is no checkpoint {path}")
     named, advice = f"The checkpoint {path}", "Delete it to resume from an older one"
     with refuse_damage(named, "checkpoint of a run", advice), open_npz(path) as file:
         meta = json.loads(str(file.read(_META)))
         if not isinstance(meta, dict):
-            raise ValueError("its meta data are no JSON object")
+            raise ValueError("its metadata is not a JSON object")
         missing = sorted(set(variables) - set(file.names))
         if missing:
             more = f" and {len(missing) - 1} more variables" if len(missing) > 1 else ""
@@ -109,11 +109,11 @@ def _load(path, variables):
             )
         arrays = {name: file.read(name) for name in variables}
         for name, array in arrays.items():
-            # NumPy's format knows no bfloat16: a bank's rows come back as two raw bytes each.
+            # NumPy's format lacks bfloat16: such values are read back as two raw bytes each.
             if array.dtype == "V2" and variables[name].dtype == "bfloat16":
                 arrays[name] = array.view(ml_dtypes.bfloat16)
             elif array.dtype.kind not in "fiub":
-                raise ValueError(f"{name!r} is no array of numbers but of {array.dtype}")
+                raise ValueError(f"{name!r} is not an array of numbers but of {array.dtype}")
     return meta, arrays
 
 
@@ -162,7 +162,7 @@ def training_variables(trainer):
 
 
 def _seeds(prefix, layer):
-    """Names the states of random generators by their order: their paths are not stable."""
+    """Names the states of random generators by their order, because their paths are not stable."""
     weights = {id(weight) for weight in layer.weights}
     seeds = [v for v in layer.variables if id(v) not in weights]
     return {f"{prefix}/{i}": variable for i, variable in enumerate(seeds)}

@@ -33,10 +33,10 @@ class Classes:
         return len(self.names)
 
     def to_json(self, **more):
-        """Gives the file of the classes that lies beside an exported network.
+        """Serializes the classes, for the file beside an exported network.
 
         Args:
-            **more: what else the file tells, as JSON has it.
+            **more: further JSON-able values to store.
 
         Returns:
             str, JSON with `names`, `palette`, `more`, and `sha256` of all of these.
@@ -46,14 +46,14 @@ class Classes:
 
     @classmethod
     def from_json(cls, text):
-        """Reads what `to_json` gave; files of earlier versions have no checksum.
+        """Parses the output of `to_json`; files of earlier versions have no checksum.
 
         Returns:
             `(classes, more)`.
 
         Raises:
-            ValueError, KeyError, TypeError, AttributeError: if the text is something else, or was
-                changed.
+            ValueError, KeyError, TypeError, AttributeError: if the text is not such output, or was
+                edited.
         """
         values = json.loads(text)
         expected = values.pop("sha256", None)

@@ -1,4 +1,4 @@
-"""The environment that a result was made in."""
+"""The software and hardware behind a result: package versions, git commit, devices."""
 
 import importlib.metadata
 import pathlib
@@ -9,7 +9,7 @@ _PACKAGES = ("keras", "tensorflow", "numpy", "opencv-python-headless", "kseg")
 
 
 def environment():
-    """What a result depends on besides the config: a JSON-able dict."""
+    """Everything that a result depends on besides the config, as a JSON-able dict."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -26,7 +26,7 @@ def environment():
 
 
 def _git(*arguments):
-    """Output of a git command about this source tree, None where there is no git."""
+    """Output of a git command about this source tree; None without git."""
     try:
         result = subprocess.run(
             ["git", *arguments],

@@ -1,4 +1,4 @@
-"""Weights that are NaN or infinite: found, counted and named."""
+"""Checks for weights that are NaN or infinite, which name and count them."""
 
 import numpy as np
 from keras import ops
@@ -7,11 +7,11 @@ from kseg.errors import UserError
 
 
 def describe_non_finite(variables):
-    """Says which variables hold a value that is not finite.
+    """Describes which variables hold a value that is not finite.
 
     Args:
-        variables: dict from name to variable, tensor or array, in the order of the layers; those
-            that are no floats pass.
+        variables: dict from name to variable, tensor or array, in the order of the layers; values
+            that are not floats pass.
 
     Returns:
         str, such as `"'model/stem/kernel' and 42 more of 77 arrays"`, or None if all are finite.
@@ -26,11 +26,11 @@ def describe_non_finite(variables):
 
 
 def check_weights(model, what):
-    """Refuses a network that would answer with NaN.
+    """Refuses a network whose outputs would be NaN.
 
     Args:
         model: keras model.
-        what: str, what it is to become, for the message.
+        what: str, its purpose, for the message.
 
     Raises:
         UserError: naming the first weight that is NaN or infinite.
@@ -43,9 +43,9 @@ def check_weights(model, what):
 
 
 def _is_finite(value):
-    """A bool, or a bool tensor where the value is on a device: nothing is copied from there."""
+    """A bool, or a bool tensor if the value is on a device, so that it is not copied."""
     if isinstance(value, np.ndarray):
-        # ml_dtypes' bfloat16 is of kind V: NumPy knows `isfinite` of it all the same.
+        # ml_dtypes' bfloat16 has kind V, but NumPy's `isfinite` supports it.
         return value.dtype.kind in "biuUS" or bool(np.isfinite(value).all())
     if "int" in str(value.dtype) or "bool" in str(value.dtype):
         return True

@@ -1,10 +1,10 @@
 """One training process at a time in the folder of a run.
 
-The process that trains holds the file `train.lock` there. It tells who that is (host, process),
-and its time of change is the heartbeat, set every few seconds. A lock whose process is dead is
-taken over: at once if it was on this machine, else when its heart has not beaten for a minute.
-Nothing here needs more of a file system than files that are created exclusively and renamed, so
-that it holds on network drives too, and no clock is compared with another machine's.
+The process that trains holds the file `train.lock` there. The file names its owner (host, process),
+and its modification time is the heartbeat, set every few seconds. The lock of a dead process is
+taken over: at once if it ran on this machine, else after a minute without a heartbeat. All that is
+needed of the file system is exclusive creation and renaming of files, so the lock works on network
+drives, too, and no clock is compared with that of another machine.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ from kseg.errors import UserError
 
 FILE = "train.lock"
 _BEAT = 5.0  # Seconds between heartbeats.
-_STALE = 60.0  # Seconds without one, after which a process that cannot be asked counts as dead.
+_STALE = 60.0  # Seconds without one after which a process on another machine counts as dead.
 _POLL = 1.0
 
 _held = {}
 
 
 class RunLock:
-    """A lock that this process holds; made by `hold`.
+    """A lock that this process holds; created by `hold`.
 
     Args:
         folder: `pathlib.Path` of the run.
-        token: str, what tells this lock from every other one.
+        token: str, unique identifier of this lock.
     """
 
     def __init__(self, folder, token):
@@ -43,11 +43,11 @@ class RunLock:
         self._thread.start()
 
     def check(self):
-        """Makes sure that the lock is still this process's, before something is written.
+        """Checks that this process still holds the lock; call it before anything is written.
 
         Raises:
-            UserError: if another process took it over, as it does from one that was suspended or
-                cut off from the drive for minutes; or if somebody removed it.
+            UserError: if another process took it over, after this one was suspended or cut off
+                from the drive for minutes; or if somebody removed it.
         """
         owner, _ = _read(self._folder / FILE)
         if owner.get("token") != self._token:
@@ -58,7 +58,7 @@ class RunLock:
             )
 
     def release(self):
-        """Gives the lock back."""
+        """Releases the lock."""
         self._stopped.set()
         self._thread.join()
         with contextlib.suppress(OSError, UserError):
@@ -67,17 +67,17 @@ class RunLock:
 
     def _beat(self):
         while not self._stopped.wait(_BEAT):
-            with contextlib.suppress(OSError):  # The drive may come back; `check` knows.
+            with contextlib.suppress(OSError):  # The drive may come back; `check` decides.
                 if _read(self._folder / FILE)[0].get("token") == self._token:
                     os.utime(self._folder / FILE)
 
 
 @contextlib.contextmanager
 def hold(folder):
-    """Holds the lock of a run's folder during the block; within a process it may be nested.
+    """Holds the lock of a run's folder during the block; may be nested within a process.
 
     Args:
-        folder: path, made if missing; then removed again if nothing else came into it.
+        folder: path, created if missing, and then removed again if it stays empty.
 
     Yields:
         `RunLock`.
@@ -100,20 +100,20 @@ def hold(folder):
         lock.release()
         if made:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # Refused by the system if anything is in it.
+                folder.rmdir()  # Fails unless the folder is empty.
 
 
 def _acquire(folder):
-    """Makes the lock's file, and gives its token."""
+    """Creates the lock file and returns its token."""
     path = folder / FILE
     me = _this_process()
-    seen, since = None, None  # The last heartbeat of a process that cannot be asked.
+    seen, since = None, None  # The last heartbeat of a process on another machine.
     while True:
         with contextlib.suppress(FileExistsError), open(path, "x") as file:
             json.dump(me, file)
             return me["token"]
         owner, beat = _read(path)
-        if beat is None:  # Gone in the meantime.
+        if beat is None:  # Removed in the meantime.
             continue
         alive = _lives(owner, me)
         if alive is None and seen is None:
@@ -143,7 +143,7 @@ def _acquire(folder):
 
 
 def _take_away(path, owner):
-    """Removes a dead process's lock, but not one that another process put in its place."""
+    """Removes a dead process's lock, but not a newer one of another process."""
     away = path.with_name(f".{FILE}.{uuid.uuid4().hex}.tmp")
     try:
         path.rename(away)
@@ -151,7 +151,7 @@ def _take_away(path, owner):
         return
     if _read(away)[0] != owner:
         with contextlib.suppress(OSError):
-            os.link(away, path)  # Unlike a renaming it replaces nothing.
+            os.link(away, path)  # Unlike renaming, this never replaces a file.
     away.unlink(missing_ok=True)
 
 
@@ -166,16 +166,16 @@ def _this_process():
 
 
 def _machine():
-    """Tells apart where process numbers mean different processes: boots, and containers."""
-    found = []
+    """Identifies the scope in which process ids are unique: the boot and the PID namespace."""
+    parts = []
     with contextlib.suppress(OSError):
-        found.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        found.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(found)
+        parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
 
 
 def _started(process):
-    """When a process began, in the system's ticks; None where that is not known."""
+    """Start time of a process in clock ticks since boot; None if unknown."""
     try:
         text = pathlib.Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -184,27 +184,27 @@ def _started(process):
 
 
 def _lives(owner, me):
-    """Whether a lock's process lives; None if only its heartbeat can tell."""
-    here = (owner.get("host"), owner.get("machine")) == (me["host"], me["machine"])
+    """Whether a lock's process is alive; None if only its heartbeat can show it."""
+    is_local = (owner.get("host"), owner.get("machine")) == (me["host"], me["machine"])
     process = owner.get("process")
-    if not here or not isinstance(process, int) or process <= 0:
+    if not is_local or not isinstance(process, int) or process <= 0:
         return None
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass  # Somebody else's.
+        pass  # It belongs to another user.
     started = _started(process)
     if started is None or owner.get("started") is None:
-        return None  # The number may have been given to another process.
+        return None  # The id may have been reused by another process.
     return started == owner["started"]
 
 
 def _read(path):
-    """What a lock says, a dict, empty if that is damaged or being written; and its heartbeat."""
+    """The lock's content, a dict, empty if damaged or being written; and its heartbeat."""
     try:
-        with open(path) as file:  # To open it makes a network drive look anew.
+        with open(path) as file:  # Opening it makes a network drive refresh its attributes.
             beat = os.fstat(file.fileno()).st_mtime_ns
             text = file.read()
     except FileNotFoundError:
@@ -217,7 +217,7 @@ def _read(path):
 
 
 def _age(folder, beat):
-    """Seconds since a heartbeat, by the clock of the file system."""
+    """Seconds since a heartbeat, by the file system's clock."""
     probe = folder / f".{FILE}.{uuid.uuid4().hex}.tmp"
     try:
         probe.touch()

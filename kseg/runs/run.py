@@ -1,8 +1,8 @@
-"""The folder of a run: what was trained, with what, and what came of it.
+"""The folder of a run: its config, its data, its state and its results.
 
 runs/<name>/config.json         the resolved config
             classes.json        names and colors of the classes
-            data.json           what tells the prepared data from others
+            data.json           identity of the prepared data
             train.lock          the process that trains, see `kseg.runs.lock`
             environment.json    versions of packages, git commit, devices
             checkpoints/        step-00001000.npz (all state), best.npz (weights as evaluated)
@@ -28,7 +28,7 @@ from kseg.errors import UserError, as_user_error
 from kseg.runs.classes import Classes
 from kseg.runs.environment import environment
 
-# Keys that may change when a run is resumed: they do not touch what is learned.
+# Keys that may change when a run is resumed: they do not affect what is learned.
 _FREE_KEYS = (
     "data.path",
     "data.eval_batch_size",
@@ -52,8 +52,8 @@ class Run:
         path: `pathlib.Path`.
         config: `kseg.config.Experiment`.
         classes: `Classes`.
-        data: dict that tells the data from others, see
-            `kseg.commands.data.ExperimentData.identity`; None where that is not known.
+        data: dict that identifies the data, see `kseg.commands.data.ExperimentData.identity`; None
+            if unknown.
     """
 
     def __init__(self, path, config, classes, data=None):
@@ -64,16 +64,16 @@ class Run:
 
     @property
     def value_range(self):
-        """The range of deep images in its data, `(low, high)`, or None if that is not known."""
-        found = (self.data or {}).get("value_range")
-        return tuple(found) if found else None
+        """The range of deep images in its data, `(low, high)`, or None if unknown."""
+        value_range = (self.data or {}).get("value_range")
+        return tuple(value_range) if value_range else None
 
     @classmethod
     def open(cls, path):
         """Opens an existing run.
 
         Raises:
-            UserError: if there is none, or a file of it is damaged.
+            UserError: if there is no run, or one of its files is damaged.
         """
         path = pathlib.Path(path)
         if not (path / "config.json").exists() or not (path / "classes.json").exists():
@@ -99,10 +99,10 @@ class Run:
 
     @classmethod
     def create(cls, path, config, classes, data=None):
-        """Makes a run's folder, or finds that of the same experiment again.
+        """Creates a run's folder, or reopens that of the same experiment.
 
-        A folder without checkpoints and results, as a start leaves it that failed, is free for any
-        experiment.
+        A folder without checkpoints and results, such as a failed start leaves, may be reused by
+        any experiment.
 
         Args:
             path: folder.
@@ -128,7 +128,7 @@ class Run:
 
     @staticmethod
     def delete(path):
-        """Deletes what a run left in its folder, and nothing else; the folder may be missing."""
+        """Deletes a run's files from its folder, and nothing else; the folder may be missing."""
         path = pathlib.Path(path)
         for name in _FOLDERS:
             shutil.rmtree(path / name, ignore_errors=True)
@@ -146,29 +146,29 @@ class Run:
         path = pathlib.Path(path)
         for folder in (path, path / "checkpoints"):
             files.clean(folder)
-            # The names that earlier versions gave them.
+            # File names of earlier versions.
             for name in os.listdir(folder) if folder.is_dir() else []:
                 if re.fullmatch(r"\.(?!kseg-).+\.tmp", name):
                     old = folder / name
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
 
     def identity(self):
-        """What a checkpoint keeps of its run: a dict that JSON can hold."""
+        """The config and data that a checkpoint stores of its run: a JSON-able dict."""
         return {"config": self.config.model_dump(mode="json"), "data": self.data}
 
     def agreement(self):
-        """What must be equal on all workers of a cluster: a flat dict that JSON can hold."""
+        """Values that must be equal on all workers of a cluster: a flat JSON-able dict."""
         config = config_module.flatten(
             {"config": self.config.model_dump(mode="json"), "data": self.data}
         )
         local = ("config.data.path", "config.data.cache", "config.data.service")
-        found = {
+        shared = {
             key.removeprefix("config."): value
             for key, value in config.items()
             if key not in local and not key.startswith("config.data.on_error")
         }
         return {
-            **found,
+            **shared,
             "checkpoints in the run's folder": self.checkpoint_steps(),
             "Keras": importlib.metadata.version("keras"),
             "TensorFlow": importlib.metadata.version("tensorflow"),
@@ -179,15 +179,15 @@ class Run:
 
         Args:
             path: of the checkpoint, for the message.
-            meta: dict, its meta data.
+            meta: dict, its metadata.
 
         Raises:
-            UserError: if it was written under another config or on other data, or is no
-                checkpoint of a run.
+            UserError: if it was written with another config or other data, or is not a checkpoint
+                of a run.
         """
         if type(meta.get("step")) is not int:
-            raise UserError(f"{path} is not a checkpoint of a run: it does not tell its step")
-        if "config" not in meta:  # Of an earlier version.
+            raise UserError(f"{path} is not a checkpoint of a run: it does not store its step")
+        if "config" not in meta:  # Written by an earlier version.
             return
         before = config_module.parse(meta["config"], source=str(path))
         changed = _differences(before, self.config) + _data_differences(meta["data"], self.data)
@@ -198,7 +198,7 @@ class Run:
             )
 
     def _check_same(self, before):
-        """Refuses to resume a run of another config, classes or data."""
+        """Refuses to resume a run with another config, classes or data."""
         changed = _differences(before.config, self.config)
         of_data = _data_differences(before.data, self.data)
         of_data = of_data or _class_differences(before.classes, self.classes)
@@ -222,7 +222,7 @@ class Run:
             )
 
     def _holds_work(self):
-        """Whether there is anything that took time to compute."""
+        """Whether the folder holds anything that took time to compute."""
         if self.checkpoint_steps() or (self.path / "checkpoints/best.npz").exists():
             return True
         folders = [self.path / name for name in ("evaluation", "analysis", "saved_model")]
@@ -240,11 +240,11 @@ class Run:
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         matches = [re.fullmatch(r"step-(\d+)\.npz", name) for name in names]
         steps = {int(match[1]) for match in matches if match}
-        # A file that somebody put there by another name is none of them.
+        # Files with other names are not checkpoints.
         return sorted(step for step in steps if step_file(step) in names)
 
     def checkpoint(self, which):
-        """The file of a checkpoint.
+        """The path of a checkpoint.
 
         Args:
             which: `"best"` (by mean IoU; the latest if nothing was evaluated yet), `"latest"`, or
@@ -276,10 +276,10 @@ class Run:
 
         Args:
             projections: stages that get a projector; only training needs them.
-            maps: further maps to give, see `kseg.segmenters.build_segmenter`.
+            maps: further maps to return, see `kseg.segmenters.build_segmenter`.
             synchronized_batch_norm: bool.
-            precision: str, the network's dtype policy, whatever Keras' global one is; None: that
-                of its training, `train.precision`.
+            precision: str, the network's dtype policy, independent of Keras' global one; None:
+                that of its training, `train.precision`.
 
         Returns:
             keras model, see `kseg.segmenters.build_segmenter`.
@@ -298,7 +298,7 @@ class Run:
     def segmenter(self, checkpoint="best", *, maps=(), precision=None):
         """Builds the network with trained weights, without projectors.
 
-        With `train.ema` these are the averaged ones, of whichever checkpoint.
+        With `train.ema` they are the averaged weights, for any checkpoint.
 
         Args:
             checkpoint: as in `checkpoint()`.
@@ -308,15 +308,15 @@ class Run:
             keras model.
 
         Raises:
-            UserError: if there is no such checkpoint, it is damaged, of another experiment, or
-                holds weights that are NaN or infinite.
+            UserError: if there is no such checkpoint, or it is damaged, belongs to another
+                experiment, or holds weights that are NaN or infinite.
         """
         from kseg.runs import checkpoints
 
         file = self.checkpoint(checkpoint)
         segmenter = self.build_segmenter(maps=maps, precision=precision)
         variables = checkpoints.model_variables(segmenter)
-        if self.config.train.ema and file.name != "best.npz":  # Which holds what was evaluated.
+        if self.config.train.ema and file.name != "best.npz":
             variables = checkpoints.averaged_variables(segmenter)
         checkpoints.restore(file, variables, check=lambda meta: self.check_checkpoint(file, meta))
         return segmenter
@@ -335,7 +335,7 @@ def _read_json(path):
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
-            raise ValueError("it holds no object")
+            raise ValueError("it does not hold a JSON object")
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({' '.join(str(error).split())}). Train again, with --restart"
@@ -344,10 +344,10 @@ def _read_json(path):
 
 
 def _class_differences(before, after):
-    """What differs between two tables of classes; their colors may."""
+    """Differences between two tables of classes, colors aside: list of str."""
     if before.names != after.names:
         return [f"the classes were {_few(before.names)}, are {_few(after.names)}"]
-    # Earlier runs did not count everything.
+    # Earlier versions did not store all counts.
     counts = [(before.training_images, after.training_images)]
     counts += [(before.training_pixels, after.training_pixels)]
     if any(None not in pair and pair[0] != pair[1] for pair in counts):
@@ -356,18 +356,18 @@ def _class_differences(before, after):
 
 
 def _data_differences(before, after):
-    """What differs between two identities of data, list of str; none where one is not known."""
+    """Differences between two identities of data, list of str; empty if one is unknown."""
     if not before or not after:
         return []
     if before.get("dataset") != after["dataset"]:
         return [f"the data set was {before.get('dataset')!r}, is {after['dataset']!r}"]
     if before.get("classes") != after["classes"]:
         return [f"the classes were {_few(before.get('classes'))}, are {_few(after['classes'])}"]
-    found = []
+    changes = []
     for name, split in after["splits"].items():
         old = before.get("splits", {}).get(name, {})
         if old.get("images") != split["images"]:
-            found.append(f"split {name!r} had {old.get('images')} images, has {split['images']}")
+            changes.append(f"split {name!r} had {old.get('images')} images, has {split['images']}")
         elif old.get("pixels") != split["pixels"]:
             counts = zip(
                 [*after["classes"], "ignored"], old["pixels"], split["pixels"], strict=True
@@ -375,10 +375,10 @@ def _data_differences(before, after):
             changed = next(
                 f"{was} pixels of {label!r}, has {now}" for label, was, now in counts if was != now
             )
-            found.append(f"split {name!r} had {changed}")
+            changes.append(f"split {name!r} had {changed}")
         elif old.get("content") != split["content"]:
-            found.append(f"split {name!r} has other images or masks than before, though as many")
-    return found
+            changes.append(f"split {name!r} has other images or masks than before, though as many")
+    return changes
 
 
 def _few(names, limit=12):

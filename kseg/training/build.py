@@ -1,8 +1,7 @@
-"""The sections of a config as objects: losses, objectives, distortion, optimizer, the trainer.
+"""Builders from config sections to losses, objectives, distortion, optimizer and trainer.
 
-All of it in one place, so that what a key of the config does is found in one step from the schema.
-What only TensorFlow can build is imported where it is built: losses, objectives and updates are
-built on JAX, too.
+They share one file so that the effect of a config key is one step away from the schema. TensorFlow
+is imported only inside the builders that need it: losses, objectives and updates also work on JAX.
 """
 
 import dataclasses
@@ -37,7 +36,7 @@ _OBJECTIVES = {
     "pixel_contrast": PixelContrast,
     "region_contrast": RegionContrast,
 }
-_DRAW = {"contextrast", "multi_scale", "pixel_contrast"}  # Those that sample, and take a seed.
+_DRAW = {"contextrast", "multi_scale", "pixel_contrast"}  # Objectives that sample and take a seed.
 
 
 @as_user_error("The experiment")
@@ -90,13 +89,13 @@ def build_trainer(run, strategy):
             config.optimizer, config.schedule, steps=config.train.steps, segmenter=segmenter
         )
         trainer.compile(optimizer=optimizer)
-        # Keras may have wrapped it, to scale losses: what is built is the trainer's.
+        # Keras may have wrapped it for loss scaling: build the trainer's optimizer.
         trainer.optimizer.build(segmenter.trainable_variables)
     return trainer
 
 
 def default_losses(segmenter):
-    """Cross-entropy, and that of the auxiliary logits with weight 0.4, if there are any.
+    """Cross-entropy, plus auxiliary cross-entropy with weight 0.4 if there are auxiliary logits.
 
     Args:
         segmenter: keras model to a dict with `logits`.
@@ -111,7 +110,7 @@ def default_losses(segmenter):
 
 
 def build_losses(losses, segmenter, *, num_classes, training_pixels=None):
-    """Builds the losses on logits of a config.
+    """Builds a config's losses on logits.
 
     Args:
         losses: `kseg.config.schema.Losses`.
@@ -121,8 +120,8 @@ def build_losses(losses, segmenter, *, num_classes, training_pixels=None):
             that the config names.
 
     Returns:
-        dict as `kseg.training.trainer.SegmentationTrainer` takes it. The class weights and
-        the label smoothing of the cross-entropy hold for the auxiliary one too, not for OHEM.
+        dict as `kseg.training.trainer.SegmentationTrainer` takes it. The class weights and label
+        smoothing of the cross-entropy also apply to the auxiliary one, but not to OHEM.
 
     Raises:
         UserError: as in `resolve_class_weights`.
@@ -145,7 +144,7 @@ def build_losses(losses, segmenter, *, num_classes, training_pixels=None):
 
 
 def resolve_class_weights(weights, num_classes, training_pixels=None):
-    """Makes numbers of the class weights of a config.
+    """Resolves a config's class weights to numbers.
 
     Args:
         weights: a name that `kseg.losses.class_weights.class_weights` knows, a list, or None.
@@ -156,15 +155,15 @@ def resolve_class_weights(weights, num_classes, training_pixels=None):
         list of `num_classes` floats, or None: all 1.
 
     Raises:
-        UserError: if a list has more or fewer weights than there are classes, or for a name the
-            pixels are not known or none is labeled.
+        UserError: if a list does not have one weight for each class, or a name is given and the
+            pixel counts are unknown or all 0.
     """
     key = "`losses.cross_entropy.class_weights`"
     if isinstance(weights, str):
         if training_pixels is None or not any(training_pixels):
             raise UserError(
                 f"{key} by name needs the labeled training pixels of each class, which the "
-                f"prepared data tell. Received: {weights!r} and no such pixels. Give a list of "
+                f"prepared data record. Received: {weights!r} and no such counts. Give a list of "
                 f"{num_classes} numbers, or null"
             )
         return class_weights(weights, training_pixels)
@@ -182,12 +181,12 @@ def build_objectives(contrast, *, num_classes, seed, training_images=None):
     Args:
         contrast: the list `Experiment.contrast`.
         num_classes: int.
-        seed: int, of their sampling.
-        training_images: list of int or None, training images in which each class occurs: the sizes
-            of a compact memory bank's rings.
+        seed: int, the seed of their sampling.
+        training_images: list of int or None, the number of training images in which each class
+            occurs: the ring sizes of a compact memory bank.
 
     Returns:
-        list of `(objective, weight)`; a weight that changes is a function of the step.
+        list of `(objective, weight)`; a weight that changes over time is a function of the step.
 
     Raises:
         UserError: if a bank is to be compact and `training_images` is None, or a number does not
@@ -222,12 +221,12 @@ def build_objectives(contrast, *, num_classes, seed, training_images=None):
 
 
 def ramped(weight, *, start, steps):
-    """Makes a weight that rises.
+    """Makes a weight that ramps up linearly.
 
     Args:
-        weight: float, at the end.
-        start: int, the step up to which it is 0.
-        steps: int, over which it rises linearly from then on; 0: it is there at `start`.
+        weight: float, the final value.
+        start: int, the step up to which the weight is 0.
+        steps: int, length of the linear ramp from `start`; 0: a jump to `weight` at `start`.
 
     Returns:
         function from a step, an int tensor, to a float32 scalar.
@@ -269,7 +268,7 @@ def build_optimizer(optimizer, schedule, *, steps, segmenter=None):
         `SGD` or `AdamW`.
 
     Raises:
-        UserError: if the config has factors that the segmenter has no weights for.
+        UserError: if a factor in the config matches no weight of the segmenter.
     """
     from kseg.training.optimizers import SGD, AdamW
 
@@ -344,6 +343,6 @@ def _ring_sizes(capacity, training_images):
     if training_images is None:
         raise UserError(
             "A compact memory bank needs the number of training images of each class, which the "
-            'prepared data tell. Received: none. Use "layout": "dense"'
+            'prepared data record. Received: none. Use "layout": "dense"'
         )
     return [min(capacity, max(images, 1)) for images in training_images]

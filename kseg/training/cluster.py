@@ -1,4 +1,4 @@
-"""The machines that train one model together. Read without TensorFlow."""
+"""The workers of multi-machine training, read from `TF_CONFIG` without importing TensorFlow."""
 
 import dataclasses
 import json
@@ -13,8 +13,8 @@ class Cluster:
 
     Attributes:
         num_workers: int, at least 2.
-        worker: int, this one's number; the chief, or worker 0 where none is named, is 0.
-        address: str, `host:port` of this one.
+        worker: int, index of this worker; the chief, or worker 0 if no chief is named, is 0.
+        address: str, `host:port` of this worker.
     """
 
     num_workers: int
@@ -23,7 +23,7 @@ class Cluster:
 
     @property
     def is_chief(self):
-        """Whether this worker is the one that writes."""
+        """Whether this worker is the chief, which evaluates, prints and writes."""
         return self.worker == 0
 
 
@@ -34,10 +34,10 @@ def read_cluster(environment=os.environ):
         environment: mapping of str.
 
     Returns:
-        `Cluster`, or None if there is no `TF_CONFIG`, or one of a single worker.
+        `Cluster`, or None if `TF_CONFIG` is missing or names a single worker.
 
     Raises:
-        UserError: if it is malformed, or names other tasks than chief and workers.
+        UserError: if it is malformed, or names tasks other than chief and workers.
     """
     text = environment.get("TF_CONFIG")
     if not text:

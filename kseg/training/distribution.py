@@ -1,4 +1,4 @@
-"""Which devices of which machines a run uses."""
+"""Devices and distribution strategies: the choice for a run, and agreement between workers."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from kseg.errors import UserError
 
 
 def describe_devices(strategy, *, driver="/proc/driver/nvidia/version"):
-    """Names what is trained on, as a line.
+    """Describes the devices of a strategy in one line.
 
     Args:
         strategy: `tf.distribute.Strategy`.
-        driver: file that is there where the machine has an NVIDIA driver.
+        driver: file that exists if the machine has an NVIDIA driver.
 
     Returns:
-        str. It also says so if the machine has a GPU that TensorFlow cannot use.
+        str, with a note if the machine has a GPU that TensorFlow cannot use.
     """
     count, gpus = strategy.num_replicas_in_sync, tf.config.list_physical_devices("GPU")
     if gpus:
@@ -36,20 +36,20 @@ def describe_devices(strategy, *, driver="/proc/driver/nvidia/version"):
 
 
 def build_strategy(devices=None, cluster=None):
-    """Chooses a strategy, before anything else is computed.
+    """Chooses the distribution strategy; must run before anything is computed.
 
-    MirroredStrategy over several devices, the default one for one; in a cluster
-    MultiWorkerMirroredStrategy over all GPUs of its machines, or their CPUs.
+    Several devices get MirroredStrategy, a single one the default strategy, a cluster
+    MultiWorkerMirroredStrategy over all GPUs of its machines, or over their CPUs.
 
     Args:
-        devices: int, how many to use, or None: all. GPUs if there are any, else (logical) CPUs.
+        devices: int, number of devices, or None: all. GPUs if there are any, else logical CPUs.
         cluster: `kseg.training.cluster.Cluster` or None.
 
     Returns:
         `tf.distribute.Strategy`.
 
     Raises:
-        UserError: if there are fewer devices, or some are chosen in a cluster.
+        UserError: if there are fewer devices, or `devices` is set in a cluster.
     """
     if cluster:
         if devices is not None:
@@ -86,7 +86,7 @@ def build_strategy(devices=None, cluster=None):
 
 
 def _check_port(address):
-    """Refuses a port that another program has, before the others wait for this worker."""
+    """Refuses a port that is in use, before the other workers wait for this one."""
     try:
         port = int(address.rpartition(":")[2])
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -100,19 +100,18 @@ def _check_port(address):
         ) from None
 
 
-def check_agreement(strategy, cluster, mine):
-    """Makes sure that all workers of a cluster train the same; all must call it.
+def check_agreement(strategy, cluster, settings):
+    """Checks that all workers of a cluster train with the same settings; all must call it.
 
     Args:
         strategy: `tf.distribute.Strategy`.
         cluster: `kseg.training.cluster.Cluster`.
-        mine: flat dict of what must be equal on all workers, as JSON can hold it.
+        settings: flat JSON-able dict of this worker's values that must be equal on all workers.
 
     Raises:
-        UserError: on every worker, naming a worker and the keys in which it differs from the
-            first.
+        UserError: on every worker, naming a worker and the keys in which it differs from worker 0.
     """
-    everybody = [json.loads(text) for text in _exchange(strategy, cluster, json.dumps(mine))]
+    everybody = [json.loads(text) for text in _exchange(strategy, cluster, json.dumps(settings))]
     for worker, theirs in enumerate(everybody):
         keys = sorted({*everybody[0], *theirs})
         differing = [key for key in keys if everybody[0].get(key) != theirs.get(key)]
@@ -130,21 +129,21 @@ def check_agreement(strategy, cluster, mine):
 
 
 def _exchange(strategy, cluster, text):
-    """Gives each worker the texts of all, in the order of their numbers."""
+    """Returns the texts of all workers, in the order of their indices."""
     content = text.encode()
     lengths = _sum_of_slots(strategy, cluster, np.array([len(content)], "float32"))
     longest = int(lengths.max())
-    mine = np.zeros(longest, "float32")  # Bytes as floats: every way of communication has them.
-    mine[: len(content)] = np.frombuffer(content, "uint8")
-    everybody = _sum_of_slots(strategy, cluster, mine).astype("uint8")
+    padded = np.zeros(longest, "float32")  # Every collective implementation supports floats.
+    padded[: len(content)] = np.frombuffer(content, "uint8")
+    everybody = _sum_of_slots(strategy, cluster, padded).astype("uint8")
     sizes = lengths[:, 0].astype(int)
     return [row[:size].tobytes().decode() for row, size in zip(everybody, sizes, strict=True)]
 
 
-def _sum_of_slots(strategy, cluster, mine):
-    """Stacks a float32 vector of each worker; `(num_workers, size)`."""
-    slots = np.zeros((cluster.num_workers, len(mine)), "float32")
-    slots[cluster.worker] = mine
+def _sum_of_slots(strategy, cluster, vector):
+    """Stacks one float32 vector of each worker, `(num_workers, size)`."""
+    slots = np.zeros((cluster.num_workers, len(vector)), "float32")
+    slots[cluster.worker] = vector
     local = strategy.num_replicas_in_sync // cluster.num_workers
 
     def total():
@@ -153,8 +152,8 @@ def _sum_of_slots(strategy, cluster, mine):
         part = tf.where(is_first, tf.constant(slots), tf.zeros_like(slots))
         return context.all_reduce(tf.distribute.ReduceOp.SUM, part)
 
-    found = strategy.run(tf.function(total, autograph=False))
-    return strategy.experimental_local_results(found)[0].numpy()
+    stacked = strategy.run(tf.function(total, autograph=False))
+    return strategy.experimental_local_results(stacked)[0].numpy()
 
 
 def make_reproducible():
@@ -170,7 +169,7 @@ def make_reproducible():
 
 
 def anywhere(strategy, flag):
-    """Asks whether a flag is set on any worker of a cluster, once all workers ask.
+    """Whether a flag is set on any worker of a cluster; all workers must call it.
 
     Args:
         strategy: `tf.distribute.Strategy`.
@@ -191,7 +190,7 @@ def anywhere(strategy, flag):
 def use_xla(jit_compile, strategy):
     """Resolves `train.jit_compile`.
 
-    XLA fuses and pays on a GPU, is slower than oneDNN on a CPU, and cannot compile the
+    XLA's fusion pays off on a GPU; on a CPU XLA is slower than oneDNN. It cannot compile the
     communication of a strategy with several replicas.
 
     Args:

@@ -1,10 +1,10 @@
-"""Weights averaged over time, as pure functions for any Keras backend."""
+"""Exponential moving averages of weights, as pure functions for any Keras backend."""
 
 from keras import ops
 
 
 def decay_at(step, decay):
-    """The decay of one step: low at first, so that the average forgets the first weights.
+    """The decay at a step: low at first, so that the average forgets the initial weights.
 
     `min(decay, (1 + n) / (10 + n))` with n = step - 2, as TensorFlow's
     `tf.train.ExponentialMovingAverage` has it with n updates before. It is 0 at the first step,
@@ -12,7 +12,7 @@ def decay_at(step, decay):
     after 9,000.
 
     Args:
-        step: int >= 1 or such a tensor: the optimizer steps that were made, this one included.
+        step: int >= 1 or int tensor, the number of optimizer steps so far, this one included.
         decay: float in [0, 1).
 
     Returns:

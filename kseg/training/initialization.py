@@ -1,4 +1,4 @@
-"""Where the weights of a new run come from."""
+"""Initial weights of a new run: pretrained ones, or random with a warning."""
 
 import sys
 
@@ -7,7 +7,7 @@ from kseg.weights import hub
 
 
 def check_pretrained(model):
-    """Refuses weights that cannot be had, as far as that shows before a network is built.
+    """Refuses unavailable weights, as far as that can be checked before a network is built.
 
     Args:
         model: `kseg.config.Model`.
@@ -30,14 +30,14 @@ def load_pretrained(segmenter, model):
 
     Args:
         segmenter: model from `kseg.segmenters.build_segmenter`, freshly initialized.
-        model: `kseg.config.schema.Model`. `weights` are of the whole network, in place of
+        model: `kseg.config.schema.Model`. Its `weights` cover the whole network and replace
             `backbone.weights`.
 
     Returns:
-        str, what the weights come from: the source, or `"random"`.
+        str, the source of the weights, or `"random"`.
 
     Raises:
-        UserError: if the weights do not fit, or cannot be had (`UnavailableError`) and
+        UserError: if the weights do not fit, or are unavailable (`UnavailableError`) and
             `backbone.weights_if_missing` is `"fail"`.
     """
     from kseg.weights import load_weights  # Here: it imports Keras.

@@ -19,20 +19,20 @@ from kseg.training.updates import clip_by_global_norm, is_decayed
 class JaxTrainer:
     """A segmenter with its losses and contrastive objectives, as a function without side effects.
 
-    The state of a run is a dict of lists of arrays: `weights` (trainable), `statistics` (what else
-    the segmenter holds: moving statistics, seed generators), `objectives` (banks, seed generators),
-    `slots` (of the optimizer), and `step`, int32 scalar.
+    The state of a run is a dict of lists of arrays: `weights` (trainable), `statistics` (the
+    segmenter's other variables: moving statistics, seed generators), `objectives` (banks, seed
+    generators), `slots` (the optimizer's), and `step`, int32 scalar.
 
     Args:
         segmenter, losses, objectives, clip_norm, distortion: as for
             `kseg.training.trainer.SegmentationTrainer`.
         updates: `kseg.training.updates.SGD` or `AdamW`.
         schedule: function from the step, an int32 scalar, to the learning rate.
-        learning_rate_factors: dict from the path of a weight to what its learning rate is
-            multiplied by; others: 1. None: all 1.
+        learning_rate_factors: dict from the path of a weight to the factor of its learning rate;
+            others: 1. None: all 1.
 
     Raises:
-        RuntimeError: if Keras runs on another backend than JAX.
+        RuntimeError: if the Keras backend is not JAX.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class JaxTrainer:
         }
 
     def initial_state(self):
-        """The state before the first step, from the variables' present values (copies)."""
+        """The state before the first step: copies of the variables' current values."""
         state = {
             name: [jnp.array(v.value) for v in variables]
             for name, variables in self.variables().items()
@@ -91,11 +91,11 @@ class JaxTrainer:
         """One optimizer step.
 
         Args:
-            state: as `initial_state` or the step before gave it.
+            state: as returned by `initial_state` or the previous step.
             batch: dict as `SegmentationTrainer.train_step` takes it, static shapes.
-            schedule: stands for the trainer's where it is not None: so that one compiled step
-                serves runs whose rates are inputs of it.
-            objective_weights: list of float32 scalars or None, alike.
+            schedule: replaces the trainer's if not None, so that one compiled step serves runs
+                whose learning rates are inputs.
+            objective_weights: list of float32 scalars, replaces the trainer's if not None.
 
         Returns:
             `(state, logs)`: the new state; and a dict of float32 scalars, `loss` (the weighted sum)
@@ -109,7 +109,7 @@ class JaxTrainer:
         loss = functools.partial(
             self._loss, state=state, batch=batch, objective_weights=objective_weights
         )
-        (_, (logs, found, statistics, banks)), gradients, reached = _value_and_gradients(
+        (_, (logs, bank_entries, statistics, banks)), gradients, reached = _value_and_gradients(
             loss, state["weights"]
         )
         if self.clip_norm:
@@ -128,7 +128,7 @@ class JaxTrainer:
         new = {
             "weights": _replaced(state["weights"], reached, values),
             "statistics": statistics,
-            "objectives": self._remember(banks, found),
+            "objectives": self._remember(banks, bank_entries),
             "slots": [
                 _replaced(old, reached, slot)
                 for old, slot in zip(state["slots"], slots, strict=True)
@@ -138,7 +138,7 @@ class JaxTrainer:
         return new, logs
 
     def _loss(self, weights, *, state, batch, objective_weights):
-        """The weighted sum, and what comes along with it."""
+        """The weighted sum of terms; logs, bank entries and updated state as auxiliary output."""
         variables = self.variables()
         values = {**state, "weights": weights}
         mapping = [
@@ -155,10 +155,10 @@ class JaxTrainer:
                 for name, (loss, weight) in self.losses_on_logits.items()
                 if weight
             }
-            found = []
+            bank_entries = []
             for objective, weight in zip(self.objectives, objective_weights, strict=True):
                 values, entries = objective.contrast(outputs, labels)
-                found.append(entries)
+                bank_entries.append(entries)
                 for name, value in values.items():
                     terms[f"{objective.name}/{name}"] = (value, weight)
             loss = sum(value * weight for value, weight in terms.values())
@@ -166,22 +166,22 @@ class JaxTrainer:
             _current(scope, variables[name], state[name]) for name in ("statistics", "objectives")
         )
         logs = {"loss": loss, **{name: value for name, (value, _) in terms.items()}}
-        return loss, (logs, found, statistics, banks)
+        return loss, (logs, bank_entries, statistics, banks)
 
-    def _remember(self, banks, found):
-        """Lets the objectives store what they found; the new values of their variables."""
+    def _remember(self, banks, bank_entries):
+        """Lets the objectives store their entries; returns the new values of their variables."""
         variables = self.variables()["objectives"]
         mapping = list(zip(variables, banks, strict=True))
         with keras.StatelessScope(state_mapping=mapping) as scope:
-            for objective, entries in zip(self.objectives, found, strict=True):
+            for objective, entries in zip(self.objectives, bank_entries, strict=True):
                 objective.remember(entries)
         return _current(scope, variables, banks)
 
 
 def _current(scope, variables, values):
-    """The values of variables at the end of a scope; those before where nothing was assigned."""
-    found = [scope.get_current_value(variable) for variable in variables]
-    return [before if value is None else value for value, before in zip(found, values, strict=True)]
+    """The values of variables at the end of a scope; unassigned ones keep their old values."""
+    new = [scope.get_current_value(variable) for variable in variables]
+    return [before if value is None else value for value, before in zip(new, values, strict=True)]
 
 
 def _replaced(values, positions, new):
@@ -192,22 +192,22 @@ def _replaced(values, positions, new):
 
 
 def _value_and_gradients(function, weights):
-    """Differentiates, and tells which weights the value depends on at all.
+    """Differentiates, and determines which weights the value depends on at all.
 
-    An optimizer must leave the others alone, as it does where TensorFlow gives None for their
-    gradient: JAX gives zeros, and they would decay.
+    An optimizer must leave the others alone, as it does with TensorFlow, whose gradient for them is
+    None. JAX returns zeros, and weight decay would still shrink them.
 
     Args:
         function: from a list of arrays to `(value, extra)`.
         weights: list of arrays.
 
     Returns:
-        `(value, extra), gradients, reached`: list of arrays, and the positions of those reached.
+        `(value, extra), gradients, reached`: list of arrays, and indices of the reached weights.
     """
     differentiated = jax.value_and_grad(function, has_aux=True)
     closed, shapes = jax.make_jaxpr(differentiated, return_shape=True)(weights)
     jaxpr = closed.jaxpr
-    # A gradient that is computed from nothing is one of JAX' zeros.
+    # A gradient without inputs is one of JAX's zeros.
     dependent = set(jaxpr.invars)
     dependent |= {
         variable

@@ -1,4 +1,4 @@
-"""Learning rates that differ from part to part of a network, on any Keras backend."""
+"""Separate learning rates for parts and layers of a network, on any Keras backend."""
 
 import re
 
@@ -6,18 +6,18 @@ from kseg.backbones.backbone import Backbone
 from kseg.errors import UserError
 
 PARTS = ("backbone", "head", "projectors")
-_PROJECTOR = "embedding_"  # Begins the names of a segmenter's projectors.
+_PROJECTOR = "embedding_"  # Prefix of the names of a segmenter's projectors.
 _SHOWN = 6
 _SWIN_BLOCK = re.compile(r"layers_(?P<stage>\d+)_blocks_(?P<block>\d+)/")
 _SWIN_MERGING = re.compile(r"layers_(?P<stage>\d+)_downsample/")
 
 
 def parts_of(segmenter):
-    """Tells which part of a network each trainable weight belongs to.
+    """Maps each trainable weight to the part of the network that it belongs to.
 
     Args:
-        segmenter: model from `kseg.segmenters.build_segmenter`, or any Keras model; one without a
-            `Backbone` is all head.
+        segmenter: model from `kseg.segmenters.build_segmenter`, or any Keras model; without a
+            `Backbone` all weights belong to the head.
 
     Returns:
         dict from the path of a weight to `"backbone"`, `"head"` or `"projectors"`, in the order of
@@ -38,10 +38,10 @@ def parts_of(segmenter):
 
 
 def learning_rate_factors(parts, factors, layer_decay=None):
-    """Computes by what the learning rate of each weight is multiplied.
+    """Computes the learning-rate factor of each weight.
 
-    A key of `factors` is a part, or the beginning of a weight's path, such as `"layers_0"` or
-    `"logits/"`. A beginning wins over a part, and a longer one over a shorter.
+    A key of `factors` is a part, or a prefix of a weight's path, such as `"layers_0"` or
+    `"logits/"`. A prefix takes precedence over a part, and a longer prefix over a shorter one.
 
     `layer_decay` d multiplies the factors of a Swin of L blocks: that of block i = 1..L by
     `d^(L + 1 - i)`, a patch merging as the block before it, the patch embedding by `d^(L + 1)`. The
@@ -50,16 +50,16 @@ def learning_rate_factors(parts, factors, layer_decay=None):
 
     Args:
         parts: dict as from `parts_of`.
-        factors: dict from a part or a beginning of a path to a float >= 0; 0 keeps weights as they
-            are. Parts that the network does not have may be named.
+        factors: dict from a part or a path prefix to a float >= 0; 0 freezes the weights. Parts
+            that the network does not have may be named.
         layer_decay: float in (0, 1] or None.
 
     Returns:
-        dict from the path of a weight to a float, 1 where nothing is said, in the order of `parts`.
+        dict from the path of a weight to a float, 1 by default, in the order of `parts`.
 
     Raises:
-        UserError: if a key of `factors` is neither, or `layer_decay` is given and no weight is
-            that of a Swin's block.
+        UserError: if a key of `factors` is neither, or `layer_decay` is given and no weight
+            belongs to a Swin block.
     """
     for key in factors:
         if key not in PARTS and not (key and any(path.startswith(key) for path in parts)):
@@ -82,7 +82,7 @@ def learning_rate_factors(parts, factors, layer_decay=None):
 
 
 def _swin_exponents(parts):
-    """Distances of a Swin's weights from its head, in blocks."""
+    """Distance of each Swin weight from the head, in blocks."""
     paths = [path for path, part in parts.items() if part == "backbone"]
     blocks = {match[0] for path in paths if (match := _SWIN_BLOCK.match(path))}
     if not blocks:
@@ -108,13 +108,13 @@ def _swin_exponents(parts):
 class LearningRateFactors:
     """A mix-in that gives each variable of a Keras optimizer its own learning rate.
 
-    `class FactoredAdam(LearningRateFactors, keras.optimizers.Adam)`; weight decay, which Keras
-    multiplies by the learning rate, follows.
+    Use it as `class FactoredAdam(LearningRateFactors, keras.optimizers.Adam)`. Weight decay, which
+    Keras multiplies by the learning rate, is scaled along with it.
 
     Args:
-        learning_rate_factors: dict from the path of a variable to what its learning rate is
-            multiplied by, see `learning_rate_factors`; others: 1. None: all 1.
-        *args, **kwargs: the optimizer's.
+        learning_rate_factors: dict from the path of a variable to the factor of its learning
+            rate, see `learning_rate_factors`; others: 1. None: all 1.
+        *args, **kwargs: arguments of the optimizer.
     """
 
     def __init__(self, *args, learning_rate_factors=None, **kwargs):

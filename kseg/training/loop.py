@@ -1,4 +1,4 @@
-"""The loop around the training step: resuming, watching, evaluating, keeping."""
+"""The training loop: resuming, checks for NaN, evaluation, checkpoints, stopping on signals."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from kseg.training.initialization import load_pretrained
 from kseg.training.reporting import TensorBoard, TrainingProgress
 from kseg.training.trainer import build_step
 
-_AGREE_EVERY = 10  # Steps between questions to all workers whether one was asked to stop.
+_AGREE_EVERY = 10  # Steps between checks whether any worker was asked to stop.
 
 
 class NonFiniteLossError(UserError):
@@ -39,8 +39,8 @@ def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=N
         run: `kseg.runs.Run`.
         training_batches: function from a start step to an endless `tf.data.Dataset` of global
             batches `{"image", "label"}`, whose first batch is that of the start step. In a cluster
-            it takes `worker`, `num_workers` and `num_replicas` too, and gives this worker's part of
-            each batch, replica after replica.
+            it also takes `worker`, `num_workers` and `num_replicas`, and yields this worker's part
+            of each batch, replica by replica.
         evaluation_batches: function to a `tf.data.Dataset` over the evaluation split, see
             `kseg.evaluation.evaluator.Evaluator`.
         strategy: `tf.distribute.Strategy`, or None: that of `train.devices`.
@@ -48,13 +48,13 @@ def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=N
             at the same path; only the chief evaluates, prints and writes.
 
     Returns:
-        dict with `step`, `best_mean_iou`, `best_step`, and `initial_weights`: what the weights came
-        from, a source or `"random"`.
+        dict with `step`, `best_mean_iou`, `best_step`, and `initial_weights`, the source of the
+        initial weights or `"random"`.
 
     Raises:
         NonFiniteLossError: if a loss term is NaN or infinite; no checkpoint is written then.
-        NonFiniteWeightsError: if a weight, a moving statistic or other state is, before it is
-            evaluated or written.
+        NonFiniteWeightsError: if a weight, a moving statistic or other state is NaN or infinite,
+            before it is evaluated or written.
         Interrupted: after SIGINT or SIGTERM, with the state saved.
         UserError: if config and devices do not fit, a checkpoint is damaged or of another
             experiment, or another process trains in the run's folder.
@@ -66,7 +66,7 @@ def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=N
 
 
 def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
-    """As `train`, with the lock of the run's folder, which workers but the chief do not have."""
+    """As `train`, with the lock of the run's folder; None on workers other than the chief."""
     config = run.config
     settings = config.train
     strategy = strategy or build_strategy(settings.devices)
@@ -187,7 +187,7 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
 
 
 def _resume(run, state, *, is_chief):
-    """Sets all state to that of the newest checkpoint.
+    """Restores all state from the newest checkpoint.
 
     Args:
         run: `kseg.runs.Run`.
@@ -195,8 +195,9 @@ def _resume(run, state, *, is_chief):
         is_chief: bool; only the chief prints and deletes.
 
     Returns:
-        dict, the checkpoint's meta data; None if there is no checkpoint. One whose weights are not
-        finite, as earlier versions wrote them, is deleted, and the one before it taken.
+        dict, the checkpoint's metadata; None if there is no checkpoint. A checkpoint with weights
+        that are not finite, as earlier versions could write, is deleted in favor of the previous
+        one.
 
     Raises:
         UserError: if the checkpoint is damaged, or of another experiment.
@@ -222,20 +223,20 @@ def _resume(run, state, *, is_chief):
 
 
 def _is_better(mean_iou, best):
-    """Whether a score is the best one so far; NaN never is, and equal ones are, being newer."""
+    """Whether a score is the best so far. NaN never is; of equal scores the newer one is."""
     if mean_iou is None or np.isnan(mean_iou):
         return False
     return best is None or mean_iou >= best
 
 
 class _Evaluator:
-    """Evaluates what is trained: on all devices, but in a cluster on the chief alone.
+    """Evaluates the trained model on all devices, or in a cluster on the chief alone.
 
-    There the chief has a network of its own, because a variable of the cluster's can be read only
-    by all workers together. The others' next step waits for the chief's.
+    In a cluster the chief has a copy of the network, because a distributed variable can be read
+    only by all workers together. The other workers wait for the chief at their next step.
 
     Attributes:
-        weights: dict from name to variable, or in a cluster to array: those of the last `update`.
+        weights: dict from name to variable, or in a cluster to array, as of the last `update`.
     """
 
     def __init__(self, run, trainer, strategy, cluster):
@@ -265,7 +266,7 @@ class _Evaluator:
 
 
 def _distributed(training_batches, step, strategy, cluster):
-    """The distributed data set that starts at a step."""
+    """The distributed dataset from a start step on."""
     if cluster is None:
         return strategy.experimental_distribute_dataset(training_batches(step))
 
@@ -281,17 +282,17 @@ def _distributed(training_batches, step, strategy, cluster):
 
 
 class _FiniteWatch:
-    """Looks at each step's terms while the next one runs, so that the device never waits.
+    """Checks each step's loss terms while the next step runs, so that the device never waits.
 
-    A step's loss is computed before its update, so it says nothing about the weights that the
-    update made: those are looked at before they are evaluated or written.
+    A step's loss is computed before its update and says nothing about the updated weights: these
+    are checked before they are evaluated or written.
 
     Args:
         run: `kseg.runs.Run`.
-        state: dict from name to variable, all that a checkpoint holds.
+        state: dict from name to variable, everything that a checkpoint holds.
 
     Attributes:
-        intact_step: int or None, the step of the newest checkpoint, which is known to be finite.
+        intact_step: int or None, the step of the newest checkpoint, known to be finite.
     """
 
     def __init__(self, run, state):
@@ -306,13 +307,13 @@ class _FiniteWatch:
         self._look(before)
 
     def flush(self):
-        """Looks at the newest step too, and returns its values."""
+        """Checks the newest step, too, and returns its values."""
         before, self._pending = self._pending, None
         self._look(before)
         return dict(self._values)
 
     def check_weights(self, step):
-        """Looks at all weights, moving statistics, momenta and banks; all workers must call it."""
+        """Checks all weights, moving statistics, momenta and banks; all workers must call it."""
         if broken := describe_non_finite(self._state):
             raise NonFiniteWeightsError(
                 f"The weights must stay finite. After step {step} {broken} are not{self._way_out()}"
@@ -358,7 +359,7 @@ class _StopSignals:
     def __enter__(self):
         waiting.watch_signals()
         for number in (signal.SIGINT, signal.SIGTERM):
-            # Outside the main thread (ValueError), whoever runs us handles signals.
+            # Outside the main thread (ValueError) signals are left to the caller.
             with contextlib.suppress(ValueError):
                 self._before[number] = signal.signal(number, self._receive)
         return self

@@ -1,9 +1,9 @@
-"""SGD and AdamW with one graph node an update, for gradients that are summed already.
+"""SGD and AdamW with one graph node per update, for gradients already summed over replicas.
 
-Keras builds half a dozen nodes for each of a network's thousand variables; TensorFlow has kernels
-that do the whole update. The numbers are Keras' own. Differences to `keras.optimizers`: SGD adds
-weight decay to the gradient (L2), as PyTorch does and the papers' settings mean; weight decay
-leaves out biases and norms (variables of rank 0 or 1) and Swin's tables of position biases, as its
+Keras builds half a dozen nodes for each of a network's thousand variables; TensorFlow has fused
+kernels for the whole update. The results are those of Keras. Differences from `keras.optimizers`:
+SGD adds weight decay to the gradient (L2), as PyTorch does and the papers' settings assume; weight
+decay skips biases and norms (variables of rank 0 or 1) and Swin's tables of position biases, as its
 authors do; under a strategy gradients are not summed over replicas here, because the trainer does
 that before it clips them.
 """
@@ -36,7 +36,7 @@ class SGD(FusedUpdates, keras.optimizers.SGD):
         learning_rate: float or schedule.
         momentum: float in [0, 1).
         nesterov: bool.
-        decay_rate: float >= 0, of variables of rank 2 and more.
+        decay_rate: float >= 0, for variables of rank 2 or more.
         learning_rate_factors: as in `LearningRateFactors`.
     """
 
@@ -77,7 +77,7 @@ class AdamW(FusedUpdates, keras.optimizers.Adam):
     Args:
         learning_rate: float or schedule.
         beta_1, beta_2, epsilon: floats, as in `keras.optimizers.Adam`.
-        decay_rate: float >= 0, of variables of rank 2 and more.
+        decay_rate: float >= 0, for variables of rank 2 or more.
         learning_rate_factors: as in `LearningRateFactors`.
     """
 

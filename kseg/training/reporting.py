@@ -1,8 +1,8 @@
-"""What a run tells while it goes: a progress line and TensorBoard events.
+"""Progress of a run in training: a line on the console and TensorBoard events.
 
-The line shows each term of the loss times its weight, so that the terms add up to the loss.
-TensorBoard shows terms before their weights (`loss/<term>`), which stay comparable where a weight
-rises or differs between runs, and the weighted sum (`loss/loss`).
+The line shows each loss term times its weight, so that the terms add up to the loss. TensorBoard
+shows unweighted terms (`loss/<term>`), which stay comparable when a weight ramps up or differs
+between runs, and the weighted sum (`loss/loss`).
 """
 
 import contextlib
@@ -30,22 +30,22 @@ _SHORT = {
 
 
 class TrainingProgress:
-    """A line with the loss and what it is the sum of, learning rate, speed and the time left.
+    """A line with the loss and its terms, the learning rate, the speed and the time left.
 
     On a terminal the line is overwritten; in a file each report is a line of its own.
 
     Args:
-        step: int, where the run starts.
-        steps: int, where it ends.
-        batch_size: int, images in a step.
-        quiet: bool, prints nothing.
+        step: int, first step.
+        steps: int, last step.
+        batch_size: int, images per step.
+        quiet: bool, print nothing.
     """
 
     def __init__(self, step, steps, batch_size, *, quiet=False):
         self._steps = steps
         self._batch_size = batch_size
         self._start = time.perf_counter()
-        self._window = None  # The first step compiles: it does not count as speed.
+        self._window = None  # The first step compiles and is left out of the speed.
         self._window_steps = 0
         self._steps_done = 0
         self._terminal = sys.stdout.isatty()
@@ -53,12 +53,12 @@ class TrainingProgress:
 
     @property
     def is_new(self):
-        """Whether no step is done."""
+        """Whether no step has been done."""
         return self._steps_done == 0
 
     @property
     def is_first(self):
-        """Whether just one step is done."""
+        """Whether exactly one step has been done."""
         return self._steps_done == 1
 
     def step_done(self):
@@ -99,7 +99,7 @@ class TrainingProgress:
         if self._quiet:
             return speed
         overwritten = self._terminal and step < self._steps
-        # A line that is broken into two cannot be overwritten.
+        # A wrapped line cannot be overwritten.
         width = shutil.get_terminal_size().columns - 1 if overwritten else _LONGEST
         text = _fitting(parts, weighted_terms(values, weights), min(width, _LONGEST))
         if overwritten:
@@ -109,12 +109,12 @@ class TrainingProgress:
         return speed
 
     def line(self, text):
-        """Prints a line that stays."""
+        """Prints a line that is not overwritten."""
         print(f"\r\x1b[K{text}" if self._terminal else text, flush=True)
 
     @contextlib.contextmanager
     def working(self, doing, total=None, *, unit="images"):
-        """Shows work between two steps, and leaves it out of the speed.
+        """Shows the progress of work between two steps, and leaves it out of the speed.
 
         Args:
             doing, total, unit: as for `kseg.progress.Progress`.
@@ -132,7 +132,7 @@ class TrainingProgress:
 
 
 def weighted_terms(values, weights):
-    """The terms of a loss, each times its weight: they add up to the loss.
+    """The terms of a loss, each times its weight, so that they add up to the loss.
 
     Args:
         values, weights: as for `TrainingProgress.report`.
@@ -148,11 +148,11 @@ def weighted_terms(values, weights):
 
 
 def _fitting(parts, terms, width):
-    """The line with as much in it as fits; the time left is what is left out last.
+    """The longest form of the line that fits; the remaining time is dropped last.
 
     Args:
         parts: dict of str: `step`, `loss`, `rate`, `speed` (empty if unknown), `left`.
-        terms: dict from the name of a term to float, what it adds to the loss.
+        terms: dict from the name of a term to its weighted value, float.
         width: int, columns.
 
     Returns:
@@ -202,18 +202,18 @@ class TensorBoard:
         self._evaluation = tf.summary.create_file_writer(str(folder / "evaluation"))
 
     def scalars(self, step, values):
-        """Writes loss terms before their weights, the loss, learning rate, speed.
+        """Writes unweighted loss terms, the loss, learning rate and speed.
 
         Args:
             step: int.
-            values: dict of floats; `learning_rate` and `images_per_second` are tags as they are,
-                others become `loss/<name>`.
+            values: dict of floats; `learning_rate` and `images_per_second` keep their names as
+                tags, others become `loss/<name>`.
         """
         with self._train.as_default():
             for name, value in values.items():
                 tag = name if name in ("learning_rate", "images_per_second") else f"loss/{name}"
                 tf.summary.scalar(tag, value, step=step)
-        self._train.flush()  # A failed run is looked at, too.
+        self._train.flush()  # So that the events of a failed run can be inspected.
 
     def evaluation(self, step, evaluation):
         """Writes scores, the confusion matrix and image panels.

@@ -9,8 +9,8 @@ class PolynomialSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up, then polynomial decay over all steps.
 
     Step t of T (counted from 0) trains with
-    `(end + (peak - end) * (1 - t / T)^power) * min(1, (t + 1) / warmup)`: the warm-up begins near
-    0, whatever the end.
+    `(end + (peak - end) * (1 - t / T)^power) * min(1, (t + 1) / warmup)`: the warm-up starts near
+    0, whatever `end` is.
 
     Args:
         learning_rate: float > 0, the peak.
@@ -28,7 +28,7 @@ class PolynomialSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.end_learning_rate = end_learning_rate
 
     def __call__(self, step):
-        """Learning rate, float32 scalar, of the step with this int number."""
+        """Learning rate of an int step, float32 scalar."""
         step = ops.cast(step, "float32")
         left = ops.maximum(1.0 - step / self.steps, 0.0)
         decayed = (self.learning_rate - self.end_learning_rate) * left**self.power

@@ -1,4 +1,4 @@
-"""The training step."""
+"""The training step on TensorFlow: a Keras model around segmenter, losses and objectives."""
 
 import keras
 import tensorflow as tf
@@ -15,30 +15,30 @@ from kseg.training.optimizers import FusedUpdates
 class SegmentationTrainer(keras.Model):
     """A segmenter with its losses and contrastive objectives.
 
-    `compile(optimizer)` it with an optimizer of `kseg.training.optimizers` or of Keras; then its
-    `train_step` can run in a loop of one's own (`kseg.training.loop`) or in `fit`.
+    Call `compile(optimizer)` with an optimizer of `kseg.training.optimizers` or of Keras; then
+    `train_step` can run in a custom loop (`kseg.training.loop`) or in `fit`.
 
     Args:
         segmenter: model from `kseg.segmenters.build_segmenter`, or any Keras model from images to
-            a dict with `logits` and what the objectives take.
+            a dict with `logits` and the outputs that the objectives need.
         losses: dict from a name to `(loss, weight)`: a function of (labels, outputs) to this
-            replica's share, a float32 scalar, and a float; those of weight 0 are left out. None:
+            replica's share, a float32 scalar, and a float; losses of weight 0 are skipped. None:
             cross-entropy, and that of `aux_logits` with weight 0.4 if the segmenter has them.
         objectives: list of `(objective, weight)`, of `kseg.contrast.objective.Objective`. A weight
             may be a function of the optimizer's step.
         clip_norm: float or None, the limit of the gradients' global norm.
-        distortion: `kseg.layers.photometric.PhotometricDistortion` or None: what is done to
-            training images first; batches must have `draws` then.
-        averaged: model of the segmenter's architecture or None: after each step it gets the
+        distortion: `kseg.layers.photometric.PhotometricDistortion` or None, applied first to
+            training images; batches must then have `draws`.
+        averaged: model of the segmenter's architecture or None: after each step it holds the
             average of the segmenter's weights over time, see `kseg.training.ema`. Moving
-            statistics of batch norms are averaged like all weights, so that they belong to
-            them. Its first values have no effect.
-        ema_decay: float in [0, 1), of the average.
+            statistics of batch norms are averaged like all weights, so that they match them. Its
+            initial values have no effect.
+        ema_decay: float in [0, 1), decay of the average.
 
     Raises:
-        ValueError: if `averaged` has other weights than the segmenter, two objectives have one
-            name, a loss has that of an objective, there is no term at all, or an objective does not
-            fit the segmenter.
+        ValueError: if `averaged` does not have the segmenter's weights, two objectives share a
+            name, a loss has the name of an objective, there is no term at all, or an objective
+            does not fit the segmenter.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class SegmentationTrainer(keras.Model):
         self.built = True
 
     def compile(self, optimizer="rmsprop", **arguments):
-        """As Keras' own, without what would have no effect.
+        """As in Keras, but refuses arguments that would have no effect.
 
         Args:
             optimizer: as in Keras.
             **arguments: as in Keras.
 
         Raises:
-            ValueError: if there is a loss or a metric: the trainer has its own.
+            ValueError: if a loss or a metric is given: the trainer has its own.
         """
         unused = ("loss", "loss_weights", "metrics", "weighted_metrics")
         given = [name for name in unused if arguments.get(name)]
@@ -91,7 +91,7 @@ class SegmentationTrainer(keras.Model):
         super().compile(optimizer=optimizer, **arguments)
 
     def test_step(self, data):
-        """Raises ValueError: it would be silent about what is evaluated."""
+        """Raises ValueError: Keras' evaluation would not say which weights it evaluates."""
         raise ValueError(
             "A SegmentationTrainer is not evaluated by Keras. Received: a call of evaluate, or "
             "validation data in fit. Use kseg.evaluation.evaluator.Evaluator(inference_model(...))"
@@ -99,7 +99,7 @@ class SegmentationTrainer(keras.Model):
 
     @property
     def evaluated(self):
-        """The model to evaluate and to export: with averaged weights, if there are any."""
+        """The model to evaluate and export, with averaged weights if there are any."""
         return self.segmenter if self.averaged is None else self.averaged
 
     def call(self, images, training=None):
@@ -114,33 +114,33 @@ class SegmentationTrainer(keras.Model):
             labels: int tensor `(batch, height, width)`, 255 = ignored.
 
         Returns:
-            `(terms, found)`: dict from the term's name to `(value, weight)`, float32 scalar, this
-            replica's share of the term, and its weight now; and for each objective what it is to
-            remember.
+            `(terms, bank_entries)`: dict from the term's name to `(value, weight)`: float32 scalar,
+            this replica's share of the term, and its current weight; and for each objective the
+            argument of its `remember`.
         """
         terms = {
             name: (loss(labels, outputs), weight)
             for name, (loss, weight) in self.losses_on_logits.items()
             if weight
         }
-        found = []
+        bank_entries = []
         for objective, weight in zip(self.objectives, self.objective_weights, strict=True):
             values, entries = objective.contrast(outputs, labels)
-            found.append(entries)
+            bank_entries.append(entries)
             weight = weight(self.optimizer.iterations) if callable(weight) else weight
             for name, value in values.items():
                 terms[f"{objective.name}/{name}"] = (value, weight)
-        return terms, found
+        return terms, bank_entries
 
     def term_weights(self, step):
         """The weights of the terms.
 
         Args:
-            step: int, how many steps were made before.
+            step: int, number of steps done before.
 
         Returns:
-            dict from the name of a loss, or of an objective, whose terms all have its weight, to
-            float.
+            dict from the name of a loss or objective to float; all terms of an objective share its
+            weight.
         """
         weights = {name: weight for name, (_, weight) in self.losses_on_logits.items()}
         for objective, weight in zip(self.objectives, self.objective_weights, strict=True):
@@ -160,14 +160,14 @@ class SegmentationTrainer(keras.Model):
             term before its weight.
 
         Raises:
-            ValueError: if the batch is no such dict, or there are objectives and it has no static
-                size, or a distortion and no `draws`.
+            ValueError: if the batch is not such a dict, there are objectives and its size is not
+                static, or there is a distortion and it has no `draws`.
         """
         if not isinstance(data, dict) or not {"image", "label"} <= set(data):
-            found = sorted(data) if isinstance(data, dict) else type(data).__name__
+            received = sorted(data) if isinstance(data, dict) else type(data).__name__
             raise ValueError(
                 'Batches must be dicts {"image", "label"}, without sample weights. Received: '
-                f"{found}. Use dataset.map(lambda x, y: {{'image': x, 'label': y}})"
+                f"{received}. Use dataset.map(lambda x, y: {{'image': x, 'label': y}})"
             )
         if self.objectives and data["image"].shape[0] is None:
             raise ValueError(
@@ -185,41 +185,41 @@ class SegmentationTrainer(keras.Model):
 
         def scaled_loss():
             outputs = self.segmenter(images, training=True)
-            terms, found = self.loss_terms(outputs, data["label"])
+            terms, bank_entries = self.loss_terms(outputs, data["label"])
             loss = sum(value * weight for value, weight in terms.values())
-            # Under mixed_float16 scaled up; else the same.
-            return self.optimizer.scale_loss(loss), loss, terms, found
+            # Scaled up under mixed_float16, else unchanged.
+            return self.optimizer.scale_loss(loss), loss, terms, bank_entries
 
         variables = self.segmenter.trainable_variables
         outputs, gradients = with_gradients(scaled_loss, [v.value for v in variables])
-        _, loss, terms, found = outputs
+        _, loss, terms, bank_entries = outputs
         reached = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
         gradients, variables = ([pair[i] for pair in reached] for i in (0, 1))
         if (count := replicas.num_replicas()) > 1:
-            # The terms are shares of the global batch's: their gradients add up.
+            # Each replica's terms are its share of the global batch: gradients are summed.
             gradients = replicas.all_reduce_sum(gradients)
             inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
             if not isinstance(inner, FusedUpdates):  # Keras' own add them up once more.
                 gradients = [gradient / count for gradient in gradients]
         if self.clip_norm:
-            # The optimizer takes the scale out again: the limit holds for the true gradients.
+            # The optimizer divides the scale out again: the limit applies to true gradients.
             limit = self.optimizer.scale_loss(self.clip_norm)
             gradients, _ = tf.clip_by_global_norm(gradients, limit)
         self.optimizer.apply(gradients, variables)
         if self.averaged is not None:
             self._average()
-        for objective, entries in zip(self.objectives, found, strict=True):
+        for objective, entries in zip(self.objectives, bank_entries, strict=True):
             objective.remember(entries)
         values = replicas.all_reduce_sum(tf.stack([loss, *(value for value, _ in terms.values())]))
         return dict(zip(["loss", *terms], tf.unstack(values), strict=True))
 
     def _average(self):
-        """Brings the averaged weights up to date, in replica context."""
+        """Updates the averaged weights, in replica context."""
         pairs = [
             (average.value, weight.value)
             for average, weight in zip(self.averaged.weights, self.segmenter.weights, strict=True)
         ]
-        # Statistics that each replica keeps by itself are averaged by itself, the others together.
+        # Per-replica statistics are averaged on each replica, all other weights jointly.
         own = [
             average.synchronization == tf.VariableSynchronization.ON_READ for average, _ in pairs
         ]
@@ -247,18 +247,17 @@ def build_step(trainer, strategy, *, jit_compile=False):
     Args:
         trainer: `SegmentationTrainer`.
         strategy: `tf.distribute.Strategy`.
-        jit_compile: bool, XLA; for one replica.
+        jit_compile: bool, use XLA; for a single replica only.
 
     Returns:
-        function from a batch (of the strategy's distributed data set) to a dict of float32
-        scalars.
+        function from a batch (of the strategy's distributed dataset) to a dict of float32 scalars.
     """
     make_reproducible()
     train_step = trainer.train_step
     if jit_compile:
         train_step = tf.function(train_step, jit_compile=True, autograph=False)
 
-    @tf.function(autograph=False)  # Nothing in there needs it, and tracing is twice as fast.
+    @tf.function(autograph=False)  # Not needed, and tracing is twice as fast without it.
     def step(batch):
         if strategy.num_replicas_in_sync == 1:
             return train_step(batch)
@@ -269,12 +268,12 @@ def build_step(trainer, strategy, *, jit_compile=False):
 
 
 def _check_names(losses, objectives):
-    """Refuses terms that would overwrite one another in the sum, and a sum of none."""
+    """Refuses terms that would overwrite one another in the sum, and an empty sum."""
     names = [objective.name for objective in objectives]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
-                f"Each objective needs a name of its own, which its terms bear. Received: {names}. "
+                f"Each objective needs a unique name, the prefix of its terms. Received: {names}. "
                 f'Give them names: {type(objectives[names.index(name)]).__name__}(..., name="...")'
             )
     for name in losses:
@@ -291,7 +290,7 @@ def _check_names(losses, objectives):
 
 
 def _check_weights(averaged, segmenter):
-    """Refuses a model for the averages that is another network."""
+    """Refuses a model for the averages whose weights are not those of the segmenter."""
     ours, theirs = ([(w.path, tuple(w.shape)) for w in m.weights] for m in (averaged, segmenter))
     if ours != theirs:
         odd = next((a for a, b in zip(ours, theirs, strict=False) if a != b), "fewer or more")
@@ -301,10 +300,11 @@ def _check_weights(averaged, segmenter):
 
 
 def _check_classes(objective, segmenter):
-    """Refuses an objective that would leave classes of the segmenter out."""
-    wanted, found = getattr(objective, "num_classes", None), segmenter.output["logits"].shape[-1]
-    if wanted not in (None, found):
+    """Refuses an objective whose number of classes is not the segmenter's."""
+    received = getattr(objective, "num_classes", None)
+    num_classes = segmenter.output["logits"].shape[-1]
+    if received not in (None, num_classes):
         raise ValueError(
-            f"{objective.name!r} must have as many classes as the segmenter, {found}. Received: "
-            f"num_classes={wanted}"
+            f"{objective.name!r} must have as many classes as the segmenter, {num_classes}. "
+            f"Received: num_classes={received}"
         )

@@ -1,7 +1,7 @@
 """SGD and AdamW as pure functions of lists of tensors, for training steps without variables.
 
-The numbers are those of `kseg.training.optimizers`, which hand the same formulas to TensorFlow's
-fused kernels.
+The results are those of `kseg.training.optimizers`, which compute the same formulas with
+TensorFlow's fused kernels.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class SGD:
     decay_rate: float = 0.0
 
     def slots(self, values):
-        """What the optimizer remembers before the first step: a list of lists like `values`."""
+        """The initial optimizer state: a list of lists shaped like `values`."""
         return [[ops.zeros_like(value) for value in values]] if self.momentum else []
 
     def update(self, values, gradients, slots, *, step, rates, decays):
@@ -32,13 +32,13 @@ class SGD:
 
         Args:
             values, gradients: lists of float32 tensors.
-            slots: as `slots` or the step before gave them.
-            step: int32 scalar, steps done before; SGD does not depend on it.
+            slots: as returned by `slots` or the previous step.
+            step: int32 scalar, number of steps done before; SGD does not depend on it.
             rates: list of float32 scalars, the learning rate of each value.
             decays: list of bool, whether weight decay applies to the value.
 
         Returns:
-            `(values, slots)`, the new ones.
+            `(values, slots)`, updated.
         """
         if self.decay_rate:
             gradients = [
@@ -99,7 +99,7 @@ def is_decayed(variable):
 
 
 def clip_by_global_norm(gradients, limit):
-    """Scales gradients down so that their common L2 norm is at most `limit`.
+    """Scales gradients down so that their global L2 norm is at most `limit`.
 
     Args:
         gradients: list of float tensors.
@@ -115,5 +115,5 @@ def clip_by_global_norm(gradients, limit):
 
 
 def global_norm(tensors):
-    """The common L2 norm of a list of tensors, float32 scalar."""
+    """The global L2 norm of a list of tensors, float32 scalar."""
     return ops.sqrt(sum(ops.sum(ops.square(ops.cast(x, "float32"))) for x in tensors))

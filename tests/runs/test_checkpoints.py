@@ -126,5 +126,5 @@ def test_bfloat16_survives(tmp_path):
     with pytest.raises(checkpoints.NonFiniteCheckpointError):
         checkpoints.restore(path, {"bank": fresh})
     other = keras.Variable([[0.0, 0.0]])
-    with pytest.raises(UserError, match="'bank' is no array of numbers"):
+    with pytest.raises(UserError, match="'bank' is not an array of numbers"):
         checkpoints.restore(path, {"bank": other})

@@ -112,7 +112,7 @@ def test_a_checkpoint_of_another_config_is_refused_and_the_key_named(tmp_path):
     meta = {"step": 2, **Run("other", experiment(clip_norm=3), CLASSES).identity()}
     with pytest.raises(UserError, match=r"train.clip_norm was 3.0, is None"):
         run.check_checkpoint("file", meta)
-    with pytest.raises(UserError, match="does not tell its step"):
+    with pytest.raises(UserError, match="does not store its step"):
         run.check_checkpoint("file", {})
 
 
