@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from kseg import display
+from kseg.json_text import parse_json
 from kseg.progress import Progress
 from pipelines import datasets, paths
 from pipelines.datasets.dataset import IGNORE_LABEL, shorten
@@ -73,7 +74,7 @@ def read(manifest):
         DataError, OSError: as `write`.
     """
     try:
-        report = json.loads(paths.read_bytes(os.path.join(manifest.folder, JSON_FILE)))
+        report = parse_json(paths.read_bytes(os.path.join(manifest.folder, JSON_FILE)))
         if report["fingerprint"] == manifest.fingerprint:
             return report
     except (OSError, ValueError, KeyError, TypeError):

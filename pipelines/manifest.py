@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 
+from kseg.json_text import parse_json
 from pipelines import datasets, paths
 from pipelines.datasets.dataset import IGNORE_LABEL
 from pipelines.errors import DataError
@@ -138,6 +139,8 @@ def read_manifest(folder):
                 size = paths.size(file)
             except FileNotFoundError:
                 raise DataError(f"The shard {file} is missing. {AGAIN}") from None
+            if paths.is_local(file) and not os.path.isfile(file):
+                raise DataError(f"The shard {file} is no file. {AGAIN}")
             if size != shard.bytes:
                 raise DataError(
                     f"The shard {file} must have {shard.bytes} bytes and has {size}. {AGAIN}"
@@ -151,16 +154,11 @@ def find_lost_shard(folder):
     Nothing is opened, which might block: only sizes are looked at.
     """
     try:
-        manifest = read_manifest(folder)
+        read_manifest(folder)
     except DataError as error:
         return str(error)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
-    for split in manifest.splits.values():
-        for shard in split.shards:
-            file = paths.join(folder, shard.file)
-            if paths.is_local(file) and not os.path.isfile(file):
-                return f"The shard {file} is no file any more. {AGAIN}"
     return None
 
 
@@ -182,11 +180,11 @@ def parse_manifest(folder):
             f"prepare {name}{source} --output {folder}"
         ) from None
     try:
-        values = json.loads(content)
+        values = parse_json(content)
         version = values.pop("format")
         if version not in _READ_VERSIONS:
             raise DataError(
-                f"{path} has format {version}, this version reads "
+                f"{path} has format {version!r:.40}, this version reads "
                 f"{' and '.join(map(str, _READ_VERSIONS))}. {AGAIN}"
             )
         for derived in ("num_classes", "ignore_label"):

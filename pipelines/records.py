@@ -32,6 +32,7 @@ import uuid
 
 import numpy as np
 
+from kseg.json_text import parse_json
 from kseg.pixel_depth import FULL_RANGE
 from kseg.progress import Progress
 from pipelines import paths
@@ -405,7 +406,7 @@ def _delete_replaced(folder):
     """Deletes the shards of a data set that another one has taken the place of."""
     path = paths.join(folder, _UNFINISHED, _REPLACED_FILE)
     try:
-        replaced = set(json.loads(paths.read_bytes(path)))
+        replaced = set(parse_json(paths.read_bytes(path)))
     except FileNotFoundError:
         return
     except (ValueError, TypeError):
@@ -421,7 +422,7 @@ def _delete_replaced(folder):
 def _read_description(path):
     """What is known of a finished shard; empty if the file is damaged."""
     try:
-        shard = json.loads(paths.read_bytes(path))
+        shard = parse_json(paths.read_bytes(path))
     except ValueError:
         return {}
     return shard if isinstance(shard, dict) else {}
@@ -517,7 +518,7 @@ def _read_alone(folder, job):
     found = []
     for kind in ("json", "problems"):
         path = paths.join(folder, _UNFINISHED, f"{job.file}.{kind}")
-        found.append(json.loads(paths.read_bytes(path)) if paths.exists(path) else None)
+        found.append(parse_json(paths.read_bytes(path)) if paths.exists(path) else None)
     if found == [None, None]:
         raise DataError(f"The shard {job.file} was not written. Look at the log of its runner")
     if found[1]:

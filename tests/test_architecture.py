@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 GROUND = {
     *("config", "display", "dotted", "errors", "files", "pixel_depth", "progress", "quiet"),
-    *("registration", "waiting"),
+    *("json_text", "registration", "waiting"),
 }
 ALLOWED = {
     "backend": set(),

@@ -456,7 +456,7 @@ def report(options):
             split=images.split,
             checkpoint=options.checkpoint,
             config=run.config.model_dump(mode="json"),
-            environment=json.loads((run.path / "environment.json").read_text()),
+            environment=run.read_environment(),
             class_names=classes.names,
             palette=classes.palette,
             categories=classes.categories,

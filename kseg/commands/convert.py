@@ -8,11 +8,11 @@ whole network, made with --config). Sources are described at `kseg.weights.load_
 """
 
 import argparse
-import json
 import math
 import pathlib
 
 from kseg.commands import console
+from kseg.json_text import parse_json
 
 SUFFIX = ".weights.h5"
 
@@ -176,7 +176,7 @@ def parse_override(text):
     if not separator or not key:
         raise UserError(f"--set takes key=value. Received: {text!r}. Use variant=v1d")
     try:
-        return key, json.loads(value)
+        return key, parse_json(value)
     except ValueError:
         return key, value
 

@@ -6,7 +6,6 @@ time; the same command resumes. See docs/studies.md.
 """
 
 import argparse
-import json
 import pathlib
 import re
 import shutil
@@ -19,6 +18,7 @@ from kseg.analysis.extras import require
 from kseg.commands import console
 from kseg.commands.study_run import data_of
 from kseg.errors import Interrupted, UserError
+from kseg.json_text import parse_json
 from kseg.studies import design, results
 
 _BACKEND = "tensorflow"
@@ -191,7 +191,7 @@ def _collect(plan, folder, arm, seed, settings, part, keep_runs):
     from kseg.evaluation.image_counts import ImageCounts
 
     run_folder = folder / "runs" / design.run_name(arm, seed)
-    line = json.loads((run_folder / "result.json").read_text(encoding="utf-8"))
+    line = parse_json((run_folder / "result.json").read_text(encoding="utf-8"))
     line = {"study": plan.name, "arm": arm, "seed": seed, **line}
     counts = ImageCounts.load(run_folder / "counts.npz")
     results.append(folder, line, counts, settings, part=part)

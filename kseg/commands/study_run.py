@@ -12,6 +12,7 @@ import sys
 import time
 
 import kseg.quiet  # noqa: F401 - in a process of its own, TensorFlow is to be quiet too.
+from kseg.json_text import parse_json
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
@@ -158,7 +159,7 @@ class _Usage:
         self._file = folder / "usage.json"
         self._start = time.monotonic()
         try:
-            self._before = json.loads(self._file.read_text())
+            self._before = parse_json(self._file.read_text())
         except (OSError, ValueError):
             self._before = {"starts": 0, "ends": 0, "seconds": 0.0, "cpu_seconds": 0.0, "peak": 0}
         self._before["starts"] += 1

@@ -11,6 +11,7 @@ import numpy as np
 from kseg import display, files
 from kseg.errors import UserError
 from kseg.evaluation.image_counts import ImageCounts
+from kseg.json_text import parse_json
 
 _COUNTS = "image_counts_sha256"
 _COLUMNS = ("kind", "name", "iou", "accuracy", "pixel_share", "boundary_iou", "iiou")
@@ -70,7 +71,7 @@ def read(path):
     """
     path = pathlib.Path(path)
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
         list(found["classes"])
         expected = found.pop(_COUNTS, None)
         matrix = np.array(found["confusion_matrix"], "int64")
@@ -78,7 +79,7 @@ def read(path):
         raise UserError(
             f"There is no {path}. Evaluate with `kseg evaluate`, which writes it"
         ) from None
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OverflowError, OSError):
         raise UserError(f"{path} holds no scores. Give a file of `kseg evaluate`") from None
     counts = path.with_suffix(".npz")
     image_counts = ImageCounts.load(counts)

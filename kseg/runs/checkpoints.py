@@ -10,6 +10,7 @@ import numpy as np
 from kseg import files
 from kseg.backend import tf
 from kseg.errors import UserError
+from kseg.json_text import parse_json
 from kseg.runs.finite import describe_non_finite
 from kseg.weights.archive import refuse_damage
 from kseg.weights.npz_file import open_npz
@@ -98,7 +99,7 @@ def _load(path, variables):
         raise UserError(f"There is no checkpoint {path}")
     named, advice = f"The checkpoint {path}", "Delete it to resume from an older one"
     with refuse_damage(named, "checkpoint of a run", advice), open_npz(path) as file:
-        meta = json.loads(str(file.read(_META)))
+        meta = parse_json(str(file.read(_META)))
         if not isinstance(meta, dict):
             raise ValueError("its metadata is not a JSON object")
         missing = sorted(set(variables) - set(file.names))

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 
+from kseg.json_text import parse_json
+
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
@@ -55,7 +57,7 @@ class Classes:
             ValueError, KeyError, TypeError, AttributeError: if the text is not such output, or was
                 edited.
         """
-        values = json.loads(text)
+        values = parse_json(text)
         expected = values.pop("sha256", None)
         if expected is not None and expected != _digest(values):
             raise ValueError("the names or colors of the classes were changed: checksum")

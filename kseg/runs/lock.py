@@ -18,6 +18,7 @@ import time
 import uuid
 
 from kseg.errors import UserError
+from kseg.json_text import parse_json
 
 FILE = "train.lock"
 _BEAT = 5.0  # Seconds between heartbeats.
@@ -210,7 +211,7 @@ def _read(path):
     except FileNotFoundError:
         return {}, None
     try:
-        owner = json.loads(text)
+        owner = parse_json(text)
     except ValueError:
         owner = {}
     return owner if isinstance(owner, dict) else {}, beat

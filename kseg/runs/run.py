@@ -25,6 +25,7 @@ import pydantic
 from kseg import config as config_module
 from kseg import files
 from kseg.errors import UserError, as_user_error
+from kseg.json_text import parse_json
 from kseg.runs.classes import Classes
 from kseg.runs.environment import environment
 
@@ -151,6 +152,15 @@ class Run:
                 if re.fullmatch(r"\.(?!kseg-).+\.tmp", name):
                     old = folder / name
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+    def read_environment(self):
+        """The environment that the run was made in: a dict, see `kseg.runs.environment`.
+
+        Raises:
+            OSError: if its file cannot be read.
+            UserError: if that is damaged.
+        """
+        return _read_json(self.path / "environment.json")
 
     def identity(self):
         """The config and data that a checkpoint stores of its run: a JSON-able dict."""
@@ -333,10 +343,10 @@ def step_file(step):
 def _read_json(path):
     """A JSON object of a run."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("it does not hold a JSON object")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(
             f"{path} is damaged ({' '.join(str(error).split())}). Train again, with --restart"
         ) from None

@@ -18,6 +18,7 @@ from typing import Any
 from kseg import files
 from kseg.errors import UserError
 from kseg.evaluation.image_counts import ImageCounts
+from kseg.json_text import parse_json
 from kseg.studies.design import fingerprint, run_name
 
 REQUIRED = ("arm", "seed", "backend", "fingerprint", "last", "counts")
@@ -70,7 +71,7 @@ def read(folder):
             if not line.strip():
                 continue
             try:
-                values = json.loads(line)
+                values = parse_json(line)
                 missing = [key for key in REQUIRED if key not in values]
             except (ValueError, TypeError):
                 if not text.endswith("\n") and number == text.count("\n") + 1:
@@ -129,7 +130,7 @@ def read_settings(folder):
     settings = {}
     for file in sorted(pathlib.Path(folder).glob("settings/*.json")):
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = parse_json(file.read_text(encoding="utf-8"))
         except ValueError:
             values = None
         if not isinstance(values, dict) or fingerprint(values) != file.stem:

@@ -1,10 +1,10 @@
 """The workers of multi-machine training, read from `TF_CONFIG` without importing TensorFlow."""
 
 import dataclasses
-import json
 import os
 
 from kseg.errors import UserError
+from kseg.json_text import parse_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def read_cluster(environment=os.environ):
         '"worker", "index": 0}}'
     )
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         hosts = {kind: len(list(addresses)) for kind, addresses in values["cluster"].items()}
         kind, index = values["task"]["type"], int(values["task"]["index"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:

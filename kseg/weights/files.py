@@ -1,9 +1,9 @@
 """Reading of weights files of every supported format, by suffix or by an index of shards."""
 
-import json
 import pathlib
 
 from kseg.errors import UserError
+from kseg.json_text import parse_json
 from kseg.weights.archive import refuse_damage
 from kseg.weights.checkpoint import Checkpoint
 from kseg.weights.keras_file import read_keras_file
@@ -90,7 +90,7 @@ def read_index(path):
         UserError: if it is damaged, or names files outside its folder.
     """
     with refuse_damage(path, "valid index of weights files"):
-        files = json.loads(path.read_text("utf-8"))["weight_map"]
+        files = parse_json(path.read_text("utf-8"))["weight_map"]
         suffixes = (".safetensors", ".bin")
         for name in files.values():
             if pathlib.PurePath(name).name != name or not name.endswith(suffixes):

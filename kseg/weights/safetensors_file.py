@@ -4,12 +4,12 @@ The format is a JSON header and one buffer. This reader needs no package, conver
 the NumPy interface of the safetensors package does not support), and reports damage in one line.
 """
 
-import json
 import math
 import struct
 
 import numpy as np
 
+from kseg.json_text import parse_json
 from kseg.weights.archive import refuse_damage
 from kseg.weights.checkpoint import Checkpoint, bfloat16_to_float32
 
@@ -81,7 +81,7 @@ def _split(data):
     (length,) = struct.unpack("<Q", data[:8])
     if length > min(len(data) - 8, _MAX_HEADER):
         raise ValueError(f"its header claims {length} bytes")
-    header = json.loads(data[8 : 8 + length], object_pairs_hook=_without_duplicates)
+    header = parse_json(data[8 : 8 + length], object_pairs_hook=_without_duplicates)
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
     return header, memoryview(data)[8 + length :]

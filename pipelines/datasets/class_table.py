@@ -17,10 +17,10 @@ import colorsys
 import csv
 import dataclasses
 import io
-import json
 import re
 import unicodedata
 
+from kseg.json_text import parse_json
 from pipelines.datasets.dataset import IGNORE_LABEL, Taxonomy, shorten
 from pipelines.datasets.text_files import decode_text
 from pipelines.errors import DataError
@@ -110,10 +110,10 @@ class ClassTable:
 
     def _read(self, text):
         try:
-            entries = json.loads(text, object_pairs_hook=self._without_twins)
+            entries = parse_json(text, object_pairs_hook=self._without_twins)
         except DataError:
             raise
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise DataError(f"{self.name} must be JSON or end in .csv: {error}") from None
         if isinstance(entries, dict):
             for key in ("classes", "id2label"):

@@ -8,10 +8,10 @@ import collections
 import dataclasses
 import functools
 import io
-import json
 
 import numpy as np
 
+from kseg.json_text import parse_json
 from pipelines.datasets.mask_files import decode_mask
 from pipelines.errors import DataError
 
@@ -208,7 +208,7 @@ class RunLengths:
 
     def __call__(self, content):
         """Decodes; see the module."""
-        label = json.loads(content)
+        label = parse_json(content)
         height, width = label["size"]
         values = np.zeros(height * width, "uint16")
         for value, counts in label["masks"]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 
+from kseg.json_text import parse_json
 from pipelines.datasets.dataset import (
     Found,
     Taxonomy,
@@ -120,7 +121,7 @@ def _read_detail(file, images):
     decode = _recoded(RunLengths())
     splits = {split: [] for split in _SPLITS}
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(file.read_bytes())
         masks = {image["image_id"]: [] for image in content["images"]}
         for mask in content["annos_segmentation"]:
             masks[mask["image_id"]].append([mask["category_id"], mask["segmentation"]["counts"]])

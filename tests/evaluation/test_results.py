@@ -59,7 +59,8 @@ def test_refuses(tmp_path):
     path = tmp_path / "val.json"
     with pytest.raises(UserError, match=r"There is no .*val\.json\. Evaluate with"):
         results.read(path)
-    for text in ("{", "[]", "{}"):
+    huge = '{"classes": [], "confusion_matrix": [[1' + "0" * 400 + "]]}"
+    for text in ("{", "[]", "{}", "[" * 100_000, huge):
         path.write_text(text)
         with pytest.raises(UserError, match="holds no scores"):
             results.read(path)

@@ -371,6 +371,8 @@ def test_missing_and_truncated_shards_are_named(tmp_path):
     [
         (lambda text: text[:-30], "is damaged"),
         (lambda text: "[]", "is damaged"),
+        (lambda text: "[" * 100_000, "is damaged .it is nested too deeply"),
+        (lambda text: '{"format": ' + "9" * 10_000 + "}", "is damaged"),
         (lambda text: text.replace('"checksum"', '"chicksum"'), "is damaged"),
         (lambda text: text.replace('"wall"', '"hall"'), "was changed after it was written"),
         (lambda text: text.replace('"format": 4', '"format": 99'), "has format 99.*reads 3 and 4"),
@@ -384,6 +386,16 @@ def test_damaged_manifest(tmp_path, change, message):
         read_manifest(tmp_path)
     write(tmp_path, [noise_example(0)], overwrite=True)
     read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("put", [os.mkdir, os.mkfifo])
+def test_something_else_in_place_of_a_shard_is_named(tmp_path, put):
+    write(tmp_path, [noise_example(0)])
+    path = next(tmp_path.glob("train-*"))
+    path.unlink()
+    put(path)
+    with pytest.raises(DataError, match=f"The shard {path} is no file"):
+        read_manifest(tmp_path)
 
 
 def test_verify_finds_every_flipped_bit(tmp_path):

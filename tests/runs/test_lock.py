@@ -104,7 +104,7 @@ def test_a_process_elsewhere_that_beats_is_left_alone(tmp_path, monkeypatch):
     assert json.loads(path.read_text())["host"] == "other"
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"process": "x"}', "\0\0"])
+@pytest.mark.parametrize("content", ["", "[]", '{"process": "x"}', "\0\0", "[" * 100_000])
 def test_a_damaged_lock_is_taken_over_when_it_is_old(tmp_path, content):
     (tmp_path / lock.FILE).write_text(content)
     os.utime(tmp_path / lock.FILE, (1, 1))

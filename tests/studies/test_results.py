@@ -29,7 +29,9 @@ def test_the_run_of_a_truncated_line_is_repeated(tmp_path):
     assert [r["seed"] for r in results.read(tmp_path)] == [0, 1]
 
 
-@pytest.mark.parametrize("line", ['{"arm": "ce", "se', "[]", '"text"', '{"arm": "ce"}'])
+@pytest.mark.parametrize(
+    "line", ['{"arm": "ce", "se', "[" * 100_000, "[]", '"text"', '{"arm": "ce"}']
+)
 def test_a_damaged_line_is_named(tmp_path, line):
     (tmp_path / "results.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match=r"results\.jsonl:1 "):
