@@ -1,4 +1,4 @@
-"""Names as users write them, long, of any script, with any sign: made fit to be shown."""
+"""Display of user-given names, of any length and script, in tables, pictures and CSV."""
 
 import unicodedata
 

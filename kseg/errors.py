@@ -1,9 +1,11 @@
+"""Errors that reach the user as one line, without a traceback."""
+
 import contextlib
 import re
 
 
 class UserError(ValueError):
-    """Something the user can put right: a config, a file, an option.
+    """A mistake that the user can fix: in a config, a file, an option.
 
     The message is one line: the rule, what was received, the way out. Scripts print it without a
     traceback and exit with code 2. Characters that would break the line are shown as escapes.
@@ -15,11 +17,11 @@ class UserError(ValueError):
 
 
 class UnavailableError(UserError):
-    """Something that has to be downloaded, and cannot be."""
+    """A required download is not possible."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it.
-    """Work was asked to stop by SIGINT or SIGTERM, and has saved its state."""
+    """Work stopped by SIGINT or SIGTERM, after saving its state."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The one way to replace a file or a folder as a whole.
+"""Atomic replacement of files and folders.
 
 What is written goes to a folder beside the target, `.kseg-<host>-<process>.tmp`, under its final
 name, is flushed to the disk, and takes the target's place in one step. A process that is killed
@@ -290,7 +290,7 @@ def _lives(process):
 
 
 def _flush(path):
-    """Brings a file, or all files of a folder, to the disk."""
+    """Flushes a file, or all files of a folder, to disk."""
     if not path.is_dir():
         _flush_file(path)
         return
@@ -313,7 +313,7 @@ def _flush_file(path):
 
 
 def _flush_entry(folder):
-    """Brings the names in a folder to the disk, where the system can."""
+    """Flushes the entries of a folder to disk, where the system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -338,7 +338,7 @@ def _exchange(new, path, old):
 
 
 def _swap(first, second):
-    """Exchanges two folders in one step; False where system or file system cannot."""
+    """Exchanges two folders atomically; False if system or file system cannot."""
     library = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(first), os.fsencode(second)
     if sys.platform == "darwin" and hasattr(library, "renamex_np"):

@@ -13,7 +13,7 @@ _REFRESH = 0.25  # Seconds between two drawings of a bar.
 
 
 class Progress:
-    """What a command is doing, and how far it is.
+    """The current work of a command, and its progress.
 
     To be used as a context: at the end of the block the bar is gone, also after an error. `advance`
     and `update` may be called from any thread.
@@ -57,12 +57,12 @@ class Progress:
                 self._done = min(self._done, self._total)
 
     def update(self, done):
-        """Sets how many are done."""
+        """Sets the number done."""
         with self._lock:
             self._done = done
 
     def text(self):
-        """What is done, as a line: `evaluating: 12/40 images, 3.1 a second, 0:00:09 left`."""
+        """The progress as a line: `evaluating: 12/40 images, 3.1 a second, 0:00:09 left`."""
         seconds = time.monotonic() - self._start
         if not self._total:
             shown = f": {clock(seconds)} so far" if seconds >= _REPEAT else " ..."

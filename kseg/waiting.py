@@ -1,4 +1,4 @@
-"""Waiting for data that may never come.
+"""Watched waiting for data that may never arrive.
 
 A read that the operating system does not answer (a network drive that is gone, a pipe in place of
 a file) blocks the main thread outside Python, where it handles no signal. So a thread watches the
@@ -39,7 +39,7 @@ def set_diagnosis(function):
 
 
 def next_batch(iterator):
-    """Gives `next(iterator)`, watched."""
+    """Returns `next(iterator)`, watched."""
     _start()
     _Watch.since = time.monotonic()
     try:

@@ -1,4 +1,4 @@
-"""The data: files to TFRecord shards to batches. There is no Keras in here."""
+"""Data: from files to TFRecord shards to batches. No Keras is imported here."""
 
 import importlib
 

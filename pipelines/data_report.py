@@ -1,4 +1,4 @@
-"""What a prepared data set holds, to be looked at before it is trained on.
+"""Reports on prepared data, to inspect before training.
 
     <folder>/report.json     images, sizes, pixels and images of each class, duplicates
              report.png      random images with their labels laid over them, and a legend

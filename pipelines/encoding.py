@@ -1,4 +1,4 @@
-"""What a record holds, so that any window of an image and its labels is cheap to read.
+"""The content of a record, laid out so that any window of image and labels is cheap to read.
 
 The image is a plain JPEG or PNG file, as it came: where its EXIF tag turns it, the number of that
 stands beside it, and all that is decoded of it is turned upright. Sizes and windows are those of

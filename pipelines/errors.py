@@ -1,3 +1,5 @@
+"""The error of unusable data."""
+
 from kseg.errors import UserError
 
 

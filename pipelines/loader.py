@@ -1,4 +1,4 @@
-"""Shards to batches.
+"""Loading of batches from shards.
 
 Sample number n of the endless stream is image n of a permutation of epoch n // num_images, with
 all its random numbers drawn from (seed, n). A record is read where the manifest says it begins.

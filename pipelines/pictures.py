@@ -1,7 +1,7 @@
 """The bytes of a picture file as pixels: one rule for preparation, prediction and export checks.
 
-Kinds are told by their first bytes, never by the name. JPEG, PNG, BMP, TIFF, WebP and still GIF
-files become uint8 RGB, upright:
+The format is detected from the first bytes, never from the name. JPEG, PNG, BMP, TIFF, WebP
+and still GIF files become uint8 RGB, upright:
 
 * Decoder: JPEG and PNG TensorFlow's, the JPEG with the accurate DCT (`INTEGER_ACCURATE`), as in
   training and in a SavedModel's `serving_bytes`; TIFF of more than 8 bits OpenCV; others Pillow.

@@ -1,4 +1,4 @@
-"""From a data set's files, or from nothing, to records."""
+"""Preparation of records from a dataset's files, or from computed scenes."""
 
 import os
 import sys

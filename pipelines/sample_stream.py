@@ -1,4 +1,4 @@
-"""Which image a sample of the endless stream is made of.
+"""The image behind each sample of the endless stream.
 
 Everything is a function of the seed and the sample's number, so that the stream has no state.
 """

@@ -1,4 +1,4 @@
-"""Where a data set's files are read: folders and archives alike; nothing has to be unpacked.
+"""Sources of a dataset's files: folders and archives, which need not be unpacked.
 
 A source is a folder, a zip file or a tar file (plain, or compressed with gzip, bzip2 or xz), or
 several of them. An archive that lies in a source folder is a part of that source.

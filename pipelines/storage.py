@@ -1,4 +1,4 @@
-"""Random access to the records of a split: where they are, or from memory, or from a copy."""
+"""Random access to the records of a split: in place, from memory, or from a local copy."""
 
 import functools
 import os

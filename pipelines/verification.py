@@ -1,4 +1,4 @@
-"""Every byte of prepared data, checked."""
+"""Verification of every byte of prepared data."""
 
 import tensorflow as tf
 

@@ -1,0 +1,1 @@
+"""The commands: flags, console output and exit codes. The only room that imports `pipelines`."""

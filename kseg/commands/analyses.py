@@ -11,7 +11,7 @@ _MAX_ACTIVATIONS = 24  # Classes with a Grad-CAM in a report.
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The images that a run is looked at with.
+    """The images on which a run is analyzed.
 
     Attributes:
         folder: str, prepared data.
@@ -195,7 +195,7 @@ def embedding_collector(options, run):
 
 
 def report_embeddings(options, run, images, collector):
-    """Writes pictures and the projector's files; gives the layouts by title."""
+    """Writes pictures and the projector's files; returns the layouts by title."""
     from kseg.analysis import charts, projector
     from kseg.analysis.embeddings import t_sne
     from kseg.errors import UserError
@@ -482,7 +482,7 @@ def report(options):
 
 
 def open_run(options):
-    """Opens the run that `--run` names, after a look at the numbers."""
+    """Opens the run that `--run` names, after checking the counts."""
     from kseg.errors import UserError
     from kseg.runs import Run
 
@@ -497,7 +497,7 @@ def open_run(options):
 
 
 def check_output(run):
-    """Refuses a run whose folder takes no results, before the work, of which nothing would be left.
+    """Refuses a run whose folder is not writable, before any results are computed.
 
     Raises:
         OSError: naming the folder.
@@ -537,7 +537,7 @@ def load_segmenter(options, run, maps=()):
 
 
 def spread_batches(images, count):
-    """Gives images spread over the split, in batches of one."""
+    """Yields images spread over the split, in batches of one."""
     from kseg.analysis.selection import spread
 
     chosen = set(spread(count, images.count))

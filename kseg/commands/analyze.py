@@ -54,7 +54,7 @@ def parse_arguments(arguments=None):
         "--split", help="split of the data; default: data.eval_split of the (first) run"
     )
     parser.add_argument(
-        "--images", type=int, default=6, metavar="N", help="how many to show; default: 6"
+        "--images", type=int, default=6, metavar="N", help="number of images to show; default: 6"
     )
     parser.add_argument(
         "--samples",
@@ -113,7 +113,7 @@ def main(arguments=None):
 
 
 def analyze(what, run=None, **options):
-    """Looks at what a run has learned; prints, and writes pictures and numbers into its folder.
+    """Analyzes what a run has learned; prints, and writes pictures and numbers into its folder.
 
     Args:
         what: str, of `ANALYSES`.

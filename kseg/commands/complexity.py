@@ -1,4 +1,4 @@
-"""What contrastive training costs: `scripts/analyze.py --what complexity`.
+"""Cost of contrastive training: `scripts/analyze.py --what complexity`.
 
 The columns are a config as it is (`contrast`), and the same one without its contrastive objectives
 (`without`): all else is equal, the other losses and the auxiliary head among it.
@@ -119,7 +119,7 @@ class Subject:
         self._classes, self.source, self.batch = _classes_and_batch(config)
 
     def run(self, column):
-        """A run of one column, `contrast` or `without`, of which nothing is written."""
+        """An unsaved run of one column, `contrast` or `without`."""
         from kseg.runs import Run
 
         config = self._config
@@ -267,7 +267,7 @@ def _describe_data(config):
 
 
 def _classes_and_batch(config):
-    """Gives `(classes, data set, batch)` for a config."""
+    """Returns `(classes, dataset, batch)` for a config."""
     import pipelines
     from kseg.training.build import build_distortion
     from pipelines import loader

@@ -1,4 +1,4 @@
-"""What all commands share: a quiet start, and one clear line for the user's mistakes."""
+"""Shared by all commands: a quiet start, and one-line messages for the user's mistakes."""
 
 import argparse
 import contextlib
@@ -86,7 +86,7 @@ def check_pipelines():
 
 
 def file_problem(error):
-    """Says which file an error is about, and why; None if it is another kind of error.
+    """Names the file that an error is about, and the reason; None for other kinds of error.
 
     Args:
         error: exception, Python's or TensorFlow's.
@@ -134,7 +134,7 @@ def _stop(error):
 
 
 def _end(line, code):
-    """Ends the process; not by `sys.exit`, which would wait for reads that nobody answers."""
+    """Ends the process; not by `sys.exit`, which would wait for pending reads."""
     print(line, file=sys.stderr, flush=True)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()

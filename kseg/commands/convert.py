@@ -46,14 +46,14 @@ def parse_arguments(arguments=None):
         action="append",
         default=[],
         metavar="REGEX",
-        help="arrays that may stay unused, by the beginning of their names; may be repeated",
+        help="arrays that may stay unused, by name prefix; may be repeated",
     )
     parser.add_argument(
         "--allow-missing",
         action="append",
         default=[],
         metavar="REGEX",
-        help="weights that may stay as initialized, by the beginning of their paths",
+        help="weights that may stay as initialized, by path prefix",
     )
     parser.add_argument("--output", required=True, help=f"file to write, *{SUFFIX}")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
@@ -146,7 +146,7 @@ def _convert(options):
 
 
 def backbone_builder(options):
-    """Checks the backbone that the command line names; gives a function that builds it."""
+    """Checks the backbone that the command line names; returns a function that builds it."""
     from kseg.config.schema import backbone_names
     from kseg.errors import UserError
 
@@ -182,7 +182,7 @@ def parse_override(text):
 
 
 def segmenter_builder(options):
-    """Reads a config; gives a function that builds its network, without projectors."""
+    """Reads a config; returns a function that builds its network, without projectors."""
     from kseg import config as config_module
     from pipelines import datasets, read_manifest
 

@@ -57,7 +57,7 @@ class ExperimentData:
         return cls(config, manifest, classes)
 
     def identity(self):
-        """What tells these data from others prepared in the same place: a dict for JSON.
+        """Identity of the prepared data, to detect a change in the same folder: JSON-able dict.
 
         Returns:
             dict with `dataset`, `classes` (names), `value_range` (of deep images, see
@@ -82,7 +82,7 @@ class ExperimentData:
         }
 
     def check_labels(self):
-        """Looks at the numbers of labeled pixels, before anything is trained.
+        """Checks the numbers of labeled pixels, before anything is trained.
 
         Returns:
             list of str, warnings: a split that holds one class only, classes that are evaluated

@@ -130,7 +130,7 @@ def parse_arguments(arguments=None):
 
 
 def _check(options, refuse):
-    """Refuses arguments that do not go together, or are out of range: calls `refuse(message)`."""
+    """Refuses arguments that conflict or are out of range: calls `refuse(message)`."""
     if options.compare:
         allowed = ("compare", "split", "output", "resamples", "confidence", "seed")
         _only(refuse, options, allowed, "does not go with --compare")
@@ -232,7 +232,7 @@ def evaluate(
 
 
 def _evaluate(options):
-    """Evaluates what the options name; gives what `evaluate` returns."""
+    """Evaluates what the options name; returns the result of `evaluate`."""
     import pipelines
     from kseg import files
     from kseg.evaluation import results
@@ -330,7 +330,7 @@ def _evaluate(options):
 
 
 def wrap(model, num_classes, options, crop_size, batch_size):
-    """Gives a model that looks at images as the options say.
+    """Wraps the model for scales, mirroring and windows, as the options say.
 
     Returns:
         `(model, settings)`: the settings as JSON holds them.
@@ -352,7 +352,7 @@ def wrap(model, num_classes, options, crop_size, batch_size):
 
 
 def modes(options):
-    """The parts of the name of the result that tell how the network looks at images."""
+    """Parts of the result's file name that describe scales, mirroring and windows."""
     return [
         *(["sliding"] if options.sliding_window is not None else []),
         *(["ms"] if options.scales not in (None, [1.0]) else []),
@@ -377,7 +377,7 @@ def check_cityscapes(options, manifest):
 
 
 def label_images(options, manifest, batches, stack):
-    """What writes the predictions for Cityscapes, or None."""
+    """The writer of predictions for Cityscapes, or None."""
     if not options.submission and not options.cityscapes_ground_truth:
         return None
     from kseg.evaluation.cityscapes import official
@@ -459,7 +459,7 @@ def evaluation_file(name, split):
 
 
 def output_file(options, name):
-    """Where to write the scores, or None; `name` is that of the default file."""
+    """Path of the scores, or None; `name` is that of the default file."""
     if options.output:
         return pathlib.Path(options.output)
     if not options.run:

@@ -36,7 +36,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--format",
         choices=("saved_model", "tflite", "onnx"),
-        help="default: by the ending of --output, .tflite or .onnx; else saved_model",
+        help="default: from the suffix of --output, .tflite or .onnx; else saved_model",
     )
     parser.add_argument(
         "--size",
@@ -249,7 +249,7 @@ def compare_with_saved_model(options, segmenter, classes, images, size):
 
 
 def compare(images, expected, found, progress):
-    """Tells how far the logits of two models are from each other, with `{}` for the first."""
+    """Describes the difference between the logits of two models, with `{}` for the first."""
     import numpy as np
 
     from kseg.serving import portable

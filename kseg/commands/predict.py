@@ -158,7 +158,7 @@ def predict(model, source, output, *, checkpoint=None, value_range=None):
 
 
 def label_images(jobs, total, label, palette, value_range, unlabeled, output):
-    """Labels images; reading and writing go on while the model is at work.
+    """Labels images; reading and writing overlap with the model's work.
 
     Args:
         jobs: list of `(image, label_file, overlay_file)`.
@@ -221,7 +221,7 @@ def label_images(jobs, total, label, palette, value_range, unlabeled, output):
 
 
 def find_too_large(jobs, needs):
-    """Finds images that need more memory than there is, before anything is done; says so.
+    """Finds and reports images that need more memory than is available, before any work.
 
     Args:
         jobs: list of `(image, ...)`.
@@ -249,7 +249,7 @@ def find_too_large(jobs, needs):
 
 
 def too_large(size, needs):
-    """Says why an image of `(height, width)` cannot be labeled; None if it can."""
+    """The reason why an image of `(height, width)` cannot be labeled; None if it can."""
     from kseg.serving import memory
 
     shown = f"{size[1]} x {size[0]} pixels"
@@ -285,7 +285,7 @@ def check_model(path):
 
 
 def load(path):
-    """Loads what is to label images.
+    """Loads the model that labels images.
 
     Args:
         path: `pathlib.Path` of a SavedModel, or of a file for LiteRT or ONNX.

@@ -196,7 +196,7 @@ class _Usage:
 
 
 def attempt(config_file, folder):
-    """Makes a run as `run` does; gives the line about a mistake of the user's, None without one.
+    """Makes a run as `run` does; returns the one-line message of a user error, None without one.
 
     Raises:
         kseg.errors.Interrupted: after SIGINT or SIGTERM.

@@ -118,7 +118,7 @@ def build_strategy(config, cluster=None):
 
 
 def _train(run, data, strategy, cluster):
-    """Trains and finishes a run; gives what `train` returns."""
+    """Trains and finishes a run; returns the result of `train`."""
     from kseg.errors import UserError
     from kseg.training import loop
     from kseg.training.distribution import anywhere, check_agreement, describe_devices
@@ -168,7 +168,7 @@ def _lost_workers():
 
 
 def finish(run, result, evaluation_batches, count):
-    """Evaluates the best weights on `count` images and exports them; says where everything is."""
+    """Evaluates the best weights on `count` images and exports them; prints their paths."""
     from kseg import serving
     from kseg.evaluation import drawing, results
     from kseg.evaluation.evaluator import Evaluator

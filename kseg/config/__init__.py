@@ -1,4 +1,4 @@
-"""Experiments as JSON files: the schema, the reading of files, and what is said of mistakes."""
+"""Experiments as JSON files: the schema, loading, and error messages."""
 
 from kseg.config.loading import extend, flatten, load, parse, read_json
 from kseg.config.loading import load as load_config

@@ -55,14 +55,14 @@ def load(path, overrides=()) -> Experiment:
 
 
 def _steps(values):
-    """`train.steps` of unchecked values; None if it is no positive int."""
+    """`train.steps` of unchecked values; None if it is not a positive int."""
     train = values.get("train")
     steps = train.get("steps") if isinstance(train, dict) else None
     return steps if type(steps) is int and steps > 0 else None
 
 
 def _shorten(values, before, given):
-    """Brings what is counted in steps into a shorter run, where it does not fit.
+    """Scales keys that count steps down to a shorter run, if they do not fit.
 
     Args:
         values: dict of an experiment, unchecked; changed in place.
@@ -216,7 +216,7 @@ def read_json(path) -> dict:
 
 
 def _parse_json(text):
-    """JSON without what it allows and nobody means: a key twice, NaN, values hundreds deep.
+    """Strict JSON: refuses duplicate keys, NaN, and nesting hundreds of levels deep.
 
     Raises:
         ValueError: if it is none.
@@ -242,7 +242,7 @@ def _parse_json(text):
 
 
 def _check_plain(values, depth=0):
-    """Refuses what no key takes, and what would break messages, file names or tensors."""
+    """Refuses values that no key takes, or that would break messages, file names or tensors."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"its values are nested deeper than {_MAX_DEPTH} levels")
     if isinstance(values, dict):

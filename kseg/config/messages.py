@@ -7,7 +7,7 @@ from kseg.config.schema import Experiment, Section
 
 
 def describe(error, values, section=None) -> str:
-    """The rules that a dictionary breaks, on one line.
+    """The rules broken by a dictionary, on one line.
 
     Args:
         error: `pydantic.ValidationError`.
@@ -31,7 +31,7 @@ def _by_key(errors, values) -> list[list[dict[str, Any]]]:
 
 
 def _visible(item, values) -> tuple[str, ...]:
-    """The key of an error; pydantic's path also has the members of unions, which are no keys."""
+    """The key of an error; pydantic's path also has the members of unions, which are not keys."""
     visible, node = [], values
     for part in map(str, item["loc"]):
         if isinstance(node, dict) and part in node:
@@ -98,7 +98,7 @@ def _tag(section) -> str | None:
 
 
 def shown(value):
-    """A value as a message shows it: on one line, and not for pages."""
+    """A value as shown in a message: on one line, shortened."""
     text = "a number of thousands of digits" if _is_huge(value) else ascii(value)
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
 

@@ -1,4 +1,4 @@
-"""The schema of an experiment: what a config may say, and the default of each key."""
+"""The schema of an experiment: the keys of a config, with types, rules and defaults."""
 
 import json
 import re
@@ -63,7 +63,7 @@ class Section(pydantic.BaseModel):
 
 
 class Backbone(Section):
-    """What all backbones share."""
+    """Keys shared by all backbones."""
 
     weights: str | None = Field(
         None,
@@ -72,7 +72,7 @@ class Backbone(Section):
     )
     weights_if_missing: Literal["fail", "warn"] = Field(
         "fail",
-        description="When `weights` cannot be had (no network): stop, or warn and start at random.",
+        description="If `weights` are unavailable (no network): stop, or warn and start at random.",
     )
 
 
@@ -128,7 +128,9 @@ class KerasCVBackbone(Backbone):
     arguments: dict[str, Any] = Field({}, description="Arguments of the class or of the preset.")
     preset: str | None = Field(None, description="Such as efficientnetv2_s_imagenet; downloaded.")
     output_stride: Literal[8, 16, 32] = Field(32, description="Stride of c5, by dilation.")
-    mean: tuple[float, float, float] = Field((0.0, 0.0, 0.0), description="Of images, 0 to 255.")
+    mean: tuple[float, float, float] = Field(
+        (0.0, 0.0, 0.0), description="Mean of the images, 0 to 255."
+    )
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field((255.0, 255.0, 255.0))
 
     @pydantic.model_validator(mode="after")
@@ -142,7 +144,7 @@ class KerasCVBackbone(Backbone):
 
 
 class CustomBackbone(Backbone):
-    """A backbone from outside of kseg: a function that returns a `kseg.backbones.Backbone`."""
+    """A backbone from outside kseg: a function that returns a `kseg.backbones.Backbone`."""
 
     name: Dotted
     arguments: dict[str, Any] = Field({}, description="Keyword arguments of the function.")
@@ -198,7 +200,7 @@ class UPerNetHead(Section):
 
 
 class CustomHead(Section):
-    """A head from outside of kseg: a function as `kseg.heads` describes it."""
+    """A head from outside kseg: a function as `kseg.heads` describes it."""
 
     name: Dotted
     arguments: dict[str, Any] = Field({}, description="Keyword arguments of the function.")
@@ -230,7 +232,7 @@ class Loss(Section):
 
 
 class CrossEntropy(Loss):
-    """Mean cross-entropy of the pixels; weight 0 leaves it out."""
+    """Mean cross-entropy of the pixels; weight 0 turns it off."""
 
     class_weights: (
         Literal["median_frequency", "sqrt_median_frequency", "log"]
@@ -272,7 +274,7 @@ class Losses(Section):
 
 
 class Objective(Section):
-    """What all contrastive objectives share."""
+    """Keys shared by all contrastive objectives."""
 
     weight: float = Field(0.1, ge=0, description="Multiplies every term of the objective.")
     start_step: int = Field(
@@ -296,7 +298,7 @@ class MultiScale(Objective):
         description="(anchors, keys) of Eq. 4. Every stage in them also needs a scale weight.",
     )
     cross_scale_weight: float = Field(
-        1.0, ge=0, description="Weight of Eq. 4 relative to Eq. 3; 0 or no pairs: no such term."
+        1.0, ge=0, description="Weight of Eq. 4 relative to Eq. 3; 0 or no pairs turns it off."
     )
     temperature: float = Field(0.1, gt=0)
     max_anchors: int = Field(10_000, gt=1, description="A_max of Sec. 3.3, per batch and scale.")
@@ -344,7 +346,7 @@ class RegionContrast(Objective):
         "sum",
         description="Over an image's classes, then the mean over images; or the mean of all.",
     )
-    storage: Literal["float32", "bfloat16"] = Field("float32", description="Of the bank.")
+    storage: Literal["float32", "bfloat16"] = Field("float32", description="Dtype of the bank.")
     cross_replica: bool = Field(True, description="With scope batch: over the global batch.")
 
     @property
@@ -431,7 +433,7 @@ class PixelContrast(Objective):
 
 
 class CustomObjective(Objective):
-    """An objective from outside of kseg: a subclass of `kseg.contrast.objective.Objective`."""
+    """An objective from outside kseg: a subclass of `kseg.contrast.objective.Objective`."""
 
     name: Dotted
     arguments: dict[str, Any] = Field(
@@ -453,7 +455,7 @@ class ColorJitter(Section):
     brightness: Strength = 0.25
     contrast: Strength = 0.25
     saturation: Strength = 0.25
-    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.05, description="In turns.")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.05, description="Fraction of a full turn.")
 
 
 class Blur(Section):
@@ -461,7 +463,7 @@ class Blur(Section):
 
     probability: float = Field(0.5, ge=0, le=1)
     sigma: tuple[PositiveFloat, PositiveFloat] = Field(
-        (0.1, 2.0), description="Least, most, pixels."
+        (0.1, 2.0), description="Smallest and largest standard deviation, pixels."
     )
 
     @pydantic.model_validator(mode="after")
@@ -472,7 +474,7 @@ class Blur(Section):
 
 
 class Data(Section):
-    """What is trained and evaluated on."""
+    """The data of training and evaluation."""
 
     dataset: str = Field(description="A name that `kseg prepare` knows.")
     path: str | None = Field(
@@ -482,7 +484,9 @@ class Data(Section):
     eval_split: str = "val"
     crop_size: tuple[PositiveSize, PositiveSize] = Field(description="(height, width), pixels.")
     batch_size: int = Field(gt=0, description="Images in a step, over all devices.")
-    scale_range: tuple[float, float] = Field((0.5, 2.0), description="Random scale, least, most.")
+    scale_range: tuple[float, float] = Field(
+        (0.5, 2.0), description="Random scale: smallest, largest."
+    )
     flip: bool = Field(True, description="Mirror half of the crops.")
     rotation: float = Field(0.0, ge=0, le=180, description="Degrees, to both sides.")
     color_jitter: ColorJitter | None = ColorJitter()
@@ -542,11 +546,11 @@ class Data(Section):
 
 
 class Optimizer(Section):
-    """What both optimizers share."""
+    """Keys shared by both optimizers."""
 
     learning_rate_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(
         {},
-        description="What the learning rate is multiplied by in a part of the network (backbone, "
+        description="Factor of the learning rate in a part of the network (backbone, "
         "head, projectors) or in layers whose names begin so; 0: such weights stay as they are.",
     )
     layer_decay: float | None = Field(
@@ -617,7 +621,7 @@ class Train(Section):
     ema: EMA | None = Field(
         None, description="Averaged weights for evaluation and export; null: the last ones."
     )
-    devices: int | None = Field(None, gt=0, description="How many to use; null: all there are.")
+    devices: int | None = Field(None, gt=0, description="Number of devices; null: all.")
     synchronized_batch_norm: bool = Field(True, description="Where there are several devices.")
     log_every: int = Field(20, gt=0, description="Steps between progress and TensorBoard lines.")
     evaluate_every: int = Field(1000, gt=0, description="Steps; also at the end.")

@@ -1,0 +1,1 @@
+"""Evaluation: predictions at full resolution, scores, comparisons, and pictures of them."""

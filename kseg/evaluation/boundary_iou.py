@@ -1,4 +1,4 @@
-"""Boundary IoU: how well predictions follow the outlines of the truth."""
+"""Boundary IoU, the agreement of predicted and true outlines."""
 
 import cv2
 import numpy as np
@@ -9,11 +9,11 @@ from kseg.evaluation.image_counts import iou_of
 class BoundaryIou:
     """Counts pixels near the outlines of classes, image after image.
 
-    Of each class only the pixels count that lie within `d` of its outline, in the truth and in the
-    prediction each: `|(G_d n G) n (P_d n P)| / |(G_d n G) u (P_d n P)|`, with `d` a share of the
-    image's diagonal, at least one pixel. Distances are those of a square (3 x 3 erosions), and the
-    image's edge is an outline, as in the authors' code. As in the IoU of a class, intersections
-    and unions are summed over all images first.
+    For each class only pixels within `d` of its outline count, separately in truth and prediction:
+    `|(G_d n G) n (P_d n P)| / |(G_d n G) u (P_d n P)|`, with `d` a share of the image's diagonal,
+    at least one pixel. Distances are those of a square (3 x 3 erosions), and the image's edge is an
+    outline, as in the authors' code. As in the IoU of a class, intersections and unions are first
+    summed over all images.
 
     Ignored pixels are of no class in truth and prediction alike, so their edge is an outline in
     both: nothing is lost there that the prediction could not know.
@@ -43,7 +43,7 @@ class BoundaryIou:
         """Counts a batch.
 
         Args:
-            ids: names of the images, not looked at.
+            ids: names of the images, not used.
             labels: int array `(batch, height, width)`; outside the classes = ignored.
             predictions: int array of the same shape.
         """

@@ -1,4 +1,4 @@
-"""Whether two models differ by more than the choice of the images."""
+"""Paired bootstrap comparison of two models evaluated on the same images."""
 
 import dataclasses
 
@@ -39,11 +39,11 @@ class Comparison:
 
     @property
     def clear(self):
-        """Where the interval leaves out 0: bool `(num_classes + 1,)`."""
+        """Whether the interval excludes 0: bool `(num_classes + 1,)`."""
         return (self.low > 0) | (self.high < 0)
 
     def to_dict(self, class_names):
-        """What JSON holds of it; NaN becomes None."""
+        """JSON-able dict; NaN becomes None."""
         rows = {}
         columns = (self.first, self.second, self.difference, self.low, self.high)
         keys = ("first", "second", "difference", "low", "high")
@@ -61,7 +61,7 @@ class Comparison:
         }
 
     def table(self, class_names):
-        """A table for people, in per cent; a star where the interval leaves out 0."""
+        """A table for people, in percent; a star if the interval excludes 0."""
         width = display.name_columns([*class_names, "mean IoU"])
         header = f"{'class':{width}}       A       B   B - A   {100 * self.confidence:g} % interval"
         lines = [header]
@@ -98,8 +98,8 @@ def bootstrap(first, second, *, confidence=0.95, resamples=1000, seed=0):
     Images are drawn with replacement, the same ones for every run of both methods, and each run is
     scored on all pixels of the draw; a method's score is the mean over its runs. The interval is
     that of the percentiles of the difference. A draw in which a class does not occur is left out
-    of that class's interval. What it says is about other images of the same kind; it knows nothing
-    of other seeds of the training. Frames of one video resemble each other (CamVid's splits are
+    of that class's interval. It generalizes to other images of the same kind, not to other
+    training seeds. Frames of one video resemble each other (CamVid's splits are
     such): their interval is narrower than it should be.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Ch. 13.
@@ -146,21 +146,22 @@ def bootstrap(first, second, *, confidence=0.95, resamples=1000, seed=0):
 
 
 def _pair(first, second):
-    """Places of the first one's images in the second."""
+    """Indices of the first one's images in the second."""
     if first.pixels.shape[-1] != second.pixels.shape[-1]:
         raise UserError(
             "Only models of the same classes can be compared. Received: "
             f"{first.pixels.shape[-1]} and {second.pixels.shape[-1]} classes"
         )
-    places = {name: i for i, name in enumerate(second.ids)}
-    lonely = sorted({*first.ids} ^ {*second.ids})
-    if lonely or not first.ids:
-        found = f"; only one has {lonely[0]!r}" if lonely else ""
+    indices = {name: i for i, name in enumerate(second.ids)}
+    unmatched = sorted({*first.ids} ^ {*second.ids})
+    if unmatched or not first.ids:
+        example = f"; only one has {unmatched[0]!r}" if unmatched else ""
         raise UserError(
             "Only evaluations of the same images can be compared. Received: "
-            f"{len(first.ids)} and {len(second.ids)} images{found}. Evaluate both on the same split"
+            f"{len(first.ids)} and {len(second.ids)} images{example}. Evaluate both on "
+            "the same split"
         )
-    return [places[name] for name in first.ids]
+    return [indices[name] for name in first.ids]
 
 
 def _with_mean(iou):
@@ -168,7 +169,7 @@ def _with_mean(iou):
 
 
 def _quantile(values, share):
-    """Quantiles of columns, NaN left out; NaN where there is nothing else."""
+    """Quantiles of columns without NaN; NaN for columns of NaN only."""
     known = ~np.isnan(values).all(axis=0)
     found = np.full(values.shape[1], np.nan)
     found[known] = np.nanquantile(values[:, known], share, axis=0)

@@ -17,7 +17,7 @@ _GAP = 8
 _MAX_LEGEND = 32
 _MAX_NAME = 260  # Pixels of a class name beside a confusion matrix.
 
-# What the colors of `difference_map` mean.
+# Legend of `difference_map`.
 DIFFERENCES = [
     ("right, first run wrong", _GAINED),
     ("wrong, first run right", _WRONG),
@@ -49,7 +49,7 @@ def overlay(image, labels, palette, opacity=0.5):
         image: uint8 array `(height, width, 3)`.
         labels: int array `(height, width)`.
         palette: list of `[red, green, blue]`.
-        opacity: float in [0, 1]: 0 gives the image, 1 the colors.
+        opacity: float in [0, 1]: 0 shows the image, 1 the colors.
 
     Returns:
         uint8 array `(height, width, 3)`.
@@ -156,7 +156,7 @@ def colorize_truth(truth, palette):
 def panel(rows, class_names, palette, *, width=320):
     """Draws image, truth, prediction and errors side by side, a row an image, with a legend.
 
-    The share of wrong pixels stands in the corner of each error map. The legend names the classes
+    The corner of each error map shows the share of wrong pixels. The legend names the classes
     that occur in these rows, the frequent ones first where there are too many.
 
     Args:
@@ -191,8 +191,8 @@ def panel(rows, class_names, palette, *, width=320):
 def comparison_panel(rows, run_names, class_names, palette, *, width=320):
     """Draws image, truth, and the predictions of several runs side by side, a row an image.
 
-    After each run but the first stands where it differs from the first, see `difference_map`. The
-    share of wrong pixels stands in the corner of each prediction.
+    Each run after the first is followed by its differences from the first, see `difference_map`.
+    The corner of each prediction shows the share of wrong pixels.
 
     Args:
         rows: list of `(image, truth, predictions)`: uint8 `(height, width, 3)`, int
@@ -253,7 +253,7 @@ def picture_grid(titles, rows, *, width=320):
 
 
 def confusion_picture(matrix, class_names):
-    """Draws a confusion matrix: rows are the truth, and each row's shares sum to 100 per cent.
+    """Draws a confusion matrix: rows are the truth, and each row sums to 100 percent.
 
     Rows of classes without pixels are striped. Numbers are left out where cells are small.
 
@@ -311,7 +311,7 @@ def confusion_picture(matrix, class_names):
 
 
 def shrink(image, maps=(), *, width):
-    """Brings an image and its label maps to a width, where they are wider.
+    """Shrinks an image and its label maps to a width, if they are wider.
 
     Args:
         image: uint8 array `(height, width, 3)`.
@@ -325,7 +325,7 @@ def shrink(image, maps=(), *, width):
 
 
 def write_png(path, picture):
-    """Writes a picture; a file of that name is replaced at once, never half.
+    """Writes a picture; an existing file is replaced atomically.
 
     Args:
         path: file; its folder is made.
@@ -413,7 +413,7 @@ def _resize_labels(labels, size):
 
 
 def _legend_entries(rows, names, palette):
-    """Gives the legend's names and colors (None: stripes), and how many classes it leaves out."""
+    """Returns the legend's names and colors (None: stripes), and the number of classes left out."""
     counts = np.zeros(len(palette), "int64")
     for _, truth, prediction in rows:
         for labels in (truth, prediction):
@@ -427,7 +427,7 @@ def _legend_entries(rows, names, palette):
 
 
 def _legend(entries, left_out, width):
-    """Names beside squares of their colors, in as many lines as it takes."""
+    """Names beside squares of their colors, wrapped into lines."""
     lines, x = [[]], _GAP
     for name, color in entries:
         name = _cut(name, width - 2 * _GAP - 36, 0.45)

@@ -1,7 +1,7 @@
-"""A model over a data set: scores at full label resolution.
+"""Evaluation of a model on a dataset, at full label resolution.
 
-`kseg.evaluation.sliding_window` and `kseg.evaluation.scaled_views` make models of models: what an
-`Evaluator` takes may be wrapped in one of them, or in both.
+`kseg.evaluation.sliding_window` and `kseg.evaluation.scaled_views` wrap models: the
+model of an `Evaluator` may be wrapped in one of them, or in both.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from kseg.evaluation.metrics import Scores, confusion_matrices
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         scores: `Scores` over the whole data set.
@@ -35,7 +35,7 @@ class Evaluation:
     image_counts: ImageCounts
 
     def to_dict(self, class_names, **more):
-        """What JSON holds of it: numbers of images, speed (None if unknown) and scores.
+        """JSON-able dict: number of images, speed (None if unknown) and scores.
 
         Args:
             class_names, **more: as for `Scores.to_dict`.
@@ -49,7 +49,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """Evaluates one model again and again, compiled once for all image sizes.
+    """Evaluates one model repeatedly, compiled once for all image sizes.
 
     Args:
         model: keras model from images, uint8 `(batch, height, width, 3)`, to float logits
@@ -61,7 +61,7 @@ class Evaluator:
             the answer of one replica.
 
     Raises:
-        ValueError: at the first call, if the model gives another number of classes, or logits of
+        ValueError: at the first call, if the model returns another number of classes, or logits of
             another size than the labels.
     """
 
@@ -104,7 +104,7 @@ class Evaluator:
             dataset: batches `{"image": uint8 (batch, height, width, 3), "label": int (batch,
                 height, width), "id": string (batch,)}`, 255 = ignored; sizes may differ between
                 batches. Without ids, images are numbered.
-            num_examples: int, how many examples to give back, at most one from each image.
+            num_examples: int, number of examples to return, at most one from each image.
             progress: function or None, called with the number of images done so far.
             consumers: functions that are called with each batch in turn: `(ids, labels,
                 predictions)`, a list of str and two arrays `(batch, height, width)`.
@@ -170,7 +170,7 @@ def predict(model, images, num_classes):
 
 
 def check_logits(logits, num_classes):
-    """Raises a ValueError unless the last axis of logits has a place for each class."""
+    """Raises a ValueError unless the last axis of logits has one entry for each class."""
     if logits.shape[-1] != num_classes or num_classes > 255:
         raise ValueError(
             f"A model of {num_classes} classes (at most 255) must give as many logits. "
@@ -186,7 +186,7 @@ def _ids(batch, first):
 
 
 def _groups(dataset, size):
-    """Gives lists of `size` consecutive batches; the last may be shorter."""
+    """Yields lists of `size` consecutive batches; the last may be shorter."""
     group = []
     for batch in waiting.each_batch(dataset):
         group.append(batch)
@@ -198,7 +198,7 @@ def _groups(dataset, size):
 
 
 def _spread(count, num_batches):
-    """Spreads examples: a dict from the number of a batch to places in it, in [0, 1)."""
+    """Spreads examples: a dict from batch index to relative positions in the batch, in [0, 1)."""
     chosen = {}
     for i in range(count):
         batch, place = divmod((i + 0.5) * num_batches / count, 1)

@@ -1,4 +1,4 @@
-"""What every score of an image is made of, kept for each image on its own."""
+"""Per-image pixel counts, from which all scores can be computed."""
 
 import dataclasses
 import os
@@ -60,7 +60,7 @@ def iou_of(pixels):
 
 
 def mean_over_classes(iou):
-    """Mean over the last axis, NaN left out; NaN where there is nothing else."""
+    """Mean over the last axis without NaN; NaN if all are."""
     known = ~np.isnan(iou)
     count = known.sum(axis=-1)
     return np.where(count > 0, np.where(known, iou, 0).sum(axis=-1) / np.maximum(count, 1), np.nan)

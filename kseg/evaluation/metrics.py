@@ -1,4 +1,4 @@
-"""Confusion matrices and the scores made of them."""
+"""Confusion matrices and the scores computed from them."""
 
 import dataclasses
 
@@ -137,7 +137,7 @@ class Scores:
         return {name: _mean(self.iou[list(members)]) for name, members in groups.items()}
 
     def to_dict(self, class_names, *, categories=None, groups=None, boundary_iou=None):
-        """What JSON can hold; NaN becomes None.
+        """JSON-able dict of all scores; NaN becomes None.
 
         Args:
             class_names: list of str, one for each class.
@@ -176,9 +176,9 @@ class Scores:
         return {**found, "classes": classes, "confusion_matrix": self.matrix.tolist()}
 
     def table(self, class_names, *, categories=None, groups=None, boundary_iou=None):
-        """A table for people, one class a line, all numbers in per cent.
+        """A table for people, one class per line, all numbers in percent.
 
-        `-` marks what is not defined: the accuracy of a class that has no pixels, for example.
+        `-` marks undefined values: the accuracy of a class that has no pixels, for example.
 
         Args:
             class_names, categories, groups, boundary_iou: as for `to_dict`.

@@ -1,4 +1,4 @@
-"""Results on disk: JSON, a CSV table, and the counts of each image."""
+"""Evaluation results on disk: JSON, a CSV table, and per-image counts."""
 
 import csv
 import hashlib
@@ -18,7 +18,7 @@ _COLUMNS = ("kind", "name", "iou", "accuracy", "pixel_share", "boundary_iou", "i
 
 
 class Results(typing.NamedTuple):
-    """An evaluation, as `read` finds it.
+    """An evaluation, as returned by `read`.
 
     Attributes:
         found: dict, as given to `write`.
@@ -33,7 +33,7 @@ class Results(typing.NamedTuple):
 
 
 def write(path, found, image_counts):
-    """Writes what an evaluation found, in three files that differ in their suffix.
+    """Writes the results of an evaluation to three files that differ in their suffix.
 
     `.json` holds all of `found`, and the checksum of the `.npz`; `.csv` its scores, one class,
     category or group a row, then the means; `.npz` what `compare` needs.
@@ -52,7 +52,7 @@ def write(path, found, image_counts):
         table = csv.DictWriter(file, _COLUMNS)
         table.writeheader()
         table.writerows(_rows(found))
-    # Last, because it tells which counts it belongs to.
+    # Last, because it holds the checksum of the counts.
     found = {**found, _COUNTS: _digest(path.with_suffix(".npz"))}
     files.write_text(path, json.dumps(found, indent=2) + "\n")
 

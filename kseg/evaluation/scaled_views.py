@@ -9,7 +9,7 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 
 class MultiScale:
-    """A model that looks at each image in several sizes, and mirrored.
+    """A model that sees each image in several sizes, optionally mirrored as well.
 
     The image is resized bilinearly, the logits are resized bilinearly to the image's own size, and
     their softmax is averaged over all views. The graph holds the network once, in a loop.
@@ -38,7 +38,7 @@ class MultiScale:
         self._scales, self._mirrored = map(list, zip(*views, strict=True))
 
     def __call__(self, images, training=False):
-        """Gives float32 probabilities `(batch, height, width, num_classes)`."""
+        """Returns float32 probabilities `(batch, height, width, num_classes)`."""
         images = tf.cast(images, "float32")
         size = tf.shape(images)[1:3]
         scales = tf.constant(self._scales, "float32")

@@ -1,4 +1,4 @@
-"""Large images through windows of the size that a network was trained on."""
+"""Sliding-window inference on images larger than the training crops."""
 
 import math
 
@@ -8,12 +8,12 @@ from kseg.evaluation.evaluator import check_logits
 
 
 class SlidingWindow:
-    """A model that sees images through windows which overlap.
+    """A model applied to overlapping windows of an image.
 
-    Windows lie in rows and columns a stride apart; the last of a row or column ends at the image's
+    Windows form rows and columns a stride apart; the last of a row or column ends at the image's
     edge. Where windows overlap, their logits are averaged. An image that is not larger than the
-    window along an axis is one window along it, without padding; so a small image gives what the
-    model itself gives.
+    window along an axis is one window along it, without padding; so the
+    result on a small image is that of the model itself.
 
     Source: `slide_inference` of mmsegmentation (placing, and averaging logits); the stride of two
     thirds is that of its Cityscapes and PSPNet's (semseg) settings.
@@ -45,11 +45,11 @@ class SlidingWindow:
         self._batch_size = batch_size
 
     def __call__(self, images, training=False):
-        """Gives float32 logits `(batch, height, width, num_classes)`; training changes nothing."""
+        """Returns float32 logits `(batch, height, width, num_classes)`; ignores `training`."""
         images = tf.convert_to_tensor(images)
         batch, *size = tf.unstack(tf.shape(images)[:3])
         height, width = (
-            tf.minimum(most, there) for most, there in zip(self._window, size, strict=True)
+            tf.minimum(limit, extent) for limit, extent in zip(self._window, size, strict=True)
         )
         rows = _starts(size[0], height, self._stride[0])
         columns = _starts(size[1], width, self._stride[1])
@@ -58,8 +58,8 @@ class SlidingWindow:
 
         def corner(number):
             """Image, row and column at which a window begins."""
-            place = number % per_image
-            return number // per_image, rows[place // per_row], columns[place % per_row]
+            index = number % per_image
+            return number // per_image, rows[index // per_row], columns[index % per_row]
 
         def cut(number):
             image, row, column = corner(number)
@@ -102,13 +102,13 @@ class SlidingWindow:
 
 
 def _starts(size, window, stride):
-    """Where the windows begin along an axis: int32 `(windows,)`."""
+    """Start positions of the windows along an axis, int32 `(windows,)`."""
     count = (size - window + stride - 1) // stride + 1
     return tf.minimum(tf.range(count) * stride, size - window)
 
 
 def _covers(size, starts, window):
-    """How many windows cover each place along an axis: float32 `(size,)`."""
+    """Number of windows over each position along an axis, float32 `(size,)`."""
     places = tf.range(size)[:, None]
     inside = (places >= starts[None]) & (places < starts[None] + window)
     return tf.reduce_sum(tf.cast(inside, "float32"), axis=1)

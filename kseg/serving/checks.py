@@ -1,4 +1,4 @@
-"""What can be refused before a network is built: targets, packages, exported networks."""
+"""Checks of targets, packages and exported networks, made before a network is built."""
 
 import importlib.util
 import pathlib
@@ -17,7 +17,7 @@ _PACKAGES = {
 
 
 def require(package):
-    """Makes sure that an optional package is there.
+    """Checks that an optional package is installed.
 
     Args:
         package: `"tf2onnx"`, `"onnxruntime"` or `"ai_edge_litert"`.
@@ -74,7 +74,7 @@ def read_classes(path):
         path: folder that `kseg.export` wrote.
 
     Returns:
-        `(classes, more)`: `kseg.runs.Classes`, and a dict of what else its file tells.
+        `(classes, more)`: `kseg.runs.Classes`, and a dict of the other values in its file.
 
     Raises:
         UserError: if there is no such SavedModel, or it is seen to be damaged.
@@ -102,7 +102,7 @@ def broken_saved_model(path, error):
 
 
 def check_network_file(path):
-    """Refuses a file that is none for LiteRT or ONNX, or whose runtime is missing.
+    """Refuses a file that is not for LiteRT or ONNX, or whose runtime is missing.
 
     Args:
         path: `pathlib.Path`.

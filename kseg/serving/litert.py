@@ -1,4 +1,4 @@
-"""Networks for LiteRT, the runtime that was called TensorFlow Lite."""
+"""Export of networks to LiteRT (formerly TensorFlow Lite), and loading in its interpreter."""
 
 import tensorflow as tf
 
@@ -7,7 +7,7 @@ from kseg.serving.network_file import export_file
 
 
 def export_tflite(segmenter, path, classes, size, *, value_range=None, overwrite=False):
-    """Writes a float32 network for LiteRT, the runtime that was called TensorFlow Lite.
+    """Writes a float32 network for LiteRT, formerly TensorFlow Lite.
 
     Its input `images` is uint8 RGB `(1, height, width, 3)`, its output `logits` float32 `(1,
     height, width, num_classes)`. The names and colors of the classes go to a JSON file beside it,

@@ -1,4 +1,4 @@
-"""How much memory a SavedModel needs for an image, found before it is run.
+"""Memory that a SavedModel needs for an image, estimated before it runs.
 
 On a CPU there is no error to catch: the system ends the process, or an operation that counts
 elements in 32 bits writes where it must not.
@@ -9,7 +9,7 @@ import pathlib
 import tensorflow as tf
 
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
-# They hand on their first input's memory.
+# Operations that reuse the memory of their first input.
 _VIEWS = {"Identity", "Reshape", "Squeeze", "ExpandDims"}
 # They write into an input that nothing else reads, or are computed together with what is before.
 _IN_PLACE = {"AddV2", "BiasAdd", "FusedBatchNormV3", "Mul", "Relu", "Softmax", "Sub"}
@@ -28,10 +28,10 @@ def estimate(signature, size):
 
     Returns:
         int, bytes; infinite where a tensor has more elements than operations can count (2^31); None
-        if this version of TensorFlow does not tell the shapes.
+        if this version of TensorFlow does not expose the shapes.
     """
     try:
-        # No part of TensorFlow's documented interface.
+        # Not part of TensorFlow's documented interface.
         from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
     except ImportError:
         return None
@@ -81,7 +81,7 @@ def _find_network(graph):
 
 
 def _open_shapes(network, weights):
-    """Takes from a FunctionDef what was known of shapes as it was exported.
+    """Removes the static shapes of the export from a FunctionDef.
 
     That would come before what follows from the size of the images. Reading a variable becomes a
     placeholder of its shape.
@@ -148,7 +148,7 @@ def _peak(graph):
 
 
 def available():
-    """Bytes of memory that this process may still take; None where the system does not tell."""
+    """Bytes of memory that this process may still take; None if the system does not report it."""
     limits = []
     try:
         for line in pathlib.Path("/proc/meminfo").read_text().splitlines():

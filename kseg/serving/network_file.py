@@ -1,4 +1,4 @@
-"""Networks as one file with the classes beside it: what LiteRT and ONNX share."""
+"""Networks as single files with the classes beside them: code shared by LiteRT and ONNX."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ from kseg.serving.checks import CLASSES_SUFFIX, check_file_target
 
 
 class PortableModel:
-    """A file for LiteRT or ONNX that is loaded.
+    """A loaded file for LiteRT or ONNX.
 
     Args:
         classes: `kseg.runs.Classes`.

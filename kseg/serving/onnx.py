@@ -1,4 +1,4 @@
-"""Networks as ONNX."""
+"""Export of networks to ONNX, and loading in ONNX Runtime."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Loading of what was written for LiteRT or ONNX, and its comparison with the original."""
+"""Loading of files for LiteRT or ONNX, and comparison of their logits with the original's."""
 
 import hashlib
 import os

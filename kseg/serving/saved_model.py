@@ -35,7 +35,7 @@ def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=
     Images of another shape, and float images that are not in 0 to 255, end in an error that says
     so. On the loaded object, `serve` takes either dtype, `class_names()` gives the names, string
     `(num_classes,)`, `palette()` the colors, uint8 `(num_classes, 3)`, and `value_range()` the
-    range of deep images, float64 `(2,)`, or `(0,)` if there is none; all of them also stand in
+    range of deep images, float64 `(2,)`, or `(0,)` if there is none; all of them are also in
     `assets/classes.json`. Only the weights that these logits need are in it: no projector, no
     auxiliary head (but the coarse logits of OCR, which its context is made of), no memory bank.
 
@@ -119,7 +119,7 @@ def load_saved_model(path):
 
 @contextlib.contextmanager
 def _without_pattern(path):
-    """Gives another path of a folder in whose own TensorFlow's loader would see a pattern."""
+    """Returns another path of a folder in whose own TensorFlow's loader would see a pattern."""
     if not re.search(r"[][*?{}\\]", str(path.absolute())):
         yield path
         return
@@ -138,7 +138,7 @@ class ServedModel(keras.Model):
     alone; what it joins must have one size.
 
     Args:
-        loaded: what `tf.saved_model.load` gives.
+        loaded: the result of `tf.saved_model.load`.
         classes: `kseg.runs.Classes`.
         value_range: as for `export`.
 
@@ -205,7 +205,7 @@ def _served_module(model, classes, value_range):
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]
 
-    # The network stands in the file once, however many signatures and dtypes use it.
+    # The network is stored once, however many signatures and dtypes use it.
     @tf.function(input_signature=[_images("float32")], autograph=False)
     def network(images):
         return model(images, training=False)

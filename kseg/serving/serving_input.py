@@ -1,4 +1,4 @@
-"""What a served network is given, checked and decoded inside its graph.
+"""Inputs of a served network, checked and decoded inside its graph.
 
 A SavedModel runs where no Python is: what is wrong with an image has to be found by its graph, or
 it ends in another operation's error, in a wrong answer, or in the end of the process.
@@ -16,7 +16,7 @@ _ROWS, _COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)
 
 
 def check_images(images):
-    """Lets RGB images through, and stops at others.
+    """Returns RGB images unchanged, and refuses others.
 
     Floating-point values must be those of pixels, 0 to 255. Resampling may overshoot that by a
     quarter; images in 0 to 1 or -1 to 1, and those whose mean was subtracted, are refused: the
@@ -110,7 +110,7 @@ def _decode_png(encoded, data, value_range):
 
 
 def _exif_in_jpeg(encoded, data):
-    """Where the EXIF data of a JPEG begins and ends; int32 `(2,)`, equal if there is none."""
+    """Start and end of the EXIF data of a JPEG, int32 `(2,)`; equal if there is none."""
     size = tf.size(data)
 
     def looking(position, found):

@@ -1,0 +1,1 @@
+"""Training: builders from config sections, training steps, the loop, and devices."""

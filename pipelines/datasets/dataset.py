@@ -1,4 +1,4 @@
-"""What a data set is to the writer of records: examples, classes, a label map."""
+"""The interface of datasets to the writer of records: examples, classes, a label map."""
 
 import dataclasses
 import functools

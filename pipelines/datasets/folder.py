@@ -1,6 +1,6 @@
 """Any folder of images and masks, with a table of its classes.
 
-Found without being told, below the source (upper and lower case are not told apart):
+Detected below the source (case-insensitive):
 
     images/train/ labels/train/     or   train/images/ train/labels/   or   train/ train_labels/
     images/ labels/                 with list files train.txt, val.txt, ... or with ratios

@@ -1,4 +1,4 @@
-"""How label files are written: from their bytes to an array of values.
+"""Readers of label files: from bytes to an array of values.
 
 A reader is called with the bytes and gives a uint8 or uint16 array `(height, width)`; it raises
 `DataError` for what it cannot read. Its `repr` says all that its result depends on besides.

@@ -1,4 +1,4 @@
-"""What the values of a user's masks mean. Where two readings fit, the user is asked.
+"""The meaning of the values in a user's masks; an ambiguous one is an error that asks.
 
 A mask of numbers can be read by its values, or by the colors that its palette or its shades of
 gray have in the class table; 255 can be the ignored value, or the second of two classes. The masks

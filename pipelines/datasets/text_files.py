@@ -1,4 +1,4 @@
-"""Text as people's tools save it: UTF-8 or UTF-16, with a byte order mark or without, or ANSI."""
+"""Text files in the encodings of common tools: UTF-8, UTF-16 (with or without BOM), ANSI."""
 
 import codecs
 import unicodedata

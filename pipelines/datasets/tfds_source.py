@@ -1,4 +1,4 @@
-"""Data sets out of TensorFlow Datasets, named `tfds://<name>`.
+"""Datasets from TensorFlow Datasets, named `tfds://<name>`.
 
     tfds://           data set          image, label                     values of the label
     cityscapes        cityscapes        image_left, segmentation_label   0 to 33, those of the files

@@ -97,7 +97,7 @@ def official_scores(predictions, ground_truth):
 
 
 def table(scores):
-    """A table for people of what `official_scores` gives, in per cent."""
+    """A table for people of what `official_scores` gives, in percent."""
     blocks = {
         "class": scores["classes"],
         "category": scores["categories"],
