@@ -22,7 +22,6 @@ READERS = {
     ".bin": read_torch_file,
     ".ckpt": read_torch_file,
 }
-KERAS_SUFFIXES = (".weights.h5", ".keras")
 # The Hugging Face hub splits large checkpoints into several files, with an index of their arrays.
 INDEX_SUFFIX = ".index.json"
 INDEXES = (f"model.safetensors{INDEX_SUFFIX}", f"pytorch_model.bin{INDEX_SUFFIX}")
