@@ -34,7 +34,7 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def replace_file(path):
-    """Gives a path to write; at the end of the block the file there takes the place of `path`.
+    """Yields a path to write; at the end of the block the file there takes the place of `path`.
 
     Args:
         path: file, which may exist; its folder is made. A link stays one: its target is replaced.
@@ -52,7 +52,7 @@ def replace_file(path):
 
 @contextlib.contextmanager
 def replace_folder(path):
-    """Gives an empty folder to fill; at the end of the block it takes the place of `path`.
+    """Yields an empty folder to fill; at the end of the block it takes the place of `path`.
 
     Args:
         path: folder, which may exist; what it holds is replaced. Its parent is made.

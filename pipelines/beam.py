@@ -4,7 +4,7 @@ from pipelines.errors import DataError
 
 
 def distributor(arguments=()):
-    """Gives what `pipelines.records.write` takes as `distribute`.
+    """Returns what `pipelines.records.write` takes as `distribute`.
 
     All workers must reach the source and the folder of the records by the same paths, and have this
     package installed.

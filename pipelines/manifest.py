@@ -104,7 +104,7 @@ class Manifest:
         """A split by name.
 
         Raises:
-            DataError: if there is none of that name.
+            DataError: if the name is unknown.
         """
         if name not in self.splits:
             raise DataError(

@@ -171,7 +171,7 @@ def remove(path):
 
 @contextlib.contextmanager
 def _remote(path):
-    """Gives `tf.io.gfile`; its errors become those of the operating system."""
+    """Returns `tf.io.gfile`; its errors become those of the operating system."""
     import tensorflow as tf
 
     try:

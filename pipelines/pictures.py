@@ -145,7 +145,7 @@ def read(content, value_range=None):
 
 
 def kind_of(content, what="an image", kinds=_KINDS):
-    """Tells a kind of picture file by its first bytes.
+    """Detects the format of a picture file from its first bytes.
 
     Args:
         content: bytes, at least the first few hundred.
@@ -254,7 +254,7 @@ def check_size(height, width):
 
 
 def to_8_bits(values, value_range=None):
-    """Brings deep values to 8 bits.
+    """Converts deep values to 8 bits.
 
     Args:
         values: array of whole or floating-point numbers.
@@ -416,7 +416,7 @@ def _read_deep_tiff(content):
 
 
 def _find(content, signatures):
-    """The first kind whose signature stands in the content; None if there is none."""
+    """The first kind whose signature is in the content; None if missing."""
     return next((kind for kind, at, s in signatures if content[at : at + len(s)] == s), None)
 
 
@@ -432,7 +432,7 @@ def _is_frame(marker):
 
 
 def _jpeg_segments(content):
-    """Gives `(marker, segment, position behind it)` of a JPEG up to its first scan."""
+    """Yields `(marker, segment, position behind it)` of a JPEG up to its first scan."""
     position = 2
     while position + 4 <= len(content):
         if content[position] != 0xFF:
@@ -449,7 +449,7 @@ def _jpeg_segments(content):
 
 
 def _png_chunks(content):
-    """Gives `(name, data)` of the chunks of a PNG that are there in full."""
+    """Yields `(name, data)` of the chunks of a PNG that are there in full."""
     position = 8
     while position + 12 <= len(content):
         length = int.from_bytes(content[position : position + 4], "big")
@@ -482,7 +482,7 @@ def _exif_of_webp(content):
 
 
 def _tiff_entries(content, count):
-    """Gives `(tag, type, values, position of the values)` of a TIFF's first directory.
+    """Yields `(tag, type, values, position of the values)` of a TIFF's first directory.
 
     Args:
         content: bytes of a TIFF, which EXIF is too.
@@ -507,7 +507,7 @@ def _tiff_head(content):
 
 
 def _tiff_directory(content, order, big, first, count):
-    """Gives the entries of a directory as `_tiff_entries`, and where the next one is, or 0."""
+    """Returns the entries of a directory as `_tiff_entries`, and where the next one is, or 0."""
     head, entry, kind = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
     (length,) = struct.unpack_from(order + head, content, first)
     at = first + struct.calcsize(order + head)

@@ -510,7 +510,7 @@ def _write_alone(folder, job):
 
 
 def _read_alone(folder, job):
-    """Gives `(shard, problems)`, as `_write_alone` left them; the shard is None if it failed.
+    """Returns `(shard, problems)`, as `_write_alone` left them; the shard is None if it failed.
 
     Raises:
         DataError: if there is neither.

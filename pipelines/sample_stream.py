@@ -60,7 +60,7 @@ class Order:
             self._ends = tf.constant(ends * (self.epoch_length / ends[-1]), "float64")
 
     def __call__(self, number):
-        """Gives the image of a sample.
+        """Returns the image of a sample.
 
         Args:
             number: int64 scalar, counted from 0 through all epochs.

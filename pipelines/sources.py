@@ -113,7 +113,7 @@ class Place:
         return isinstance(self.tree, Archive)
 
     def has(self, name):
-        """Says if there is a file or a folder of that name; it may be a path."""
+        """Whether there is a file or a folder of that name; it may be a path."""
         head, tail = posixpath.split(posixpath.join(self.path, name))
         return self.tree.is_folder(posixpath.join(head, tail)) or tail in self.tree.files(head)
 
@@ -126,7 +126,7 @@ class Place:
         return dict(sorted(self.tree.files(self.path).items()))
 
     def file(self, name):
-        """The file of that name, which may be a path; None if there is none."""
+        """The file of that name, which may be a path; None if missing."""
         head, tail = posixpath.split(posixpath.join(self.path, name))
         return self.tree.files(head).get(tail)
 
@@ -165,7 +165,7 @@ class Source:
             *names: str, of files or folders; may be paths.
 
         Returns:
-            `Place`, None if there is none.
+            `Place`, None if missing.
 
         Raises:
             DataError: if there are two of the same rank, or an archive cannot be used.
@@ -211,7 +211,7 @@ class Source:
         return [Place(tree) for tree in [*self._folders, *map(open_archive, self._archives)]]
 
     def describe(self):
-        """Says in a few words what is there."""
+        """A short description of the content."""
         names = []
         for tree in [*self._folders, *map(open_archive, self._archives)]:
             inside = [f"{name}/" for name in tree.folders("")] + list(tree.files(""))
@@ -272,7 +272,7 @@ class _Folder:
         return folders, files
 
     def places(self, name):
-        """Gives `(depth, place)` of the folders in which a name is, down to a limit."""
+        """Yields `(depth, place)` of the folders in which a name is, down to a limit."""
         level, looked = [""], 0
         for depth in range(_MAX_DEPTH + 1):
             below = []
@@ -339,7 +339,7 @@ class Archive:
         return open_archive, (self.path,)
 
     def is_folder(self, path):
-        """Says if there is a folder of that path."""
+        """Whether there is a folder of that path."""
         return path in self._folders
 
     def folders(self, path):
@@ -351,7 +351,7 @@ class Archive:
         return self._files.get(path, {})
 
     def places(self, name):
-        """Gives `(depth, place)` of the folders in which a name is."""
+        """Yields `(depth, place)` of the folders in which a name is."""
         for path in self._folders:
             if Place(self, path).has(name):
                 yield (path.count("/") + 1 if path else 0), Place(self, path)
@@ -379,7 +379,7 @@ class Archive:
             self._files.setdefault("/".join(parts[: i + 1]), {})
 
     def _check(self, name, link=None):
-        """Gives a member's path without `.` parts; None for what is hidden.
+        """Returns a member's path without `.` parts; None for what is hidden.
 
         Raises:
             DataError: if it is outside of the archive.

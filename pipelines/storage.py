@@ -180,7 +180,7 @@ class MemoryRecords(Records):
             self._labels = tf.constant(np.concatenate([x.reshape(-1) for _, x in found]))
 
     def read(self, index):
-        """Gives what the other methods need of an image."""
+        """Returns what the other methods need of an image."""
         height, width = self._sizes[index, 0], self._sizes[index, 1]
         return {"height": height, "width": width, "place": self._places[index]}
 

@@ -40,7 +40,7 @@ def verify(folder, *, progress=True):
 
 
 def _find_problem(file, shard, num_classes, meter):
-    """Says what is wrong with a shard; None if nothing is."""
+    """Describes the faults of a shard; None without any."""
     if file_sha256(file) != shard.sha256:
         return "its checksum is not that of the manifest"
     offsets, position = [], 0

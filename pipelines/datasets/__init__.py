@@ -33,10 +33,10 @@ DATASETS = {**FILE_DATASETS, "synthetic": synthetic}
 
 
 def get(name):
-    """Gives the module of a data set.
+    """Returns the module of a data set.
 
     Raises:
-        DataError: if there is none of that name.
+        DataError: if the name is unknown.
     """
     if name not in DATASETS:
         raise DataError(f"Unknown data set {name!r}. Use one of: {', '.join(DATASETS)}")
@@ -53,7 +53,7 @@ def describe(name):
         dict, `homepage` and `split_images` (dict from split to the published number) among others.
 
     Raises:
-        DataError: if there is none of that name.
+        DataError: if the name is unknown.
     """
     get(name)
     if name == "folder":

@@ -175,7 +175,7 @@ def find_splits(
 
 
 def _find_pair(source, images, labels):
-    """Gives the places of both folders, None if the labels are nowhere.
+    """Returns the places of both folders, None if the labels are nowhere.
 
     The labels' folder is searched for first: images lie in `train/` with many data sets.
     """

@@ -131,7 +131,7 @@ def find(
 
 
 def _read_table(source, classes):
-    """Gives `(table, notes)`."""
+    """Returns `(table, notes)`."""
     if classes is not None:
         path = pathlib.Path(classes).expanduser()
         try:
@@ -286,7 +286,7 @@ def _list(place, ends):
 
 
 def _walk(place, prefix=""):
-    """Gives `(path below a place, file)` of all files; paths are in composed form (NFC)."""
+    """Yields `(path below a place, file)` of all files; paths are in composed form (NFC)."""
     for name, file in place.files().items():
         yield unicodedata.normalize("NFC", prefix + name), file
     for name in place.folders():

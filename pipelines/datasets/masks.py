@@ -216,7 +216,7 @@ class _Choice:
         )
 
     def _contradiction(self, found):
-        """Says which value has the color of another row in a palette; None if there is none."""
+        """Says which value has the color of another row in a palette; None if missing."""
         for value, code, in_palette in sorted(found.pixels):
             other = self._by_color.get(_rgb(code))
             if not in_palette or other is None or value not in self._rows:
@@ -343,7 +343,7 @@ _SMOOTH = (
 
 
 def _look(file):
-    """Looks at a mask; a str that says why, if it cannot be read."""
+    """Inspects a mask; a str with the reason, if it cannot be read."""
     try:
         mask = decode_mask(file.read_bytes())
     except DataError as error:

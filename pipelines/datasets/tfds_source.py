@@ -91,7 +91,7 @@ def find(name, source, data_dir=None):
         `Found`, of `TfdsExample`.
 
     Raises:
-        DataError: if the name is unknown or of another data set, or the data cannot be had.
+        DataError: if the name is unknown or of another data set, or the data are unavailable.
     """
     full_name = source.removeprefix(SCHEME)
     mapping = _mappings().get(full_name.split("/")[0].split(":")[0])
@@ -127,7 +127,7 @@ def _builder(full_name, data_dir):
     """Opens a data set and makes sure that it is there.
 
     Raises:
-        DataError: if it is not, and cannot be had.
+        DataError: if it is not, and is unavailable.
     """
     import tensorflow_datasets as tfds
 
