@@ -171,7 +171,7 @@ def remove(path):
 
 @contextlib.contextmanager
 def _remote(path):
-    """Returns `tf.io.gfile`; its errors become those of the operating system."""
+    """Yields `tf.io.gfile`; its errors become those of the operating system."""
     import tensorflow as tf
 
     try:

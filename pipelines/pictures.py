@@ -482,7 +482,7 @@ def _exif_of_webp(content):
 
 
 def _tiff_entries(content, count):
-    """Yields `(tag, type, values, position of the values)` of a TIFF's first directory.
+    """Returns `(tag, type, values, position of the values)` of a TIFF's first directory.
 
     Args:
         content: bytes of a TIFF, which EXIF is too.

@@ -119,7 +119,7 @@ def load_saved_model(path):
 
 @contextlib.contextmanager
 def _without_pattern(path):
-    """Returns another path of a folder in whose own TensorFlow's loader would see a pattern."""
+    """Yields another path of a folder in whose own TensorFlow's loader would see a pattern."""
     if not re.search(r"[][*?{}\\]", str(path.absolute())):
         yield path
         return
