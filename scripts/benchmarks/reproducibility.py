@@ -69,7 +69,7 @@ METHODS = {
 }
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -83,7 +83,13 @@ def main():
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--minutes", type=float, default=15, help="the most for one network")
     parser.add_argument("--output", help="folder that keeps the runs; default: a temporary one")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--toy", action="store_true", help="one small network, cross-entropy, one step: to try it"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.toy:
+        arguments.networks, arguments.methods = ["resnet18_deeplabv3"], []
+        arguments.steps, arguments.crop_size, arguments.batch_size = 1, (32, 32), 2
     folder = pathlib.Path(arguments.output or tempfile.mkdtemp(prefix="kseg_bits_"))
     folder.mkdir(parents=True, exist_ok=True)
     prepare(folder)

@@ -306,3 +306,12 @@ def test_sizes_are_positive(capsys):
         load("info_nce").main(["--rounds", "0"])
     assert ended.value.code == 2
     assert "must be 1 or more, not 0" in capsys.readouterr().err
+
+
+def test_reproducibility():
+    """The real command in two processes at once: no array of the checkpoints differs in a bit."""
+    command = [sys.executable, str(BENCHMARKS / "reproducibility.py"), "--toy"]
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    cells = [cell.strip() for cell in result.stdout.splitlines()[-1].strip("|").split("|")]
+    assert cells[0] == "resnet18_deeplabv3" and int(cells[5]) > 200 and cells[6] == "0"
