@@ -95,5 +95,5 @@ def test_class_weights_by_name_come_from_the_training_pixels():
 @pytest.mark.parametrize("pixels", [None, [0, 0, 0]])
 def test_class_weights_by_name_need_pixels(pixels):
     settings = schema.Losses(cross_entropy={"class_weights": "log"})
-    with pytest.raises(UserError, match=r"Received: 'log' and no such pixels\. Give a list of 3"):
+    with pytest.raises(UserError, match=r"Received: 'log' and no such counts\. Give a list of 3"):
         build_losses(settings, segmenter(), num_classes=3, training_pixels=pixels)
