@@ -293,7 +293,7 @@ def test_a_loss_must_not_take_the_name_of_another_term(name):
 
 def test_nothing_to_minimise_is_refused():
     losses = {"cross_entropy": (lambda labels, outputs: 0.0, 0.0)}
-    with pytest.raises(ValueError, match="nothing to minimise"):
+    with pytest.raises(ValueError, match="nothing to minimize"):
         SegmentationTrainer(network_with(), losses=losses)
 
 
