@@ -63,5 +63,5 @@ def test_the_cause_of_a_wait_is_named(tmp_path):
     code, line = read(tmp_path, 0.5, "")
     (shard,) = tmp_path.glob("*.tfrecord")
     assert code == 2
-    assert line.startswith(f"error: The shard {shard} must have ")
+    assert line.startswith(f"error: The shard {shard} is no file")
     assert os.path.exists(shard)

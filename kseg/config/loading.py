@@ -142,7 +142,7 @@ def find(name, folder=None):
     plain = re.fullmatch(r"[\w-]+(?:/[\w-]+)?(?:\.json)?", str(name))
     if plain and not os.path.lexists(path):
         candidate = shipped() / f"{str(name).removesuffix('.json')}.json"
-        if candidate.is_file() and candidate.name != "schema.json":
+        if os.path.isfile(candidate) and candidate.name != "schema.json":
             return candidate
     return path
 

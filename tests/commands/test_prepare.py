@@ -141,4 +141,5 @@ def test_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         prepare.main(arguments)
     assert stop.value.code == 2
-    assert "usage: " in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and line.endswith("--help")

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from kseg import config
+from kseg.config import loading
 from kseg.errors import UserError
 from kseg.runs import Classes, Run
 
@@ -85,7 +86,7 @@ def test_files_that_many_extend_are_read_once(tmp_path, monkeypatch):
         text = json.dumps({"extends": [f"{number + 1}.json"] * 2})
         (tmp_path / f"{number}.json").write_text(text)
     read, read_json = [], config.read_json
-    monkeypatch.setattr(config, "read_json", lambda path: read.append(path) or read_json(path))
+    monkeypatch.setattr(loading, "read_json", lambda path: read.append(path) or read_json(path))
     assert config.load(tmp_path / "0.json").name == "0"
     assert len(read) == 17
 

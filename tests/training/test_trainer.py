@@ -262,10 +262,10 @@ def one_scale(name="multi_scale", num_classes=3):
 
 def test_two_objectives_of_one_name_are_refused():
     """The terms of the second would take the place of the first's in the sum."""
-    with pytest.raises(ValueError, match=r"a name of its own.*\['multi_scale', 'multi_scale'\]"):
+    with pytest.raises(ValueError, match=r"a unique name.*\['multi_scale', 'multi_scale'\]"):
         SegmentationTrainer(network_with(), objectives=[(one_scale(), 0.1), (one_scale(), 0.2)])
     objective = one_scale()
-    with pytest.raises(ValueError, match="a name of its own"):
+    with pytest.raises(ValueError, match="a unique name"):
         SegmentationTrainer(network_with(), objectives=[(objective, 0.1), (objective, 0.2)])
 
 
