@@ -30,7 +30,6 @@ import tarfile
 import tempfile
 import threading
 import time
-import traceback
 
 import _gpu_shared
 
@@ -491,6 +490,3 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)

@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import pathlib
 import subprocess
@@ -107,7 +106,6 @@ for depthwise in ("grouped", "shifted"):
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs jax")
 def test_jax_gives_the_same_features(tmp_path):
     backbone = randomise(build_efficientnet_lite(**TINY, output_stride=16))
     backbone.save_weights(tmp_path / "b.weights.h5")

@@ -51,9 +51,6 @@ def test_every_module_is_imported():
     has_torch = all(importlib.util.find_spec(name) for name in ("torch", "timm"))
     of_torch = {"_torch_peers", "_gpu_torch", "_gpu_torch_networks"}
     names = [name for name in (*SCRIPTS, *MODULES) if has_torch or name not in of_torch]
-    of_jax = {"_device_data", "_gpu_jax", "_gpu_study_worker"}
-    if importlib.util.find_spec("jax") is None:
-        names = [name for name in names if name not in of_jax]
     code = f"import importlib\nfor name in {names}: importlib.import_module(name)"
     environment = {**ENVIRONMENT, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(

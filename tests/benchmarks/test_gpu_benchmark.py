@@ -25,7 +25,6 @@ def results(path, case):
 
 
 def test_cases_of_jax_alone(tmp_path):
-    pytest.importorskip("jax")
     output = tmp_path / "gpu.jsonl"
     cases = ["ceilings/jax", "numerics/similarities", "network/jax/deeplabv3_r101/region_contrast"]
     result = run("--toy", "--output", output, "--jobs", 2, "--only", *cases)
@@ -44,7 +43,6 @@ def test_cases_of_jax_alone(tmp_path):
 
 @pytest.mark.parametrize("method", ["region_contrast", "contextrast"])
 def test_objectives_equal_dense_float64(tmp_path, method):
-    pytest.importorskip("jax")
     pytest.importorskip("torch")
     output = tmp_path / "gpu.jsonl"
     result = run("--toy", "--output", output, "--only", f"numerics/{method}")
@@ -72,7 +70,6 @@ def test_an_unknown_case_is_one_line():
 
 
 def test_a_failing_case_is_reported(tmp_path):
-    pytest.importorskip("jax")
     output = tmp_path / "gpu.jsonl"
     kit = load()
     kit.all_cases = lambda: [kit.Case("broken", "jax", "no_such_function")]

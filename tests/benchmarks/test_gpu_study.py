@@ -15,7 +15,6 @@ from kseg.evaluation.image_counts import iou_of, mean_over_classes
 from kseg.studies import results
 from pipelines import augment
 
-pytest.importorskip("jax")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "scripts" / "benchmarks"
 

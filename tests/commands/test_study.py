@@ -165,7 +165,6 @@ def test_stopped_and_resumed_by_the_real_command(write, tmp_path):
 
 def test_a_run_whose_ray_worker_was_killed_is_made_again(write, tmp_path):
     """A cluster of one core on this machine: the worker of the first run is killed in training."""
-    pytest.importorskip("ray")
     path, output = write(steps=30), tmp_path / "out"
     command = [sys.executable, "scripts/study.py", "--study", str(path), "--output", str(output)]
     command += ["--arms", "ce", "--seeds", "0", "--ray", "local"]

@@ -251,7 +251,6 @@ assert "tensorflow" not in sys.modules
 
 def test_on_jax():
     """Variables are written and read in part inside `jax.jit`, under a stateless scope."""
-    pytest.importorskip("jax")
     root = pathlib.Path(__file__).resolve().parents[2]
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(

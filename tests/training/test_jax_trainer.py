@@ -14,7 +14,6 @@ from kseg.training.build import build_optimizer
 from kseg.training.trainer import SegmentationTrainer, build_step
 from tests.training import jax_steps
 
-pytest.importorskip("jax")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ON_JAX = """
 import sys

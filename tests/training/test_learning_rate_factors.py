@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import pathlib
 import subprocess
@@ -230,7 +229,6 @@ assert "tensorflow" not in sys.modules
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs jax")
 def test_on_jax_without_tensorflow():
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
