@@ -600,6 +600,14 @@ class Linear(Section):
     end_learning_rate: float = Field(0.0, ge=0)
 
 
+class Cosine(Section):
+    """Half a cosine down to `end_learning_rate`, after a linear warm-up."""
+
+    name: Literal["cosine"]
+    warmup_steps: int = Field(0, ge=0)
+    end_learning_rate: float = Field(0.0, ge=0)
+
+
 class EMA(Section):
     """Weights averaged over the steps, batch norms' statistics included."""
 
@@ -649,7 +657,7 @@ class Experiment(Section):
     contrast: list[Contrast] = []
     data: Data
     optimizer: Annotated[SGD | AdamW, Field(discriminator="name")] = SGD(name="sgd")
-    schedule: Annotated[Poly | Linear, Field(discriminator="name")] = Poly(name="poly")
+    schedule: Annotated[Poly | Linear | Cosine, Field(discriminator="name")] = Poly(name="poly")
     train: Train
 
     @pydantic.model_validator(mode="after")

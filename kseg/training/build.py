@@ -28,7 +28,7 @@ from kseg.losses.ohem import ohem_cross_entropy
 from kseg.losses.reduction import global_mean, global_ratio
 from kseg.training import updates
 from kseg.training.learning_rate_factors import learning_rate_factors, parts_of
-from kseg.training.schedules import PolynomialSchedule
+from kseg.training.schedules import CosineSchedule, PolynomialSchedule, WarmRestarts
 
 _OBJECTIVES = {
     "contextrast": Contextrast,
@@ -86,7 +86,10 @@ def build_trainer(run, strategy):
             **averages,
         )
         optimizer = build_optimizer(
-            config.optimizer, config.schedule, steps=config.train.steps, segmenter=segmenter
+            config.optimizer,
+            config.schedule,
+            steps=config.train.steps,
+            segmenter=segmenter,
         )
         trainer.compile(optimizer=optimizer)
         # Keras may have wrapped it for loss scaling: build the trainer's optimizer.
@@ -254,13 +257,12 @@ def build_distortion(data):
     return PhotometricDistortion(**arguments) if arguments else None
 
 
-def build_optimizer(optimizer, schedule, *, steps, segmenter=None):
+def build_optimizer(optimizer, schedule, *, steps, restarts=(), segmenter=None):
     """Builds the optimizer of a config.
 
     Args:
         optimizer: `kseg.config.schema.SGD` or `kseg.config.schema.AdamW`.
-        schedule: `kseg.config.schema.Poly` or `kseg.config.schema.Linear`.
-        steps: int, optimizer steps of the run.
+        schedule, steps, restarts: as in `build_schedule`.
         segmenter: model from `kseg.segmenters.build_segmenter` whose weights have the learning
             rates of the config's factors; None: no factors.
 
@@ -281,7 +283,9 @@ def build_optimizer(optimizer, schedule, *, steps, segmenter=None):
             parts_of(segmenter), optimizer.learning_rate_factors, optimizer.layer_decay
         )
     return {"sgd": SGD, "adamw": AdamW}[optimizer.name](
-        build_schedule(schedule, learning_rate=optimizer.learning_rate, steps=steps),
+        build_schedule(
+            schedule, learning_rate=optimizer.learning_rate, steps=steps, restarts=restarts
+        ),
         decay_rate=optimizer.weight_decay,
         learning_rate_factors=factors,
         name=optimizer.name,  # Part of the variables' names in a checkpoint.
@@ -289,24 +293,27 @@ def build_optimizer(optimizer, schedule, *, steps, segmenter=None):
     )
 
 
-def build_schedule(schedule, *, learning_rate, steps):
+def build_schedule(schedule, *, learning_rate, steps, restarts=()):
     """Builds the schedule of a config.
 
     Args:
-        schedule: `kseg.config.schema.Poly` or `kseg.config.schema.Linear`.
+        schedule: `kseg.config.schema.Poly`, `Linear` or `Cosine`.
         learning_rate: float, the peak.
-        steps: int, optimizer steps of the run.
+        steps: int, optimizer steps of the first cycle.
+        restarts: ints, steps of each further cycle, which decays from the peak without warm-up.
 
     Returns:
-        `PolynomialSchedule`.
+        function from an int step to the learning rate: `PolynomialSchedule`, `CosineSchedule`, or
+        `WarmRestarts` of several.
     """
-    return PolynomialSchedule(
-        learning_rate,
-        steps,
-        power=getattr(schedule, "power", 1.0),
-        warmup_steps=schedule.warmup_steps,
-        end_learning_rate=schedule.end_learning_rate,
-    )
+    kind, arguments = PolynomialSchedule, {"power": getattr(schedule, "power", 1.0)}
+    if schedule.name == "cosine":
+        kind, arguments = CosineSchedule, {}
+    arguments["end_learning_rate"] = schedule.end_learning_rate
+    first = kind(learning_rate, steps, warmup_steps=schedule.warmup_steps, **arguments)
+    if not restarts:
+        return first
+    return WarmRestarts([first, *(kind(learning_rate, more, **arguments) for more in restarts)])
 
 
 def build_updates(optimizer):

@@ -22,7 +22,7 @@ from kseg.losses.ohem import ohem_cross_entropy
 from kseg.segmenters import build_segmenter
 from kseg.training import optimizers, updates
 from kseg.training.build import build_schedule, default_losses
-from kseg.training.schedules import PolynomialSchedule
+from kseg.training.schedules import CosineSchedule, PolynomialSchedule
 from pipelines.loader import evaluation_dataset, training_dataset
 
 PAIRS = [
@@ -50,6 +50,7 @@ PAIRS = [
     (schema.AdamW, updates.AdamW),
     (schema.Poly, PolynomialSchedule),
     (schema.Linear, PolynomialSchedule),
+    (schema.Cosine, CosineSchedule),
     (schema.Data, training_dataset),
     (schema.Data, evaluation_dataset),
 ]

@@ -1,12 +1,14 @@
+import math
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from kseg.config import schema
-from kseg.training.build import build_optimizer
+from kseg.training.build import build_optimizer, build_schedule
 from kseg.training.optimizers import SGD, AdamW
-from kseg.training.schedules import PolynomialSchedule
+from kseg.training.schedules import CosineSchedule, PolynomialSchedule, WarmRestarts
 
 
 def variables():
@@ -118,3 +120,35 @@ def test_a_warm_up_begins_near_zero_whatever_the_end(end):
     for t in range(25):
         decayed = end + (0.1 - end) * max(1 - t / 20, 0) ** 2
         assert float(schedule(t)) == pytest.approx(decayed * min(1, (t + 1) / 5), rel=1e-5)
+
+
+def test_the_cosine_schedule_by_hand():
+    schedule = build_schedule(
+        schema.Cosine(name="cosine", warmup_steps=4, end_learning_rate=0.02),
+        learning_rate=0.1,
+        steps=20,
+    )
+    for t, share in ((0, 1.0), (5, (1 + math.sqrt(0.5)) / 2), (10, 0.5), (20, 0.0), (25, 0.0)):
+        expected = (0.02 + 0.08 * share) * min(1, (t + 1) / 4)
+        assert float(schedule(t)) == pytest.approx(expected, rel=1e-5), t
+    copy = CosineSchedule.from_config(schedule.get_config())
+    assert float(copy(7)) == float(schedule(7))
+
+
+@pytest.mark.parametrize("name", ["poly", "linear", "cosine"])
+def test_restarts_begin_at_the_peak_and_leave_the_steps_before_as_they_were(name):
+    kind = {"poly": schema.Poly, "linear": schema.Linear, "cosine": schema.Cosine}[name]
+    section = kind(name=name, warmup_steps=3)
+    build = {"learning_rate": 0.1, "steps": 10}
+    plain = build_schedule(section, **build)
+    schedule = build_schedule(section, **build, restarts=[5, 20])
+    assert isinstance(schedule, WarmRestarts)
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
+    without_warmup = kind(name=name)
+    for start, steps in ((10, 5), (15, 20)):
+        cycle = build_schedule(without_warmup, learning_rate=0.1, steps=steps)
+        assert float(schedule(start)) == pytest.approx(0.1)
+        for t in range(steps):
+            assert float(schedule(start + t)) == float(cycle(t)) == float(copy(start + t))
+    assert [float(schedule(t)) for t in range(10)] == [float(plain(t)) for t in range(10)]
+    assert float(schedule(40)) == 0.0
