@@ -16,7 +16,7 @@ _HOMES = {
     "CrossEntropy": "kseg.losses",
     "Evaluator": "kseg.evaluation.evaluator",
     "LovaszSoftmax": "kseg.losses",
-    "MeanIoU": "kseg.evaluation.metrics",
+    "MeanIoU": "kseg.metrics",
     "MultiScaleContrast": "kseg.contrast.multi_scale",
     "OHEMCrossEntropy": "kseg.losses",
     "PixelContrast": "kseg.contrast.pixel_contrast",

@@ -21,10 +21,10 @@ PORTABLE = (
     "kseg.heads",
     "kseg.layers",
     "kseg.losses",
+    "kseg.metrics",
     "kseg.segmenters",
 )
 NEEDS_TENSORFLOW = (
-    "kseg.evaluation.metrics",
     "kseg.training.optimizers",
     "kseg.training.schedules",
     "kseg.training.trainer",

@@ -15,6 +15,7 @@ ALLOWED = {
     "backend": set(),
     "layers": {"backend"},
     "losses": {"backend", "layers"},
+    "metrics": {"losses"},
     "contrast": {"backend", "layers", "losses"},
     "backbones": {"backend", "layers"},
     "heads": {"backend", "layers"},
@@ -27,6 +28,7 @@ ALLOWED = {
             "backend",
             "layers",
             "losses",
+            "metrics",
             "contrast",
             "backbones",
             "segmenters",
@@ -35,7 +37,7 @@ ALLOWED = {
             "evaluation",
         )
     },
-    "serving": {"runs", "segmenters", "evaluation", "backend", "layers"},
+    "serving": {"runs", "segmenters", "evaluation", "metrics", "backend", "layers"},
     "analysis": {"evaluation", "layers", "segmenters", "runs", "backend", "contrast"},
     "studies": {"evaluation", "analysis"},
 }

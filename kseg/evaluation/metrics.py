@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -222,64 +221,6 @@ class Scores:
                 lines.append("  ".join([display.fit(name, width), *cells]).rstrip())
             lines.append("-" * len(header))
         return "\n".join(lines[:-1])
-
-
-@keras.saving.register_keras_serializable(package="kseg")
-class MeanIoU(keras.metrics.Metric):
-    """Mean intersection over union over everything since the last reset.
-
-    It keeps one confusion matrix of whole numbers, so that no pixel is lost however many there
-    are; see `Scores` for which classes count. Under a strategy each replica counts its own pixels,
-    and reading the result sums over them.
-
-    Args:
-        num_classes: int.
-        name: str.
-    """
-
-    def __init__(self, num_classes, name="mean_iou", **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.num_classes = num_classes
-        self.matrix = self.add_variable(
-            (num_classes, num_classes),
-            initializer="zeros",
-            dtype="int64",
-            aggregation="sum",
-            name="matrix",
-        )
-
-    def update_state(self, labels, logits, sample_weight=None):
-        """Counts a batch.
-
-        Args:
-            labels: int `(batch, height, width)`, 255 = ignored.
-            logits: float `(batch, height, width, num_classes)`.
-            sample_weight: must be None; what to ignore is in the labels.
-
-        Raises:
-            ValueError: if there are sample weights, or another number of classes.
-        """
-        if sample_weight is not None:
-            raise ValueError("`sample_weight` is not supported. Label what to ignore with 255.")
-        if logits.shape[-1] != self.num_classes:
-            raise ValueError(
-                f"`logits` must have {self.num_classes} classes. Received shape: {logits.shape}"
-            )
-        predictions = tf.argmax(logits, axis=-1, output_type="int32")
-        self.matrix.assign_add(confusion_matrix(labels, predictions, self.num_classes))
-
-    def result(self):
-        """Mean IoU so far, float32 scalar; NaN before the first pixel."""
-        matrix = tf.cast(self.matrix, "float64")
-        hits = tf.linalg.diag_part(matrix)
-        union = tf.reduce_sum(matrix, 0) + tf.reduce_sum(matrix, 1) - hits
-        occurs = tf.cast(union > 0, "float64")
-        mean = tf.reduce_sum(tf.math.divide_no_nan(hits, union)) / tf.reduce_sum(occurs)
-        return tf.cast(mean, "float32")
-
-    def get_config(self):
-        """The constructor's arguments."""
-        return {**super().get_config(), "num_classes": self.num_classes}
 
 
 def _ratio(numerator, denominator):

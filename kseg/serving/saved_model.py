@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from kseg import files
 from kseg.errors import UserError
-from kseg.evaluation.metrics import MeanIoU
+from kseg.metrics import MeanIoU
 from kseg.runs import Classes
 from kseg.runs.finite import check_weights
 from kseg.segmenters import inference_model

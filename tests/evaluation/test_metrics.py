@@ -1,12 +1,11 @@
 import json
 import time
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.evaluation.metrics import MeanIoU, Scores, confusion_matrices, confusion_matrix
+from kseg.evaluation.metrics import Scores, confusion_matrices, confusion_matrix
 
 
 def count_by_loop(labels, predictions, num_classes):
@@ -168,72 +167,3 @@ def test_further_scores_in_json_and_table():
 def test_table_needs_all_names():
     with pytest.raises(ValueError):
         Scores(MATRIX).table(NAMES[:3])
-
-
-def one_hot(predictions, num_classes):
-    return np.eye(num_classes, dtype="float32")[predictions]
-
-
-def test_metric_over_unequal_batches_is_that_of_one_batch():
-    labels, predictions = random_pair(np.random.default_rng(1), (5, 6, 7), 4)
-    logits = one_hot(predictions, 4)
-    whole, parts = MeanIoU(4), MeanIoU(4)
-    whole.update_state(labels, logits)
-    parts.update_state(labels[:2], logits[:2])
-    parts.update_state(labels[2:], logits[2:])
-    expected = Scores(count_by_loop(labels, predictions, 4)).mean_iou
-    np.testing.assert_allclose(whole.result(), expected, rtol=1e-6)
-    assert float(whole.result()) == float(parts.result())
-    parts.reset_state()
-    assert np.isnan(parts.result())
-
-
-def test_metric_leaves_out_classes_that_do_not_occur():
-    metric = MeanIoU(4)
-    metric.matrix.assign(MATRIX)
-    np.testing.assert_allclose(metric.result(), Scores(MATRIX).mean_iou, rtol=1e-6)
-
-
-def test_metric_counts_single_pixels_beyond_float32():
-    metric = MeanIoU(2)
-    metric.matrix.assign([[2**40, 0], [0, 0]])
-    metric.update_state(np.zeros((1, 1, 1), "int32"), one_hot(np.ones((1, 1, 1), "int32"), 2))
-    np.testing.assert_array_equal(metric.matrix, [[2**40, 1], [0, 0]])
-
-
-def test_metric_on_two_replicas_is_that_of_one(mirrored):
-    labels, predictions = random_pair(np.random.default_rng(2), (3, 6, 7), 4)
-    logits = one_hot(predictions, 4)
-    with mirrored.scope():
-        metric = MeanIoU(4)
-
-    @tf.function
-    def update():
-        def on_replica():
-            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            # Two images on one replica, one on the other.
-            mine = slice(0, 2) if int(tf.get_static_value(replica)) == 0 else slice(2, 3)
-            metric.update_state(labels[mine], logits[mine])
-
-        mirrored.run(on_replica)
-
-    update()
-    update()
-    expected = Scores(count_by_loop(labels, predictions, 4)).mean_iou
-    np.testing.assert_allclose(metric.result(), expected, rtol=1e-6)
-    np.testing.assert_array_equal(
-        keras.ops.convert_to_numpy(metric.matrix), 2 * count_by_loop(labels, predictions, 4)
-    )
-
-
-def test_metric_refuses_what_it_cannot_count():
-    labels = np.zeros((1, 2, 2), "int32")
-    with pytest.raises(ValueError, match="Label what to ignore with 255"):
-        MeanIoU(3).update_state(labels, np.zeros((1, 2, 2, 3), "float32"), sample_weight=labels)
-    with pytest.raises(ValueError, match="must have 3 classes"):
-        MeanIoU(3).update_state(labels, np.zeros((1, 2, 2, 2), "float32"))
-
-
-def test_metric_config_round_trip():
-    again = keras.metrics.deserialize(keras.metrics.serialize(MeanIoU(3, name="score")))
-    assert (again.num_classes, again.name) == (3, "score")
