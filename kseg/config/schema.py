@@ -217,12 +217,30 @@ class Model(Section):
     weights: str | None = Field(
         None, description="Weights of the whole network to start from, as `backbone.weights`."
     )
+    freeze: list[
+        Literal["backbone", "c2", "c3", "c4", "c5", "batch_norms", "backbone_batch_norms"]
+    ] = Field(
+        [],
+        description="Parts that training leaves as they are: the backbone, all that a stage of it "
+        "is computed from, all batch norms or the backbone's (with their statistics).",
+    )
     embedding_dim: int = Field(
         256, gt=0, description="Channels that the projectors of contrasted stages map to."
     )
     projector_layers: int = Field(
         2, ge=0, description="Hidden layers of a projector: 2 in MS/CS, else 1."
     )
+
+    @pydantic.model_validator(mode="after")
+    def _stages_can_be_frozen(self):
+        stages = [part for part in self.freeze if part in ("c2", "c3", "c4", "c5")]
+        if stages and self.backbone.name.startswith("hrnet"):
+            raise ValueError(
+                "`freeze`: the stages c2 to c5 of an HRNet are its four branches, each of which is "
+                f"computed from nearly the whole network. Received: {stages}. Use 'backbone', or "
+                '`optimizer.learning_rate_factors` such as {"stage2": 0}'
+            )
+        return self
 
 
 class Loss(Section):
@@ -673,6 +691,11 @@ class Experiment(Section):
             raise ValueError(
                 f"`optimizer.layer_decay` is for Swin backbones. Received: {backbone!r}. Use "
                 "`optimizer.learning_rate_factors`"
+            )
+        if self.optimizer.layer_decay is not None and {"backbone", "c5"} & {*self.model.freeze}:
+            raise ValueError(
+                "`optimizer.layer_decay` needs blocks of the backbone that are trained. Received: "
+                f"`model.freeze` {self.model.freeze}. Set `optimizer.layer_decay` to null"
             )
         names = [objective.name for objective in self.contrast]
         if len(set(names)) < len(names):

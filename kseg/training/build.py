@@ -5,7 +5,6 @@ is imported only inside the builders that need it: losses, objectives and update
 """
 
 import dataclasses
-import functools
 import inspect
 
 import keras
@@ -27,6 +26,7 @@ from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
 from kseg.losses.reduction import global_mean, global_ratio
 from kseg.training import updates
+from kseg.training.freezing import freeze
 from kseg.training.learning_rate_factors import learning_rate_factors, parts_of
 from kseg.training.schedules import CosineSchedule, PolynomialSchedule, WarmRestarts
 
@@ -61,13 +61,17 @@ def build_trainer(run, strategy):
             seed=config.seed,
             training_images=run.classes.training_images,
         )
-        build_segmenter = functools.partial(
-            run.build_segmenter,
-            projections=sorted({stage for o, _ in objectives for stage in o.stages}),
-            synchronized_batch_norm=(
-                config.train.synchronized_batch_norm and strategy.num_replicas_in_sync > 1
-            ),
-        )
+
+        def build_segmenter():
+            segmenter = run.build_segmenter(
+                projections=sorted({stage for o, _ in objectives for stage in o.stages}),
+                synchronized_batch_norm=(
+                    config.train.synchronized_batch_norm and strategy.num_replicas_in_sync > 1
+                ),
+            )
+            freeze(segmenter, config.model.freeze)
+            return segmenter
+
         segmenter = build_segmenter()
         averages = {}
         if config.train.ema:

@@ -34,6 +34,7 @@ from kseg.training.build import (
     build_schedule,
     build_updates,
 )
+from kseg.training.freezing import freeze
 from kseg.training.initialization import load_pretrained
 from kseg.training.jax_trainer import JaxTrainer
 from kseg.training.learning_rate_factors import learning_rate_factors, parts_of
@@ -241,6 +242,7 @@ class Program:
                 precision=experiment.train.precision,
                 projections=sorted({stage for o, _ in objectives for stage in o.stages}),
             )
+            freeze(segmenter, experiment.model.freeze)
             optimizer = experiment.optimizer
             factors = learning_rate_factors(
                 parts_of(segmenter), optimizer.learning_rate_factors, optimizer.layer_decay

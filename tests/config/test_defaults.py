@@ -76,6 +76,7 @@ DIFFERENT = {
 # Keys that no signature takes, besides those of the sections' base classes.
 TAKEN_ELSEWHERE = {
     (schema.Model, "weights"): "Loaded once the network is built.",
+    (schema.Model, "freeze"): "Applied to the network that is built for training.",
     (schema.RegionContrast, "layout"): "Decides the sizes that are passed as `capacity`.",
     (schema.CrossEntropy, "weight"): "Passed to the trainer beside the loss.",
     (schema.OHEM, "weight"): "Passed to the trainer beside the loss.",

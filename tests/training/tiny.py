@@ -76,6 +76,21 @@ def create_run(folder, **train):
     return Run.create(folder, experiment(**train), CLASSES)
 
 
+def create_quick_run(folder, *, train=None, **sections):
+    """A run whose step compiles in a few seconds: the tiny backbone, a linear head, cross-entropy.
+
+    Args:
+        folder: of the run.
+        train: dict of keys of the section `train`.
+        **sections: dicts of keys of other sections; `contrast` a list.
+    """
+    values = experiment(**(train or {})).model_dump(mode="json") | {"contrast": []}
+    values["model"]["head"] = {"name": "hrnet"}
+    for name, section in sections.items():
+        values[name] = {**values[name], **section} if isinstance(section, dict) else section
+    return Run.create(folder, config.parse(values, source="test"), CLASSES)
+
+
 def batch(number, size=2):
     """Batch `number` of an endless stream: blocks of classes with matching colours and noise."""
     rng = np.random.default_rng(number)
