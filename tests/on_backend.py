@@ -25,6 +25,8 @@ from kseg.contrast.pixel_contrast import PixelContrast
 from kseg.contrast.region_contrast import RegionContrast
 from kseg.contrast.regions import region_centers
 from kseg.losses.cross_entropy import cross_entropy
+from kseg.losses.dice import dice_loss
+from kseg.losses.focal import focal_loss
 from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
 from kseg.losses.reduction import global_mean, global_ratio
@@ -100,6 +102,8 @@ def losses():
             *ohem_cross_entropy(y, x["logits"], threshold=0.1, min_kept=50)
         ),
         "lovasz": lambda y, x: lovasz_softmax(y, x["logits"]),
+        "dice": lambda y, x: dice_loss(y, x["logits"], smooth=1.0, class_weights=weights),
+        "focal": lambda y, x: global_ratio(*focal_loss(y, x["logits"], class_weights=weights)),
         "info_nce": lambda y, x: ring(x, y),
         "info_nce, sum": lambda y, x: ring(x, y, reduction="sum"),
         "info_nce, cold": lambda y, x: ring(x, y, temperature=0.01),

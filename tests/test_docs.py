@@ -25,7 +25,9 @@ LOSSES = {
     "cross_entropy": schema.CrossEntropy,
     "auxiliary": schema.Loss,
     "ohem": schema.OHEM,
-    "lovasz": schema.Loss,
+    "lovasz": schema.Lovasz,
+    "dice": schema.Dice,
+    "focal": schema.Focal,
 }
 
 

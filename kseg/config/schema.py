@@ -249,26 +249,52 @@ class Loss(Section):
     weight: float = Field(1.0, ge=0)
 
 
+ClassWeights = (
+    Literal["median_frequency", "sqrt_median_frequency", "log"]
+    | list[Annotated[float, Field(ge=0)]]
+    | None
+)
+CLASS_WEIGHTS = (
+    "One for each class, in order, or by name from the pixels of each class in the training split"
+)
+
+
 class CrossEntropy(Loss):
     """Mean cross-entropy of the pixels; weight 0 turns it off."""
 
-    class_weights: (
-        Literal["median_frequency", "sqrt_median_frequency", "log"]
-        | list[Annotated[float, Field(ge=0)]]
-        | None
-    ) = Field(
-        None,
-        description="One for each class, in order, or by name from the pixels of each class in the "
-        "training split; here and in `auxiliary`; null: all 1.",
+    class_weights: ClassWeights = Field(
+        None, description=f"{CLASS_WEIGHTS}; here and in `auxiliary`; null: all 1."
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Here and in `auxiliary`.")
 
 
 class OHEM(Loss):
-    """Mean cross-entropy of the hard pixels, unweighted; mostly in place of `cross_entropy`."""
+    """Mean cross-entropy of the hard pixels; mostly in place of `cross_entropy`."""
 
     threshold: float = Field(0.7, ge=0, le=1, description="Probability below which all are kept.")
     min_kept: int = Field(100_000, ge=0, description="Pixels of a batch that are kept at least.")
+    class_weights: ClassWeights = Field(None, description=f"{CLASS_WEIGHTS}; null: all 1.")
+
+
+class Lovasz(Loss):
+    """Lovasz-softmax, over the batch as one image."""
+
+    class_weights: ClassWeights = Field(None, description=f"{CLASS_WEIGHTS}; null: all 1.")
+
+
+class Dice(Loss):
+    """One minus the soft Dice coefficient of each class, over the batch as one image."""
+
+    smooth: float = Field(0.0, ge=0, description="Pixels added above and below the fraction.")
+    squared: bool = Field(False, description="Square the probabilities below the fraction.")
+    class_weights: ClassWeights = Field(None, description=f"{CLASS_WEIGHTS}; null: all 1.")
+
+
+class Focal(Loss):
+    """Cross-entropy with less weight on pixels that are classified well (Lin et al., 2017)."""
+
+    gamma: float = Field(2.0, ge=0, description="Exponent of 1 - p; 0: cross-entropy.")
+    class_weights: ClassWeights = Field(None, description=f"{CLASS_WEIGHTS} (alpha); null: all 1.")
 
 
 class Losses(Section):
@@ -276,17 +302,19 @@ class Losses(Section):
 
     cross_entropy: CrossEntropy = CrossEntropy()
     ohem: OHEM | None = None
-    lovasz: Loss | None = Field(None, description="Lovasz-softmax, over the batch as one image.")
+    lovasz: Lovasz | None = None
+    dice: Dice | None = None
+    focal: Focal | None = None
     auxiliary: Loss | None = Field(
         Loss(weight=0.4), description="Cross-entropy of the auxiliary logits; null: none."
     )
 
     @pydantic.model_validator(mode="after")
     def _something_is_left(self):
-        on_logits = (self.cross_entropy, self.ohem, self.lovasz)
-        if not any(loss.weight for loss in on_logits if loss):
+        names = [name for name in type(self).model_fields if name != "auxiliary"]
+        if not any(loss.weight for name in names if (loss := getattr(self, name))):
             raise ValueError(
-                "`losses`: one of cross_entropy, ohem and lovasz needs a weight above 0"
+                f"`losses`: one of {', '.join(names[:-1])} and {names[-1]} needs a weight above 0"
             )
         return self
 

@@ -7,7 +7,7 @@ import keras
 from kseg.losses.cross_entropy import cross_entropy
 from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
-from kseg.losses.reduction import global_mean, global_ratio
+from kseg.losses.reduction import global_ratio
 
 
 class _PixelLoss(keras.losses.Loss):
@@ -84,7 +84,7 @@ class OHEMCrossEntropy(_PixelLoss):
     def share(self, labels, logits):
         """This replica's share of the loss."""
         settings = {"threshold": self.threshold, "min_kept": self.min_kept}
-        return global_mean(*ohem_cross_entropy(labels, logits, **settings))
+        return global_ratio(*ohem_cross_entropy(labels, logits, **settings))
 
     def get_config(self):
         return {**super().get_config(), "threshold": self.threshold, "min_kept": self.min_kept}

@@ -37,13 +37,29 @@ def cross_entropy(labels, logits, *, class_weights=None, label_smoothing=0.0):
     weight = ops.cast(valid, "float32")
     if class_weights is not None:
         class_weights = ops.convert_to_tensor(class_weights, "float32")
-        weight = weight * ops.take(class_weights, safe)
-        loss = loss * ops.take(class_weights, safe)
+        weight = weight_of_labels(labels, class_weights)
+        loss = loss * weight
     if label_smoothing:
         each = -ops.log_softmax(logits, axis=-1)
         each = each if class_weights is None else each * class_weights
         loss = (1 - label_smoothing) * loss + label_smoothing * ops.mean(each, axis=-1)
     return LossAndWeight(ops.where(valid, loss, 0.0), weight)
+
+
+def weight_of_labels(labels, class_weights):
+    """Looks up the class weight of each pixel.
+
+    Args:
+        labels: int tensor, any shape; values outside `[0, num_classes)` are ignored.
+        class_weights: `num_classes` floats >= 0.
+
+    Returns:
+        float32 tensor of the shape of the labels; 0 where ignored.
+    """
+    class_weights = ops.convert_to_tensor(class_weights, "float32")
+    labels = ops.cast(labels, "int32")
+    valid = ops.logical_and(labels >= 0, labels < class_weights.shape[0])
+    return ops.where(valid, ops.take(class_weights, ops.where(valid, labels, 0)), 0.0)
 
 
 def logits_like(labels, logits):

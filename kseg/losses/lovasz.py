@@ -8,6 +8,7 @@ from keras import ops
 from kseg.backend import replicas
 from kseg.backend.loops import scan
 from kseg.losses.cross_entropy import logits_like
+from kseg.losses.reduction import mean_of_present
 
 # Replicas cannot communicate within a graph loop, so they exchange the probabilities before it, for
 # this many classes at once: more take more memory (all pixels of the global batch), fewer make the
@@ -15,7 +16,7 @@ from kseg.losses.cross_entropy import logits_like
 _CLASSES_PER_GATHER = 16
 
 
-def lovasz_softmax(labels, logits):
+def lovasz_softmax(labels, logits, *, class_weights=None):
     """Averages the Lovasz extension of the Jaccard loss over the classes that are present.
 
     The global batch counts as one image. The errors of a class, `1 - p` at its own pixels and p at
@@ -30,6 +31,8 @@ def lovasz_softmax(labels, logits):
         labels: int tensor `(batch, height, width)`, static shape; values outside
             `[0, num_classes)` are ignored.
         logits: float tensor `(batch, h, w, num_classes)`, resized as in `cross_entropy`.
+        class_weights: `num_classes` floats >= 0 for a weighted average over the present classes,
+            or None: 1 for all.
 
     Returns:
         float32 scalar: this replica's share of the loss; 0 if no class is present.
@@ -58,7 +61,7 @@ def lovasz_softmax(labels, logits):
     slopes = ops.stop_gradient(ops.concatenate(slopes))
     own = ops.cast(labels[None, :] == np.arange(num_classes, dtype="int32")[:, None], "float32")
     error = _error(own, ops.transpose(probabilities))
-    return ops.sum(slopes * error) / ops.maximum(ops.sum(present), 1.0)
+    return mean_of_present(ops.sum(slopes * error, axis=1), counts > 0, class_weights)
 
 
 def _inside(labels, num_classes):

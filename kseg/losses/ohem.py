@@ -3,7 +3,7 @@
 from keras import ops
 
 from kseg.backend import replicas
-from kseg.losses.cross_entropy import cross_entropy
+from kseg.losses.cross_entropy import cross_entropy, weight_of_labels
 from kseg.losses.reduction import LossAndWeight
 
 # Floats in [0, 2) sort like their bit patterns as integers, whose upper two bits are 0.
@@ -11,7 +11,7 @@ _BITS = 30
 _BITS_PER_ROUND = 10
 
 
-def ohem_cross_entropy(labels, logits, *, threshold=0.7, min_kept=100_000):
+def ohem_cross_entropy(labels, logits, *, threshold=0.7, min_kept=100_000, class_weights=None):
     """Computes the cross-entropy of the pixels whose true class has a low probability.
 
     A pixel is kept if the probability of its class is at most the larger of `threshold` and the
@@ -27,11 +27,13 @@ def ohem_cross_entropy(labels, logits, *, threshold=0.7, min_kept=100_000):
         logits: float tensor `(batch, h, w, num_classes)`, resized as in `cross_entropy`.
         threshold: float in [0, 1], a probability.
         min_kept: int >= 0, the number of pixels of the global batch kept at least.
+        class_weights: `num_classes` floats >= 0, or None: 1 for all. They weigh the pixels that are
+            kept, as in `cross_entropy`, and have no say in which are.
 
     Returns:
-        `(loss, kept)`, float32 `(batch, height, width)` each: the loss in nats, and 1 where the
-        pixel is kept, else 0. `global_mean` reduces them to a scalar. Keras cannot do so: compile
-        with `kseg.losses.OHEMCrossEntropy`.
+        `(loss, weight)`, float32 `(batch, height, width)` each: the loss in nats, multiplied by
+        the weight, and the class weight of the pixel; both 0 where it is not kept. `global_ratio`
+        reduces them to a scalar. Keras cannot do so: compile with `kseg.losses.OHEMCrossEntropy`.
     """
     loss, valid = cross_entropy(labels, logits)
     valid = valid > 0
@@ -40,7 +42,10 @@ def ohem_cross_entropy(labels, logits, *, threshold=0.7, min_kept=100_000):
     if min_kept:
         rank = ops.view(probability, "int32")
         kept = ops.logical_or(kept, rank <= _smallest(rank, valid, min_kept))
-    return LossAndWeight(loss, ops.cast(ops.logical_and(kept, valid), "float32"))
+    weight = ops.cast(ops.logical_and(kept, valid), "float32")
+    if class_weights is not None:
+        weight = weight * weight_of_labels(labels, class_weights)
+    return LossAndWeight(loss * weight, weight)  # Not `where`, which would hide a NaN.
 
 
 def _smallest(values, valid, count):

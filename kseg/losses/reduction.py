@@ -62,3 +62,21 @@ def global_ratio(values, weights, *, cross_replica=True):
         weight = replicas.all_reduce_sum(weight)
     ratio = ops.where(weight > 0, total / ops.where(weight > 0, weight, 1.0), 0.0)
     return ratio if cross_replica else ratio / replicas.num_replicas()
+
+
+def mean_of_present(values, present, class_weights=None):
+    """Averages values of classes over the classes that are present.
+
+    Args:
+        values: float32 tensor `(num_classes,)`.
+        present: bool tensor `(num_classes,)`.
+        class_weights: `num_classes` floats >= 0, or None: 1 for all.
+
+    Returns:
+        float32 scalar, `sum_c w_c v_c / sum_c w_c` over the present classes; 0 if these weigh 0.
+    """
+    weights = ops.cast(present, "float32")
+    if class_weights is not None:
+        weights = weights * ops.convert_to_tensor(class_weights, "float32")
+    total = ops.sum(weights)
+    return ops.sum(weights * values) / ops.where(total > 0, total, 1.0)

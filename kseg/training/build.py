@@ -22,9 +22,11 @@ from kseg.errors import UserError, as_user_error
 from kseg.layers.photometric import PhotometricDistortion
 from kseg.losses.class_weights import class_weights
 from kseg.losses.cross_entropy import cross_entropy
+from kseg.losses.dice import dice_loss
+from kseg.losses.focal import focal_loss
 from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
-from kseg.losses.reduction import global_mean, global_ratio
+from kseg.losses.reduction import global_ratio
 from kseg.training import updates
 from kseg.training.freezing import freeze
 from kseg.training.learning_rate_factors import learning_rate_factors, parts_of
@@ -128,35 +130,44 @@ def build_losses(losses, segmenter, *, num_classes, training_pixels=None):
 
     Returns:
         dict as `kseg.training.trainer.SegmentationTrainer` takes it. The class weights and label
-        smoothing of the cross-entropy also apply to the auxiliary one, but not to OHEM.
+        smoothing of the cross-entropy also apply to the auxiliary one.
 
     Raises:
         UserError: as in `resolve_class_weights`.
     """
-    settings = losses.cross_entropy.model_dump(exclude={"weight"})
-    settings["class_weights"] = resolve_class_weights(
-        losses.cross_entropy.class_weights, num_classes, training_pixels
-    )
-    built = {
-        "cross_entropy": (_mean_cross_entropy("logits", **settings), losses.cross_entropy.weight)
-    }
-    if losses.ohem:
-        built["ohem"] = (_mean_ohem(losses.ohem), losses.ohem.weight)
-    if losses.lovasz:
-        built["lovasz"] = (_lovasz, losses.lovasz.weight)
+
+    def settings(name):
+        section = getattr(losses, name)
+        arguments = section.model_dump(exclude={"weight"})
+        if "class_weights" in arguments:
+            arguments["class_weights"] = resolve_class_weights(
+                section.class_weights,
+                num_classes,
+                training_pixels,
+                key=f"losses.{name}.class_weights",
+            )
+        return arguments
+
+    built = {}
+    for name, build in _LOSSES.items():
+        if section := getattr(losses, name):
+            built[name] = (build("logits", **settings(name)), section.weight)
     if losses.auxiliary and "aux_logits" in segmenter.output:
-        loss = _mean_cross_entropy("aux_logits", **settings)
+        loss = _mean_cross_entropy("aux_logits", **settings("cross_entropy"))
         built["auxiliary"] = (loss, losses.auxiliary.weight)
     return built
 
 
-def resolve_class_weights(weights, num_classes, training_pixels=None):
+def resolve_class_weights(
+    weights, num_classes, training_pixels=None, *, key="losses.cross_entropy.class_weights"
+):
     """Resolves a config's class weights to numbers.
 
     Args:
         weights: a name that `kseg.losses.class_weights.class_weights` knows, a list, or None.
         num_classes: int.
         training_pixels: as in `build_losses`.
+        key: str, the key of the config, for messages.
 
     Returns:
         list of `num_classes` floats, or None: all 1.
@@ -165,18 +176,17 @@ def resolve_class_weights(weights, num_classes, training_pixels=None):
         UserError: if a list does not have one weight for each class, or a name is given and the
             pixel counts are unknown or all 0.
     """
-    key = "`losses.cross_entropy.class_weights`"
     if isinstance(weights, str):
         if training_pixels is None or not any(training_pixels):
             raise UserError(
-                f"{key} by name needs the labeled training pixels of each class, which the "
+                f"`{key}` by name needs the labeled training pixels of each class, which the "
                 f"prepared data record. Received: {weights!r} and no such counts. Give a list of "
                 f"{num_classes} numbers, or null"
             )
         return class_weights(weights, training_pixels)
     if weights is not None and len(weights) != num_classes:
         raise UserError(
-            f"{key} must have a number for each of the {num_classes} classes. "
+            f"`{key}` must have a number for each of the {num_classes} classes. "
             f"Received: {len(weights)}"
         )
     return weights
@@ -335,19 +345,28 @@ def build_updates(optimizer):
     return kind(decay_rate=optimizer.weight_decay, **arguments)
 
 
-def _mean_cross_entropy(key, **settings):
-    return lambda labels, outputs: global_ratio(*cross_entropy(labels, outputs[key], **settings))
-
-
-def _mean_ohem(settings):
-    arguments = settings.model_dump(exclude={"weight"})
-    return lambda labels, outputs: global_mean(
-        *ohem_cross_entropy(labels, outputs["logits"], **arguments)
+def _of_pixels(function):
+    """A builder of a loss from a function to `(loss, weight)` of each pixel."""
+    return lambda key, **settings: (
+        lambda labels, outputs: global_ratio(*function(labels, outputs[key], **settings))
     )
 
 
-def _lovasz(labels, outputs):
-    return lovasz_softmax(labels, outputs["logits"])
+def _of_batch(function):
+    """A builder of a loss from a function to this replica's share of the loss."""
+    return lambda key, **settings: (
+        lambda labels, outputs: function(labels, outputs[key], **settings)
+    )
+
+
+_mean_cross_entropy = _of_pixels(cross_entropy)
+_LOSSES = {
+    "cross_entropy": _mean_cross_entropy,
+    "ohem": _of_pixels(ohem_cross_entropy),
+    "lovasz": _of_batch(lovasz_softmax),
+    "dice": _of_batch(dice_loss),
+    "focal": _of_pixels(focal_loss),
+}
 
 
 def _ring_sizes(capacity, training_images):

@@ -18,6 +18,9 @@ from kseg.contrast.region_contrast import RegionContrast
 from kseg.heads import HEADS
 from kseg.layers.photometric import PhotometricDistortion
 from kseg.losses.cross_entropy import cross_entropy
+from kseg.losses.dice import dice_loss
+from kseg.losses.focal import focal_loss
+from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
 from kseg.segmenters import build_segmenter
 from kseg.training import optimizers, updates
@@ -42,6 +45,9 @@ PAIRS = [
     (schema.PixelContrast, PixelContrast),
     (schema.CrossEntropy, cross_entropy),
     (schema.OHEM, ohem_cross_entropy),
+    (schema.Lovasz, lovasz_softmax),
+    (schema.Dice, dice_loss),
+    (schema.Focal, focal_loss),
     (schema.ColorJitter, PhotometricDistortion),
     (schema.Blur, PhotometricDistortion),
     (schema.SGD, optimizers.SGD),
@@ -78,10 +84,9 @@ TAKEN_ELSEWHERE = {
     (schema.Model, "weights"): "Loaded once the network is built.",
     (schema.Model, "freeze"): "Applied to the network that is built for training.",
     (schema.RegionContrast, "layout"): "Decides the sizes that are passed as `capacity`.",
-    (schema.CrossEntropy, "weight"): "Passed to the trainer beside the loss.",
-    (schema.OHEM, "weight"): "Passed to the trainer beside the loss.",
 }
-BASES = (schema.Backbone, schema.Objective, schema.Optimizer)
+# The weight of a loss is passed to the trainer beside the loss.
+BASES = (schema.Backbone, schema.Loss, schema.Objective, schema.Optimizer)
 
 
 def defaults(section):
@@ -127,7 +132,8 @@ def test_the_losses_without_a_config_are_those_of_an_empty_section():
     segmenter = types.SimpleNamespace(output={"logits": None, "aux_logits": None})
     weights = {name: weight for name, (_, weight) in default_losses(segmenter).items()}
     section = schema.Losses()
-    assert section.ohem is None and section.lovasz is None
+    others = set(schema.Losses.model_fields) - {"cross_entropy", "auxiliary"}
+    assert not any(getattr(section, name) for name in others)
     assert weights == {
         "cross_entropy": section.cross_entropy.weight,
         "auxiliary": section.auxiliary.weight,

@@ -12,12 +12,12 @@ def softmax(logits):
     return p / p.sum(-1, keepdims=True)
 
 
-def loop(labels, logits):
+def loop(labels, logits, class_weights=None):
     """Eq. 9 of the paper: the Jaccard loss of growing sets of errors."""
     num_classes = logits.shape[-1]
     valid = (labels >= 0) & (labels < num_classes)
     p, y = softmax(logits.astype("float64"))[valid], labels[valid]
-    losses = []
+    losses, weights = [], []
     for n in range(num_classes):
         own = y == n
         if not own.any():
@@ -36,7 +36,8 @@ def loop(labels, logits):
             total += error[order[k]] * (after - before)
             before = after
         losses.append(total)
-    return np.mean(losses) if losses else 0.0
+        weights.append(1.0 if class_weights is None else class_weights[n])
+    return np.average(losses, weights=weights) if any(weights) else 0.0
 
 
 def example(seed=0, size=(2, 5, 6), num_classes=4):
@@ -50,6 +51,13 @@ def test_equals_the_definition():
     for seed in range(4):
         labels, logits = example(seed)
         np.testing.assert_allclose(lovasz_softmax(labels, logits), loop(labels, logits), rtol=1e-5)
+
+
+def test_class_weights():
+    labels, logits = example()
+    for weights in ([0.5, 0.0, 2.0, 9.0], [0.0, 0.0, 0.0, 1.0]):  # The last class is absent.
+        loss = lovasz_softmax(labels, logits, class_weights=weights)
+        np.testing.assert_allclose(loss, loop(labels, logits, weights), rtol=1e-5)
 
 
 def test_hard_predictions_yield_the_jaccard_loss():

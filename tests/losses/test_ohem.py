@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kseg.losses.ohem import ohem_cross_entropy
-from kseg.losses.reduction import global_mean
+from kseg.losses.reduction import global_mean, global_ratio
 
 
 def loop(labels, logits, threshold, min_kept):
@@ -37,6 +37,17 @@ def test_equals_the_definition(threshold, min_kept):
         expected, count = loop(labels, logits.astype("float64"), threshold, min_kept)
         assert int(np.sum(kept)) == count
         np.testing.assert_allclose(global_mean(loss, kept), expected, rtol=1e-5)
+
+
+def test_class_weights_weigh_the_pixels_that_are_kept():
+    labels, logits = example()
+    weights = np.array([0.5, 1.0, 0.0, 3.0])
+    plain, kept = ohem_cross_entropy(labels, logits, threshold=0.2, min_kept=99)
+    loss = ohem_cross_entropy(labels, logits, threshold=0.2, min_kept=99, class_weights=weights)
+    own = np.where(labels < 4, weights[labels % 4], 0) * np.asarray(kept)
+    assert own.any() and not own.all()
+    expected = (own * np.asarray(plain)).sum() / own.sum()
+    np.testing.assert_allclose(global_ratio(*loss), expected, rtol=1e-5)
 
 
 def test_by_hand():

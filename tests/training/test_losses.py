@@ -5,9 +5,11 @@ import pytest
 from kseg.config import schema
 from kseg.errors import UserError
 from kseg.losses.cross_entropy import cross_entropy
+from kseg.losses.dice import dice_loss
+from kseg.losses.focal import focal_loss
 from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
-from kseg.losses.reduction import global_mean, global_ratio
+from kseg.losses.reduction import global_ratio
 from kseg.training.build import build_losses, default_losses
 
 
@@ -31,19 +33,27 @@ def test_each_loss_has_its_settings_and_weight():
     settings = schema.Losses.model_validate(
         {
             "cross_entropy": {"class_weights": [1, 2, 0.5], "label_smoothing": 0.1},
-            "ohem": {"weight": 0.5, "threshold": 0.2, "min_kept": 9},
-            "lovasz": {"weight": 2},
+            "ohem": {"weight": 0.5, "threshold": 0.2, "min_kept": 9, "class_weights": [1, 2, 3]},
+            "lovasz": {"weight": 2, "class_weights": [1, 0.5, 2]},
+            "dice": {"weight": 0.25, "smooth": 1, "squared": True, "class_weights": [3, 1, 1]},
+            "focal": {"weight": 0.75, "gamma": 1.5, "class_weights": [2, 1, 1]},
             "auxiliary": {"weight": 0.3},
         }
     )
     losses = build_losses(settings, segmenter(), num_classes=3)
     labels, outputs = example()
     soft = {"class_weights": [1, 2, 0.5], "label_smoothing": 0.1}
-    hard = ohem_cross_entropy(labels, outputs["logits"], threshold=0.2, min_kept=9)
+    hard = ohem_cross_entropy(
+        labels, outputs["logits"], threshold=0.2, min_kept=9, class_weights=[1, 2, 3]
+    )
+    overlap = {"smooth": 1, "squared": True, "class_weights": [3, 1, 1]}
+    focus = focal_loss(labels, outputs["logits"], gamma=1.5, class_weights=[2, 1, 1])
     expected = {
         "cross_entropy": (global_ratio(*cross_entropy(labels, outputs["logits"], **soft)), 1.0),
-        "ohem": (global_mean(*hard), 0.5),
-        "lovasz": (lovasz_softmax(labels, outputs["logits"]), 2.0),
+        "ohem": (global_ratio(*hard), 0.5),
+        "lovasz": (lovasz_softmax(labels, outputs["logits"], class_weights=[1, 0.5, 2]), 2.0),
+        "dice": (dice_loss(labels, outputs["logits"], **overlap), 0.25),
+        "focal": (global_ratio(*focus), 0.75),
         "auxiliary": (global_ratio(*cross_entropy(labels, outputs["aux_logits"], **soft)), 0.3),
     }
     assert set(losses) == set(expected)
@@ -90,6 +100,21 @@ def test_class_weights_by_name_come_from_the_training_pixels():
         expected = cross_entropy(labels, outputs[key], class_weights=[0.5, 1.0, 3.0])
         value = losses[name][0](labels, outputs)
         np.testing.assert_allclose(value, global_ratio(*expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ohem", "lovasz", "dice", "focal"])
+def test_every_loss_takes_class_weights_by_name(name):
+    labels, outputs = example()
+    values = []
+    for weights in ("median_frequency", [0.5, 1.0, 3.0]):
+        settings = schema.Losses.model_validate({name: {"class_weights": weights}})
+        losses = build_losses(settings, segmenter(), num_classes=3, training_pixels=[60, 30, 10])
+        values.append(float(losses[name][0](labels, outputs)))
+    plain = build_losses(schema.Losses.model_validate({name: {}}), segmenter(), num_classes=3)
+    assert values[0] == pytest.approx(values[1]) != float(plain[name][0](labels, outputs))
+    settings = schema.Losses.model_validate({name: {"class_weights": [1, 2]}})
+    with pytest.raises(UserError, match=rf"`losses.{name}.class_weights` .* Received: 2"):
+        build_losses(settings, segmenter(), num_classes=3)
 
 
 @pytest.mark.parametrize("pixels", [None, [0, 0, 0]])
