@@ -1,14 +1,14 @@
 """The registration of kseg's classes with Keras, so that `keras.models.load_model` finds them.
 
-Each class registers itself where it is defined. Loading a model needs the modules imported, while
-`import kseg` must stay free of Keras: so they are imported together with Keras, whichever of the
-two comes first.
+Each class registers itself where it is defined. Loading a model requires that its module is
+imported, while `import kseg` must not import Keras. So the modules are imported together with
+Keras, whether it is imported before or after kseg.
 """
 
 import importlib
-import importlib.abc
-import importlib.util
 import sys
+
+from kseg.import_hook import wrap_import
 
 # All modules that define serializable classes; a test compares them with the source.
 PORTABLE = (
@@ -48,31 +48,20 @@ def follow_keras():
     """Registers the classes now if Keras is imported already, else when the user imports it."""
     if "keras" in sys.modules:
         register()
-    elif not any(isinstance(finder, _AfterKeras) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterKeras())
+    else:
+        wrap_import("keras", _register_after)
 
 
-class _AfterKeras(importlib.abc.MetaPathFinder):
-    """Registers the classes at the end of the import of Keras."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name != "keras":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or _is_importing():
-            return spec
-        execute = spec.loader.exec_module
-
-        def execute_and_register(module):
-            execute(module)
-            register()
-
-        spec.loader.exec_module = execute_and_register
-        return spec
+def _register_after(execute, module):
+    """Executes Keras, and registers the classes at the end."""
+    # A module of kseg that is being imported must not be imported by another one meanwhile.
+    interrupts_kseg = _is_importing()
+    execute(module)
+    if not interrupts_kseg:
+        register()
 
 
 def _is_importing():
-    """Whether a module of kseg is being imported, which must not be imported by another then."""
+    """Returns True while a module of kseg is being imported."""
     modules = [module for name, module in sys.modules.items() if name.startswith("kseg.")]
     return any(getattr(module.__spec__, "_initializing", False) for module in modules)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 
+from kseg.classes import Classes
 from kseg.json_text import parse_json
 from pipelines import datasets, paths
 from pipelines.datasets.dataset import IGNORE_LABEL
@@ -99,6 +100,26 @@ class Manifest:
     def num_classes(self):
         """Number of classes."""
         return len(self.class_names)
+
+    def classes(self, split=None):
+        """Describes the classes for training, evaluation and export.
+
+        Args:
+            split: str, the training split, whose images and pixels of each class are included;
+                None: they are not.
+
+        Returns:
+            `kseg.classes.Classes`.
+
+        Raises:
+            DataError: if the split is unknown.
+        """
+        images = pixels = None
+        if split is not None:
+            counts = self.split(split)
+            # The last entries are those of the ignored pixels.
+            images, pixels = counts.images[:-1], counts.pixels[:-1]
+        return Classes(self.class_names, self.palette, images, self.categories, self.groups, pixels)
 
     def split(self, name):
         """A split by name.

@@ -9,6 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 GROUND = {
     *("config", "display", "dotted", "errors", "files", "pixel_depth", "progress", "quiet"),
+    *("classes", "import_hook"),
     *("json_text", "registration", "waiting"),
 }
 ALLOWED = {

@@ -4,23 +4,18 @@ import pytest
 import tensorflow as tf
 
 from kseg import layers
-from kseg.backbones import build_hrnet
 from kseg.heads import HEADS
 from kseg.heads.projection import projection
 from kseg.segmenters import InferenceModel, build_segmenter, inference_model
+from tests.tiny_networks import tiny_hrnet
 
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 HEAD_ARGUMENTS = {"hrnet": {}, "ocr": {"channels": 16, "key_channels": 8}}
 
 
 def tiny_segmenter(head="ocr", **arguments):
-    backbone = build_hrnet(
-        channels=(4, 8, 16, 32),
-        modules=(1, 1, 1),
-        blocks=(1, 1, 1),
-        stage1_channels=4,
-        stage1_blocks=1,
-        stem_channels=8,
+    backbone = tiny_hrnet(
+        4,
         synchronized_batch_norm=arguments.get("synchronized_batch_norm", False),
     )
     arguments = {"projections": tuple(STRIDES), "embedding_dim": 8, **arguments}

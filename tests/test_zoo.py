@@ -1,5 +1,7 @@
 """What every backbone and every head must do, alone and together."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -7,36 +9,17 @@ import tensorflow as tf
 
 from kseg.backbones import (
     build_efficientnet_lite,
-    build_hrnet,
     build_keras_cv,
-    build_resnet,
     build_swin,
 )
 from kseg.segmenters import build_segmenter, inference_model
+from tests import tiny_networks
 from tests.backbones.test_keras_cv import CLASSES
 
-
-def tiny_hrnet(**arguments):
-    return build_hrnet(
-        channels=(4, 8, 16, 32),
-        modules=(1, 1, 1),
-        blocks=(1, 1, 1),
-        stage1_channels=4,
-        stage1_blocks=1,
-        stem_channels=8,
-        **arguments,
-    )
-
-
-def tiny_resnet(**arguments):
-    return build_resnet(
-        blocks=(1, 1, 1, 1),
-        channels=(4, 6, 8, 12),
-        stem_channels=8,
-        variant="v1d",
-        output_stride=8,
-        **arguments,
-    )
+tiny_hrnet = functools.partial(tiny_networks.tiny_hrnet, 4)
+tiny_resnet = functools.partial(
+    tiny_networks.tiny_resnet, stem_channels=8, variant="v1d", output_stride=8
+)
 
 
 def tiny_swin(**arguments):

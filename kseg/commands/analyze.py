@@ -46,7 +46,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--runs", nargs="+", metavar="FOLDER", default=[], help="panels: two or more, in order"
     )
-    parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
+    console.add_checkpoint(parser, default="best")
     parser.add_argument(
         "--data", metavar="FOLDER", help="prepared data; default: that of the (first) run"
     )
@@ -88,13 +88,8 @@ def parse_arguments(arguments=None):
     )
     group = parser.add_argument_group("complexity")
     group.add_argument("--config", metavar="FILE", help="JSON, in place of a run")
-    group.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change a key of the config, such as data.batch_size=2; may be repeated",
+    console.add_overrides(
+        group, "change a key of the config, such as data.batch_size=2; may be repeated"
     )
     group.add_argument("--rounds", type=int, default=5, help="rounds of timing; default: 5")
     group.add_argument(

@@ -238,7 +238,7 @@ def _describe_data(config):
     """Finds the classes of a config, and the images to measure with.
 
     Returns:
-        `(classes, source, manifest)`: `kseg.runs.Classes`; the name of the data set that the
+        `(classes, source, manifest)`: `kseg.classes.Classes`; the name of the data set that the
         images are of; and its `pipelines.manifest.Manifest`, None where the config's is not
         prepared: the images are synthetic then.
 
@@ -247,15 +247,13 @@ def _describe_data(config):
     """
     import pipelines
     from kseg.errors import UserError
-    from kseg.runs import Classes
     from pipelines import manifest as manifests
     from pipelines.datasets.dataset import Taxonomy
 
     data = config.data
     if manifests.exists(data.folder):
         manifest = pipelines.read_manifest(data.folder)
-        images = manifest.split(data.train_split).images[:-1]
-        return Classes(manifest.class_names, manifest.palette, images), manifest.dataset, manifest
+        return manifest.classes(data.train_split), manifest.dataset, manifest
     try:
         taxonomy = Taxonomy.load(data.dataset)
     except (FileNotFoundError, KeyError):
@@ -263,7 +261,7 @@ def _describe_data(config):
             f"The classes of {data.dataset!r} are known once it is prepared, with "
             "scripts/prepare_data.py"
         ) from None
-    return Classes(taxonomy.class_names, taxonomy.palette), "synthetic", None
+    return taxonomy.classes(), "synthetic", None
 
 
 def _classes_and_batch(config):

@@ -25,6 +25,51 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}. See {self.prog} --help\n")
 
 
+def add_overrides(parser, text):
+    """Adds `--set KEY=VALUE`, which may be repeated, as `overrides`.
+
+    Args:
+        parser: parser, or group of one.
+        text: str, the help.
+    """
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=text
+    )
+
+
+def add_value_range(parser, text):
+    """Adds `--range LOW HIGH`, the values of deep images.
+
+    Args:
+        parser: parser, or group of one.
+        text: str, end of the help: when the option is needed, or its default.
+    """
+    parser.add_argument(
+        "--range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values that become black and white in images of more than 8 bits a channel" + text,
+    )
+
+
+def add_checkpoint(parser, default=None):
+    """Adds `--checkpoint`; with `default=None` the command can tell that it was not given."""
+    parser.add_argument(
+        "--checkpoint",
+        default=default,
+        help="checkpoint of the run: best (default), latest, or a step such as 3000",
+    )
+
+
+def positive(text):
+    """Parses an int of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
+    return value
+
+
 def run(main):
     """Calls `main()`; a mistake of the user's is one line on stderr and exit code 2."""
     from kseg import waiting

@@ -30,13 +30,8 @@ def parse_arguments(arguments=None):
     network.add_argument(
         "--config", help="JSON file of an experiment: its whole network, or the part that is loaded"
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="an argument of the backbone, such as variant=v1d; with --config, a key of it",
+    console.add_overrides(
+        parser, "an argument of the backbone, such as variant=v1d; with --config, a key of it"
     )
     parser.add_argument(
         "--backbone-only", action="store_true", help="with --config: leave the head out"

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 import pipelines
-from kseg.runs import Classes
+from kseg.classes import Classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ExperimentData:
     Attributes:
         config: `kseg.config.Experiment`.
         manifest: `pipelines.manifest.Manifest` of `data.folder`.
-        classes: `kseg.runs.Classes`, with the training images and pixels of each class.
+        classes: `kseg.classes.Classes`, with the training images and pixels of each class.
     """
 
     config: Any
@@ -46,15 +46,7 @@ class ExperimentData:
             )
         for split in (data.train_split, data.eval_split):
             manifest.split(split)
-        classes = Classes(
-            manifest.class_names,
-            manifest.palette,
-            manifest.split(data.train_split).images[:-1],
-            manifest.categories,
-            manifest.groups,
-            manifest.split(data.train_split).pixels[:-1],
-        )
-        return cls(config, manifest, classes)
+        return cls(config, manifest, manifest.classes(data.train_split))
 
     def identity(self):
         """Identity of the prepared data, to detect a change in the same folder: JSON-able dict.

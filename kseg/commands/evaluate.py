@@ -36,9 +36,7 @@ def parse_arguments(arguments=None):
     source.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="two evaluated runs, or their JSON files"
     )
-    parser.add_argument(
-        "--checkpoint", help="checkpoint of the run: best (default), latest, or a step such as 3000"
-    )
+    console.add_checkpoint(parser)
     parser.add_argument(
         "--data", metavar="FOLDER", help="prepared data; default: that of the run's config"
     )
@@ -48,7 +46,7 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument(
         "--batch-size",
-        type=_positive,
+        type=console.positive,
         help="images, or windows, in a batch on each device; default: data.eval_batch_size of the "
         "run; else 4",
     )
@@ -66,7 +64,7 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument(
         "--panels",
-        type=_positive,
+        type=console.positive,
         metavar="N",
         help="also draw N images (truth, prediction, errors) and the confusion matrix, as PNGs in "
         "a folder that has the name of the JSON without .json",
@@ -83,7 +81,7 @@ def parse_arguments(arguments=None):
     group.add_argument("--flip", action="store_true", help="average with the mirrored image")
     group.add_argument(
         "--sliding-window",
-        type=_positive,
+        type=console.positive,
         nargs="*",
         metavar="SIZE",
         help="average the logits of overlapping windows of HEIGHT WIDTH, in each size; without "
@@ -118,7 +116,9 @@ def parse_arguments(arguments=None):
     )
 
     group = parser.add_argument_group("interval of --compare")
-    group.add_argument("--resamples", type=_positive, help="number of resamples; default: 1000")
+    group.add_argument(
+        "--resamples", type=console.positive, help="number of resamples; default: 1000"
+    )
     group.add_argument(
         "--confidence", type=float, help="confidence of the interval, in (0, 1); default: 0.95"
     )
@@ -492,10 +492,3 @@ def draw(folder, evaluation, classes):
         drawing.write_png(folder / f"panel-{number:03d}.png", picture)
     picture = drawing.confusion_picture(evaluation.scores.matrix, classes.names)
     drawing.write_png(folder / "confusion.png", picture)
-
-
-def _positive(text):
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"must be positive, is {value}")
-    return value

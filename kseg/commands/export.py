@@ -23,9 +23,7 @@ def parse_arguments(arguments=None):
     parser = console.Parser(description=__doc__)
     parser.add_argument("--run", required=True, help="folder of a run, such as runs/quickstart")
     parser.add_argument("--output", required=True, metavar="PATH", help="folder or file to write")
-    parser.add_argument(
-        "--checkpoint", default="best", help="best (default), latest, or a step such as 3000"
-    )
+    console.add_checkpoint(parser, default="best")
     parser.add_argument(
         "--precision",
         choices=("float32", "mixed_bfloat16"),

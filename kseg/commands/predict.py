@@ -50,10 +50,7 @@ def parse_arguments(arguments=None):
         metavar="PATH",
         help="what scripts/export.py wrote: a folder, or a file for LiteRT or ONNX",
     )
-    parser.add_argument(
-        "--checkpoint",
-        help="checkpoint of the run: best (default), latest, or a step such as 3000",
-    )
+    console.add_checkpoint(parser)
     parser.add_argument(
         "--input",
         required=True,
@@ -62,13 +59,9 @@ def parse_arguments(arguments=None):
         f"({' '.join(_VIDEO_SUFFIXES)})",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument(
-        "--range",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="values that become black and white in images of more than 8 bits a channel, as for "
-        "prepare_data.py; default: those of the training data, which the model knows",
+    console.add_value_range(
+        parser,
+        ", as for prepare_data.py; default: those of the training data, which the model knows",
     )
     options = parser.parse_args(arguments)
     if options.checkpoint and not options.run:

@@ -68,22 +68,17 @@ def parse_arguments(arguments=None):
     common.add_argument(
         "--quality", type=quality, default=95, help="of these JPEGs, 1 to 100; default: 95"
     )
-    common.add_argument(
-        "--range",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="values that become black and white in images of more than 8 bits a channel; needed "
-        "where that is not clear, as for 12 bits in 16",
-    )
+    console.add_value_range(common, "; needed where that is not clear, as for 12 bits in 16")
     common.add_argument(
         "--turned-masks",
         choices=("upright", "stored"),
         help="how masks lie of images that an EXIF tag turns: as the upright image (viewers show "
         "it so), or as its pixels are stored; needed where the sizes do not tell",
     )
-    common.add_argument("--shards", type=positive, help="files a split; default: 128 images each")
-    common.add_argument("--workers", type=positive, help="threads; default: all cores")
+    common.add_argument(
+        "--shards", type=console.positive, help="files a split; default: 128 images each"
+    )
+    common.add_argument("--workers", type=console.positive, help="threads; default: all cores")
     common.add_argument("--overwrite", action="store_true", help="replace what is there")
     common.add_argument("--skip", nargs="+", default=[], metavar="ID", help="examples to leave out")
     common.add_argument(
@@ -116,10 +111,10 @@ def parse_arguments(arguments=None):
         "synthetic", parents=[common], help="computed street scenes; needs no download"
     )
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--train-images", type=positive, default=200, metavar="N")
-    command.add_argument("--val-images", type=positive, default=40, metavar="N")
+    command.add_argument("--train-images", type=console.positive, default=200, metavar="N")
+    command.add_argument("--val-images", type=console.positive, default=40, metavar="N")
     command.add_argument(
-        "--size", type=positive, nargs=2, default=(144, 256), metavar=("HEIGHT", "WIDTH")
+        "--size", type=console.positive, nargs=2, default=(144, 256), metavar=("HEIGHT", "WIDTH")
     )
     command = commands.add_parser("verify", help="check every record of a prepared folder")
     command.add_argument("folder")
@@ -170,14 +165,6 @@ def parse_splits(texts):
         except ValueError:
             splits[name] = part
     return splits
-
-
-def positive(text):
-    """Parses an int of 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
-    return value
 
 
 def quality(text):

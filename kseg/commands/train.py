@@ -15,13 +15,8 @@ def parse_arguments(arguments=None):
     """Parses the command line."""
     parser = console.Parser(description=__doc__)
     parser.add_argument("--config", required=True, help="JSON file, see configs/README.md")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change a key of the config, such as train.steps=100; may be repeated",
+    console.add_overrides(
+        parser, "change a key of the config, such as train.steps=100; may be repeated"
     )
     parser.add_argument("--run", help="folder of the run; default: runs/<name of the config>")
     parser.add_argument("--restart", action="store_true", help="delete the run and start over")

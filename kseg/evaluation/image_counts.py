@@ -45,8 +45,22 @@ class ImageCounts:
             return cls(file["ids"].tolist(), file["pixels"])
 
 
+def intersection_over_union(hits, truth, predicted):
+    """Intersection over union, by NumPy or TensorFlow.
+
+    Args:
+        hits: float64 array or tensor, pixels of a class that are predicted right.
+        truth, predicted: of the same shape, pixels of the class in the truth, in the prediction.
+
+    Returns:
+        float64 array or tensor of the same shape; NaN where a class does not occur.
+    """
+    with np.errstate(invalid="ignore"):  # 0 / 0.
+        return hits / (truth + predicted - hits)
+
+
 def iou_of(pixels):
-    """Intersection over union.
+    """Intersection over union from pixel counts.
 
     Args:
         pixels: array `(..., 3, num_classes)`, see `ImageCounts`; sums over images or not.
@@ -54,9 +68,7 @@ def iou_of(pixels):
     Returns:
         float64 `(..., num_classes)`; NaN where a class does not occur.
     """
-    hits, truth, predicted = np.moveaxis(np.asarray(pixels, "float64"), -2, 0)
-    union = truth + predicted - hits
-    return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
+    return intersection_over_union(*np.moveaxis(np.asarray(pixels, "float64"), -2, 0))
 
 
 def mean_over_classes(iou):

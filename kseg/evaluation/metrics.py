@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from kseg import display
+from kseg.evaluation.image_counts import intersection_over_union, mean_over_classes
 
 
 def confusion_matrix(labels, predictions, num_classes):
@@ -72,8 +73,7 @@ class Scores:
     def iou(self):
         """Intersection over union of each class, float64 `(num_classes,)`."""
         hits = np.diag(self.matrix).astype("float64")
-        union = self.matrix.sum(0) + self.matrix.sum(1) - hits
-        return _ratio(hits, union)
+        return intersection_over_union(hits, self.matrix.sum(1), self.matrix.sum(0))
 
     @property
     def accuracy(self):
@@ -120,8 +120,7 @@ class Scores:
             dict from name to float, NaN where a category does not occur.
         """
         return {
-            name: float(_ratio(*_hits_and_union(self.matrix, members)))
-            for name, members in categories.items()
+            name: float(_joint_iou(self.matrix, members)) for name, members in categories.items()
         }
 
     def group_iou(self, groups):
@@ -228,17 +227,15 @@ def _ratio(numerator, denominator):
         return np.asarray(numerator, "float64") / np.asarray(denominator, "float64")
 
 
-def _hits_and_union(matrix, members):
-    """Pixels that are in and are taken for a class of a category, and that are one or the other."""
+def _joint_iou(matrix, members):
+    """Intersection over union of some classes as one class."""
     members = list(members)
-    hits = matrix[np.ix_(members, members)].sum()
-    return hits, matrix[members].sum() + matrix[:, members].sum() - hits
+    hits = np.float64(matrix[np.ix_(members, members)].sum())
+    return intersection_over_union(hits, matrix[members].sum(), matrix[:, members].sum())
 
 
 def _mean(values):
-    values = np.array([*values], "float64")
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+    return float(mean_over_classes(np.array([*values], "float64")))
 
 
 def _wide(head):

@@ -7,8 +7,7 @@ import functools
 import keras
 from keras import ops
 
-from kseg.heads.auxiliary import auxiliary_head
-from kseg.heads.classifier import classifier
+from kseg.heads.auxiliary import classify
 from kseg.layers import ConvNorm
 
 
@@ -71,20 +70,15 @@ def deeplabv3_head(
     if project:
         x = conv_norm(aspp_channels, 1, name=f"{name}_project")(x)
     fused = conv_norm(channels, 3, name=f"{name}_fusion")(x)
-    x = keras.layers.SpatialDropout2D(dropout, name=f"{name}_dropout")(fused)
-    aux_logits, _ = auxiliary_head(
+    return classify(
         conv_norm,
+        fused,
         features["c4"],
         num_classes,
-        channels=aux_channels,
         dropout=dropout,
-        name=f"{name}_aux",
+        aux_channels=aux_channels,
+        name=name,
     )
-    return {
-        "logits": classifier(num_classes, name=f"{name}_logits")(x),
-        "aux_logits": aux_logits,
-        "features": fused,
-    }
 
 
 @keras.saving.register_keras_serializable(package="kseg")

@@ -7,8 +7,7 @@ import functools
 import keras
 from keras import ops
 
-from kseg.heads.auxiliary import auxiliary_head
-from kseg.heads.classifier import classifier
+from kseg.heads.auxiliary import classify
 from kseg.layers import ConvNorm, ResizeLike, ceil_divide
 
 
@@ -76,21 +75,16 @@ def upernet_head(
         maps.append(resize_like(name=f"{name}_{level}_to_finest")(pyramid[level], like=finest))
     x = keras.layers.Concatenate(name=f"{name}_concatenate")(maps)
     fused = conv_norm(channels, 3, name=f"{name}_fusion")(x)
-    x = keras.layers.SpatialDropout2D(dropout, name=f"{name}_dropout")(fused)
-    aux_logits, _ = auxiliary_head(
+    outputs = classify(
         conv_norm,
+        fused,
         features["c4"],
         num_classes,
-        channels=aux_channels,
         dropout=dropout,
-        name=f"{name}_aux",
+        aux_channels=aux_channels,
+        name=name,
     )
-    return {
-        "logits": classifier(num_classes, name=f"{name}_logits")(x),
-        "aux_logits": aux_logits,
-        "features": fused,
-        **{f"fpn_{level}": pyramid[level] for level in sorted(pyramid)},
-    }
+    return {**outputs, **{f"fpn_{level}": pyramid[level] for level in sorted(pyramid)}}
 
 
 def pooling_matrix(size, bins):

@@ -24,9 +24,9 @@ import pydantic
 
 from kseg import config as config_module
 from kseg import files
+from kseg.classes import Classes
 from kseg.errors import UserError, as_user_error
 from kseg.json_text import parse_json
-from kseg.runs.classes import Classes
 from kseg.runs.environment import environment
 
 # Keys that may change when a run is resumed: they do not affect what is learned.

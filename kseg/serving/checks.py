@@ -1,11 +1,14 @@
-"""Checks of targets, packages and exported networks, made before a network is built."""
+"""Checks of export targets, packages, networks and exported files.
+
+They are apart from the exporters because the commands call them before TensorFlow is imported.
+"""
 
 import importlib.util
 import pathlib
 
 from kseg import files
+from kseg.classes import Classes
 from kseg.errors import UserError
-from kseg.runs.classes import Classes
 
 CLASSES_FILE = "classes.json"  # In the assets of a SavedModel.
 CLASSES_SUFFIX = ".classes.json"  # Of the file beside one for LiteRT or ONNX.
@@ -67,6 +70,35 @@ def check_file_target(path, overwrite):
         raise UserError(f"{path} is there already. Use --overwrite to replace it")
 
 
+def exportable_model(segmenter, classes, purpose):
+    """Builds the inference view of a segmenter, checked for export.
+
+    Args:
+        segmenter: model from `kseg.segmenters.build_segmenter`.
+        classes: `kseg.classes.Classes`.
+        purpose: str, such as `"a SavedModel"`, for messages.
+
+    Returns:
+        keras model, see `kseg.segmenters.inference_model`.
+
+    Raises:
+        ValueError: if the segmenter has another number of classes.
+        UserError: if a weight is NaN or infinite.
+    """
+    # Imported late: the other checks work without Keras.
+    from kseg.runs.finite import check_weights
+    from kseg.segmenters import inference_model
+
+    model = inference_model(segmenter)
+    if model.output.shape[-1] != len(classes):
+        raise ValueError(
+            f"The segmenter must have the {len(classes)} classes it is exported with. "
+            f"Received: {model.output.shape[-1]}"
+        )
+    check_weights(model, purpose)
+    return model
+
+
 def read_classes(path):
     """Reads the classes of a SavedModel without loading it.
 
@@ -74,7 +106,7 @@ def read_classes(path):
         path: folder that `kseg.export` wrote.
 
     Returns:
-        `(classes, more)`: `kseg.runs.Classes`, and a dict of the other values in its file.
+        `(classes, more)`: `kseg.classes.Classes`, and a dict of the other values in its file.
 
     Raises:
         UserError: if there is no such SavedModel, or it is seen to be damaged.

@@ -17,7 +17,7 @@ def export_tflite(segmenter, path, classes, size, *, value_range=None, overwrite
     Args:
         segmenter: float32 model from `kseg.segmenters.build_segmenter`.
         path: file to write. It is complete or not there at all.
-        classes: `kseg.runs.Classes`.
+        classes: `kseg.classes.Classes`.
         size: `(height, width)` of the images.
         value_range: as for `kseg.serving.export_saved_model`; it goes to the JSON file.
         overwrite: bool, replace the file that is there.

@@ -8,16 +8,16 @@ import cv2
 import numpy as np
 
 from kseg import files
+from kseg.classes import Classes
 from kseg.errors import UserError
-from kseg.runs import Classes
-from kseg.serving.checks import CLASSES_SUFFIX, check_file_target
+from kseg.serving.checks import CLASSES_SUFFIX, check_file_target, exportable_model
 
 
 class PortableModel:
     """A loaded file for LiteRT or ONNX.
 
     Args:
-        classes: `kseg.runs.Classes`.
+        classes: `kseg.classes.Classes`.
         size: `(height, width)` that images must have, or None: any.
         run: function of images, as a call takes them.
         value_range: as for `kseg.serving.export_saved_model`.
@@ -59,7 +59,7 @@ def export_file(segmenter, path, classes, size, value_range, overwrite, target, 
     Args:
         segmenter: float32 model from `kseg.segmenters.build_segmenter`.
         path: file to write; it is complete or not there at all.
-        classes: `kseg.runs.Classes`.
+        classes: `kseg.classes.Classes`.
         size: `(height, width)` of the images, in a batch of one; None: any size and batch.
         value_range: as for `kseg.serving.export_saved_model`.
         overwrite: bool.
@@ -69,20 +69,11 @@ def export_file(segmenter, path, classes, size, value_range, overwrite, target, 
     Raises:
         UserError, ValueError: as `kseg.serving.litert.export_tflite` says.
     """
-    import tensorflow as tf  # Here: these files are run without it.
-
-    from kseg.runs.finite import check_weights
-    from kseg.segmenters import inference_model
+    import tensorflow as tf  # Imported late: the files run without it.
 
     path = pathlib.Path(path)
     check_file_target(path, overwrite)
-    model = inference_model(segmenter)
-    if model.output.shape[-1] != len(classes):
-        raise ValueError(
-            f"The segmenter must have the {len(classes)} classes it is exported with. "
-            f"Received: {model.output.shape[-1]}"
-        )
-    check_weights(model, f"a network for {target}")
+    model = exportable_model(segmenter, classes, f"a network for {target}")
     if any(layer.compute_dtype != "float32" for layer in model._flatten_layers(include_self=False)):
         raise ValueError(f"A network for {target} must compute in float32")
     shape = (None, None, None, 3) if size is None else (1, *size, 3)

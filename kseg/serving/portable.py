@@ -6,8 +6,8 @@ import pathlib
 
 import numpy as np
 
+from kseg.classes import Classes
 from kseg.errors import UserError
-from kseg.runs import Classes
 from kseg.serving.checks import CLASSES_SUFFIX
 from kseg.serving.litert import open_tflite
 from kseg.serving.network_file import PortableModel

@@ -9,15 +9,14 @@ import keras
 import tensorflow as tf
 
 from kseg import files
+from kseg.classes import Classes
 from kseg.errors import UserError
 from kseg.metrics import MeanIoU
-from kseg.runs import Classes
-from kseg.runs.finite import check_weights
-from kseg.segmenters import inference_model
 from kseg.serving.checks import (
     CLASSES_FILE,
     broken_saved_model,
     check_folder_target,
+    exportable_model,
     read_classes,
 )
 from kseg.serving.serving_input import check_images, decode
@@ -43,7 +42,7 @@ def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=
         segmenter: model from `kseg.segmenters.build_segmenter`.
         path: folder to write. It is complete or not there at all; a SavedModel that it replaces
             stays until the new one is complete.
-        classes: `kseg.runs.Classes`.
+        classes: `kseg.classes.Classes`.
         value_range: `(low, high)`, the values of images of more than 8 bits a channel that became 0
             and 255 in the training data; None if it had none, or that is not known.
         overwrite: bool, replace the SavedModel that is there.
@@ -55,13 +54,7 @@ def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=
     """
     path = pathlib.Path(path)
     check_folder_target(path, overwrite)
-    model = inference_model(segmenter)
-    if model.output.shape[-1] != len(classes):
-        raise ValueError(
-            f"The segmenter must have the {len(classes)} classes it is exported with. "
-            f"Received: {model.output.shape[-1]}"
-        )
-    check_weights(model, "a SavedModel")
+    model = exportable_model(segmenter, classes, "a SavedModel")
     with files.replace_folder(path) as new:
         # The asset's name is that of the file it is copied from.
         asset = pathlib.Path(tempfile.mkdtemp(dir=new.parent)) / CLASSES_FILE
@@ -139,11 +132,11 @@ class ServedModel(keras.Model):
 
     Args:
         loaded: the result of `tf.saved_model.load`.
-        classes: `kseg.runs.Classes`.
+        classes: `kseg.classes.Classes`.
         value_range: as for `export`.
 
     Attributes:
-        classes: `kseg.runs.Classes`.
+        classes: `kseg.classes.Classes`.
         value_range: as for `export`.
         signature: the function of `serving_default`.
     """

@@ -193,7 +193,7 @@ class TensorBoard:
 
     Args:
         folder: `pathlib.Path`.
-        classes: `kseg.runs.Classes`.
+        classes: `kseg.classes.Classes`.
     """
 
     def __init__(self, folder, classes):
@@ -241,7 +241,7 @@ def write_evaluation(
         writer: `tf.summary.SummaryWriter`.
         step: int.
         evaluation: `kseg.evaluation.evaluator.Evaluation`.
-        classes: `kseg.runs.Classes`.
+        classes: `kseg.classes.Classes`.
         categories, groups, boundary_iou: as for `kseg.evaluation.metrics.Scores.to_dict`.
     """
     scores = evaluation.scores

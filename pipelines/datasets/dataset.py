@@ -11,6 +11,7 @@ import unicodedata
 import cv2
 import numpy as np
 
+from kseg.classes import Classes
 from pipelines.datasets.label_files import INDEX_MASK, count_values
 from pipelines.datasets.text_files import decode_text
 from pipelines.errors import DataError
@@ -55,6 +56,12 @@ class Taxonomy:
             label_map=as_label_map(values["label_map"]),
             categories=values.get("categories", {}),
             groups=values.get("groups", {}),
+        )
+
+    def classes(self):
+        """Describes the classes without their values in label files: `kseg.classes.Classes`."""
+        return Classes(
+            self.class_names, self.palette, categories=self.categories, groups=self.groups
         )
 
     def map_labels(self, values):

@@ -22,10 +22,11 @@ from kseg import config as config_module
 from kseg.analysis.features import FeatureCollector
 from kseg.backbones import BACKBONES
 from kseg.backbones.efficientnet_lite import build_efficientnet_lite
+from kseg.classes import Classes
 from kseg.evaluation.image_counts import ImageCounts, iou_of, mean_over_classes
 from kseg.layers import resize_labels
 from kseg.losses.cross_entropy import logits_like
-from kseg.runs import Classes, checkpoints
+from kseg.runs import checkpoints
 from kseg.segmenters import segmenter_from_config
 from kseg.training.build import (
     build_distortion,

@@ -118,7 +118,7 @@ def export_network(arguments):
     """Writes a network of random weights in all formats; returns its size and the seconds taken."""
     from kseg import serving
     from kseg.analysis.complexity import count_parameters
-    from kseg.runs import Classes
+    from kseg.classes import Classes
     from kseg.segmenters import build_segmenter, inference_model
     from kseg.serving.litert import export_tflite
     from kseg.serving.onnx import export_onnx

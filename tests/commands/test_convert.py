@@ -8,20 +8,13 @@ from kseg.backbones import build_backbone
 from kseg.commands import convert
 from kseg.errors import UserError
 from kseg.weights import load_weights
+from tests.tiny_networks import tiny_resnet
 
 
 @pytest.fixture(autouse=True)
 def tiny_backbone(monkeypatch):
     def build(**arguments):
-        return backbones.build_resnet(
-            **{
-                "blocks": (1, 1, 1, 1),
-                "channels": (2, 3, 4, 5),
-                "stem_channels": 4,
-                "name": "resnet18",
-                **arguments,
-            }
-        )
+        return tiny_resnet(**{"channels": (2, 3, 4, 5), "name": "resnet18", **arguments})
 
     monkeypatch.setitem(backbones.BACKBONES, "resnet18", build)
 

@@ -351,7 +351,7 @@ def test_names_what_is_missing(tiny_run, tmp_path):
         (["--saved-model", "a"], "--saved-model needs --data"),
         (["--saved-model", "a", "--data", "b", "--checkpoint", "best"], "go with --run"),
         (["--saved-model", "a", "--data", "b", "--panels", "2"], "needs --output"),
-        (["--run", "a", "--panels", "0"], "must be positive, is 0"),
+        (["--run", "a", "--panels", "0"], "must be 1 or more, not 0"),
         (["--run", "a", "--output", "scores"], "must end in .json, is scores"),
         (["--run", "a", "--submission", "x"], "must end in .zip, is x"),
         (["--run", "a", "--scales", "1", "0"], "--scales must be above 0, are 1.0 0.0"),

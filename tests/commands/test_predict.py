@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from kseg import serving
+from kseg.classes import Classes
 from kseg.commands import predict
 from kseg.errors import UserError
 from kseg.evaluation import drawing
-from kseg.runs import Classes
 from kseg.serving import memory
 from kseg.serving.onnx import export_onnx
 from tests.commands.tiny_run import PALETTE, SCRIPTS

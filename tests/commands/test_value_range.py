@@ -9,9 +9,10 @@ import pytest
 import tensorflow as tf
 
 from kseg import config, serving
+from kseg.classes import Classes
 from kseg.commands import predict, prepare
 from kseg.commands.data import ExperimentData
-from kseg.runs import Classes, Run
+from kseg.runs import Run
 from kseg.serving import portable
 from kseg.serving.onnx import export_onnx
 from pipelines import loader, pictures

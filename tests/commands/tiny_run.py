@@ -1,7 +1,6 @@
 """A run and its data, as small as they get, for tests of what comes after training."""
 
 import dataclasses
-import functools
 import pathlib
 
 import cv2
@@ -9,9 +8,11 @@ import numpy as np
 import pytest
 
 from kseg import backbones, config
-from kseg.runs import Classes, Run, checkpoints
+from kseg.classes import Classes
+from kseg.runs import Run, checkpoints
 from pipelines import records
 from pipelines.datasets.dataset import Taxonomy
+from tests.tiny_networks import tiny_hrnet
 
 NAMES = ["sky", "road", "car"]
 PALETTE = [[70, 130, 180], [128, 64, 128], [0, 0, 142]]
@@ -21,18 +22,9 @@ SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory):
     """A run of a network with a few thousand weights, and its data, for the tests of a module."""
-    build = functools.partial(
-        backbones.build_hrnet,
-        channels=(2, 4, 8, 16),
-        modules=(1, 1, 1),
-        blocks=(1, 1, 1),
-        stage1_channels=2,
-        stage1_blocks=1,
-        stem_channels=4,
-    )
     folder = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones.BACKBONES, "hrnet_w18_small", build)
+        patch.setitem(backbones.BACKBONES, "hrnet_w18_small", tiny_hrnet)
         yield write_run(folder / "run", write_data(folder / "data"))
 
 

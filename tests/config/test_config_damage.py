@@ -11,9 +11,10 @@ import pytest
 from hypothesis import strategies as st
 
 from kseg import config
+from kseg.classes import Classes
 from kseg.config import loading
 from kseg.errors import UserError
-from kseg.runs import Classes, Run
+from kseg.runs import Run
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = {

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from kseg import serving
+from kseg.classes import Classes
 from kseg.errors import UserError
-from kseg.runs import Classes
 from kseg.runs.finite import describe_non_finite
 from kseg.serving.onnx import export_onnx
 

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from kseg import serving
-from kseg.runs import Classes
+from kseg.classes import Classes
 from kseg.serving import memory
 
 

@@ -9,32 +9,22 @@ import tensorflow as tf
 
 from kseg.backbones import (
     build_efficientnet_lite,
-    build_hrnet,
     build_keras_cv,
-    build_resnet,
     build_swin,
 )
+from kseg.classes import Classes
 from kseg.errors import UserError
 from kseg.layers import Conv2D, ResizeLike
-from kseg.runs import Classes
 from kseg.segmenters import build_segmenter, inference_model
 from kseg.serving import portable
 from kseg.serving.litert import export_tflite
 from kseg.serving.onnx import export_onnx
 from tests.serving.test_saved_model import CLASSES, small_segmenter
+from tests.tiny_networks import tiny_hrnet, tiny_resnet
 
-RESNET = functools.partial(
-    build_resnet, blocks=(1, 1, 1, 1), channels=(4, 4, 8, 8), stem_channels=4
-)
+RESNET = functools.partial(tiny_resnet, channels=(4, 4, 8, 8))
 BACKBONES = {
-    "hrnet": lambda: build_hrnet(
-        channels=(2, 4, 8, 16),
-        modules=(1, 1, 1),
-        blocks=(1, 1, 1),
-        stage1_channels=2,
-        stage1_blocks=1,
-        stem_channels=4,
-    ),
+    "hrnet": tiny_hrnet,
     "resnet": lambda: RESNET(variant="v1c"),
     "dilated resnet": lambda: RESNET(output_stride=8),
     "swin": lambda: build_swin(

@@ -13,13 +13,13 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from kseg import serving
-from kseg.backbones import build_hrnet
+from kseg.classes import Classes
 from kseg.errors import UserError
 from kseg.evaluation.evaluator import Evaluator
-from kseg.runs import Classes
 from kseg.segmenters import build_segmenter, inference_model
 from pipelines import pictures
 from tests.commands.tiny_run import scramble
+from tests.tiny_networks import tiny_hrnet
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLASSES = Classes(["road", "sky", "tree"], [[128, 64, 128], [70, 130, 180], [0, 100, 0]])
@@ -27,16 +27,8 @@ CLASSES = Classes(["road", "sky", "tree"], [[128, 64, 128], [70, 130, 180], [0, 
 
 def tiny_segmenter(num_classes=3):
     """A segmenter with all that a SavedModel leaves out: dropout, auxiliary head, projectors."""
-    backbone = build_hrnet(
-        channels=(2, 4, 8, 16),
-        modules=(1, 1, 1),
-        blocks=(1, 1, 1),
-        stage1_channels=2,
-        stage1_blocks=1,
-        stem_channels=4,
-    )
     segmenter = build_segmenter(
-        backbone,
+        tiny_hrnet(),
         "ocr",
         num_classes,
         head_arguments={"channels": 8, "key_channels": 4, "dropout": 0.3},

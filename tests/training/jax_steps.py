@@ -5,9 +5,10 @@ import zlib
 import keras
 import numpy as np
 
-from kseg import backbones, config
+from kseg import config
 from kseg.segmenters import build_segmenter
 from kseg.training.build import build_distortion, build_losses, build_objectives, build_schedule
+from tests.tiny_networks import tiny_resnet
 
 NUM_CLASSES = 3
 SIZE = (64, 96)
@@ -103,9 +104,7 @@ def parts(case):
     keras.config.set_dtype_policy(settings.train.precision)
     keras.random.uniform, keras.random.randint = _fixed_uniform, _fixed_randint
     objectives = build_objectives(settings.contrast, num_classes=NUM_CLASSES, seed=5)
-    backbone = backbones.build_resnet(
-        blocks=(1, 1, 1, 1), block="basic", channels=(4, 6, 8, 10), stem_channels=4
-    )
+    backbone = tiny_resnet(block="basic", channels=(4, 6, 8, 10))
     model = settings.model
     segmenter = build_segmenter(
         backbone,

@@ -6,9 +6,10 @@ import pytest
 import tensorflow as tf
 
 from kseg import backbones, config
+from kseg.classes import Classes
 from kseg.layers import ConvNorm
 from kseg.layers.photometric import PhotometricDistortion
-from kseg.runs import Classes, Run
+from kseg.runs import Run
 
 CLASSES = Classes(["road", "sky", "car"], [[90, 90, 90], [80, 160, 250], [200, 30, 30]])
 SIZE = (32, 64)

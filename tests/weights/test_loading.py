@@ -1,16 +1,18 @@
+import functools
 import re
 
 import keras
 import numpy as np
 import pytest
 
-from kseg.backbones import build_hrnet, build_resnet
+from kseg.backbones import build_hrnet
 from kseg.backbones.swin import build_swin
 from kseg.errors import UserError
 from kseg.runs import checkpoints
 from kseg.segmenters import build_segmenter
 from kseg.weights import load_weights
 from kseg.weights.torch_file import Checkpoint
+from tests import tiny_networks
 from tests.golden_file import Golden
 from tests.weights.torch_writer import tensor, write_zip
 
@@ -47,8 +49,7 @@ PARAMETERS = {
 }
 
 
-def tiny_resnet(**arguments):
-    return build_resnet(blocks=(1, 1, 1, 1), channels=(2, 3, 4, 5), stem_channels=4, **arguments)
+tiny_resnet = functools.partial(tiny_networks.tiny_resnet, channels=(2, 3, 4, 5))
 
 
 def tiny_segmenter(num_classes=3, *, variant="v1b", project=True, **arguments):
@@ -315,9 +316,7 @@ def test_custom_names(tmp_path):
 
 def test_another_network(tmp_path):
     path = write(tmp_path, state_of(tiny_resnet()))
-    backbone = build_hrnet(
-        channels=(2, 4, 8, 16), modules=(1, 1, 1), blocks=(1, 1, 1), stage1_channels=2
-    )
+    backbone = tiny_networks.tiny_hrnet()
     with pytest.raises(UserError, match=r"\(ResNet of timm.*\) does not fit 'hrnet'"):
         load_weights(backbone, path)
     write(tmp_path, {"visual.proj": np.zeros(3)}, "y.npz")

@@ -1,8 +1,8 @@
 import keras
 import pytest
 
-from kseg.backbones import build_resnet
 from kseg.weights.resnet import arguments_for, name_map
+from tests.tiny_networks import tiny_resnet
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,7 @@ def test_shortcuts_of_v1d_are_told_from_those_of_v1c(average, expected):
 
 @pytest.mark.parametrize("variant", ["v1b", "v1c", "v1d"])
 def test_arguments_are_derived_from_the_model(variant):
-    backbone = build_resnet(
-        blocks=(1, 1, 1, 1), channels=(2, 2, 2, 2), stem_channels=4, variant=variant
-    )
+    backbone = tiny_resnet(variant=variant)
     image = keras.Input((None, None, 3))
     outer = keras.Model(image, backbone(image)["c5"])
     assert arguments_for(outer) == arguments_for(backbone) == {"average_shortcut": variant == "v1d"}

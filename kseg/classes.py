@@ -1,4 +1,9 @@
-"""The classes of a run and of exported networks, and the file that keeps them under a checksum."""
+"""The classes of prepared data, of a run and of exported networks, and their file with checksum.
+
+One description for all of kseg: `Manifest.classes` of the prepared data builds it, a run stores it
+in `classes.json`, and an exported network carries it in its assets or beside its file. It imports
+nothing heavy, because `pipelines` and the checks of the commands use it.
+"""
 
 import dataclasses
 import hashlib
