@@ -46,14 +46,14 @@ class ImageCounts:
 
 
 def intersection_over_union(hits, truth, predicted):
-    """Intersection over union, by NumPy or TensorFlow.
+    """Intersection over union, on float64 arrays.
 
     Args:
-        hits: float64 array or tensor, pixels of a class that are predicted right.
+        hits: float64 array, pixels of a class that are predicted right.
         truth, predicted: of the same shape, pixels of the class in the truth, in the prediction.
 
     Returns:
-        float64 array or tensor of the same shape; NaN where a class does not occur.
+        float64 array of the same shape; NaN where a class does not occur.
     """
     with np.errstate(invalid="ignore"):  # 0 / 0.
         return hits / (truth + predicted - hits)
