@@ -27,5 +27,7 @@ def _fresh_keras():
 
 @pytest.fixture(scope="session")
 def mirrored():
-    """MirroredStrategy over two logical CPUs: one a process, or their collectives get mixed up."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    """MirroredStrategy over the two logical CPUs."""
+    from kseg.training.distribution import build_strategy
+
+    return build_strategy(2)

@@ -203,12 +203,7 @@ def test_refuses(arguments, message):
         tiny_segmenter(**arguments)
 
 
-def test_training_on_two_replicas_is_training_on_the_whole_batch():
-    # No collectives: those of two strategies in one process share keys and conflict.
-    strategy = tf.distribute.MirroredStrategy(
-        ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
-    )
-
+def test_training_on_two_replicas_is_training_on_the_whole_batch(mirrored):
     def network(synchronized):
         inputs = keras.Input((None, None, 3))
         fine = layers.ConvNorm(4, 3, strides=2, synchronized=synchronized)(inputs)
@@ -217,9 +212,9 @@ def test_training_on_two_replicas_is_training_on_the_whole_batch():
         return keras.Model(inputs, projection(x, synchronized_batch_norm=synchronized, name="z"))
 
     alone = network(synchronized=False)
-    with strategy.scope():
-        mirrored = network(synchronized=True)
-    for weight, value in zip(mirrored.weights, alone.weights, strict=True):
+    with mirrored.scope():
+        distributed = network(synchronized=True)
+    for weight, value in zip(distributed.weights, alone.weights, strict=True):
         weight.assign(value.numpy())
     image = images(13, 18).astype("float32") / 255
     pattern = tf.random.stateless_normal((2, 7, 9, 256), [0, 1])
@@ -231,21 +226,23 @@ def test_training_on_two_replicas_is_training_on_the_whole_batch():
         return tape.gradient(loss, weights)
 
     def on_each_replica(values):
-        return strategy.experimental_distribute_values_from_function(
+        return mirrored.experimental_distribute_values_from_function(
             lambda context: tf.constant(values[context.replica_id_in_sync_group, None])
         )
 
     @tf.function
     def distributed_gradients(images, patterns):
-        per_replica = strategy.run(lambda *x: gradients(mirrored, *x), (images, patterns))
-        return [strategy.reduce("SUM", gradient, axis=None) for gradient in per_replica]
+        per_replica = mirrored.run(lambda *x: gradients(distributed, *x), (images, patterns))
+        return [mirrored.reduce("SUM", gradient, axis=None) for gradient in per_replica]
 
     summed = distributed_gradients(on_each_replica(image), on_each_replica(pattern))
     expected = gradients(alone, tf.constant(image), pattern)
     for weight, ours, goal in zip(alone.trainable_weights, summed, expected, strict=True):
         atol = 1e-4 * max(1.0, np.abs(goal).max())
         np.testing.assert_allclose(ours, goal, rtol=1e-3, atol=atol, err_msg=weight.path)
-    for ours, goal in zip(mirrored.non_trainable_weights, alone.non_trainable_weights, strict=True):
+    for ours, goal in zip(
+        distributed.non_trainable_weights, alone.non_trainable_weights, strict=True
+    ):
         np.testing.assert_allclose(ours.numpy(), goal.numpy(), rtol=1e-4, atol=1e-6)
 
 

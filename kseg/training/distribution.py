@@ -1,5 +1,7 @@
 """Devices and distribution strategies: the choice for a run, and agreement between workers."""
 
+import functools
+import itertools
 import json
 import os
 import socket
@@ -9,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from kseg.errors import UserError
+
+_MIRRORED_COUNT = itertools.count(1)
 
 
 def describe_devices(strategy, *, driver="/proc/driver/nvidia/version"):
@@ -65,7 +69,7 @@ def build_strategy(devices=None, cluster=None):
             flush=True,
         )
         try:
-            return tf.distribute.MultiWorkerMirroredStrategy()
+            return _several_workers()
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"worker {cluster.worker} of {cluster.num_workers} could not join the others. "
@@ -80,9 +84,24 @@ def build_strategy(devices=None, cluster=None):
             f"Received: {devices}. Use null for all of them"
         )
     names = names[:devices]
-    if len(names) > 1:
-        return tf.distribute.MirroredStrategy(names)
-    return tf.distribute.get_strategy()
+    return _mirrored(names) if len(names) > 1 else tf.distribute.get_strategy()
+
+
+@functools.cache
+def _several_workers():
+    """Joins the cluster, which TensorFlow allows once a process."""
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def _mirrored(devices):
+    """Builds a MirroredStrategy whose collectives are its own.
+
+    TensorFlow counts the keys of collectives from the same start in each strategy but keeps their
+    shapes for the life of the process: the second strategy of a notebook would end in "Shape
+    mismatch in the collective instance", or wait for the devices of the first.
+    """
+    apart = {"_collective_key_base": 1000 + next(_MIRRORED_COUNT)}
+    return type("MirroredStrategy", (tf.distribute.MirroredStrategy,), apart)(devices)
 
 
 def _check_port(address):

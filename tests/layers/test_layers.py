@@ -86,14 +86,6 @@ def test_batch_norm_in_bfloat16():
     )
 
 
-@pytest.fixture(scope="module")
-def strategy():
-    # No collectives: those of two strategies in one process share keys and conflict.
-    return tf.distribute.MirroredStrategy(
-        ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
-    )
-
-
 def train_on_two(strategy, layer, halves, upstreams):
     """One training step on two replicas: outputs, input gradients, summed weight gradients."""
 
@@ -123,16 +115,16 @@ def train_on_two(strategy, layer, halves, upstreams):
 
 
 @pytest.mark.parametrize("split", [2, 1])  # Equal and unequal shares of four images.
-def test_synchronized_batch_norm_on_two_replicas_is_one_with_the_whole_batch(strategy, split):
+def test_synchronized_batch_norm_on_two_replicas_is_one_with_the_whole_batch(mirrored, split):
     x, upstream = random(4, 3, 5, 2) * 2 + 3, random(4, 3, 5, 2)
     whole = layers.BatchNormalization()
     whole.build(x.shape)
     y, d_x, d_gamma, d_beta, mean, variance = train_batch_norm(whole, [x], upstream)[0]
-    with strategy.scope():
+    with mirrored.scope():
         layer = layers.BatchNormalization(synchronized=True)
         layer.build(x.shape)
     halves, upstreams = np.split(x, [split]), np.split(upstream, [split])
-    outputs, input_gradients, gradients = train_on_two(strategy, layer, halves, upstreams)
+    outputs, input_gradients, gradients = train_on_two(mirrored, layer, halves, upstreams)
     np.testing.assert_allclose(np.concatenate(outputs), y, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.concatenate(input_gradients), d_x, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(gradients[0], d_gamma, rtol=1e-4, atol=1e-5)
@@ -141,17 +133,17 @@ def test_synchronized_batch_norm_on_two_replicas_is_one_with_the_whole_batch(str
     np.testing.assert_allclose(layer.moving_variance.numpy(), variance, rtol=1e-5)
 
 
-def test_synchronized_batch_norm_in_bfloat16(strategy):
+def test_synchronized_batch_norm_in_bfloat16(mirrored):
     x, upstream = random(4, 3, 5, 2) * 2 + 3, random(4, 3, 5, 2)
     results = []
     for dtype in ("float32", "mixed_bfloat16"):
-        with strategy.scope():
+        with mirrored.scope():
             layer = layers.BatchNormalization(synchronized=True, dtype=dtype)
             layer.build(x.shape)
         halves, upstreams = np.split(x, 2), np.split(upstream, 2)
         if dtype == "mixed_bfloat16":
             upstreams = [tf.cast(part, "bfloat16") for part in upstreams]
-        outputs, input_gradients, gradients = train_on_two(strategy, layer, halves, upstreams)
+        outputs, input_gradients, gradients = train_on_two(mirrored, layer, halves, upstreams)
         assert all(y.dtype == dtype.removeprefix("mixed_") for y in outputs)
         parts = [np.concatenate(outputs), np.concatenate(input_gradients), *gradients]
         results.append([np.asarray(part, "float32") for part in parts])
@@ -159,12 +151,12 @@ def test_synchronized_batch_norm_in_bfloat16(strategy):
         np.testing.assert_allclose(rounded, exact, rtol=0.05, atol=0.05)
 
 
-def test_batch_norm_without_synchronization_reports_the_mean_of_the_replicas(strategy):
+def test_batch_norm_without_synchronization_reports_the_mean_of_the_replicas(mirrored):
     halves = np.split(random(4, 3, 5, 2) + 3, 2)
-    with strategy.scope():
+    with mirrored.scope():
         layer = layers.BatchNormalization()
         layer.build((None, None, None, 2))
-    train_on_two(strategy, layer, halves, np.ones_like(halves))
+    train_on_two(mirrored, layer, halves, np.ones_like(halves))
     mean = 0.1 * np.mean([half.mean((0, 1, 2)) for half in halves], axis=0)
     variance = 0.9 + 0.1 * np.mean([half.var((0, 1, 2)) for half in halves], axis=0)
     np.testing.assert_allclose(layer.moving_mean.numpy(), mean, rtol=1e-5)
@@ -424,15 +416,15 @@ def test_several_values_are_normalized_by_their_own_statistics(shape):
     np.testing.assert_allclose(layer(x, training=True), plain(x, training=True), atol=1e-6)
 
 
-def test_single_values_of_two_replicas_that_share_are_two(strategy):
-    with strategy.scope():
+def test_single_values_of_two_replicas_that_share_are_two(mirrored):
+    with mirrored.scope():
         layer = layers.BatchNormalization(synchronized=True, moving_if_single=True)
         layer.build((None, 1, 1, 4))
     x = random(2, 1, 1, 4)
     whole = layers.BatchNormalization()(x, training=True)
-    parts = strategy.experimental_distribute_values_from_function(
+    parts = mirrored.experimental_distribute_values_from_function(
         lambda context: x[context.replica_id_in_sync_group :][:1]
     )
-    result = strategy.run(tf.function(lambda x: layer(x, training=True)), args=(parts,))
-    result = np.concatenate(strategy.experimental_local_results(result))
+    result = mirrored.run(tf.function(lambda x: layer(x, training=True)), args=(parts,))
+    result = np.concatenate(mirrored.experimental_local_results(result))
     np.testing.assert_allclose(result, whole, rtol=1e-4, atol=1e-5)

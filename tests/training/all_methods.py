@@ -1,7 +1,7 @@
 """Trains a tiny network with every loss and method at once on some devices, and writes all state.
 
 python -m tests.training.all_methods DEVICES FILE.npz: its own process, because TensorFlow fixes the
-number of devices at start, and the collectives of two strategies in a process get mixed up.
+number of devices at start.
 """
 
 import sys
@@ -14,6 +14,7 @@ from kseg.config import schema
 from kseg.runs import checkpoints
 from kseg.segmenters import build_segmenter
 from kseg.training.build import build_losses, build_objectives
+from kseg.training.distribution import build_strategy
 from kseg.training.optimizers import SGD
 from kseg.training.trainer import SegmentationTrainer, build_step
 from tests.training.tiny import build_tiny_backbone
@@ -101,7 +102,4 @@ if __name__ == "__main__":
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * devices,
     )
-    strategy = tf.distribute.get_strategy()
-    if devices > 1:
-        strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)])
-    np.savez(sys.argv[2], **run_steps(strategy))
+    np.savez(sys.argv[2], **run_steps(build_strategy(devices)))

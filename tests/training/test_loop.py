@@ -223,8 +223,7 @@ def test_old_checkpoints_are_removed_but_the_best(tmp_path):
         assert json.loads(str(file["meta.json"]))["step"] in (2, 3)
 
 
-def test_two_devices_train_and_evaluate(tmp_path, monkeypatch, mirrored):
-    monkeypatch.setattr(loop, "build_strategy", lambda devices: mirrored)
+def test_two_devices_train_and_evaluate(tmp_path):
     run = create_run(tmp_path / "run", devices=2, steps=2)
     result = train(run)
     assert 0 <= result["best_mean_iou"] <= 1
