@@ -72,6 +72,8 @@ class Progress:
             rate = self._done / max(seconds, 1e-9)
             parts.append(f"{rate:.{1 if rate < 100 else 0}f} a second")
             parts.append(f"{clock((self._total - self._done) / rate)} left")
+        elif seconds >= _REPEAT:
+            parts.append(f"{clock(seconds)} so far")
         return ", ".join(parts)
 
     def _draw(self):

@@ -2,7 +2,7 @@
 
 A read that the operating system does not answer (a network drive that is gone, a pipe in place of
 a file) blocks the main thread outside Python, where it handles no signal. So a thread watches the
-wait: it says what is wrong if it can be found out, and ends the process when asked to.
+wait: it reports what is wrong if that can be found out, and ends the process when asked to.
 """
 
 import contextlib
@@ -13,39 +13,70 @@ import sys
 import threading
 import time
 
-_LONG = 15.0  # Seconds of one wait, after which the data is looked at.
+_FIRST_LOOK = 2.0  # Seconds of one wait, after which the data is examined.
+_LONG = 15.0  # Seconds, after which it is examined again and the wait is reported.
 _PATIENCE = 5.0  # Seconds that the main thread gets to react to a signal.
 _POLL = 0.5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _lock = threading.Lock()
+_waits = {}  # Thread -> when its current wait began.
 
 
 class _Watch:
-    since = None  # When the current wait began.
-    diagnose = None
+    diagnose = explain = None
+    ends_process = False
     thread = None
     pipe = None
     signals = ()  # When signals came.
 
 
-def set_diagnosis(function):
-    """Sets what is asked when data does not come.
+def set_source(diagnose, explain):
+    """Sets what is asked about the data that is waited for.
 
     Args:
-        function: without arguments; gives a line that says what is wrong, or None. It is called in
-            a thread of its own. The process ends with the line and exit code 2.
+        diagnose: function without arguments, called in a thread of its own when data does not
+            arrive. Returns a line that states what is wrong, or None. In a command, the process
+            ends with that line and exit code 2; elsewhere it is printed.
+        explain: function of an exception that an iterator raised. Returns the `UserError` to raise
+            in its place, or None.
     """
-    _Watch.diagnose = function
+    _Watch.diagnose = diagnose
+    _Watch.explain = explain
+
+
+def end_process_if_lost():
+    """Lets a wait for lost data end the process: for commands, which own theirs."""
+    _Watch.ends_process = True
 
 
 def next_batch(iterator):
-    """Returns `next(iterator)`, watched."""
+    """Returns `next(iterator)`, watched.
+
+    Raises:
+        UserError: in place of errors that the source of the data explains.
+    """
+    with watched():
+        try:
+            return next(iterator)
+        except StopIteration:
+            raise
+        except Exception as error:
+            explained = _Watch.explain and _Watch.explain(error)
+            if explained is None:
+                raise
+            raise explained from error
+
+
+@contextlib.contextmanager
+def watched():
+    """Watches the block, which reads data."""
     _start()
-    _Watch.since = time.monotonic()
+    thread = threading.get_ident()
+    _waits[thread] = time.monotonic()
     try:
-        return next(iterator)
+        yield
     finally:
-        _Watch.since = None
+        del _waits[thread]
 
 
 def each_batch(dataset):
@@ -88,18 +119,22 @@ def _start():
 
 
 def _watch():
+    looks = []  # When the current wait is examined, in seconds.
     looked_at = None
     while True:
         _read_signals()
-        now, since, signals = time.monotonic(), _Watch.since, _Watch.signals
+        now, signals = time.monotonic(), _Watch.signals
+        since = min(list(_waits.values()), default=None)
         if signals and since is not None and now - max(since, signals[0]) > _PATIENCE:
             _end("interrupted while waiting for data; what was saved before is kept", 130)
         if len(signals) > 1 and now - signals[1] > _PATIENCE:
             _end("interrupted; what was saved before is kept", 130)
-        if since is not None and since != looked_at and now - since > _LONG:
-            looked_at = since
+        if since != looked_at:
+            looked_at, looks = since, [_FIRST_LOOK, _LONG]
+        if since is not None and looks and now - since > looks[0]:
+            long = looks.pop(0) == _LONG
             # The look may block as the read does.
-            threading.Thread(target=_look, args=(since,), daemon=True).start()
+            threading.Thread(target=_look, args=(since, long), daemon=True).start()
 
 
 def _read_signals():
@@ -111,13 +146,16 @@ def _read_signals():
         _Watch.signals = (*_Watch.signals, *[now] * len(received))
 
 
-def _look(since):
+def _look(since, long):
     problem = _Watch.diagnose and _Watch.diagnose()
-    if _Watch.since != since:
-        return  # It came.
-    if problem:
+    if since not in list(_waits.values()):
+        return  # It arrived.
+    if problem and _Watch.ends_process:
         _end(f"error: {problem}", 2)
-    print(f"\nno data for {_LONG:.0f} seconds, still waiting", file=sys.stderr, flush=True)
+    if long:
+        why = f": {problem}" if problem else ""
+        line = f"\nno data for {_LONG:.0f} seconds, still waiting{why}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def _end(message, code):

@@ -14,7 +14,7 @@ import os
 import cv2
 import numpy as np
 
-from kseg import display
+from kseg import display, waiting
 from kseg.json_text import parse_json
 from kseg.progress import Progress
 from pipelines import datasets, paths
@@ -215,7 +215,8 @@ def draw_samples(manifest, *, seed=0):
         numbers = np.sort(rng.choice(found.num_images, count, replace=False))
         rows.append(_heading(f"{manifest.dataset}: {split}, {count} of {found.num_images} images"))
         tiles = []
-        for example in loader.evaluation_dataset(manifest.folder, split, numbers=numbers):
+        examples = loader.evaluation_dataset(manifest.folder, split, numbers=numbers)
+        for example in waiting.each_batch(examples):
             image, labels = (example[name][0].numpy() for name in ("image", "label"))
             seen.update(np.unique(labels).tolist())
             name = example["id"][0].numpy().decode("utf-8", "replace")
@@ -239,7 +240,7 @@ def _read_contents(manifest, split):
 
     contents = []
     with Progress(f"reading {split}", manifest.split(split).num_images) as progress:
-        for example in loader.evaluation_dataset(manifest.folder, split):
+        for example in waiting.each_batch(loader.evaluation_dataset(manifest.folder, split)):
             name = example["id"][0].numpy().decode("utf-8", "replace")
             image = example["image"][0].numpy()
             contents.append([name, *image.shape[:2], digest(image)])

@@ -4,6 +4,7 @@ The folder is any path of `tf.io.gfile`: local, gs://, s3://; see `pipelines.rec
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -170,16 +171,21 @@ def read_manifest(folder):
 
 
 def find_lost_shard(folder):
-    """Says which shard of a folder cannot be read any more, as a line; None if all are there.
+    """Describes which shard of a folder cannot be read any more, in a line; None if all can.
 
-    Nothing is opened, which might block: only sizes are looked at.
+    No shard is opened, which might block: only kind, size and permission are checked.
     """
     try:
-        read_manifest(folder)
+        manifest = read_manifest(folder)
     except DataError as error:
         return str(error)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            file = paths.join(folder, shard.file)
+            if paths.is_local(file) and not os.access(file, os.R_OK):
+                return f"{file}: {os.strerror(errno.EACCES)}"
     return None
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import sys
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipelines.manifest import AGAIN, file_sha256, find_lost_shard, read_manifes
 
 _READ_BUFFER = 1 << 16  # Bytes; one record needs no more look-ahead.
 _COPY_BLOCK = 1 << 22
+_FAULT = r"The shard .+? is corrupt, gone or another one, at byte \d+ \(image \d+\)"
 
 
 class Records:
@@ -36,7 +38,9 @@ class Records:
 
     def __init__(self, folder, split, *, cache=None):
         manifest = read_manifest(folder)
-        waiting.set_diagnosis(functools.partial(find_lost_shard, folder))
+        waiting.set_source(
+            functools.partial(find_lost_shard, folder), functools.partial(explain, folder)
+        )
         self.split = manifest.split(split)
         self.count = self.split.num_images
         self.num_classes = manifest.num_classes
@@ -117,6 +121,7 @@ class Records:
             string scalar.
         """
         parts = ["The shard ", self._files[self._shards[index]]]
+        # As `_FAULT` finds it.
         parts += [" is corrupt, gone or another one, at byte "]
         parts += [tf.strings.as_string(self._offsets[index])]
         return tf.strings.join([*parts, " (image ", tf.strings.as_string(index), ")"])
@@ -166,10 +171,7 @@ class MemoryRecords(Records):
             lambda index: encoding.decode_whole(super(MemoryRecords, self).read(index))[:2],
             num_parallel_calls=tf.data.AUTOTUNE,
         )
-        try:
-            found = list(decoded.as_numpy_iterator())
-        except tf.errors.InvalidArgumentError as error:
-            raise DataError(" ".join(error.message.split())) from None
+        found = [(x.numpy(), y.numpy()) for x, y in waiting.each_batch(decoded)]
         sizes = np.array([labels.shape for _, labels in found])
         places = np.cumsum([0, *(labels.size for _, labels in found)])[:-1]
         self._sizes = tf.constant(sizes, "int32")
@@ -228,6 +230,26 @@ def open_records(folder, split, cache=None):
     if cache == "memory":
         return MemoryRecords(folder, split)
     return Records(folder, split, cache=cache)
+
+
+def explain(folder, error):
+    """Turns an error of a graph that read records into one that names the shard.
+
+    Args:
+        folder: prepared data.
+        error: exception that the iterator of a dataset raised.
+
+    Returns:
+        `DataError`; None if the error is about something else.
+    """
+    faults = list(dict.fromkeys(re.findall(_FAULT, str(error))))
+    if not faults:
+        return None
+    limit = re.findall(r"These are more than data\.max_errors, \d+", str(error))[:1]
+    # What is wrong with the file itself says more than that a record of it cannot be read.
+    if not limit and (lost := find_lost_shard(folder)):
+        return DataError(lost)
+    return DataError(". ".join([*faults, *limit, AGAIN]))
 
 
 def _copy(file, shard, cache):

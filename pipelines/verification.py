@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from kseg import waiting
 from kseg.progress import Progress
 from pipelines import paths
 from pipelines.datasets.dataset import IGNORE_LABEL
@@ -44,7 +45,7 @@ def _find_problem(file, shard, num_classes, meter):
     if file_sha256(file) != shard.sha256:
         return "its checksum is not that of the manifest"
     offsets, position = [], 0
-    for number, record in enumerate(tf.data.TFRecordDataset(file)):
+    for number, record in enumerate(waiting.each_batch(tf.data.TFRecordDataset(file))):
         example = parse_record(record)
         name = example["id"].numpy().decode()
         if example["shard"] != shard.key or example["index"] != number:

@@ -36,12 +36,21 @@ def test_plain_lines_where_there_is_no_terminal(no_patience, capsys):
         return "".join(said)
 
     with Progress("evaluating", 40) as meter:
-        wait_for(lambda: "evaluating: 0/40 images\n" in text())
+        wait_for(lambda: "evaluating: 0/40 images" in text())
         meter.update(12)
         meter.advance(3)
         wait_for(lambda: "evaluating: 15/40 images, " in text())
     assert "\r" not in text()
     assert " a second, 0:0" in text() and " left\n" in text()
+
+
+def test_a_line_without_progress_tells_the_time(monkeypatch):
+    """Else the same line would come again and again."""
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 100.0)
+    meter = Progress("reading", 4)
+    assert meter.text() == "reading: 0/4 images"
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 165.0)
+    assert meter.text() == "reading: 0/4 images, 0:01:05 so far"
 
 
 def test_work_that_cannot_be_counted(monkeypatch, capsys):

@@ -7,18 +7,22 @@ import time
 
 import pytest
 
+from kseg import waiting
+from kseg.errors import UserError
+from pipelines import loader
 from tests.pipelines.tiny_data import solid_examples, write
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A pipe in place of a file blocks as a network drive does that is gone.
 READER = """
-import os, pathlib, signal, sys
+import os, pathlib, signal, sys, threading, time
 from kseg import waiting
 from pipelines import loader
 
-waiting._LONG = float(sys.argv[2])
+waiting._FIRST_LOOK = float(sys.argv[2])
 waiting._PATIENCE = 0.5
 waiting.watch_signals()
+waiting.end_process_if_lost()
 if sys.argv[3] == "handled":  # As the training loop does it.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
 folder = pathlib.Path(sys.argv[1])
@@ -26,15 +30,21 @@ dataset = loader.evaluation_dataset(folder, "train", batch_size=1)
 for shard in folder.glob("*.tfrecord"):
     shard.unlink()
     os.mkfifo(shard)
-print("ready", flush=True)
+
+def tell():
+    while not waiting._waits:
+        time.sleep(0.01)
+    print("ready", flush=True)
+
+threading.Thread(target=tell, daemon=True).start()
 for batch in waiting.each_batch(dataset):
     print("read", flush=True)
 """
 
 
-def read(folder, long, handled, *signals):
+def read(folder, first_look, handled, *signals):
     write(folder, solid_examples(2), num_shards=1)
-    command = [sys.executable, "-c", READER, str(folder), str(long), handled]
+    command = [sys.executable, "-c", READER, str(folder), str(first_look), handled]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
     try:
@@ -65,3 +75,27 @@ def test_the_cause_of_a_wait_is_named(tmp_path):
     assert code == 2
     assert line.startswith(f"error: The shard {shard} is no file")
     assert os.path.exists(shard)
+
+
+def test_a_shard_that_is_lost_is_named_by_a_user_error(tmp_path):
+    """As someone who calls kseg from Python meets it: no error of TensorFlow's."""
+    write(tmp_path, solid_examples(2), num_shards=1)
+    (shard,) = tmp_path.glob("*.tfrecord")
+    dataset = loader.evaluation_dataset(tmp_path, "train")
+    shard.unlink()
+    with pytest.raises(UserError, match=f"The shard {shard} is missing"):
+        next(waiting.each_batch(dataset))
+    shard.mkdir()
+    with pytest.raises(UserError, match=f"The shard {shard} is no file"):
+        next(waiting.each_batch(dataset))
+
+
+def test_a_changed_record_is_named_by_a_user_error(tmp_path):
+    write(tmp_path, solid_examples(2), num_shards=1)
+    (shard,) = tmp_path.glob("*.tfrecord")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 4] ^= 1
+    shard.write_bytes(content)
+    line = rf"The shard {shard} is corrupt, .* at byte 0 \(image 0\). Prepare the data again"
+    with pytest.raises(UserError, match=line):
+        next(waiting.each_batch(loader.evaluation_dataset(tmp_path, "train")))

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kseg import waiting
 from kseg.layers import resize_labels
 from kseg.segmenters import inference_model
 
@@ -64,7 +65,7 @@ def observe(segmenter, batches, *, unit_norm=True, progress=None):
         return tf.cast(tf.argmax(outputs["logits"], axis=-1), "uint8"), features
 
     done = 0
-    for batch in batches:
+    for batch in waiting.each_batch(batches):
         predictions, features = predict(batch["image"])
         size = features.shape[1:3]
         count = len(predictions)

@@ -267,6 +267,7 @@ def _describe_data(config):
 def _classes_and_batch(config):
     """Returns `(classes, dataset, batch)` for a config."""
     import pipelines
+    from kseg import waiting
     from kseg.training.build import build_distortion
     from pipelines import loader
 
@@ -290,7 +291,7 @@ def _classes_and_batch(config):
         scale_range=scales,
         num_draws=distortion.NUM_DRAWS if distortion else 0,
     )
-    return classes, source, next(iter(batches))
+    return classes, source, waiting.next_batch(iter(batches))
 
 
 def main():

@@ -76,6 +76,7 @@ def run(main):
     from kseg.errors import Interrupted, UserError
 
     waiting.watch_signals()
+    waiting.end_process_if_lost()
     try:
         check_pipelines()
         sys.exit(main())
@@ -89,24 +90,10 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        # From deep in a graph: tf.data cannot raise an error of ours.
-        fault = r"The shard .+? is corrupt, gone or another one, at byte \d+ \(image \d+\)"
-        faults = list(dict.fromkeys(re.findall(fault, str(error))))
-        if not faults:
-            problem = file_problem(error)
-            if problem is None:
-                raise
-            _stop(problem)
-        limit = re.search(r"These are more than data\.max_errors, \d+", str(error))
-        _stop(
-            ". ".join(
-                [
-                    *faults,
-                    *([limit[0]] if limit else []),
-                    "Prepare the data again, with --overwrite",
-                ]
-            )
-        )
+        problem = file_problem(error)
+        if problem is None:
+            raise
+        _stop(problem)
     except KeyboardInterrupt:
         _end("interrupted", 130)
 

@@ -380,11 +380,12 @@ def label_images(options, manifest, batches, stack):
     """The writer of predictions for Cityscapes, or None."""
     if not options.submission and not options.cityscapes_ground_truth:
         return None
+    from kseg import waiting
     from kseg.evaluation.cityscapes import official
     from kseg.evaluation.cityscapes.submission import LabelImages, frame_of
     from pipelines.datasets.dataset import IGNORE_LABEL, Taxonomy
 
-    first = frame_of(next(iter(batches))["id"][0].numpy().decode())
+    first = frame_of(waiting.next_batch(iter(batches))["id"][0].numpy().decode())
     if options.cityscapes_ground_truth:
         official.find_ground_truth(options.cityscapes_ground_truth, [first])
     label_map = Taxonomy.load(manifest.dataset).label_map
