@@ -202,8 +202,7 @@ def attempt(config_file, folder):
         kseg.errors.Interrupted: after SIGINT or SIGTERM.
     """
     from kseg.commands.console import file_problem
-    from kseg.errors import UserError
-    from kseg.training.loop import Interrupted
+    from kseg.errors import Interrupted, UserError
 
     try:
         run(config_file, folder)

@@ -1,0 +1,122 @@
+"""Restoring and saving a training: its newest checkpoints, and the weights that scored best."""
+
+import functools
+import sys
+
+import numpy as np
+
+from kseg.runs import checkpoints, step_file
+
+NO_BEST = {"mean_iou": None, "step": None}
+
+
+class Saving:
+    """Restores the state of a training and saves it.
+
+    In a cluster every worker has one, because all must read the state together; only the chief's
+    prints, writes and deletes.
+
+    Args:
+        run: `kseg.runs.Run`.
+        state: dict from name to variable, everything that a checkpoint holds.
+        lock: of the run's folder, as `kseg.runs.lock.hold` gives it; None on a worker that is not
+            the chief.
+
+    Attributes:
+        saved_step: int or None, the step of the newest checkpoint, which is known to be finite.
+        best: dict with `mean_iou` and `step` of the best evaluation, both None before the first.
+        initial_weights: str, the source of the first weights; set by the caller of a new training.
+    """
+
+    def __init__(self, run, state, lock):
+        self.saved_step = None
+        self.best = NO_BEST
+        self.initial_weights = "unknown"  # To checkpoints of earlier versions.
+        self._run = run
+        self._state = state
+        self._lock = lock
+        self._folder = run.path / "checkpoints"
+
+    def restore(self):
+        """Restores all state from the newest checkpoint.
+
+        A checkpoint with weights that are not finite, as earlier versions could write, is deleted
+        in favor of the previous one.
+
+        Returns:
+            int, its step; None if there is no checkpoint.
+
+        Raises:
+            UserError: if the checkpoint is damaged, or of another experiment.
+        """
+        for step in reversed(self._run.checkpoint_steps()):
+            file = self._folder / step_file(step)
+            try:
+                meta = checkpoints.restore(
+                    file, self._state, check=functools.partial(self._run.check_checkpoint, file)
+                )
+            except checkpoints.NonFiniteCheckpointError as error:
+                if self._lock:
+                    print(f"warning: {error}. It is deleted", file=sys.stderr, flush=True)
+                    file.unlink()
+                continue
+            best = meta.get("best") or {}
+            # NaN, of an earlier version, is not the best of anything.
+            self.best = best if is_better(best.get("mean_iou"), None) else NO_BEST
+            self.initial_weights = meta.get("initial_weights", self.initial_weights)
+            self.saved_step = meta["step"]
+            if self._lock:
+                steps = self._run.config.train.steps
+                print(f"resuming from step {self.saved_step} of {steps}", flush=True)
+            return self.saved_step
+        return None
+
+    def save(self, step, progress):
+        """Writes the checkpoint of a step, unless it is there, and removes the oldest ones.
+
+        Args:
+            step: int.
+            progress: `kseg.training.reporting.TrainingProgress`.
+
+        Raises:
+            UserError: if another process has taken over the run's folder.
+        """
+        if self.saved_step == step:
+            return
+        self.saved_step = step
+        arrays = checkpoints.read(self._state)
+        if not self._lock:
+            return
+        meta = {"step": step, "best": self.best, "initial_weights": self.initial_weights}
+        self._lock.check()
+        with progress.working(f"writing the checkpoint of step {step}"):
+            checkpoints.save(
+                self._folder / step_file(step), arrays, {**meta, **self._run.identity()}
+            )
+        for old in self._run.checkpoint_steps()[: -self._run.config.train.keep_checkpoints]:
+            (self._folder / step_file(old)).unlink()
+
+    def save_best(self, step, mean_iou, weights):
+        """Writes the weights of a step as the best ones, if they are; for the chief.
+
+        Args:
+            step: int.
+            mean_iou: float, maybe NaN.
+            weights: dict from name to variable or array.
+
+        Raises:
+            UserError: if another process has taken over the run's folder.
+        """
+        if is_better(mean_iou, self.best["mean_iou"]):
+            self.best = {"mean_iou": mean_iou, "step": step}
+            self._lock.check()
+            checkpoints.save(
+                self._folder / "best.npz", weights, {**self.best, **self._run.identity()}
+            )
+
+
+def is_better(mean_iou, best):
+    """Whether a score is the best so far. NaN never is; of equal scores the newer one is."""
+    if mean_iou is None or np.isnan(mean_iou):
+        return False
+    return best is None or mean_iou >= best
