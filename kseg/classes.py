@@ -9,7 +9,10 @@ import dataclasses
 import hashlib
 import json
 
+from kseg.errors import UserError
 from kseg.json_text import parse_json
+
+MAX_CLASSES = 255  # Labels and predictions are uint8, and 255 marks ignored pixels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,9 @@ class Classes:
             mean over them.
         training_pixels: list of int, training pixels of each class, or None where that is not
             known.
+
+    Raises:
+        UserError: if there is no class, or more than `MAX_CLASSES`.
     """
 
     names: list[str]
@@ -35,6 +41,9 @@ class Classes:
     categories: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     groups: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     training_pixels: list[int] | None = None
+
+    def __post_init__(self):
+        check_num_classes(len(self.names))
 
     def __len__(self):
         return len(self.names)
@@ -67,6 +76,19 @@ class Classes:
         if expected is not None and expected != _digest(values):
             raise ValueError("the names or colors of the classes were changed: checksum")
         return cls(values.pop("names"), values.pop("palette")), values
+
+
+def check_num_classes(num_classes):
+    """Refuses a number of classes that labels cannot hold.
+
+    Raises:
+        UserError: unless it is 1 to `MAX_CLASSES`.
+    """
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise UserError(
+            f"The number of classes must be 1 to {MAX_CLASSES}: labels have 8 bits, and 255 marks "
+            f"ignored pixels. Received: num_classes={num_classes}"
+        )
 
 
 def _digest(values):

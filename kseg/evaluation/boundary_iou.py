@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 
+from kseg.classes import check_num_classes
 from kseg.evaluation.image_counts import iou_of
 
 
@@ -21,7 +22,7 @@ class BoundaryIou:
     Source: Cheng et al., Boundary IoU, CVPR 2021, Sec. 4, with the boundary-iou-api.
 
     Args:
-        num_classes: int, at most 254.
+        num_classes: int, at most 255.
         dilation_ratio: float in (0, 1), `d` as a share of the diagonal. The authors: 0.02 for
             COCO; 0.005 for the larger and finer labeled images of Cityscapes.
 
@@ -30,11 +31,9 @@ class BoundaryIou:
     """
 
     def __init__(self, num_classes, dilation_ratio=0.02):
-        if not 0 < dilation_ratio < 1 or not 0 < num_classes < 255:
-            raise ValueError(
-                "`dilation_ratio` must be in (0, 1) and `num_classes` in 1 to 254. Received: "
-                f"{dilation_ratio=}, {num_classes=}"
-            )
+        check_num_classes(num_classes)
+        if not 0 < dilation_ratio < 1:
+            raise ValueError(f"`dilation_ratio` must be in (0, 1). Received: {dilation_ratio=}")
         self.dilation_ratio = dilation_ratio
         self._num_classes = num_classes
         self._pixels = np.zeros((3, num_classes), "int64")

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kseg import waiting
+from kseg.classes import check_num_classes
 from kseg.evaluation.image_counts import ImageCounts
 from kseg.evaluation.metrics import Scores, confusion_matrices
 
@@ -171,9 +172,10 @@ def predict(model, images, num_classes):
 
 def check_logits(logits, num_classes):
     """Raises a ValueError unless the last axis of logits has one entry for each class."""
-    if logits.shape[-1] != num_classes or num_classes > 255:
+    check_num_classes(num_classes)
+    if logits.shape[-1] != num_classes:
         raise ValueError(
-            f"A model of {num_classes} classes (at most 255) must give as many logits. "
+            f"A model of {num_classes} classes must give as many logits. "
             f"Received shape: {logits.shape}"
         )
 

@@ -7,6 +7,7 @@ classifier and its dropout. It may return further maps, such as those of a featu
 can be projected.
 """
 
+from kseg.classes import check_num_classes
 from kseg.dotted import is_dotted, load_object
 from kseg.heads.deeplabv3 import deeplabv3_head
 from kseg.heads.hrnet import hrnet_head
@@ -29,19 +30,18 @@ def build_head(name, features, num_classes, **arguments):
             a function itself.
         features: dict from `c2` ... `c5` to symbolic float tensors
             `(batch, height, width, channels)`.
-        num_classes: int > 0.
+        num_classes: int, 1 to `kseg.classes.MAX_CLASSES`.
         **arguments: arguments of that head.
 
     Returns:
         dict of symbolic tensors, see the module's docstring.
 
     Raises:
-        ValueError: if `name` is unknown, a stage is missing, `num_classes` is not positive, or the
+        ValueError: if `name` is unknown, a stage is missing, `num_classes` is out of range, or the
             result of a head outside kseg is not as described in the module's docstring.
         TypeError: if the head does not take one of the arguments.
     """
-    if num_classes < 1:
-        raise ValueError(f"`num_classes` must be positive. Received: {num_classes=}")
+    check_num_classes(num_classes)
     if callable(name) or is_dotted(name):
         head = name if callable(name) else load_object(name)
         return _check(name, head(features, num_classes, **arguments), num_classes)

@@ -71,7 +71,8 @@ def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=
             tf.saved_model.save(module, str(new), signatures=signatures)
         except tf.errors.OpError as error:  # A full disk; of the names in it none will remain.
             reason = error.message.rsplit("; ", 1)[-1]
-            raise UserError(f"{path} cannot be written: {reason}") from error
+            reason = re.sub(r" *\[Op:\w+\]$", "", reason)
+            raise UserError(f"{path}: {reason}") from error
 
 
 def load_saved_model(path):

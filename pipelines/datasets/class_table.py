@@ -20,12 +20,12 @@ import io
 import re
 import unicodedata
 
+from kseg.classes import MAX_CLASSES
 from kseg.json_text import parse_json
 from pipelines.datasets.dataset import IGNORE_LABEL, Taxonomy, shorten
 from pipelines.datasets.text_files import decode_text
 from pipelines.errors import DataError
 
-_MAX_CLASSES = 254
 _COLUMNS = {"red": "r", "green": "g", "blue": "b", "colour": "color"}
 _ROBOFLOW = ["pixel value", "class"]
 _CVAT = "# label:color_rgb:parts:actions"
@@ -80,13 +80,15 @@ class ClassTable:
         if any(given) and not all(given):
             self._fail("either all rows or none must have a value", given.index(False))
         self.has_values = any(given)
+        count = 0
         for i, entry in enumerate(entries):
-            self.rows.append(self._row(i, entry, len({r.label for r in self.rows} - {255})))
-        classes = [row for row in self.rows if row.label != IGNORE_LABEL]
-        if not 0 < len(classes) <= _MAX_CLASSES:
+            # A class too many, which is refused below, must not look ignored.
+            self.rows.append(self._row(i, entry, count + (count == IGNORE_LABEL)))
+            count += self.rows[-1].label != IGNORE_LABEL
+        if not 0 < count <= MAX_CLASSES:
             raise DataError(
-                f"{self.name} must have 1 to {_MAX_CLASSES} classes that are not ignored. It has "
-                f"{len(classes)}"
+                f"{self.name} must have 1 to {MAX_CLASSES} classes that are not ignored. It has "
+                f"{count}"
             )
         self._check_twins("name", [row.name for row in self.rows])
         self._check_twins("value", [row.value for row in self.rows])

@@ -11,7 +11,7 @@ import unicodedata
 import cv2
 import numpy as np
 
-from kseg.classes import Classes
+from kseg.classes import Classes, check_num_classes
 from pipelines.datasets.label_files import INDEX_MASK, count_values
 from pipelines.datasets.text_files import decode_text
 from pipelines.errors import DataError
@@ -34,6 +34,9 @@ class Taxonomy:
             scored as if they were one class (Cityscapes).
         groups: dict from the name of a group to the labels of its classes. A group is scored by
             the mean over them (CaDIS).
+
+    Raises:
+        UserError: unless there are 1 to `kseg.classes.MAX_CLASSES` classes.
     """
 
     class_names: list[str]
@@ -41,6 +44,9 @@ class Taxonomy:
     label_map: dict[int, int]
     categories: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     groups: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        check_num_classes(len(self.class_names))
 
     @classmethod
     def load(cls, name):

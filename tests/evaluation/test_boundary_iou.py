@@ -89,7 +89,7 @@ def test_right_predictions_are_all_right_whatever_is_ignored():
     np.testing.assert_array_equal(count.iou, [1, 1])
 
 
-@pytest.mark.parametrize("arguments", [(3, 0.0), (3, 1.0), (0, 0.1), (255, 0.1)])
+@pytest.mark.parametrize("arguments", [(3, 0.0), (3, 1.0), (0, 0.1), (256, 0.1)])
 def test_refuses(arguments):
     with pytest.raises(ValueError, match="Received"):
         BoundaryIou(*arguments)
