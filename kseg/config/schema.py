@@ -672,6 +672,12 @@ class Train(Section):
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     jit_compile: bool | Literal["auto"] = Field("auto", description="auto: on GPU yes, CPU no.")
     clip_norm: float | None = Field(None, gt=0, description="Limit of the global gradient norm.")
+    accumulate: int = Field(
+        1,
+        gt=0,
+        description="Equal parts of a batch that go through the network one after the other, to "
+        "save memory; losses and contrast see the whole batch.",
+    )
     ema: EMA | None = Field(
         None, description="Averaged weights for evaluation and export; null: the last ones."
     )
@@ -713,6 +719,11 @@ class Experiment(Section):
                 f"`schedule.warmup_steps` must be below `train.steps`. Received: "
                 f"{self.schedule.warmup_steps} and {self.train.steps}. Use --set "
                 f"schedule.warmup_steps={self.train.steps // 10}"
+            )
+        if self.data.batch_size % self.train.accumulate:
+            raise ValueError(
+                "`data.batch_size` must be divisible by `train.accumulate`. Received: "
+                f"{self.data.batch_size} and {self.train.accumulate}"
             )
         backbone = self.model.backbone.name
         if self.optimizer.layer_decay is not None and not backbone.startswith("swin_"):

@@ -55,6 +55,13 @@ def build_trainer(run, strategy):
     from kseg.training.trainer import SegmentationTrainer
 
     config = run.config
+    parts = strategy.num_replicas_in_sync * config.train.accumulate
+    if config.data.batch_size % parts:
+        raise UserError(
+            f"`data.batch_size` must be divisible by `train.accumulate` times the number of "
+            f"devices, {parts}. Received: {config.data.batch_size}. Change one of them, or set "
+            "train.devices"
+        )
     keras.utils.set_random_seed(config.seed)
     with building(config.train.precision), strategy.scope():
         objectives = build_objectives(
@@ -89,6 +96,7 @@ def build_trainer(run, strategy):
             objectives=objectives,
             clip_norm=config.train.clip_norm,
             distortion=build_distortion(config.data),
+            accumulate=config.train.accumulate,
             **averages,
         )
         optimizer = build_optimizer(

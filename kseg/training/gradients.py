@@ -15,7 +15,7 @@ def with_gradients(function, variables):
 
     Args:
         function: function without arguments to a tuple, whose first item is a float scalar.
-        variables: list of `tf.Variable`.
+        variables: list of `tf.Variable` or of tensors.
 
     Returns:
         `(outputs, gradients)`: what the function gave, and a list with a tensor for each variable,
@@ -23,6 +23,7 @@ def with_gradients(function, variables):
     """
     if tf.executing_eagerly():
         with tf.GradientTape() as tape:
+            tape.watch(variables)
             outputs = function()
         return outputs, tape.gradient(outputs[0], variables)
     outputs = function()

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from kseg.backend import replicas
 from kseg.training import ema
+from kseg.training.accumulation import accumulated_gradients
 from kseg.training.build import default_losses
 from kseg.training.distribution import make_reproducible
 from kseg.training.gradients import with_gradients
@@ -34,6 +35,8 @@ class SegmentationTrainer(keras.Model):
             statistics of batch norms are averaged like all weights, so that they match them. Its
             initial values have no effect.
         ema_decay: float in [0, 1), decay of the average.
+        accumulate: int > 0, number of equal parts of a batch that go through the network one after
+            the other, see `kseg.training.accumulation`; 1: all at once.
 
     Raises:
         ValueError: if `averaged` does not have the segmenter's weights, two objectives share a
@@ -51,12 +54,14 @@ class SegmentationTrainer(keras.Model):
         distortion=None,
         averaged=None,
         ema_decay=0.999,
+        accumulate=1,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.segmenter = segmenter
         self.averaged = averaged
         self.ema_decay = ema_decay
+        self.accumulate = accumulate
         self.objectives = [objective for objective, _ in objectives]
         self.objective_weights = [weight for _, weight in objectives]
         self.losses_on_logits = default_losses(segmenter) if losses is None else losses
@@ -183,16 +188,23 @@ class SegmentationTrainer(keras.Model):
                 )
             images = self.distortion(images, data["draws"])
 
-        def scaled_loss():
-            outputs = self.segmenter(images, training=True)
+        def scaled_loss(outputs):
             terms, bank_entries = self.loss_terms(outputs, data["label"])
             loss = sum(value * weight for value, weight in terms.values())
             # Scaled up under mixed_float16, else unchanged.
             return self.optimizer.scale_loss(loss), loss, terms, bank_entries
 
         variables = self.segmenter.trainable_variables
-        outputs, gradients = with_gradients(scaled_loss, [v.value for v in variables])
-        _, loss, terms, bank_entries = outputs
+        values = [variable.value for variable in variables]
+        if self.accumulate > 1:
+            found, gradients = accumulated_gradients(
+                self.segmenter, images, scaled_loss, values, self.accumulate
+            )
+        else:
+            found, gradients = with_gradients(
+                lambda: scaled_loss(self.segmenter(images, training=True)), values
+            )
+        _, loss, terms, bank_entries = found
         reached = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
         gradients, variables = ([pair[i] for pair in reached] for i in (0, 1))
         if (count := replicas.num_replicas()) > 1:
