@@ -55,7 +55,7 @@ def tiny_trainer(accumulate, *, norms=(), dropout=0.0, precision="float32", **ar
     return trainer
 
 
-def run(strategy, accumulate, *, count=3, order=(0, 1, 2, 3), jit_compile=False, **settings):
+def run(strategy, accumulate, *, count=2, order=(0, 1, 2, 3), jit_compile=False, **settings):
     """Logs of each step, and all weights, banks and statistics after the last."""
     keras.utils.clear_session(free_memory=False)  # The same layer names in every trainer.
     with strategy.scope():
