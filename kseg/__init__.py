@@ -9,7 +9,7 @@ import sys
 
 from kseg import registration
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Contextrast": "kseg.contrast.contextrast",

@@ -1,71 +1,57 @@
-"""The README's examples, as they stand there."""
+"""README.md and the other pages at the top: length, links, commands; CI runs the blocks."""
 
+import ast
 import pathlib
 import re
+import shlex
 
-import keras
-import numpy as np
 import pytest
-import tensorflow as tf
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+import kseg
+from kseg import config
+from kseg.commands import predict, prepare, train
 
-
-def example(marker):
-    (found,) = (text for text in EXAMPLES if marker in text)
-    return found
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
-@pytest.fixture
-def dataset():
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (8, 128, 128, 3)).astype("uint8")
-    labels = np.kron(rng.integers(0, 3, (8, 4, 4)), np.ones((32, 32), int)).astype("uint8")
-    labels[:, :8] = 255
-    return tf.data.Dataset.from_tensor_slices({"image": images, "label": labels}).batch(
-        4, drop_remainder=True
-    )
+def test_it_starts_with_two_commands_and_is_short():
+    assert len(README.splitlines()) <= 150
+    blocks = re.findall(r"^    (\S.*)$", README, flags=re.MULTILINE)
+    assert blocks[0].startswith("pip install -e . && python scripts/train.py")
+    assert blocks[1] == 'pip install -e ".[test]" && pytest'
 
 
-def test_region_contrast_on_a_model_of_keras_applications(dataset):
-    names = {"num_classes": 3, "dataset": dataset}
-    keras.utils.set_random_seed(0)
-    exec(example("RegionContrast(num_classes)"), names)
-    trainer = names["trainer"]
-    history = trainer.fit(dataset, verbose=0).history
-    assert history["region_contrast/centers"][0] > 0  # The banks held the first epoch's centres.
-    assert np.isfinite(history["loss"][0])
-    np.testing.assert_array_equal(trainer.objectives[0].bank.count > 0, [True] * 3)
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
-def test_contextrast_on_a_model_of_keras_applications(dataset):
-    names = {"num_classes": 3, "dataset": dataset}
-    keras.utils.set_random_seed(0)
-    exec(example("Contextrast(num_classes"), names)
-    before = names["model"].get_layer("embedding_fine_linear").kernel.numpy()
-    history = names["trainer"].fit(dataset, verbose=0).history
-    assert history["contextrast/pixel_anchor"][0] > 0
-    assert np.isfinite(history["loss"][0])
-    after = names["model"].get_layer("embedding_fine_linear").kernel.numpy()
-    assert not np.array_equal(before, after)
+def commands():
+    """Returns the arguments of each command of the README by the name of its script."""
+    lines = re.sub(r" \\\n +", " ", README)
+    found = re.findall(r"python scripts/(\w+)\.py (.*?)(?:`|$)", lines, flags=re.MULTILINE)
+    return [(name, shlex.split(arguments)) for name, arguments in found]
 
 
-def test_batches_need_a_static_size(dataset):
-    names = {"num_classes": 3, "dataset": dataset.unbatch().batch(4)}
-    with pytest.raises(ValueError, match="drop_remainder=True"):
-        exec(example("RegionContrast(num_classes)"), names)
+def test_commands_parse_and_their_configs_exist():
+    parsers = {"prepare_data": prepare, "train": train, "predict": predict}
+    assert {name for name, _ in commands()} >= parsers.keys()
+    for name, arguments in commands():
+        if name in parsers:
+            options = parsers[name].parse_arguments(arguments)
+        if name == "train":
+            config.load(ROOT / options.config, options.overrides)
 
 
-def test_a_loop_of_ones_own(dataset):
-    keras.utils.set_random_seed(0)
-    names = {"num_classes": 3, "dataset": dataset.take(0).concatenate(dataset.take(1))}
-    exec(example("RegionContrast(num_classes)"), names)
-    model, objective = names["model"], names["RegionContrast"](3, capacity=5)
-    objective.prepare(model.output)
-    for batch in dataset:
-        with tf.GradientTape():
-            outputs = model(batch["image"], training=True)
-            terms, found = objective.contrast(outputs, batch["label"])
-        objective.remember(found)
-    assert float(terms["centers"]) > 0
+def test_the_python_block_uses_public_names():
+    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    tree = ast.parse(block)
+    names = [
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "kseg"
+    ]
+    assert names and set(names) <= set(kseg.__all__)
