@@ -270,5 +270,8 @@ def _copy(file, shard, cache):
                     f"{AGAIN}"
                 )
     except OSError as error:
-        raise DataError(f"data.cache must be a folder that can be written: {error}") from None
+        where = error.filename or cache
+        raise DataError(
+            f"data.cache must be a folder that can be written. {where}: {error.strerror or error}"
+        ) from None
     return copy

@@ -5,7 +5,11 @@ of the file's size, and every parser error becomes a one-line message.
 """
 
 import contextlib
+import lzma
+import pickle
+import struct
 import zipfile
+import zlib
 
 from kseg.errors import UserError
 
@@ -13,6 +17,14 @@ from kseg.errors import UserError
 _RATIO = 20
 _SPARE = 2**26  # Bytes allowed in addition, whatever the size of the file.
 _CHUNK = 2**22
+_REASONS = {
+    (zlib.error, lzma.LZMAError): "its compressed content is damaged",
+    (EOFError, struct.error): "it is cut off",
+    MemoryError: "it claims more memory than there is",
+    RecursionError: "it is nested too deeply",
+    NotImplementedError: "it uses a feature of its format that is not supported",
+    UnicodeError: "its text is damaged",
+}
 
 
 def most_bytes(size):
@@ -45,11 +57,20 @@ def refuse_damage(path, kind, advice="Fetch it again"):
     except UserError:
         raise
     except Exception as error:
-        text = str(error).strip().splitlines()
-        reason = text[0][:200] if text else ""
-        if not reason or not isinstance(error, (ValueError, OSError, zipfile.BadZipFile)):
-            reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
-        raise UserError(f"{path} is damaged or not a {kind} ({reason}). {advice}") from None
+        raise UserError(
+            f"{path} is damaged or not a {kind} ({_plain_reason(error)}). {advice}"
+        ) from None
+
+
+def _plain_reason(error):
+    """Describes what is wrong with a file, without the names of Python's exceptions."""
+    for kinds, reason in _REASONS.items():
+        if isinstance(error, kinds):
+            return reason
+    text = str(error).strip().splitlines()
+    if text and isinstance(error, (ValueError, OSError, zipfile.BadZipFile, pickle.PickleError)):
+        return text[0][:200]
+    return "its structure is not that of such a file"
 
 
 def open_archive(file, size):

@@ -421,9 +421,9 @@ def _select(path, tree, read, classes, limit):
             beside[str(key)] = "not a tensor"
     if not tensors and classes:
         raise UserError(
-            f"{path} holds {next(iter(classes))!r}, which is not part of a dictionary of tensors "
-            "and is not run. If you trust the file, load it with PyTorch and save only its "
-            "state_dict()"
+            f"{path} holds Python objects ({next(iter(classes))}) in place of a dictionary of "
+            "tensors. They are not executed. If you trust the file, load it with PyTorch and save "
+            "only its state_dict()"
         )
     if not tensors:
         keys = f" Its keys: {', '.join(map(ascii, list(beside)[:8]))}" if beside else ""
@@ -437,7 +437,7 @@ def _select(path, tree, read, classes, limit):
         limit -= arrays[name].nbytes
         if limit < 0:
             raise ValueError("its tensors are far larger than the stored data")
-    beside.update(dict.fromkeys(classes, "objects of a class that is not run"))
+    beside.update(dict.fromkeys(classes, "Python objects, which are not executed"))
     return Checkpoint(arrays, beside)
 
 

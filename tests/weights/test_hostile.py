@@ -37,6 +37,7 @@ def check(found, count):
     assert len(refused) > 0.6 * count
     for what in refused:
         assert what.startswith(("PATH", "The checkpoint PATH")), what
+        assert "Error" not in what, what  # No name of a Python exception.
 
 
 def test_files_damaged_at_random_are_refused_in_one_line(tmp_path):

@@ -135,7 +135,7 @@ def test_refuses_every_other_name(write, make, name, tmp_path):
     folder = tmp_path / "made"
     data = pickle.dumps(make(folder), protocol=2)
     path = write(tmp_path / "x.pth", {}, data=data)
-    with pytest.raises(UserError, match=rf"holds '({name}).*not run") as caught:
+    with pytest.raises(UserError, match=rf"Python objects \(({name}).*not executed") as caught:
         read_torch_file(path)
     assert "\n" not in str(caught.value)
     assert not folder.exists()
@@ -248,7 +248,7 @@ def test_what_training_code_of_hrnet_keeps(write, best, tmp_path):
     assert checkpoint.beside["best_mIoU"] == "not part of 'state_dict'"
     named = [name for name in checkpoint.beside if name.startswith("numpy.")]
     assert named
-    assert all("is not run" in checkpoint.beside[name] for name in named)
+    assert all("are not executed" in checkpoint.beside[name] for name in named)
 
 
 class Hyperparameters(dict):
