@@ -1,7 +1,44 @@
-"""Errors that reach the user as one line, without a traceback."""
+"""Errors that reach the user as one line, without a traceback, and the options named in them."""
 
 import contextlib
+import json
 import re
+
+_state = {"style": None}
+
+
+def option(name, value=None):
+    """Names an argument in a message: `` `overwrite=True` ``, or what `name_options` makes of it.
+
+    The same message is read by callers of functions and by users of the command line, where the
+    argument is a flag. The library names arguments; the commands know the flags.
+
+    Args:
+        name: str, an argument of a function behind a command.
+        value: the value to give it: True, str, numbers, or a list or dict of values; None: only the
+            argument is named.
+
+    Returns:
+        str.
+    """
+    if _state["style"] is not None:
+        return _state["style"](name, value)
+    if value is None:
+        return f"`{name}`"
+    if isinstance(value, tuple):
+        return f"`{name}=({', '.join(f'{number:g}' for number in value)})`"
+    text = value if isinstance(value, bool) else json.dumps(value, default=str, ensure_ascii=False)
+    return f"`{name}={text}`"
+
+
+def name_options(style):
+    """Sets how messages name arguments, for the rest of the process.
+
+    Args:
+        style: function of an argument's name and value, see `option`, that returns a str; None:
+            as in Python.
+    """
+    _state["style"] = style
 
 
 class UserError(ValueError):

@@ -6,6 +6,7 @@ import typing
 import cv2
 import numpy as np
 
+from kseg.errors import option
 from pipelines import pictures
 from pipelines.datasets.dataset import IGNORE_LABEL, FileExample
 from pipelines.datasets.label_files import INDEX_MASK
@@ -102,14 +103,16 @@ def _turn_mask(values, own, picture, turned_masks):
         if len(fitting) == 2 and turned_masks is None:
             raise DataError(
                 f"the image is turned by its EXIF tag (orientation {picture.orientation}), and the "
-                "mask's size fits both ways. Say how masks were drawn: --turned-masks upright (as "
-                "viewers show the image) or --turned-masks stored (as its pixels are stored)"
+                "mask's size fits both ways. Say how masks were drawn: "
+                f"{option('turned_masks', 'upright')} (as viewers show the image) or "
+                f"{option('turned_masks', 'stored')} (as its pixels are stored)"
             )
         if fitting and turned_masks not in (None, *fitting):
             raise DataError(
-                f"--turned-masks {turned_masks} does not fit a mask of {values.shape} (height, "
-                f"width): its image has {picture.stored_size} as it is stored and {upright} "
-                "upright. Leave the option out, or leave out the image (--skip)"
+                f"{option('turned_masks', turned_masks)} does not fit a mask of {values.shape} "
+                f"(height, width): its image has {picture.stored_size} as it is stored and "
+                f"{upright} upright. Leave the option out, or leave out the image "
+                f"({option('skip')})"
             )
         if fitting == ["stored"] or (fitting and turned_masks == "stored"):
             values = pictures.turn(values, picture.orientation)

@@ -20,7 +20,7 @@ from pipelines import augment
 from pipelines.datasets.dataset import IGNORE_LABEL
 from pipelines.encoding import decode_whole
 from pipelines.errors import DataError
-from pipelines.manifest import AGAIN
+from pipelines.manifest import again
 from pipelines.sample_stream import Order, repeat_factors
 from pipelines.storage import open_records
 
@@ -355,7 +355,7 @@ class _FaultReport:
 
 
 def _check(condition, problem):
-    return tf.cond(condition, tf.no_op, lambda: tf.debugging.Assert(False, [*problem, AGAIN]))
+    return tf.cond(condition, tf.no_op, lambda: tf.debugging.Assert(False, [*problem, again()]))
 
 
 def _with_options(dataset):

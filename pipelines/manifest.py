@@ -10,6 +10,7 @@ import json
 import os
 
 from kseg.classes import Classes
+from kseg.errors import option
 from kseg.json_text import parse_json
 from pipelines import datasets, paths
 from pipelines.datasets.dataset import IGNORE_LABEL
@@ -19,7 +20,11 @@ FORMAT_VERSION = 4
 # Format 3 had no orientations: a missing one is read as 1, see `pipelines.encoding`.
 _READ_VERSIONS = (3, FORMAT_VERSION)
 MANIFEST = "manifest.json"
-AGAIN = "Prepare the data again, with --overwrite"
+
+
+def again():
+    """The way out of damaged data, for the end of a message."""
+    return f"Prepare the data again, with {option('overwrite', True)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +136,7 @@ class Manifest:
         if name not in self.splits:
             raise DataError(
                 f"{self.folder} has no split {name!r}. It has: {', '.join(self.splits)}. Name "
-                "one of them by --split, data.train_split or data.eval_split"
+                f"one of them by {option('split')}, data.train_split or data.eval_split"
             )
         return self.splits[name]
 
@@ -160,12 +165,12 @@ def read_manifest(folder):
             try:
                 size = paths.size(file)
             except FileNotFoundError:
-                raise DataError(f"The shard {file} is missing. {AGAIN}") from None
+                raise DataError(f"The shard {file} is missing. {again()}") from None
             if paths.is_local(file) and not os.path.isfile(file):
-                raise DataError(f"The shard {file} is no file. {AGAIN}")
+                raise DataError(f"The shard {file} is no file. {again()}")
             if size != shard.bytes:
                 raise DataError(
-                    f"The shard {file} must have {shard.bytes} bytes and has {size}. {AGAIN}"
+                    f"The shard {file} must have {shard.bytes} bytes and has {size}. {again()}"
                 )
     return manifest
 
@@ -201,10 +206,11 @@ def parse_manifest(folder):
             name = "<data set>"
         elif homepage := datasets.describe(name).get("homepage"):
             where = f"Download it from {homepage}, then: "
-        source = " --source <download>" if name != "synthetic" else ""
+        options = [] if name == "synthetic" else [option("source", "<download>")]
+        options.append(option("output", str(folder)))
         raise DataError(
             f"{folder} holds no prepared data (no {MANIFEST}). {where or 'Prepare it: '}kseg "
-            f"prepare {name}{source} --output {folder}"
+            f"prepare {name} {' '.join(options)}"
         ) from None
     try:
         values = parse_json(content)
@@ -212,12 +218,12 @@ def parse_manifest(folder):
         if version not in _READ_VERSIONS:
             raise DataError(
                 f"{path} has format {version!r:.40}, this version reads "
-                f"{' and '.join(map(str, _READ_VERSIONS))}. {AGAIN}"
+                f"{' and '.join(map(str, _READ_VERSIONS))}. {again()}"
             )
         for derived in ("num_classes", "ignore_label"):
             values.pop(derived)
         if values.pop("checksum") != hash_of(values):
-            raise DataError(f"{path} was changed after it was written. {AGAIN}")
+            raise DataError(f"{path} was changed after it was written. {again()}")
         splits = {
             name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
             for name, split in values.pop("splits").items()
@@ -228,7 +234,7 @@ def parse_manifest(folder):
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} is damaged ({error}). {AGAIN}") from None
+        raise DataError(f"{path} is damaged ({error}). {again()}") from None
 
 
 def write_manifest(manifest):

@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from kseg import pixel_depth
+from kseg.errors import option
 from pipelines.errors import DataError
 
 MAX_PIXELS = (1 << 29) - 1  # TensorFlow's decoders read no more.
@@ -279,8 +280,8 @@ def check_range(value_range):
         len(value_range) == 2 and np.isfinite(value_range).all() and value_range[0] < value_range[1]
     ):
         raise DataError(
-            f"--range takes the lowest and the highest value, such as 0 4095. Received: "
-            f"{' '.join(map(str, value_range))}"
+            f"{option('value_range')} takes the lowest and the highest value, such as 0 and 4095. "
+            f"Received: {' '.join(map(str, value_range))}"
         )
 
 
@@ -293,14 +294,14 @@ def _range_of(values):
         bits = max(largest.bit_length(), 8)
         raise DataError(
             f"the picture has 16 bits a channel and uses {bits} (largest value {largest}), so "
-            f"white could be {2**bits - 1} or 65535. Say which: --range 0 {2**bits - 1}, or "
-            "--range 0 65535"
+            f"white could be {2**bits - 1} or 65535. Say which: "
+            f"{option('value_range', (0, 2**bits - 1))}, or {option('value_range', (0, 65535))}"
         )
     low, high = (float(f(values)) for f in (np.nanmin, np.nanmax))
-    guess = " ".join(f"{limit:g}" for limit in ((0, 1) if low >= 0 and high <= 1 else (low, high)))
+    guess = (0, 1) if low >= 0 and high <= 1 else (low, high)
     raise DataError(
         f"the picture holds {values.dtype} values, {low:g} to {high:g}. Say which become black and "
-        f"white, for all pictures: --range {guess}"
+        f"white, for all pictures: {option('value_range', guess)}"
     )
 
 

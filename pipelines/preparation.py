@@ -4,6 +4,7 @@ import os
 import sys
 import unicodedata
 
+from kseg.errors import option
 from kseg.progress import Progress
 from pipelines import data_report, datasets, paths, records
 from pipelines.datasets import tfds_source
@@ -94,7 +95,7 @@ def _find(dataset, name, source, options):
             raise DataError(f"A source from tfds:// must be the only source. Received: {sources}")
         return tfds_source.find(name, str(sources[0]), **options)
     if options.get("data_dir") is not None:
-        raise DataError("--data-dir is for tfds:// sources. Leave it out")
+        raise DataError(f"{option('data_dir')} is for tfds:// sources. Leave it out")
     return dataset.find(source, **options)
 
 
@@ -103,7 +104,8 @@ def _leave_out(splits, skip):
     skip = {unicodedata.normalize("NFC", name) for name in skip}
     unknown = skip - {example.id for examples in splits.values() for example in examples}
     if unknown:
-        raise DataError(f"--skip must name examples. There is no {', '.join(sorted(unknown)[:3])}")
+        names = ", ".join(sorted(unknown)[:3])
+        raise DataError(f"{option('skip')} must name examples. There is no {names}")
     return {
         split: [example for example in examples if example.id not in skip]
         for split, examples in splits.items()

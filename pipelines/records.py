@@ -32,6 +32,7 @@ import uuid
 
 import numpy as np
 
+from kseg.errors import option
 from kseg.json_text import parse_json
 from kseg.pixel_depth import FULL_RANGE
 from kseg.progress import Progress
@@ -149,13 +150,14 @@ def write(
             if manifest.format != FORMAT_VERSION:
                 raise DataError(
                     f"{folder} was prepared by an earlier version of kseg (format "
-                    f"{manifest.format}). It can be used as it is. Use --overwrite to prepare it "
-                    "again, or another --output"
+                    f"{manifest.format}). It can be used as it is. Use {option('overwrite', True)} "
+                    f"to prepare it again, or another {option('output')}"
                 )
             if manifest.fingerprint != fingerprint:
                 raise DataError(
                     f"{folder} holds {manifest.dataset!r}, made from other files or with other "
-                    "options. Use --overwrite to replace it, or another --output"
+                    f"options. Use {option('overwrite', True)} to replace it, or another "
+                    f"{option('output')}"
                 )
             paths.remove(paths.join(folder, _UNFINISHED))
             if progress:
@@ -285,7 +287,8 @@ def _write_shards(folder, jobs, workers, overwrite, progress, distribute):
                 f"{path}"
             )
         raise DataError(
-            f"Unusable files: {shown}. Mend them or leave them out (--skip), and run again"
+            f"Unusable files: {shown}. Mend them or leave them out ({option('skip')}), and run "
+            "again"
         )
     return finished
 
@@ -365,7 +368,7 @@ def _clear(folder, jobs, overwrite):
     if strange and not overwrite:
         raise DataError(
             f"{folder} holds files that another program wrote, such as {strange[0]}. Use another "
-            "--output, or --overwrite"
+            f"{option('output')}, or {option('overwrite', True)}"
         )
     paths.make_folder(unfinished)
     for job in missing:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from kseg import files, waiting
 from pipelines import encoding, paths
 from pipelines.errors import DataError
-from pipelines.manifest import AGAIN, file_sha256, find_lost_shard, read_manifest
+from pipelines.manifest import again, file_sha256, find_lost_shard, read_manifest
 
 _READ_BUFFER = 1 << 16  # Bytes; one record needs no more look-ahead.
 _COPY_BLOCK = 1 << 22
@@ -151,7 +151,7 @@ class Records:
         return (example["shard"] == key) & (example["index"] == number)
 
     def _check(self, condition, index):
-        problem = [self.fault(index), AGAIN]
+        problem = [self.fault(index), again()]
         return tf.cond(condition, tf.no_op, lambda: tf.debugging.Assert(False, problem))
 
 
@@ -267,7 +267,7 @@ def _copy(file, shard, cache):
             if file_sha256(new) != shard.sha256:
                 raise DataError(
                     f"The shard {file} is corrupt: its checksum is not that of the manifest. "
-                    f"{AGAIN}"
+                    f"{again()}"
                 )
     except OSError as error:
         where = error.filename or cache

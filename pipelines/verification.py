@@ -8,7 +8,7 @@ from pipelines import paths
 from pipelines.datasets.dataset import IGNORE_LABEL
 from pipelines.encoding import decode_image, decode_labels, parse_record
 from pipelines.errors import DataError
-from pipelines.manifest import AGAIN, file_sha256, read_manifest
+from pipelines.manifest import again, file_sha256, read_manifest
 from pipelines.records import FRAME_HEAD, FRAME_TAIL, classes_in
 
 
@@ -36,7 +36,7 @@ def verify(folder, *, progress=True):
                 except tf.errors.OpError as error:
                     problem = error.message
                 if problem:
-                    raise DataError(f"The shard {file} is corrupt: {problem}. {AGAIN}")
+                    raise DataError(f"The shard {file} is corrupt: {problem}. {again()}")
     return manifest
 
 

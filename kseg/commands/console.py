@@ -13,6 +13,9 @@ import kseg.quiet  # noqa: F401 - before TensorFlow is imported.
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
+# Arguments of functions whose flag has another name.
+_FLAGS = {"overrides": "--set", "value_range": "--range"}
+
 
 class Parser(argparse.ArgumentParser):
     """Parses a command line. Help keeps the lines of the description; a mistake is one line."""
@@ -70,11 +73,32 @@ def positive(text):
     return value
 
 
+def flag(name, value=None):
+    """Names an argument of a command's function as its flag, for `kseg.errors.name_options`.
+
+    Args:
+        name, value: as for `kseg.errors.option`.
+
+    Returns:
+        str, such as `--overwrite`, `--range 0 4095` or `--split train=0.8 --split val=0.2`.
+    """
+    word = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+    if value is None or value is True:
+        return word
+    if isinstance(value, tuple):
+        return f"{word} {' '.join(f'{number:g}' for number in value)}"
+    if isinstance(value, dict):
+        value = [f"{key}={item}" for key, item in value.items()]
+    items = value if isinstance(value, list) else [value]
+    return " ".join(f"{word} {item}" for item in items)
+
+
 def run(main):
     """Calls `main()`; a mistake of the user's is one line on stderr and exit code 2."""
     from kseg import waiting
-    from kseg.errors import Interrupted, UserError
+    from kseg.errors import Interrupted, UserError, name_options
 
+    name_options(flag)
     waiting.watch_signals()
     waiting.end_process_if_lost()
     try:

@@ -51,7 +51,7 @@ def parse_arguments(arguments=None):
         help="weights that may stay as initialized, by path prefix",
     )
     parser.add_argument("--output", required=True, help=f"file to write, *{SUFFIX}")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     return parser.parse_args(arguments)
 
 
@@ -82,7 +82,7 @@ def convert(
         config: JSON file or name of an experiment: its whole network, or as far as it is loaded.
         overrides: strings `"key=value"`: arguments of the backbone, or keys of the config.
         backbone_only, ignore, allow_missing: as for `kseg.weights.load_weights`.
-        overwrite: bool, replace a file that is there.
+        overwrite: bool, replace a file that exists.
 
     Returns:
         `kseg.weights.LoadReport`.
@@ -110,7 +110,7 @@ def _convert(options):
     if not output.name.endswith(SUFFIX):
         raise UserError(f"--output must end in {SUFFIX}. Received: {output}")
     if output.exists() and not options.overwrite:
-        raise UserError(f"{output} is there already. Use --overwrite to replace it")
+        raise UserError(f"{output} exists already. Use --overwrite to replace it")
     if not output.parent.is_dir():
         raise UserError(f"There is no folder {output.parent} to write {output.name} to")
     files.check_file(output)

@@ -220,8 +220,10 @@ def attempt(config_file, folder):
 
 def main(arguments):
     """Makes a run; a mistake of the user's is one line on stderr and exit code 2."""
-    from kseg.errors import Interrupted
+    from kseg.commands import console
+    from kseg.errors import Interrupted, name_options
 
+    name_options(console.flag)
     try:
         error = attempt(*arguments)
     except Interrupted as stop:

@@ -13,6 +13,7 @@ import pydantic
 
 from kseg.config.messages import describe, shown
 from kseg.config.schema import ConfigError, Experiment
+from kseg.errors import option
 
 _MAX_DEPTH = 32  # Of values in each other, and of files that extend each other.
 _MAX_BYTES = 1 << 20
@@ -45,8 +46,8 @@ def load(path, overrides=()) -> Experiment:
     if shortened:
         print(
             f"train.steps={_steps(values)} is shorter than the warm-ups of {path}, which has "
-            f"{steps} steps: {' '.join(shortened)}, the same shares of the run. --set one of them "
-            "to choose it yourself",
+            f"{steps} steps: {' '.join(shortened)}, the same shares of the run. Choose them "
+            f"yourself with {option('overrides')}",
             file=sys.stderr,
             flush=True,
         )
@@ -298,10 +299,13 @@ def flatten(value, prefix="") -> dict[str, Any]:
 def _apply_override(values, override):
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"`--set` takes key=value. Received: {override!r}. Use train.steps=100")
+        raise ConfigError(
+            f"An override must be key=value, such as train.steps=100. Received: {override!r}"
+        )
     if key in ("extends", "$schema"):
         raise ConfigError(
-            f"`{key}` is a key of config files, not of --set. Write a file, or --config"
+            f"`{key}` is a key of config files, not of {option('overrides')}. Write a file, or use "
+            f"{option('config')}"
         )
     try:
         value = json.loads(text)
@@ -312,7 +316,7 @@ def _apply_override(values, override):
             value = _parse_json(text)
         _check_plain([key, value])
     except ValueError as error:
-        raise ConfigError(f"`--set {shown(key)}`: {error}") from None
+        raise ConfigError(f"{option('overrides', [shown(key)])}: {error}") from None
     *parents, last = key.split(".")
     node = values
     try:
@@ -328,4 +332,6 @@ def _apply_override(values, override):
         else:
             node[last] = value
     except (ValueError, IndexError, TypeError, AttributeError):
-        raise ConfigError(f"`--set {override}`: there is no place {key!r} in the config") from None
+        raise ConfigError(
+            f"{option('overrides', [override])}: the config has no key {key!r}"
+        ) from None

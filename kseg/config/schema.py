@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from kseg.errors import UserError
+from kseg.errors import UserError, option
 
 Stage = Literal["c2", "c3", "c4", "c5", "fpn_c2", "fpn_c3", "fpn_c4", "fpn_c5", "features"]
 Strength = Annotated[float, Field(ge=0, lt=1)]
@@ -717,8 +717,8 @@ class Experiment(Section):
         if self.schedule.warmup_steps >= self.train.steps:
             raise ValueError(
                 f"`schedule.warmup_steps` must be below `train.steps`. Received: "
-                f"{self.schedule.warmup_steps} and {self.train.steps}. Use --set "
-                f"schedule.warmup_steps={self.train.steps // 10}"
+                f"{self.schedule.warmup_steps} and {self.train.steps}. Use "
+                + option("overrides", [f"schedule.warmup_steps={self.train.steps // 10}"])
             )
         if self.data.batch_size % self.train.accumulate:
             raise ValueError(
@@ -743,8 +743,8 @@ class Experiment(Section):
             if objective.start_step >= self.train.steps:
                 raise ValueError(
                     f"`start_step` of {objective.name!r} must be below `train.steps`. Received: "
-                    f"{objective.start_step} and {self.train.steps}. Use --set "
-                    f"contrast.{index}.start_step={self.train.steps // 10}"
+                    f"{objective.start_step} and {self.train.steps}. Use "
+                    + option("overrides", [f"contrast.{index}.start_step={self.train.steps // 10}"])
                 )
             if getattr(objective, "scope", None) == "batch" and self.data.batch_size == 1:
                 raise ValueError(

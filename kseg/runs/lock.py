@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 
-from kseg.errors import UserError
+from kseg.errors import UserError, option
 from kseg.json_text import parse_json
 
 FILE = "train.lock"
@@ -135,7 +135,7 @@ def _acquire(folder):
         if alive:
             raise UserError(
                 f"A run's folder is for one training process at a time. {folder} is in use by "
-                f"{_name(owner)}. Wait for it or stop it, or give --run another folder"
+                f"{_name(owner)}. Wait for it or stop it, or give {option('run')} another folder"
             )
         if alive is None:
             time.sleep(_POLL)

@@ -25,7 +25,7 @@ import pydantic
 from kseg import config as config_module
 from kseg import files
 from kseg.classes import Classes
-from kseg.errors import UserError, as_user_error
+from kseg.errors import UserError, as_user_error, option
 from kseg.json_text import parse_json
 from kseg.runs.environment import environment
 
@@ -91,7 +91,7 @@ class Run:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{path / 'classes.json'} must hold names and colors of the classes, as "
-                f"`kseg train` wrote them: {reason}. Train again, with --restart"
+                f"`kseg train` wrote them: {reason}. Train again, with {option('restart', True)}"
             ) from None
         values = _read_json(path / "config.json")
         config = config_module.parse(values, source=str(path / "config.json"))
@@ -204,7 +204,7 @@ class Run:
         if changed:
             raise UserError(
                 f"A run's checkpoints must be of its own config and data. {path} is of others: "
-                f"{'; '.join(changed)}. Delete it, or use --restart to start over"
+                f"{'; '.join(changed)}. Delete it, or use {option('restart', True)} to start over"
             )
 
     def _check_same(self, before):
@@ -215,20 +215,21 @@ class Run:
         if len(changed) == 1 and changed[0].startswith("train.steps ") and not of_data:
             raise UserError(
                 f"The number of steps is part of a run, as its schedule is: {changed[0]} in "
-                f"{self.path}. To train on from its weights, start a new run: --run "
-                f"{self.path}_more --set model.weights={self._best_weights()}. Or use "
-                "--restart to delete it and start over"
+                f"{self.path}. To train on from its weights, start a new run: "
+                f"{option('run', f'{self.path}_more')} {self._from_best_weights()}. Or use "
+                f"{option('restart', True)} to delete it and start over"
             )
         if changed:
             raise UserError(
                 f"{self.path} holds a run of another config: {'; '.join(changed + of_data)}. Use "
-                "--restart to delete it and start over, or --run for another folder"
+                f"{option('restart', True)} to delete it and start over, or {option('run')} for "
+                "another folder"
             )
         if of_data:
             raise UserError(
-                f"{self.path} was trained on other data: {'; '.join(of_data)}. Use --restart to "
-                "delete it and start over, or --run for another folder (with --set model.weights="
-                f"{self._best_weights()} it starts from these weights)"
+                f"{self.path} was trained on other data: {'; '.join(of_data)}. Use "
+                f"{option('restart', True)} to delete it and start over, or {option('run')} for "
+                f"another folder (with {self._from_best_weights()} it starts from these weights)"
             )
 
     def _holds_work(self):
@@ -238,11 +239,12 @@ class Run:
         folders = [self.path / name for name in ("evaluation", "analysis", "saved_model")]
         return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
 
-    def _best_weights(self):
-        """The file of the best weights, for a message."""
+    def _from_best_weights(self):
+        """The option that starts another run from the best weights, for a message."""
         best = self.path / "checkpoints/best.npz"
         steps = self.checkpoint_steps()
-        return best if best.exists() or not steps else best.with_name(step_file(steps[-1]))
+        file = best if best.exists() or not steps else best.with_name(step_file(steps[-1]))
+        return option("overrides", [f"model.weights={file}"])
 
     def checkpoint_steps(self):
         """Steps of the complete checkpoints, ascending."""
@@ -348,7 +350,8 @@ def _read_json(path):
             raise ValueError("it does not hold a JSON object")
     except ValueError as error:
         raise UserError(
-            f"{path} is damaged ({' '.join(str(error).split())}). Train again, with --restart"
+            f"{path} is damaged ({' '.join(str(error).split())}). Train again, with "
+            f"{option('restart', True)}"
         ) from None
     return values
 

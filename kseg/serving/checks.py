@@ -8,7 +8,7 @@ import pathlib
 
 from kseg import files
 from kseg.classes import Classes
-from kseg.errors import UserError
+from kseg.errors import UserError, option
 
 CLASSES_FILE = "classes.json"  # In the assets of a SavedModel.
 CLASSES_SUFFIX = ".classes.json"  # Of the file beside one for LiteRT or ONNX.
@@ -51,7 +51,9 @@ def check_folder_target(path, overwrite):
     if not (path / "saved_model.pb").exists():
         raise UserError(f"{path} holds something that is no SavedModel. Give another folder")
     if not overwrite:
-        raise UserError(f"{path} holds a SavedModel already. Use --overwrite to replace it")
+        raise UserError(
+            f"{path} holds a SavedModel already. Use {option('overwrite', True)} to replace it"
+        )
 
 
 def check_file_target(path, overwrite):
@@ -67,7 +69,7 @@ def check_file_target(path, overwrite):
     if path.is_dir():
         raise UserError(f"{path} is a folder. Give a file to write")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already. Use --overwrite to replace it")
+        raise UserError(f"{path} exists already. Use {option('overwrite', True)} to replace it")
 
 
 def exportable_model(segmenter, classes, purpose):

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from kseg.errors import UserError
+from kseg.errors import UserError, option
 
 _MIRRORED_COUNT = itertools.count(1)
 
@@ -143,7 +143,7 @@ def check_agreement(strategy, cluster, settings):
             more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
             raise UserError(
                 f"All workers must train the same. {shown}{more}. Start all of them with the same "
-                "config, --set and --run, and the same prepared data"
+                f"config, {option('overrides')} and {option('run')}, and the same prepared data"
             )
 
 

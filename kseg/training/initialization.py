@@ -2,7 +2,7 @@
 
 import sys
 
-from kseg.errors import UnavailableError
+from kseg.errors import UnavailableError, option
 from kseg.weights import hub
 
 
@@ -57,4 +57,5 @@ def load_pretrained(segmenter, model):
 
 
 def _with_way_out(error):
-    return UnavailableError(f"{error}. Or start at random: --set model.backbone.weights=null")
+    random = option("overrides", ["model.backbone.weights=null"])
+    return UnavailableError(f"{error}. Or start at random: {random}")

@@ -1,5 +1,6 @@
 """COCO-Stuff 10k, 171 classes."""
 
+from kseg.errors import option
 from pipelines.datasets.dataset import (
     Found,
     Taxonomy,
@@ -46,7 +47,9 @@ def find(source, encoding=ENCODINGS[0]):
         DataError: if the layout is another, a file lacks its partner, or the encoding is unknown.
     """
     if encoding not in ENCODINGS:
-        raise DataError(f"--encoding must be one of {', '.join(ENCODINGS)}. Received: {encoding!r}")
+        raise DataError(
+            f"{option('encoding')} must be one of {', '.join(ENCODINGS)}. Received: {encoding!r}"
+        )
     source = open_source(source)
     official = source.find("imageLists", "images", "annotations")
     if official is None:

@@ -19,6 +19,7 @@ import posixpath
 import re
 import unicodedata
 
+from kseg.errors import option
 from pipelines.datasets.class_table import ClassTable
 from pipelines.datasets.dataset import (
     Found,
@@ -103,9 +104,11 @@ def find(
     """
     for name, value, choices in (("masks", masks, MASKS), ("unknown", unknown, UNKNOWN)):
         if value not in choices:
-            raise DataError(f"--{name} must be one of {', '.join(choices)}. Received: {value!r}")
+            raise DataError(
+                f"{option(name)} must be one of {', '.join(choices)}. Received: {value!r}"
+            )
     if (images is None) != (labels is None):
-        raise DataError("Give both --images and --labels, or neither")
+        raise DataError(f"Give both {option('images')} and {option('labels')}, or neither")
     source = open_source(source)
     table, notes = _read_table(source, classes)
     places = _divided(*_given(source, images, labels)) if images else _search(source)
@@ -115,7 +118,7 @@ def find(
         if split:
             raise DataError(
                 f"{source.name} is divided into folders already: {', '.join(places)}. Leave out "
-                "--split"
+                f"{option('split')}"
             )
         splits = {name: pair_files(*found) for name, found in files.items()}
     else:
@@ -141,7 +144,8 @@ def _read_table(source, classes):
     found = {name: places for name in CLASS_FILES if (places := source.find_all(name))}
     if not found:
         raise DataError(
-            f"A class table is needed: {', '.join(CLASS_FILES)} in {source.name}, or --classes FILE"
+            f"A class table is needed: {', '.join(CLASS_FILES)} in {source.name}, or "
+            f"{option('classes', 'FILE')}"
         )
     name, places = next(iter(found.items()))
     contents = [place.file(name).read_bytes() for place in places]
@@ -150,14 +154,14 @@ def _read_table(source, classes):
         if content != contents[0]:
             raise DataError(
                 f"There must be one class table. {places[0] / name} and {place / name} differ. "
-                "Choose by --classes FILE"
+                f"Choose by {option('classes', 'FILE')}"
             )
     notes = []
     if len(found) > 1:
         _, other = [*found.items()][1]
         notes = [
             f"The class table is {places[0] / name}; {other[0] / [*found][1]} is not read. Choose "
-            "by --classes FILE"
+            f"by {option('classes', 'FILE')}"
         ]
     return ClassTable(contents[0], places[0] / name), notes
 
@@ -312,7 +316,7 @@ def _check_kinds(missing, place, images=False):
     why = "JPEG changes their values" if kind == "JPEG" else f"{kind} is not read"
     out = "Save them as PNG again, from where they were drawn"
     if kind == "JPEG":
-        out += "; for two classes, black and white, there is --masks binary"
+        out += f"; for two classes, black and white, there is {option('masks', 'binary')}"
     elif kind in ("GIF", "WebP"):
         out = "Convert them to PNG without loss"
     files = f"{count} such file{'s' if count > 1 else ''}"
@@ -342,8 +346,9 @@ def _divide(source, images, labels, place, split, seed):
     lists = split or _find_lists(source)
     if not lists:
         raise DataError(
-            f"{place} is not divided into splits. Give ratios (--split train=0.8 --split val=0.2) "
-            "or list files (--split train=train.txt --split val=val.txt)"
+            f"{place} is not divided into splits. Give ratios "
+            f"({option('split', {'train': 0.8, 'val': 0.2})}) or list files "
+            f"({option('split', {'train': 'train.txt', 'val': 'val.txt'})})"
         )
     ratios = {name: value for name, value in lists.items() if isinstance(value, (int, float))}
     if not ratios:
@@ -354,7 +359,7 @@ def _divide(source, images, labels, place, split, seed):
             splits[name] = pair_listed(names, images, labels, file)
         return splits
     if len(ratios) < len(lists):
-        raise DataError("--split takes ratios for all splits, or list files for all")
+        raise DataError(f"{option('split')} takes ratios for all splits, or list files for all")
     if min(ratios.values()) <= 0 or abs(sum(ratios.values()) - 1) > 1e-6:
         raise DataError(
             f"The ratios of the splits must be positive and sum to 1. Received: {ratios}"

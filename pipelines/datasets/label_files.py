@@ -11,6 +11,7 @@ import io
 
 import numpy as np
 
+from kseg.errors import option
 from kseg.json_text import parse_json
 from pipelines.datasets.mask_files import decode_mask
 from pipelines.errors import DataError
@@ -82,8 +83,9 @@ class ValueMask:
             if color in others and value in labels and others[color][1] != labels[value]:
                 raise DataError(
                     f"the value {value} has the color #{bytes(color).hex()} in the palette, which "
-                    f"the class table gives to the value {others[color][0]}. Choose by --masks "
-                    "index (values count) or --masks colors (colors count)"
+                    f"the class table gives to the value {others[color][0]}. Choose by "
+                    f"{option('masks', 'index')} (values count) or {option('masks', 'colors')} "
+                    "(colors count)"
                 )
 
 
@@ -147,7 +149,7 @@ class BinaryMask:
         if 0 < most <= 1 < mask.white:
             raise DataError(
                 f"a binary mask must be dark and bright, this holds 0 and 1 of {mask.white}. Use "
-                "--masks index"
+                f"{option('masks', 'index')}"
             )
         return np.where(values >= (mask.white + 1) // 2, self.bright, self.dark).astype("uint16")
 
@@ -288,7 +290,7 @@ def _one_channel(mask):
     if mask.is_colored:
         raise DataError(
             "a label must have one channel, or three that are equal, this has colors. Colors "
-            "are read by --masks colors"
+            f"are read by {option('masks', 'colors')}"
         )
     return mask.values if mask.values.ndim == 2 else mask.values[..., 0]
 

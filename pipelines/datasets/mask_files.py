@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
+from kseg.errors import option
 from pipelines import pictures
 from pipelines.errors import DataError
 
@@ -84,8 +85,8 @@ def decode_mask(content, *, lossy=False):
     """
     if content.startswith(b"\xff\xd8\xff") and not lossy:
         raise DataError(
-            "a mask must not be a JPEG file: JPEG changes values. Use PNG files, or --masks binary "
-            "if there are two classes, black and white"
+            "a mask must not be a JPEG file: JPEG changes values. Use PNG files, or "
+            f"{option('masks', 'binary')} if there are two classes, black and white"
         )
     try:
         kind = pictures.kind_of(content, "a mask", [k for k in _READERS if lossy or k != "JPEG"])

@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 
+from kseg.errors import option
 from pipelines.datasets.dataset import IGNORE_LABEL
 from pipelines.datasets.label_files import (
     BinaryMask,
@@ -28,7 +29,6 @@ MASKS = ("auto", "index", "colors", "binary")
 _SAMPLE = 16
 _MANY = 500
 _WHITES = (1, 255, 65535)
-_CHOOSE = "Choose by --masks index or --masks colors"
 _SHOWN = 8
 
 
@@ -120,8 +120,8 @@ def choose_reader(table, files, masks="auto", unknown="error", *, progress=True)
     if masks == "binary":
         if len(table.rows) != 2:
             raise DataError(
-                f"--masks binary needs a class table of two rows, the first dark and the second "
-                f"bright. {table.name} has {len(table.rows)}"
+                f"{option('masks', 'binary')} needs a class table of two rows, the first dark and "
+                f"the second bright. {table.name} has {len(table.rows)}"
             )
         return BinaryMask(*(row.label for row in table.rows)), None
     step = max(1, len(files) // _SAMPLE)
@@ -175,9 +175,9 @@ class _Choice:
                     f"{found.colored}: masks must be of one kind, but this has colors, and "
                     f"{found.gray} has numbers ({_listed(found.values)}). Save them in one way"
                 )
-            return self.by_colors(_SMOOTH), None
+            return self.by_colors(_smooth()), None
         if contradiction := self._contradiction(found):
-            raise DataError(f"{contradiction}. {_CHOOSE}")
+            raise DataError(f"{contradiction}. {_choose()}")
         self._check_two_kinds_of_binary(found)
         readings = []
         if self._fits_values(found) and not self._ignores_all_but_one(found):
@@ -189,7 +189,7 @@ class _Choice:
             labels = {key: self._by_color[_rgb(key[1])].label for key in found.pixels}
             note = (
                 f"The masks are read by their colors: {self._meaning(labels)}. Read by values: "
-                "--masks index"
+                f"{option('masks', 'index')}"
             )
             readings.append(("color", labels, self.by_colors(), note))
         if not readings:
@@ -199,8 +199,8 @@ class _Choice:
             if other != labels:
                 raise DataError(
                     f"Two readings of the masks fit {self._table.name}: by {first}, "
-                    f"{self._meaning(labels)}; by {second}, {self._meaning(other)}. {_CHOOSE}, or "
-                    "give the table a column `value`"
+                    f"{self._meaning(labels)}; by {second}, {self._meaning(other)}. {_choose()}, "
+                    "or give the table a column `value`"
                 )
         return reader, None if others else note  # Two readings that agree need no word.
 
@@ -259,7 +259,7 @@ class _Choice:
             f"{self._table.name} is {row.value}"
         )
         if bright == IGNORE_LABEL:
-            note += ". Ignore 255 instead: --masks index"
+            note += f". Ignore 255 instead: {option('masks', 'index')}"
         return "black and white", labels, ValueMask(rows, self._outside), note
 
     def _check_two_kinds_of_binary(self, found):
@@ -271,7 +271,8 @@ class _Choice:
         raise DataError(
             "Two readings of the masks fit: some hold 0 and 1, others 0 and 255, none both 1 and "
             f"255. Is 255 the class {self._rows[max(self._rows)].name!r}, or is it ignored? If it "
-            "is a class, save all masks with 0 and 1. If it is ignored, give --masks index"
+            "is a class, save all masks with 0 and 1. If it is ignored, give "
+            f"{option('masks', 'index')}"
         )
 
     def _nothing_fits(self, found):
@@ -283,15 +284,16 @@ class _Choice:
             only = f"The masks hold {_listed(found.values)} only, and no row of {name} has the "
             raise DataError(
                 f"{only}value 255. Two readings fit: 255 is a class, then give its row the value "
-                "255 (a column `value`); or it is ignored, then give --masks index"
+                f"255 (a column `value`); or it is ignored, then give {option('masks', 'index')}"
             )
         ignorable = self._outside is not None and IGNORE_LABEL in self._rows
         if len(self._table.rows) == 2 and self._is_blurred(counts, found.white) and not ignorable:
             a, b = (repr(row.name) for row in sorted(self._table.rows, key=lambda row: row.value))
             raise DataError(
                 f"The masks are black and white, but blurred: {_listed(found.values)}. So do JPEG "
-                f"and resizing. If black is {a} and white is {b}, give --masks binary, which "
-                "divides at half brightness; --masks index takes the values as they are"
+                f"and resizing. If black is {a} and white is {b}, give "
+                f"{option('masks', 'binary')}, which divides at half brightness; "
+                f"{option('masks', 'index')} takes the values as they are"
             )
         readings = [self.by_values(check_palette=True, hint=self._hint(found))]
         if self._outside is not None and self._table.has_colors:
@@ -325,7 +327,8 @@ class _Choice:
             return f"{seen}. If 0 is what nobody labeled, give the table a row for it, with ignore"
         if set(rows) < values and max(values - set(rows)) in (254, 65535):
             return f"{seen}. A value to be ignored needs a row with ignore"
-        return f"{seen}. Give each a row (with ignore if need be), or --unknown ignore"
+        ignore = option("unknown", "ignore")
+        return f"{seen}. Give each a row (with ignore if need be), or {ignore}"
 
     def _meaning(self, labels):
         names = {row.label: row.name for row in self._table.rows if row.label != IGNORE_LABEL}
@@ -336,10 +339,15 @@ class _Choice:
         return ", ".join(shown)
 
 
-_SMOOTH = (
-    ". Colors between those of the table come from smoothed edges or JPEG: save the masks "
-    "without, or --unknown ignore"
-)
+def _choose():
+    return f"Choose by {option('masks', 'index')} or {option('masks', 'colors')}"
+
+
+def _smooth():
+    return (
+        ". Colors between those of the table come from smoothed edges or JPEG: save the masks "
+        f"without, or {option('unknown', 'ignore')}"
+    )
 
 
 def _look(file):

@@ -13,6 +13,7 @@ import math
 import cv2
 import numpy as np
 
+from kseg.errors import option
 from pipelines.datasets.dataset import IGNORE_LABEL, Found, Taxonomy
 from pipelines.errors import DataError
 
@@ -46,14 +47,14 @@ def find(source=None, *, seed=0, train_images=200, val_images=40, size=(144, 256
     if source is not None:
         raise DataError(f"'synthetic' has no source folder. Received: {source}. Leave it out")
     if seed < 0:
-        raise DataError(f"--seed must be 0 or more. Received: {seed}")
+        raise DataError(f"{option('seed')} must be 0 or more. Received: {seed}")
     if min(train_images, val_images) < 1:
         raise DataError(
             "Both splits need an image at least. Received: train_images="
             f"{train_images}, val_images={val_images}"
         )
     if min(size) < 32:
-        raise DataError(f"--size must be 32 or more each way. Received: {tuple(size)}")
+        raise DataError(f"{option('size')} must be 32 or more each way. Received: {tuple(size)}")
     counts = dict(zip(_SPLITS, (train_images, val_images), strict=True))
     splits = {
         split: [SyntheticExample(split, index, seed, tuple(size)) for index in range(count)]

@@ -120,7 +120,7 @@ def test_a_file_that_is_there_stays(tmp_path, monkeypatch):
     write_source(source)
     output.write_text("precious")
     arguments = ["--source", source, "--backbone", "resnet18", "--output", output]
-    with pytest.raises(UserError, match=r"is there already\. Use --overwrite"):
+    with pytest.raises(UserError, match=r"exists already\. Use --overwrite"):
         call(*arguments)
 
     def full_disk(*arguments):

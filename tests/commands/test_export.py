@@ -32,7 +32,7 @@ def test_exports_a_checkpoint(tiny_run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "3 classes" in printed
     assert "1 images, against the network in memory: 100.0000 %" in printed
-    with pytest.raises(UserError, match="Use --overwrite"):
+    with pytest.raises(UserError, match="Use `overwrite=True`"):
         call(*arguments)
 
 
@@ -59,7 +59,7 @@ def test_other_formats_agree_with_the_network(tiny_run, tmp_path, capsys, kind, 
     expected = inference_model(tiny_run.segmenter())(picture[None])
     np.testing.assert_allclose(portable.load(file)(picture[None]), expected, rtol=1e-3, atol=1e-3)
     assert json.loads((tmp_path / "model.classes.json").read_text())["names"] == NAMES
-    with pytest.raises(UserError, match=r"there already\. Use --overwrite"):
+    with pytest.raises(UserError, match=r"exists already\. Use `overwrite=True`"):
         call(*arguments)
     with pytest.raises(UserError, match="is written in float32"):
         call(*arguments, "--precision", "mixed_bfloat16")

@@ -113,7 +113,7 @@ def test_images_of_other_kinds(saved_model, tmp_path, kind):
         cv2.imwrite(str(path), picture.astype("uint16") * 256)
     else:
         cv2.imwrite(str(path), picture.astype("uint16") * 16)
-        with pytest.raises(UserError, match=r"1 of 1 .*uses 12 .*--range 0 4095"):
+        with pytest.raises(UserError, match=r"1 of 1 .*uses 12 .*`value_range=\(0, 4095\)`"):
             call(saved_model, path, tmp_path / "out")
     more = ["--range", "0", "4095"] if kind == "12 bits" else []
     call(saved_model, path, tmp_path / "out", *more)

@@ -58,7 +58,7 @@ def test_camvid(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:2] == ["train", "2"]
     assert lines[1].endswith("various: 2 sizes from 20x30 to 22x30, 50 % 20x30")
-    with pytest.raises(DataError, match=r"other options\. Use --overwrite"):
+    with pytest.raises(DataError, match=r"other options\. Use `overwrite=True`"):
         call("camvid", "--source", tmp_path, "--output", tmp_path / "out", "--shards", 2)
     call("camvid", "--source", tmp_path, "--output", tmp_path / "out", "--shards", 2, "--overwrite")
 

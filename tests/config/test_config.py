@@ -78,9 +78,9 @@ def test_overrides(tmp_path, override, key, expected):
         ('data.blur={"sigma": [2, 1]}', "must be least <= most. Received: [2.0, 1.0]"),
         ("data.service=localhost:5000", "Received: 'localhost:5000'"),
         ('contrast.0.scale_weights={"c2": 1}', "'c5' of ['c2', 'c5'] has none"),
-        ("contrast.1.weight=1", "there is no place 'contrast.1.weight'"),
+        ("contrast.1.weight=1", "the config has no key 'contrast.1.weight'"),
         ("schedule.warmup_steps=160000", "must be below `train.steps`"),
-        ("train.steps", "takes key=value. Received: 'train.steps'"),
+        ("train.steps", "must be key=value, such as train.steps=100. Received: 'train.steps'"),
         ("optimizer.learning_rate=NaN", "NaN is no number"),
         ("name=../elsewhere", "`name`"),
     ],
@@ -312,7 +312,7 @@ def test_what_was_chosen_with_a_shortened_run_stays(tmp_path, capsys):
     found = config.load(path, overrides)
     assert found.schedule.warmup_steps == 7 and found.contrast[0].start_step == 50
     assert found.contrast[0].warmup_steps == 30
-    with pytest.raises(config.ConfigError, match=r"Use --set schedule.warmup_steps=12"):
+    with pytest.raises(config.ConfigError, match=r"overrides=\[.schedule.warmup_steps=12"):
         config.load(path, ["train.steps=120", "schedule.warmup_steps=120"])
     # A file that does not fit itself is no shortened run.
     path = write_config(tmp_path, schedule={"name": "poly", "warmup_steps": 600})

@@ -136,7 +136,9 @@ def test_16_bits(suffix, channels):
     np.testing.assert_array_equal(found.pixels, colors >> 8)
     assert (found.content == content) == (suffix == ".png")
     twelve = encode(values >> 4, suffix)
-    with pytest.raises(DataError, match=r"16 bits.*uses 12 \(.*white could be 4095 or 65535.*--ra"):
+    with pytest.raises(
+        DataError, match=r"16 bits.*uses 12 \(.*white could be 4095 or 65535.*value_range="
+    ):
         pictures.read(twelve)
     for limit, expected in ((4095, colors >> 8), (65535, colors >> 12)):
         found = pictures.read(twelve, (0, limit))
@@ -175,7 +177,7 @@ def test_floating_point():
 
     values = np.random.default_rng(0).uniform(0, 1, (6, 7, 3)).astype("float32")
     content = save_floats(values)
-    with pytest.raises(DataError, match=r"float32 values.*--range 0 1"):
+    with pytest.raises(DataError, match=r"float32 values.*`value_range=\(0, 1\)`"):
         pictures.read(content)
     found = pictures.read(content, (0, 1)).pixels
     np.testing.assert_array_equal(found, np.rint(values.astype(float) * 255))
@@ -281,7 +283,7 @@ def test_too_large_is_said_before_decoding():
 
 @pytest.mark.parametrize("value_range", [(1, 1), (2, 1), (0, float("nan")), (0, float("inf"))])
 def test_ranges_that_cannot_be(value_range):
-    with pytest.raises(DataError, match="--range takes the lowest and the highest"):
+    with pytest.raises(DataError, match="`value_range` takes the lowest and the highest"):
         pictures.check_range(value_range)
 
 
@@ -326,12 +328,12 @@ def test_the_size_of_a_mask_tells_how_it_lies(tmp_path, orientation):
         if orientation > 4:
             np.testing.assert_array_equal(read_checked(current, TAXONOMY).labels, turned)
         else:
-            with pytest.raises(DataError, match=f"orientation {orientation}.*--turned-masks upr"):
+            with pytest.raises(DataError, match=f'orientation {orientation}.*`turned_masks="upr'):
                 read_checked(current, TAXONOMY)
     with pytest.raises(DataError, match="must have the size of its image"):
         read_checked(example(tmp_path, orientation, encode(LABELS[1:])), TAXONOMY)
     if orientation > 4:
-        with pytest.raises(DataError, match="--turned-masks upright does not fit"):
+        with pytest.raises(DataError, match='`turned_masks="upright"` does not fit'):
             current = example(tmp_path, orientation, encode(LABELS))
             read_checked(current, TAXONOMY, turned_masks="upright")
 

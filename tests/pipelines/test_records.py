@@ -242,7 +242,7 @@ def test_other_data_is_replaced_on_demand_only(tmp_path):
     write(tmp_path, [noise_example(i) for i in range(4)], num_shards=4)
     (tmp_path / "notes.txt").write_text("mine")
     others = [noise_example(i) for i in range(5, 7)]
-    with pytest.raises(DataError, match=r"holds 'tiny', made from other files .* --overwrite"):
+    with pytest.raises(DataError, match=r"holds 'tiny', made from other files .* `overwrite=True`"):
         write(tmp_path, others)
     manifest = write(tmp_path, others, overwrite=True)
     names = ["manifest.json", "notes.txt", "train-00000-of-00001.tfrecord"]

@@ -48,7 +48,7 @@ def test_one_process_at_a_time(tmp_path):
         with pytest.raises(UserError) as error, lock.hold(tmp_path):
             pass
         assert f"is in use by process {process.pid} on " in str(error.value)
-        assert "--run" in str(error.value)
+        assert "`run`" in str(error.value)
         # One that is stopped lives: it may go on any time.
         process.send_signal(signal.SIGSTOP)
         with pytest.raises(UserError, match="in use by"), lock.hold(tmp_path):

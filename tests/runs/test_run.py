@@ -35,7 +35,7 @@ def trained(folder, data=None):
 
 def test_another_config_is_refused_and_named(tmp_path):
     trained(tmp_path / "run")
-    with pytest.raises(UserError, match=r"train.clip_norm was None, is 5.0. Use --restart"):
+    with pytest.raises(UserError, match=r"train.clip_norm was None, is 5.0. Use `restart=True`"):
         create_run(tmp_path / "run", clip_norm=5)
     renamed = dataclasses.replace(CLASSES, names=["a", "b", "c"])
     with pytest.raises(UserError, match=r"the classes were \['road', 'sky', 'car'\], are \['a'"):
@@ -63,7 +63,7 @@ def test_more_steps_on_a_run_are_told_how_to_train_on(tmp_path, best):
     with pytest.raises(UserError) as error:
         create_run(tmp_path / "run", steps=5)
     assert f"train.steps was 4, is 5 in {run.path}" in str(error.value)
-    assert f"--run {run.path}_more --set model.weights={file}" in str(error.value)
+    assert f'`run="{run.path}_more"` `overrides=["model.weights={file}"]`' in str(error.value)
 
 
 def test_a_failed_start_does_not_block_another_one(tmp_path):
@@ -75,7 +75,7 @@ def test_a_failed_start_does_not_block_another_one(tmp_path):
     # Results without checkpoints are work too: nothing of them is lost.
     (run.path / "saved_model").mkdir()
     (run.path / "saved_model/saved_model.pb").touch()
-    with pytest.raises(UserError, match="--restart"):
+    with pytest.raises(UserError, match="`restart=True`"):
         create_run(tmp_path / "run", steps=6)
     assert (run.path / "saved_model/saved_model.pb").exists()
 

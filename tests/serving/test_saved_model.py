@@ -267,7 +267,7 @@ def test_overwrites_only_when_asked(tmp_path):
     path.mkdir()  # An empty folder is no obstacle.
     serving.export_saved_model(small_segmenter(), path, CLASSES)
     before = serving.load_saved_model(path)(batch()["image"])
-    with pytest.raises(UserError, match=r"holds a SavedModel already\. Use --overwrite"):
+    with pytest.raises(UserError, match=r"holds a SavedModel already\. Use `overwrite=True`"):
         serving.export_saved_model(small_segmenter(), path, CLASSES)
     np.testing.assert_array_equal(serving.load_saved_model(path)(batch()["image"]), before)
     serving.export_saved_model(small_segmenter(), path, CLASSES, overwrite=True)

@@ -84,7 +84,7 @@ def test_the_wrong_encoding(tmp_path):
         all_labels(coco_stuff.find(tmp_path))
     with pytest.raises(DataError, match=r"of the encoding release_1_0; found 0 \(1 pixels\)"):
         all_labels(coco_stuff.find(tmp_path, "release_1_0"))
-    with pytest.raises(DataError, match=r"--encoding must be one of release_1_1, .* 'S'"):
+    with pytest.raises(DataError, match=r"`encoding` must be one of release_1_1, .* 'S'"):
         coco_stuff.find(tmp_path, "S")
 
 

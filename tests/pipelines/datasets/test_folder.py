@@ -132,7 +132,7 @@ def test_given_folders_and_classes(tmp_path):
     check(found, {"train": ["00", "01"]})
     with pytest.raises(DataError, match="with nothing/"):
         folder.find(source, classes=tmp_path / "mine.csv", images="nothing", labels="truth")
-    with pytest.raises(DataError, match="Give both --images and --labels, or neither"):
+    with pytest.raises(DataError, match="Give both `images` and `labels`, or neither"):
         folder.find(source, images="pictures/all")
     with pytest.raises(DataError, match=r"The class table .*gone cannot be read"):
         folder.find(source, classes=tmp_path / "gone")
@@ -200,9 +200,9 @@ def test_mistakes(tmp_path):
         folder.find(source)
     with pytest.raises(DataError, match=r"is divided into folders already: train\. Leave out"):
         folder.find(source, split={"train": 1})
-    with pytest.raises(DataError, match="--masks must be one of auto, index, colors"):
+    with pytest.raises(DataError, match="`masks` must be one of auto, index, colors"):
         folder.find(source, masks="rgb")
-    with pytest.raises(DataError, match="--unknown must be one of error, ignore"):
+    with pytest.raises(DataError, match="`unknown` must be one of error, ignore"):
         folder.find(source, unknown="skip")
     write_source(source, [("copy/train/images/a.jpg", "copy/train/labels/a.png")], classes=None)
     write_source(source, [("save/train/images/a.jpg", "save/train/labels/a.png")], classes=None)
@@ -361,7 +361,7 @@ def test_cvat(tmp_path):
         (".webp", r"must hold PNG masks\. WebP is not read"),
         (".npy", r"must hold PNG masks\. NumPy is not read"),
         (".json", r"must hold PNG masks\. JSON is not read"),
-        (".JPG", r"must hold PNG masks\. JPEG changes their values; .*--masks binary"),
+        (".JPG", r"must hold PNG masks\. JPEG changes their values; .*`masks=\"binary\"`"),
     ],
 )
 @pytest.mark.parametrize("some", [False, True])

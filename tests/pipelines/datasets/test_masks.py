@@ -149,13 +149,13 @@ def test_black_and_white_from_jpeg(tmp_path, table):
     write_pairs(tmp_path, {("images/0.png", "masks/0.png"): large})
     (tmp_path / "masks/0.png").write_bytes(blurred(TRUTH))
     (tmp_path / "classes.csv").write_text(table)
-    with pytest.raises(DataError, match=r"black and white, but blurred: 0, .* --masks binary"):
+    with pytest.raises(DataError, match=r"black and white, but blurred: 0, .* `masks=\"binary\"`"):
         folder.find(tmp_path, split={"train": 1})
     found = folder.find(tmp_path, split={"train": 1}, masks="binary")
     np.testing.assert_array_equal(all_labels(found)["train"]["0"], large)
     (tmp_path / "masks/0.png").unlink()
     (tmp_path / "masks/0.jpg").write_bytes(blurred(TRUTH, "JPEG"))
-    with pytest.raises(DataError, match=r"JPEG changes their values; .* there is --masks binary"):
+    with pytest.raises(DataError, match=r"JPEG changes their values; .* there is `masks=.binary"):
         folder.find(tmp_path, split={"train": 1})
     found = folder.find(tmp_path, split={"train": 1}, masks="binary")
     np.testing.assert_array_equal(all_labels(found)["train"]["0"], large)

@@ -83,9 +83,9 @@ def test_examples():
     "options, message",
     [
         ({"source": "folder"}, "has no source folder"),
-        ({"seed": -1}, "--seed must be 0 or more"),
+        ({"seed": -1}, "`seed` must be 0 or more"),
         ({"val_images": 0}, "Both splits need an image"),
-        ({"size": (16, 64)}, "--size must be 32 or more"),
+        ({"size": (16, 64)}, "`size` must be 32 or more"),
     ],
 )
 def test_bad_options(options, message):

@@ -167,5 +167,5 @@ def test_a_file_that_is_gone(data_dir, tmp_path):
 def test_one_source_only(data_dir):
     with pytest.raises(DataError, match="tfds:// must be the only source"):
         prepare("ade20k", ["tfds://scene_parse150", "folder"])
-    with pytest.raises(DataError, match="--data-dir is for tfds://"):
+    with pytest.raises(DataError, match="`data_dir` is for tfds://"):
         prepare("ade20k", os.fspath(data_dir), data_dir=data_dir)
