@@ -5,7 +5,7 @@
 import keras
 
 from kseg.backbones import build_backbone
-from kseg.backend.precision import building
+from kseg.backend.precision import dtype_policy_scope
 from kseg.dotted import is_dotted
 from kseg.heads import build_head
 from kseg.heads.projection import projection
@@ -136,7 +136,7 @@ def segmenter_from_config(
         head_arguments = head_arguments["arguments"]
     if model.backbone.name == "keras_cv":
         arguments["load_weights"] = False
-    with building(precision):
+    with dtype_policy_scope(precision):
         return build_segmenter(
             model.backbone.name,
             model.head.name,

@@ -47,7 +47,7 @@ class EmbeddingCollector:
         self._regions = ClassSample(num_classes, points_per_class, seed=seed)
 
     def add(self, seen):
-        """Adds the images of an `Observed`."""
+        """Adds the images of an `ObservedBatch`."""
         for i, name in enumerate(seen.ids):
             arrays = (seen.images, seen.labels, seen.predictions, seen.features)
             image, labels, predictions, features = (array[i] for array in arrays)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from kseg.analysis.selection import Top
+from kseg.analysis.selection import LargestValues
 from kseg.evaluation.metrics import Scores, confusion_matrix
 
 
@@ -57,12 +57,12 @@ class FailureCollector:
 
     def __init__(self, num_classes, *, count):
         self._num_classes = num_classes
-        self._worst = Top(count)
+        self._worst = LargestValues(count)
         self.matrix = np.zeros((num_classes, num_classes), "int64")
         self.mean_iou = {}
 
     def add(self, seen):
-        """Adds the images of an `Observed`."""
+        """Adds the images of an `ObservedBatch`."""
         for i, name in enumerate(seen.ids):
             truth, prediction = seen.labels[i], seen.predictions[i]
             matrix = _count(truth, prediction, self._num_classes)
@@ -90,11 +90,11 @@ class ComparisonCollector:
 
     def __init__(self, num_classes, *, count):
         self._num_classes = num_classes
-        self._gained, self._lost = Top((count + 1) // 2), Top(count // 2)
+        self._gained, self._lost = LargestValues((count + 1) // 2), LargestValues(count // 2)
         self.mean_iou = {}
 
     def add(self, views):
-        """Adds images: a list with one `Observed` of the same images for each network."""
+        """Adds images: a list with one `ObservedBatch` of the same images for each network."""
         first = views[0]
         for i, name in enumerate(first.ids):
             truth = first.labels[i]
@@ -120,7 +120,7 @@ def take_example(views, i, mean_iou):
     """Copies an image from its batch, so that the batch need not be kept in memory.
 
     Args:
-        views: list with one `Observed` of the same images for each network.
+        views: list with one `ObservedBatch` of the same images for each network.
         i: int, index of the image in the batch.
         mean_iou: list of float, one for each network.
 

@@ -12,7 +12,7 @@ from kseg.segmenters import inference_model
 
 
 @dataclasses.dataclass(frozen=True)
-class Observed:
+class ObservedBatch:
     """A batch with the predictions and features of a network.
 
     Attributes:
@@ -46,7 +46,7 @@ def observe(segmenter, batches, *, unit_norm=True, progress=None):
         progress: function or None, called with the number of images processed so far.
 
     Yields:
-        `Observed`.
+        `ObservedBatch`.
     """
     network = keras.Model(
         segmenter.input,
@@ -73,7 +73,7 @@ def observe(segmenter, batches, *, unit_norm=True, progress=None):
             ids = [name.decode() for name in batch["id"].numpy()]
         else:
             ids = [str(done + i) for i in range(count)]
-        yield Observed(
+        yield ObservedBatch(
             ids=ids,
             images=np.asarray(batch["image"]),
             labels=np.asarray(batch["label"]),

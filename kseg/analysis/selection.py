@@ -74,7 +74,7 @@ class ClassSample:
         return classes, tuple(np.concatenate(column) for column in columns)
 
 
-class Top:
+class LargestValues:
     """Keeps the items with the highest values; among equal values, the earlier items.
 
     Args:

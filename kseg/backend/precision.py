@@ -6,7 +6,7 @@ import keras
 
 
 @contextlib.contextmanager
-def building(policy):
+def dtype_policy_scope(policy):
     """Sets Keras' global dtype policy within a block and restores the previous one afterwards.
 
     Args:

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from kseg.contrast.grouping import (
-    end_to_end,
+    assign_rows_to_groups,
     minor_bits,
     random_minor,
     sort_by_group,
@@ -150,7 +150,7 @@ def boundary_aware_samples(
         ops.where(present, ops.maximum(max_samples // num_present, 1), 0), max_samples, seed
     )
 
-    owner, rank = end_to_end(ops.minimum(counts, share), max_samples)
+    owner, rank = assign_rows_to_groups(ops.minimum(counts, share), max_samples)
     index = ops.take(class_starts, ops.maximum(owner, 0)) + rank
     positives = ops.where(owner >= 0, ops.take(by_class, index), -1), owner
 
@@ -168,7 +168,7 @@ def boundary_aware_samples(
     filled = ops.logical_and(present, others > 0)
     quotas = ops.where(filled, ops.maximum(drawn, least), drawn)
 
-    owner, rank = end_to_end(quotas, max_samples)
+    owner, rank = assign_rows_to_groups(quotas, max_samples)
     safe = ops.maximum(owner, 0)
     uniform = keras.random.uniform((num_classes,), seed=seed)
     step = _evenly(rank, *(ops.take(x, safe) for x in (hard, drawn, uniform)))

@@ -46,7 +46,7 @@ def random_minor(shape, num_groups, seed):
     return keras.random.randint(shape, 0, 2 ** minor_bits(num_groups), dtype="int32", seed=seed)
 
 
-def lottery(shape, seed):
+def random_sort_keys(shape, seed):
     """Draws integers as sort keys of a random order; unlike floats, the same with and without XLA.
 
     Args:
@@ -59,7 +59,7 @@ def lottery(shape, seed):
     return keras.random.randint(shape, 0, 2**31 - 1, dtype="int32", seed=seed)
 
 
-def end_to_end(quotas, rows):
+def assign_rows_to_groups(quotas, rows):
     """Assigns rows to groups, consecutively, as many to each group as its quota.
 
     Args:
@@ -91,7 +91,7 @@ def within(quotas, rows, seed):
         int32 tensor `(num_groups,)`: `quotas`, if their sum fits; else with reduced quotas of the
         groups that come last in a random order.
     """
-    order = ops.argsort(lottery(quotas.shape, seed))
+    order = ops.argsort(random_sort_keys(quotas.shape, seed))
     drawn = ops.take(quotas, order)
     drawn = ops.clip(rows - ops.cumsum(drawn) + drawn, 0, drawn)
     return ops.take(drawn, ops.argsort(order))

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from kseg.backend.rows import RowReader, write_rows
-from kseg.contrast.grouping import end_to_end, lottery, sort_by_group
+from kseg.contrast.grouping import assign_rows_to_groups, random_sort_keys, sort_by_group
 
 
 @keras.saving.register_keras_serializable(package="kseg")
@@ -99,9 +99,9 @@ class MemoryBank(keras.layers.Layer):
         slots = int(self._capacities.sum())
         filled = ops.arange(slots, dtype="int32") < ops.sum(self.count)
         # The first of the filled slots in random order; indices of empty ones come last.
-        order = ops.where(filled, lottery((slots,), seed), -1)
+        order = ops.where(filled, random_sort_keys((slots,), seed), -1)
         _, drawn = ops.top_k(order, min(max_keys, slots))
-        ring, slot = end_to_end(self.count, ops.sort(ops.cast(drawn, "int32")))
+        ring, slot = assign_rows_to_groups(self.count, ops.sort(ops.cast(drawn, "int32")))
         position = ops.take(self._starts, ops.maximum(ring, 0)) + slot
         return RowReader(self.entries).take(position), ring
 

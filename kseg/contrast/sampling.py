@@ -3,7 +3,13 @@
 import numpy as np
 from keras import ops
 
-from kseg.contrast.grouping import end_to_end, lottery, random_minor, sort_by_group, within
+from kseg.contrast.grouping import (
+    assign_rows_to_groups,
+    random_minor,
+    random_sort_keys,
+    sort_by_group,
+    within,
+)
 
 
 def balanced_anchors(labels, num_classes, *, max_anchors=10_000, min_count=5, seed=None):
@@ -142,7 +148,7 @@ def _class_and_image(labels, num_classes):
 
 def _rows_of(quotas, order, starts, rows, groups_per_class):
     """Selects the first `quotas[g]` rows of each group g; returns `(positions, labels)`."""
-    owner, rank = end_to_end(quotas, rows)
+    owner, rank = assign_rows_to_groups(quotas, rows)
     used = owner >= 0
     index = ops.where(used, ops.take(starts, ops.maximum(owner, 0)) + rank, 0)
     positions = ops.where(used, ops.take(order, index), -1)
@@ -172,7 +178,7 @@ def _divide(counts, totals, seed):
     quotas = ops.minimum(counts, ops.maximum(level, 0))
     # The remainder goes, one each, to images with more pixels, in random order.
     remainder = totals - ops.sum(quotas, axis=1)
-    noise = ops.where(counts > quotas, lottery((num_classes, batch), seed), 2**31 - 1)
+    noise = ops.where(counts > quotas, random_sort_keys((num_classes, batch), seed), 2**31 - 1)
     rank = ops.argsort(ops.argsort(noise, axis=1), axis=1)
     extra = ops.logical_and(rank < remainder[:, None], counts > quotas)
     return quotas + ops.cast(extra, "int32")

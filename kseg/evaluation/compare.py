@@ -38,8 +38,8 @@ class Comparison:
         return self.second - self.first
 
     @property
-    def clear(self):
-        """Whether the interval excludes 0: bool `(num_classes + 1,)`."""
+    def significant(self):
+        """Bool array `(num_classes + 1,)`, True where the interval excludes 0."""
         return (self.low > 0) | (self.high < 0)
 
     def to_dict(self, class_names):
@@ -65,11 +65,11 @@ class Comparison:
         width = display.name_columns([*class_names, "mean IoU"])
         header = f"{'class':{width}}       A       B   B - A   {100 * self.confidence:g} % interval"
         lines = [header]
-        columns = (self.first, self.second, self.difference, self.low, self.high, self.clear)
+        columns = (self.first, self.second, self.difference, self.low, self.high, self.significant)
         rows = list(zip([*class_names, "mean IoU"], *columns, strict=True))
-        for name, first, second, difference, low, high, clear in rows:
+        for name, first, second, difference, low, high, significant in rows:
             scores = "".join(f"{_percent(value):>8}" for value in (first, second))
-            ends = f"[{_percent(low, '+')}, {_percent(high, '+')}]" + " *" * bool(clear)
+            ends = f"[{_percent(low, '+')}, {_percent(high, '+')}]" + " *" * bool(significant)
             lines.append(
                 f"{display.fit(name, width)}{scores}{_percent(difference, '+'):>8}   {ends}"
             )

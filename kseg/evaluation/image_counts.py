@@ -7,7 +7,7 @@ import numpy as np
 
 from kseg import files
 from kseg.errors import UserError
-from kseg.weights.archive import refuse_damage
+from kseg.weights.archive import reporting_damage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ImageCounts:
             raise UserError(f"There is no {path}. Evaluate with `kseg evaluate`, which writes it")
         advice = "Write it again with `kseg evaluate`"
         with (
-            refuse_damage(path, "file of evaluation counts", advice),
+            reporting_damage(path, "file of evaluation counts", advice),
             np.load(path, allow_pickle=False) as file,
         ):
             return cls(file["ids"].tolist(), file["pixels"])

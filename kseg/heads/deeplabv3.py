@@ -63,7 +63,7 @@ def deeplabv3_head(
         branches.append(layer(deepest))
     mean = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_aspp_mean")(deepest)
     mean = conv_norm(aspp_channels, 1, moving_if_single=True, name=f"{name}_aspp_pool")(mean)
-    mean = Spread(name=f"{name}_aspp_spread")(mean, like=deepest)
+    mean = BroadcastLike(name=f"{name}_aspp_spread")(mean, like=deepest)
     branches = [*branches, mean] if project else [mean, *branches]
     x = keras.layers.Concatenate(name=f"{name}_aspp_concatenate")(branches)
 
@@ -82,7 +82,7 @@ def deeplabv3_head(
 
 
 @keras.saving.register_keras_serializable(package="kseg")
-class Spread(keras.layers.Layer):
+class BroadcastLike(keras.layers.Layer):
     """Broadcasts one vector over a whole map.
 
     Call arguments:
@@ -99,3 +99,7 @@ class Spread(keras.layers.Layer):
 
     def compute_output_spec(self, inputs, like):
         return keras.KerasTensor((*like.shape[:3], inputs.shape[-1]), dtype=self.compute_dtype)
+
+
+# The name in `.keras` files of earlier versions.
+keras.saving.get_custom_objects()["kseg>Spread"] = BroadcastLike

@@ -12,7 +12,7 @@ from kseg.backend import tf
 from kseg.errors import UserError
 from kseg.json_text import parse_json
 from kseg.runs.finite import describe_non_finite
-from kseg.weights.archive import refuse_damage
+from kseg.weights.archive import reporting_damage
 from kseg.weights.npz_file import open_npz
 
 _META = "meta.json"
@@ -98,7 +98,7 @@ def _load(path, variables):
     if not path.exists():
         raise UserError(f"There is no checkpoint {path}")
     named, advice = f"The checkpoint {path}", "Delete it to resume from an older one"
-    with refuse_damage(named, "checkpoint of a run", advice), open_npz(path) as file:
+    with reporting_damage(named, "checkpoint of a run", advice), open_npz(path) as file:
         meta = parse_json(str(file.read(_META)))
         if not isinstance(meta, dict):
             raise ValueError("its metadata is not a JSON object")

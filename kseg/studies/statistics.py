@@ -28,8 +28,8 @@ class Estimate:
     deviation: float
 
     @property
-    def clear(self):
-        """Whether the interval excludes 0."""
+    def significant(self):
+        """True if the interval excludes 0."""
         return bool(self.low > 0 or self.high < 0)
 
 

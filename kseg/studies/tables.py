@@ -142,7 +142,7 @@ def _class_rows(arms, class_names):
             cell = _percent(arm.class_iou[i])
             if arm.class_difference and arm.class_difference[i].count:
                 change = arm.class_difference[i]
-                cell += f" ({_percent(change.mean, '+')}{' *' * change.clear})"
+                cell += f" ({_percent(change.mean, '+')}{' *' * change.significant})"
             row.append(cell)
         rows.append(row)
     return header, rows
@@ -176,14 +176,14 @@ def _interval(estimate):
     if estimate.count == 1:
         return _percent(estimate.mean, "+")
     ends = f"[{_percent(estimate.low, '+')}, {_percent(estimate.high, '+')}]"
-    return f"{_percent(estimate.mean, '+')} {ends}{' *' * estimate.clear}"
+    return f"{_percent(estimate.mean, '+')} {ends}{' *' * estimate.significant}"
 
 
 def _images(comparison):
     if comparison is None:
         return ""
     ends = f"[{_percent(comparison.low[-1], '+')}, {_percent(comparison.high[-1], '+')}]"
-    return ends + " *" * bool(comparison.clear[-1])
+    return ends + " *" * bool(comparison.significant[-1])
 
 
 def _percent(value, sign=""):

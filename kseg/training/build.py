@@ -10,7 +10,7 @@ import inspect
 import keras
 from keras import ops
 
-from kseg.backend.precision import building
+from kseg.backend.precision import dtype_policy_scope
 from kseg.config import schema
 from kseg.contrast.contextrast import Contextrast
 from kseg.contrast.multi_scale import MultiScaleContrast
@@ -63,7 +63,7 @@ def build_trainer(run, strategy):
             "train.devices"
         )
     keras.utils.set_random_seed(config.seed)
-    with building(config.train.precision), strategy.scope():
+    with dtype_policy_scope(config.train.precision), strategy.scope():
         objectives = build_objectives(
             config.contrast,
             num_classes=len(run.classes),

@@ -1,6 +1,6 @@
 """Safeguards shared by all readers of weights files, which may come from an untrusted source.
 
-A few bytes can claim a terabyte, or inflate to one. No reader takes more memory than `most_bytes`
+A few bytes can claim a terabyte, or inflate to one. No reader takes more memory than `max_bytes`
 of the file's size, and every parser error becomes a one-line message.
 """
 
@@ -27,7 +27,7 @@ _REASONS = {
 }
 
 
-def most_bytes(size):
+def max_bytes(size):
     """Limits the memory that the content of a file may take.
 
     Args:
@@ -40,7 +40,7 @@ def most_bytes(size):
 
 
 @contextlib.contextmanager
-def refuse_damage(path, kind, advice="Fetch it again"):
+def reporting_damage(path, kind, advice="Fetch it again"):
     """Turns any error of reading a file into a one-line `UserError`.
 
     Args:
@@ -84,14 +84,14 @@ def open_archive(file, size):
         `zipfile.ZipFile`.
 
     Raises:
-        ValueError: if its members claim more than `most_bytes`, or use a compression method that
+        ValueError: if its members claim more than `max_bytes`, or use a compression method that
             NumPy, Keras and PyTorch do not use.
         zipfile.BadZipFile: if it is not a zip archive.
     """
     archive = zipfile.ZipFile(file)
     try:
         claimed = sum(info.file_size for info in archive.infolist())
-        if claimed > most_bytes(size):
+        if claimed > max_bytes(size):
             raise ValueError(f"its {size} bytes would inflate to {claimed}")
         methods = {info.compress_type for info in archive.infolist()}
         if methods - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:

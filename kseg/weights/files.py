@@ -4,7 +4,7 @@ import pathlib
 
 from kseg.errors import UserError
 from kseg.json_text import parse_json
-from kseg.weights.archive import refuse_damage
+from kseg.weights.archive import reporting_damage
 from kseg.weights.checkpoint import Checkpoint
 from kseg.weights.keras_file import read_keras_file
 from kseg.weights.npz_file import read_npz_file
@@ -88,7 +88,7 @@ def read_index(path):
     Raises:
         UserError: if it is damaged, or names files outside its folder.
     """
-    with refuse_damage(path, "valid index of weights files"):
+    with reporting_damage(path, "valid index of weights files"):
         files = parse_json(path.read_text("utf-8"))["weight_map"]
         suffixes = (".safetensors", ".bin")
         for name in files.values():

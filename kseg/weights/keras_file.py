@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from kseg.errors import UserError
-from kseg.weights.archive import most_bytes, open_archive, read_member, refuse_damage
+from kseg.weights.archive import max_bytes, open_archive, read_member, reporting_damage
 from kseg.weights.checkpoint import Checkpoint, bfloat16_to_float32
 
 _WEIGHTS = "model.weights.h5"  # Inside a `.keras` archive.
@@ -36,7 +36,7 @@ def read_keras_file(path):
         UserError: if the file is damaged, or so old that it lacks the layers' names.
     """
     size = path.stat().st_size
-    with refuse_damage(path, "Keras weights file", "Fetch or save it again"):
+    with reporting_damage(path, "Keras weights file", "Fetch or save it again"):
         if path.suffix == ".keras":
             with open_archive(path, size) as archive:
                 content = read_member(archive, _WEIGHTS)
@@ -59,7 +59,7 @@ def read_keras_file(path):
             beside = {
                 name: "not part of the layers" for name in group if name not in ("layers", "vars")
             }
-            _Walk(path, most_bytes(size), arrays, beside).collect(group, "")
+            _Walk(path, max_bytes(size), arrays, beside).collect(group, "")
     return Checkpoint(arrays, beside)
 
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from kseg.weights.archive import open_archive, read_member, refuse_damage
+from kseg.weights.archive import open_archive, read_member, reporting_damage
 from kseg.weights.checkpoint import Checkpoint
 
 _SUFFIX = ".npy"
@@ -64,7 +64,7 @@ class NpzFile:
 
 @contextlib.contextmanager
 def open_npz(path):
-    """Opens an `.npz` file without running any of its content or exceeding `most_bytes`.
+    """Opens an `.npz` file without running any of its content or exceeding `max_bytes`.
 
     Args:
         path: `pathlib.Path` of the file.
@@ -75,7 +75,7 @@ def open_npz(path):
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError, zipfile.BadZipFile, zlib.error...: if it is damaged, when opening or reading.
-            See `kseg.weights.archive.refuse_damage`.
+            See `kseg.weights.archive.reporting_damage`.
     """
     with open_archive(path, path.stat().st_size) as archive:
         yield NpzFile(archive)
@@ -94,7 +94,7 @@ def read_npz_file(path):
         UserError: if the file is damaged or holds pickled objects.
     """
     arrays, beside = {}, {}
-    with refuse_damage(path, "npz archive"), open_npz(path) as file:
+    with reporting_damage(path, "npz archive"), open_npz(path) as file:
         for name in file.names:
             array = file.read(name)
             if array.dtype.kind in "fiub":

@@ -10,7 +10,7 @@ import struct
 import numpy as np
 
 from kseg.json_text import parse_json
-from kseg.weights.archive import refuse_damage
+from kseg.weights.archive import reporting_damage
 from kseg.weights.checkpoint import Checkpoint, bfloat16_to_float32
 
 _DTYPES = {
@@ -48,7 +48,7 @@ def read_safetensors_file(path):
     Raises:
         UserError: if the file is damaged or truncated, or NumPy lacks a dtype of it (8-bit floats).
     """
-    with refuse_damage(path, "safetensors file"):
+    with reporting_damage(path, "safetensors file"):
         data = path.read_bytes()
         header, buffer = _split(data)
         arrays, position = {}, 0

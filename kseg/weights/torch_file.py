@@ -16,7 +16,7 @@ import typing
 import numpy as np
 
 from kseg.errors import UserError
-from kseg.weights.archive import most_bytes, open_archive, read_member, refuse_damage
+from kseg.weights.archive import max_bytes, open_archive, read_member, reporting_damage
 from kseg.weights.checkpoint import Checkpoint, bfloat16_to_float32
 
 # Entries of a training checkpoint that contain the network; the first one present is used. Averaged
@@ -81,13 +81,13 @@ def read_torch_file(path):
         UserError: if the file is damaged, or holds no tensors (or only objects of other classes,
             which the message names). None of its content has been run.
     """
-    with refuse_damage(path, "PyTorch checkpoint"):
+    with reporting_damage(path, "PyTorch checkpoint"):
         file = _Bytes(path.read_bytes())
         size = len(file.getbuffer())
         if file.read(4) == b"PK\x03\x04":
             with open_archive(file, size) as archive:
-                return _select(path, *_read_archive(archive, size), most_bytes(size))
-        return _select(path, *_read_legacy(file, size), most_bytes(size))
+                return _select(path, *_read_archive(archive, size), max_bytes(size))
+        return _select(path, *_read_legacy(file, size), max_bytes(size))
 
 
 class _StorageType(typing.NamedTuple):

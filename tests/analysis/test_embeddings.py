@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kseg.analysis.embeddings import THUMBNAIL, EmbeddingCollector, t_sne
-from kseg.analysis.observation import Observed
+from kseg.analysis.observation import ObservedBatch
 
 
 def seen(labels, *, ids=None, dim=3, seed=0):
@@ -13,7 +13,7 @@ def seen(labels, *, ids=None, dim=3, seed=0):
     large = np.kron(labels, np.ones((1, 2, 2), "uint8"))
     images = np.repeat((large * 40)[..., None], 3, axis=-1)
     ids = ids or [f"image {i}" for i in range(len(labels))]
-    return Observed(ids, images, large, np.ones_like(large), features, labels.astype("int32"))
+    return ObservedBatch(ids, images, large, np.ones_like(large), features, labels.astype("int32"))
 
 
 def test_pixels_match_their_columns():
@@ -72,7 +72,7 @@ def test_balanced_and_deterministic():
             arrays = (view.images, view.labels, view.predictions, view.features)
             names = [view.ids[i] for i in part]
             parts = [array[part] for array in (*arrays, view.feature_labels)]
-            collector.add(Observed(names, *parts))
+            collector.add(ObservedBatch(names, *parts))
         results.append(collector.pixels())
         assert np.bincount(results[-1].classes).tolist() == [20, 20, 20]
         assert len(collector.regions().classes) == 18

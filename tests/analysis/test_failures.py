@@ -8,13 +8,13 @@ from kseg.analysis.failures import (
     confused_pairs,
     image_mean_iou,
 )
-from kseg.analysis.observation import Observed
+from kseg.analysis.observation import ObservedBatch
 
 
 def seen(ids, labels, predictions):
     labels, predictions = np.array(labels, "uint8"), np.array(predictions, "uint8")
     images = np.zeros((*labels.shape, 3), "uint8")
-    return Observed(ids, images, labels, predictions, None, None)
+    return ObservedBatch(ids, images, labels, predictions, None, None)
 
 
 LABELS = [[[0, 0, 1, 1]], [[0, 0, 1, 255]], [[255] * 4], [[1, 1, 1, 1]]]

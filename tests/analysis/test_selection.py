@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kseg.analysis.selection import ClassSample, Top, spread
+from kseg.analysis.selection import ClassSample, LargestValues, spread
 
 
 def fill(classes, parts, *, size=20, seed=0):
@@ -67,14 +67,14 @@ def test_an_empty_sample():
 
 @pytest.mark.parametrize("count, expected", [(0, ""), (3, "dab"), (9, "dabec")])
 def test_top(count, expected):
-    top = Top(count)
+    top = LargestValues(count)
     for value, item in [(2, "a"), (2, "b"), (0, "c"), (7, "d"), (1, "e")]:
         top.add(value, item)
     assert "".join(top.items()) == expected
 
 
 def test_top_does_not_compare_items():
-    top = Top(1)
+    top = LargestValues(1)
     for _ in range(3):
         top.add(1.0, np.zeros(2))
     assert len(top.items()) == 1

@@ -48,7 +48,7 @@ def test_interval_of_a_mean_is_that_of_statistics():
     for end, z in ((found.low[0], -1.96), (found.high[0], 1.96)):
         # Quantiles of 4000 draws lie within a tenth of the error.
         np.testing.assert_allclose(end, differences.mean() + z * error, atol=0.15 * error)
-    assert found.clear[0]
+    assert found.significant[0]
 
 
 def test_images_are_paired():
@@ -58,7 +58,7 @@ def test_images_are_paired():
     np.testing.assert_allclose([found.low[0], found.high[0]], 0.05, atol=1e-12)
     same = compare(counts(of_one_class(first)), counts(of_one_class(first)))
     np.testing.assert_array_equal([same.low, same.high], 0)
-    assert not same.clear.any()
+    assert not same.significant.any()
 
 
 def test_is_that_of_a_loop_over_the_draws():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from kseg.heads import build_head
-from kseg.heads.deeplabv3 import Spread
+from kseg.heads.deeplabv3 import BroadcastLike
 from kseg.weights import load_torch_state
 from kseg.weights.deeplabv3 import name_map
 from tests.golden_file import Golden
@@ -67,7 +67,18 @@ def test_outputs(project):
     }
 
 
-def test_spread():
+def test_broadcast_like():
     vector = np.arange(6.0, dtype="float32").reshape((2, 1, 1, 3))
-    spread = Spread()(vector, np.zeros((2, 4, 5, 1), "float32"))
-    np.testing.assert_array_equal(spread, np.broadcast_to(vector, (2, 4, 5, 3)))
+    result = BroadcastLike()(vector, np.zeros((2, 4, 5, 1), "float32"))
+    np.testing.assert_array_equal(result, np.broadcast_to(vector, (2, 4, 5, 3)))
+
+
+def test_broadcast_like_loads_under_its_earlier_name():
+    values = keras.saving.serialize_keras_object(BroadcastLike(name="mean"))
+    assert (values["class_name"], values["registered_name"]) == (
+        "BroadcastLike",
+        "kseg>BroadcastLike",
+    )
+    values.update(class_name="Spread", registered_name="kseg>Spread")
+    layer = keras.saving.deserialize_keras_object(values)
+    assert isinstance(layer, BroadcastLike) and layer.name == "mean"

@@ -19,13 +19,13 @@ def test_interval_by_hand():
         [3, deviation, 3 - half, 3 + half],
         rtol=1e-6,
     )
-    assert not result.clear
+    assert not result.significant
 
 
 def test_few_values_have_no_interval():
     assert math.isnan(estimate([]).mean)
     assert estimate([2.0]).mean == 2 and math.isnan(estimate([2.0]).low)
-    assert not estimate([2.0]).clear
+    assert not estimate([2.0]).significant
 
 
 @pytest.fixture
