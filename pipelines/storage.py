@@ -249,7 +249,7 @@ def explain(folder, error):
     # What is wrong with the file itself says more than that a record of it cannot be read.
     if not limit and (lost := find_lost_shard(folder)):
         return DataError(lost)
-    return DataError(". ".join([*faults, *limit, AGAIN]))
+    return DataError(". ".join([*faults, *limit, again()]))
 
 
 def _copy(file, shard, cache):

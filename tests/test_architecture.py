@@ -50,7 +50,6 @@ OTHER_FLAGS = {
     "beam.py": {"--runner", "--direct_num_workers"},
     "environment.py": {"--porcelain", "--untracked-files"},
     "report.py": {"--heat", "--columns"},
-    "loop.py": {"--restart", "--run", "--set"},
 }
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kseg.errors import UserError
+from kseg.errors import UserError, option
 from kseg.runs import step_file
 from kseg.runs.finite import describe_non_finite
 
@@ -75,8 +75,9 @@ class FiniteWatch:
         if self._saving.saved_step is None:
             return f" (no checkpoint yet). {lower}"
         step = self._saving.saved_step
+        weights = self._run.path / "checkpoints" / step_file(step)
         return (
-            f" (the checkpoint of step {step} is intact). {lower}, with --restart, or in a new run "
-            f"from these weights: --run {self._run.path}_lower --set "
-            f"model.weights={self._run.path / 'checkpoints' / step_file(step)}"
+            f" (the checkpoint of step {step} is intact). {lower}, with {option('restart', True)}, "
+            f"or in a new run from these weights: {option('run', f'{self._run.path}_lower')} "
+            f"{option('overrides', [f'model.weights={weights}'])}"
         )

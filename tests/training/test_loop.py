@@ -267,7 +267,7 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path, monkeypatch, we
     message = str(error.value)
     assert f"After step 3 'model/{weight}' of " in message and "\n" not in message
     assert "the checkpoint of step 2 is intact" in message
-    assert f"--set model.weights={run.path}/checkpoints/step-00000002.npz" in message
+    assert f"model.weights={run.path}/checkpoints/step-00000002.npz" in message
     assert run.checkpoint_steps() == [1, 2]
     for file in (run.path / "checkpoints").iterdir():
         assert all(np.isfinite(value).all() for value in arrays(file).values())
