@@ -24,12 +24,14 @@ from kseg.contrast.multi_scale import MultiScaleContrast
 from kseg.contrast.pixel_contrast import PixelContrast
 from kseg.contrast.region_contrast import RegionContrast
 from kseg.contrast.regions import region_centers
+from kseg.losses.affinity import affinity_loss
 from kseg.losses.cross_entropy import cross_entropy
 from kseg.losses.dice import dice_loss
 from kseg.losses.focal import focal_loss
 from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
 from kseg.losses.reduction import global_mean, global_ratio
+from kseg.losses.rmi import rmi_loss
 
 CLASSES = 3
 SCALES = {"c2": 1.0, "c3": 0.5}
@@ -104,6 +106,8 @@ def losses():
         "lovasz": lambda y, x: lovasz_softmax(y, x["logits"]),
         "dice": lambda y, x: dice_loss(y, x["logits"], smooth=1.0, class_weights=weights),
         "focal": lambda y, x: global_ratio(*focal_loss(y, x["logits"], class_weights=weights)),
+        "rmi": lambda y, x: rmi_loss(y, x["logits"], downsampling=2),
+        "affinity": lambda y, x: affinity_loss(y, x["logits"], distances=(2,)),
         "info_nce": lambda y, x: ring(x, y),
         "info_nce, sum": lambda y, x: ring(x, y, reduction="sum"),
         "info_nce, cold": lambda y, x: ring(x, y, temperature=0.01),

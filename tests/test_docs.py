@@ -28,6 +28,8 @@ LOSSES = {
     "lovasz": schema.Lovasz,
     "dice": schema.Dice,
     "focal": schema.Focal,
+    "rmi": schema.RMI,
+    "affinity": schema.Affinity,
 }
 
 

@@ -18,3 +18,19 @@ def dtype_policy_scope(policy):
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def double_precision():
+    """Returns a context manager in which float64 is float64: JAX otherwise computes in float32.
+
+    The block may be traced for `jax.jit`, but not differentiated: it belongs into a function with a
+    gradient of its own.
+    """
+    if keras.backend.backend() != "jax":
+        return contextlib.nullcontext()
+    import jax
+
+    enable = getattr(jax, "enable_x64", None)
+    if enable is None:  # JAX before 0.8.
+        from jax.experimental import enable_x64 as enable
+    return enable(True)

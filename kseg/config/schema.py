@@ -297,6 +297,28 @@ class Focal(Loss):
     class_weights: ClassWeights = Field(None, description=f"{CLASS_WEIGHTS} (alpha); null: all 1.")
 
 
+class RMI(Loss):
+    """Binary cross-entropy and region mutual information (Zhao et al., 2019); a whole loss."""
+
+    region_size: int = Field(3, gt=0, description="Cells along a side of a region.")
+    downsampling: int = Field(4, gt=0, description="Pixels along a side of a cell.")
+    pixel_weight: float = Field(
+        0.5, ge=0, le=1, description="Share of the binary cross-entropy; the rest is the regions'."
+    )
+
+
+class Affinity(Loss):
+    """Adaptive affinity fields (Ke et al., 2018); beside `cross_entropy`."""
+
+    distances: list[PositiveSize] = Field(
+        [1, 2, 3], min_length=1, description="Of compared pixels, in pixels of the logits."
+    )
+    margin: float = Field(3.0, gt=0, description="Divergence across an edge that is enough, nats.")
+    temperature: float = Field(
+        0.1, gt=0, description="Of the weights of the distances: near 0 only the worst counts."
+    )
+
+
 class Losses(Section):
     """Losses on logits."""
 
@@ -305,6 +327,8 @@ class Losses(Section):
     lovasz: Lovasz | None = None
     dice: Dice | None = None
     focal: Focal | None = None
+    rmi: RMI | None = None
+    affinity: Affinity | None = None
     auxiliary: Loss | None = Field(
         Loss(weight=0.4), description="Cross-entropy of the auxiliary logits; null: none."
     )
@@ -724,6 +748,13 @@ class Experiment(Section):
             raise ValueError(
                 "`data.batch_size` must be divisible by `train.accumulate`. Received: "
                 f"{self.data.batch_size} and {self.train.accumulate}"
+            )
+        rmi, crop_size = self.losses.rmi, list(self.data.crop_size)
+        if rmi and min(crop_size) < rmi.region_size * rmi.downsampling:
+            raise ValueError(
+                "`data.crop_size` must hold a region of `losses.rmi`, "
+                f"{rmi.region_size} x {rmi.downsampling} pixels. Received: {crop_size}. Use a "
+                "larger crop or a smaller losses.rmi.downsampling"
             )
         backbone = self.model.backbone.name
         if self.optimizer.layer_decay is not None and not backbone.startswith("swin_"):

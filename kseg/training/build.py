@@ -20,6 +20,7 @@ from kseg.contrast.region_contrast import RegionContrast
 from kseg.dotted import load_object
 from kseg.errors import UserError, as_user_error
 from kseg.layers.photometric import PhotometricDistortion
+from kseg.losses.affinity import affinity_loss
 from kseg.losses.class_weights import class_weights
 from kseg.losses.cross_entropy import cross_entropy
 from kseg.losses.dice import dice_loss
@@ -27,6 +28,7 @@ from kseg.losses.focal import focal_loss
 from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
 from kseg.losses.reduction import global_ratio
+from kseg.losses.rmi import rmi_loss
 from kseg.training import updates
 from kseg.training.freezing import freeze
 from kseg.training.learning_rate_factors import learning_rate_factors, parts_of
@@ -374,6 +376,8 @@ _LOSSES = {
     "lovasz": _of_batch(lovasz_softmax),
     "dice": _of_batch(dice_loss),
     "focal": _of_pixels(focal_loss),
+    "rmi": _of_batch(rmi_loss),
+    "affinity": _of_batch(affinity_loss),
 }
 
 

@@ -17,11 +17,13 @@ from kseg.contrast.pixel_contrast import PixelContrast
 from kseg.contrast.region_contrast import RegionContrast
 from kseg.heads import HEADS
 from kseg.layers.photometric import PhotometricDistortion
+from kseg.losses.affinity import affinity_loss
 from kseg.losses.cross_entropy import cross_entropy
 from kseg.losses.dice import dice_loss
 from kseg.losses.focal import focal_loss
 from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
+from kseg.losses.rmi import rmi_loss
 from kseg.segmenters import build_segmenter
 from kseg.training import optimizers, updates
 from kseg.training.build import build_schedule, default_losses
@@ -48,6 +50,8 @@ PAIRS = [
     (schema.Lovasz, lovasz_softmax),
     (schema.Dice, dice_loss),
     (schema.Focal, focal_loss),
+    (schema.RMI, rmi_loss),
+    (schema.Affinity, affinity_loss),
     (schema.ColorJitter, PhotometricDistortion),
     (schema.Blur, PhotometricDistortion),
     (schema.SGD, optimizers.SGD),

@@ -4,12 +4,14 @@ import pytest
 
 from kseg.config import schema
 from kseg.errors import UserError
+from kseg.losses.affinity import affinity_loss
 from kseg.losses.cross_entropy import cross_entropy
 from kseg.losses.dice import dice_loss
 from kseg.losses.focal import focal_loss
 from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
 from kseg.losses.reduction import global_ratio
+from kseg.losses.rmi import rmi_loss
 from kseg.training.build import build_losses, default_losses
 
 
@@ -37,6 +39,8 @@ def test_each_loss_has_its_settings_and_weight():
             "lovasz": {"weight": 2, "class_weights": [1, 0.5, 2]},
             "dice": {"weight": 0.25, "smooth": 1, "squared": True, "class_weights": [3, 1, 1]},
             "focal": {"weight": 0.75, "gamma": 1.5, "class_weights": [2, 1, 1]},
+            "rmi": {"weight": 0.1, "region_size": 2, "downsampling": 2, "pixel_weight": 0.25},
+            "affinity": {"weight": 0.2, "distances": [1], "margin": 2, "temperature": 1},
             "auxiliary": {"weight": 0.3},
         }
     )
@@ -48,12 +52,16 @@ def test_each_loss_has_its_settings_and_weight():
     )
     overlap = {"smooth": 1, "squared": True, "class_weights": [3, 1, 1]}
     focus = focal_loss(labels, outputs["logits"], gamma=1.5, class_weights=[2, 1, 1])
+    regions = {"region_size": 2, "downsampling": 2, "pixel_weight": 0.25}
+    pairs = {"distances": [1], "margin": 2, "temperature": 1}
     expected = {
         "cross_entropy": (global_ratio(*cross_entropy(labels, outputs["logits"], **soft)), 1.0),
         "ohem": (global_ratio(*hard), 0.5),
         "lovasz": (lovasz_softmax(labels, outputs["logits"], class_weights=[1, 0.5, 2]), 2.0),
         "dice": (dice_loss(labels, outputs["logits"], **overlap), 0.25),
         "focal": (global_ratio(*focus), 0.75),
+        "rmi": (rmi_loss(labels, outputs["logits"], **regions), 0.1),
+        "affinity": (affinity_loss(labels, outputs["logits"], **pairs), 0.2),
         "auxiliary": (global_ratio(*cross_entropy(labels, outputs["aux_logits"], **soft)), 0.3),
     }
     assert set(losses) == set(expected)
