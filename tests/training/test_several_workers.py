@@ -72,7 +72,7 @@ def start_both(folder, *arguments):
 def finish(processes):
     results = []
     for process in processes:
-        output, errors = process.communicate(timeout=100)
+        output, errors = process.communicate(timeout=300)  # Against a hang only.
         assert process.returncode == 0, errors
         results.append(output)
     return results
