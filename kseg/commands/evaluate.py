@@ -205,10 +205,21 @@ def evaluate(
     Args:
         run: folder of a run; or give `saved_model` and `data`.
         saved_model: folder that `kseg.export` wrote.
+        checkpoint: step, `"best"` or `"latest"`; None: `"best"`.
+        data: folder of prepared data; None: that of the run's config.
+        split: name of a split; None: `data.eval_split` of the run, `val` for a SavedModel.
+        batch_size: int, images or windows in a batch on each device; None: that of the config.
+        precision: name of a Keras dtype policy; None: that of the training.
+        output: path of the JSON file; None: in the run's folder, none for a SavedModel.
+        panels: int, images to draw beside their labels and errors; None: that of the config.
         scales: floats, or `[]`: 0.5, 0.75, ... 2.0; None: the image as it is.
+        flip: bool, average over each image and its mirror image.
         sliding_window: `(height, width)`, or `[]`: the crop size of the run; None: whole images.
-        checkpoint, data, split, batch_size, precision, output, panels, flip, overlap, boundary,
-        cityscapes_ground_truth, submission: as the options of `kseg evaluate --help`.
+        overlap: float in [0, 1), of neighboring windows; None: a third.
+        boundary: float, width of the band of Boundary IoU as a part of the diagonal; None: not
+            computed.
+        cityscapes_ground_truth: folder `gtFine` for the official instance-weighted scores.
+        submission: path of the zip file of label images for Cityscapes' server.
 
     Returns:
         dict with `scores` (`kseg.evaluation.metrics.Scores`), `results` (dict, what the JSON file
