@@ -52,7 +52,7 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument(
         "--precision",
-        choices=("float32", "mixed_bfloat16"),
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
         help="precision of the run's network; default: that of its training",
     )
     parser.add_argument(

@@ -26,7 +26,7 @@ def parse_arguments(arguments=None):
     console.add_checkpoint(parser, default="best")
     parser.add_argument(
         "--precision",
-        choices=("float32", "mixed_bfloat16"),
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
         help="precision of the network; default: that of its training. The logits are float32 "
         "either way",
     )
@@ -82,7 +82,8 @@ def export(
         run: folder of a run.
         output: folder or file to write.
         checkpoint: `"best"`, `"latest"` or a step.
-        precision: `"float32"` or `"mixed_bfloat16"`, of the network; None: that of its training.
+        precision: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`, of the network; None: that
+            of its training.
         format: `"saved_model"`, `"tflite"` or `"onnx"`; None: by the ending of `output`.
         size: `(height, width)` of images; None: for LiteRT the crop of the training, for ONNX any.
         check: image or folder of images on which what was written is compared; None: no check.

@@ -83,7 +83,7 @@ def run(config_file, folder):
     line = {
         "backend": "tensorflow",
         **_environment(),
-        "steps": config.train.steps,
+        "steps": config.train.total_steps,
         "batch_size": config.data.batch_size,
         "initial_weights": trained["initial_weights"],
         "last": {"step": trained["step"], **last},

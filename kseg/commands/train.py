@@ -246,4 +246,4 @@ def dry_run(config, folder=None):
     )
     height, width = config.data.crop_size
     print(f"batch:  ({config.data.batch_size}, {height}, {width}, 3) uint8")
-    print(f"steps:  {config.train.steps} on {strategy.num_replicas_in_sync} device(s)")
+    print(f"steps:  {config.train.total_steps} on {strategy.num_replicas_in_sync} device(s)")

@@ -1,5 +1,6 @@
 """The schema of an experiment: the keys of a config, with types, rules and defaults."""
 
+import itertools
 import json
 import re
 import typing
@@ -692,8 +693,18 @@ class EMA(Section):
 class Train(Section):
     """The training run."""
 
-    steps: int = Field(gt=0, description="Optimizer steps in all.")
-    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    steps: int = Field(gt=0, description="Optimizer steps, without those of `restarts`.")
+    restarts: list[PositiveSize] = Field(
+        [],
+        max_length=100,
+        description="Steps of each further cycle, in which the schedule starts again at its peak; "
+        "may be appended to when the run has finished.",
+    )
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
+        "float32",
+        description="Of the layers; weights, losses and banks stay float32. mixed_float16 scales "
+        "the loss, and leaves out steps whose gradients overflow.",
+    )
     jit_compile: bool | Literal["auto"] = Field("auto", description="auto: on GPU yes, CPU no.")
     clip_norm: float | None = Field(None, gt=0, description="Limit of the global gradient norm.")
     accumulate: int = Field(
@@ -712,6 +723,16 @@ class Train(Section):
     checkpoint_every: int = Field(500, gt=0, description="Steps; also at the end.")
     keep_checkpoints: int = Field(2, gt=0, description="Newest ones kept, besides the best.")
     panels: int = Field(4, ge=0, description="Image panels in TensorBoard at each evaluation.")
+
+    @property
+    def cycle_ends(self) -> list[int]:
+        """The last step of each cycle of the schedule."""
+        return list(itertools.accumulate([self.steps, *self.restarts]))
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run, restarts included."""
+        return self.cycle_ends[-1]
 
 
 class Experiment(Section):

@@ -41,6 +41,7 @@ _FREE_KEYS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.panels",
+    "train.restarts",  # But see `_differences`.
 )
 _FOLDERS = ("checkpoints", "tensorboard", "evaluation", "analysis", "saved_model")
 _FILES = ("config.json", "classes.json", "data.json", "environment.json")
@@ -210,14 +211,23 @@ class Run:
     def _check_same(self, before):
         """Refuses to resume a run with another config, classes or data."""
         changed = _differences(before.config, self.config)
+        if len(changed) == 1 and changed[0].startswith("train.restarts "):
+            had = json.dumps(before.config.train.restarts).replace(" ", "")
+            raise UserError(
+                f"A run's restarts can be appended to, not changed: {changed[0]} in {self.path}. "
+                f"Use {option('overrides', [f'train.restarts={had}'])}, with more numbers at its "
+                f"end to train on, or {option('restart', True)} to delete the run and start over"
+            )
         of_data = _data_differences(before.data, self.data)
         of_data = of_data or _class_differences(before.classes, self.classes)
         if len(changed) == 1 and changed[0].startswith("train.steps ") and not of_data:
             raise UserError(
                 f"The number of steps is part of a run, as its schedule is: {changed[0]} in "
-                f"{self.path}. To train on from its weights, start a new run: "
-                f"{option('run', f'{self.path}_more')} {self._from_best_weights()}. Or use "
-                f"{option('restart', True)} to delete it and start over"
+                f"{self.path}. To train it for more steps, leave `train.steps` and use "
+                f"{option('overrides', [f'train.restarts={self._restarts_from(before)}'])}; or "
+                f"start a new run from its weights: {option('run', f'{self.path}_more')} "
+                f"{self._from_best_weights()}; or use {option('restart', True)} to delete it and "
+                "start over"
             )
         if changed:
             raise UserError(
@@ -231,6 +241,11 @@ class Run:
                 f"{option('restart', True)} to delete it and start over, or {option('run')} for "
                 f"another folder (with {self._from_best_weights()} it starts from these weights)"
             )
+
+    def _restarts_from(self, before):
+        """The value of `train.restarts` that reaches this run's last step, for a message."""
+        more = self.config.train.total_steps - before.config.train.total_steps
+        return json.dumps([*before.config.train.restarts, max(more, 1)]).replace(" ", "")
 
     def _holds_work(self):
         """Whether the folder holds anything that took time to compute."""
@@ -401,10 +416,14 @@ def _few(names, limit=12):
 
 
 def _differences(before, after):
+    """Keys that must be those of a run's config but are not: list of str."""
+    had, has = before.train.restarts, after.train.restarts
     before, after = (config_module.flatten(c.model_dump(mode="json")) for c in (before, after))
     keys = [k for k in sorted({*before, *after}) if not k.startswith(_FREE_KEYS)]
-    return [
+    changed = [
         f"{key} was {before.get(key)}, is {after.get(key)}"
         for key in keys
         if before.get(key) != after.get(key)
     ]
+    # Further cycles change nothing of the steps before them.
+    return changed + ([] if has[: len(had)] == had else [f"train.restarts was {had}, is {has}"])

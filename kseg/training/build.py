@@ -105,6 +105,7 @@ def build_trainer(run, strategy):
             config.optimizer,
             config.schedule,
             steps=config.train.steps,
+            restarts=config.train.restarts,
             segmenter=segmenter,
         )
         trainer.compile(optimizer=optimizer)

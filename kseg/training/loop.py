@@ -53,6 +53,7 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
     """As `train`, with the lock of the run's folder; None on workers other than the chief."""
     config = run.config
     settings = config.train
+    last_step = settings.total_steps
     strategy = strategy or build_strategy(settings.devices)
     is_chief = cluster is None or cluster.is_chief
     replica_count = strategy.num_replicas_in_sync
@@ -78,18 +79,18 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
 
     evaluate = Evaluating(run, trainer, evaluation_batches, strategy, cluster)
     board = TensorBoard(run.path / "tensorboard", run.classes) if is_chief else None
-    progress = TrainingProgress(step, settings.steps, config.data.batch_size, quiet=not is_chief)
+    progress = TrainingProgress(step, last_step, config.data.batch_size, quiet=not is_chief)
     train_step = build_step(trainer, strategy, jit_compile=jit_compile)
     batches = iter(_distributed(training_batches, step, strategy, cluster))
     with Stopping(strategy, cluster) as stopping:
-        while step < settings.steps:
+        while step < last_step:
             if progress.is_new:
                 with progress.working("compiling the training step"):
                     logs = train_step(waiting.next_batch(batches))
             else:
                 logs = train_step(waiting.next_batch(batches))
             step += 1
-            is_last = step == settings.steps
+            is_last = step == last_step
             progress.step_done()
             watch.check(step, logs)
             if step % settings.log_every == 0 or is_last or progress.is_first:

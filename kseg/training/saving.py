@@ -66,13 +66,15 @@ class Saving:
             self.initial_weights = meta.get("initial_weights", self.initial_weights)
             self.saved_step = meta["step"]
             if self._lock:
-                steps = self._run.config.train.steps
+                steps = self._run.config.train.total_steps
                 print(f"resuming from step {self.saved_step} of {steps}", flush=True)
             return self.saved_step
         return None
 
     def save(self, step, progress):
         """Writes the checkpoint of a step, unless it is there, and removes the oldest ones.
+
+        Checkpoints at the end of a cycle of the schedule (`train.restarts`) are kept.
 
         Args:
             step: int.
@@ -93,8 +95,10 @@ class Saving:
             checkpoints.save(
                 self._folder / step_file(step), arrays, {**meta, **self._run.identity()}
             )
-        for old in self._run.checkpoint_steps()[: -self._run.config.train.keep_checkpoints]:
-            (self._folder / step_file(old)).unlink()
+        settings = self._run.config.train
+        for old in self._run.checkpoint_steps()[: -settings.keep_checkpoints]:
+            if old not in settings.cycle_ends:
+                (self._folder / step_file(old)).unlink()
 
     def save_best(self, step, mean_iou, weights):
         """Writes the weights of a step as the best ones, if they are; for the chief.

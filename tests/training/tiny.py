@@ -88,7 +88,8 @@ def create_quick_run(folder, *, train=None, **sections):
     values = experiment(**(train or {})).model_dump(mode="json") | {"contrast": []}
     values["model"]["head"] = {"name": "hrnet"}
     for name, section in sections.items():
-        values[name] = {**values[name], **section} if isinstance(section, dict) else section
+        other = isinstance(section, list) or "name" in section
+        values[name] = section if other else {**values[name], **section}
     return Run.create(folder, config.parse(values, source="test"), CLASSES)
 
 
