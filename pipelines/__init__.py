@@ -2,6 +2,7 @@
 
 import importlib
 
+import kseg.quiet  # noqa: F401 - before TensorFlow is imported, on the workers of a runner too.
 from pipelines.errors import DataError
 
 # Loaded when they are first used: `verify` imports TensorFlow.

@@ -280,17 +280,38 @@ def _write_shards(folder, jobs, workers, overwrite, progress, distribute):
         problems = sorted(problems)
         path = paths.join(folder, _PROBLEMS_FILE)
         paths.write_bytes(path, "".join(f"{problem}\n" for problem in problems).encode())
-        shown = "; ".join(problems[:_SHOWN_PROBLEMS])
+        shown = _shortened(problems)
         if len(problems) > _SHOWN_PROBLEMS:
-            shown += (
-                f"; and {len(problems) - _SHOWN_PROBLEMS} more. All {len(problems)} are listed in "
-                f"{path}"
-            )
+            shown += f". All {len(problems)} are listed in {path}"
         raise DataError(
             f"Unusable files: {shown}. Mend them or leave them out ({option('skip')}), and run "
             "again"
         )
     return finished
+
+
+def _shortened(problems):
+    """A few problems for a message; what is wrong with several files is said once.
+
+    Args:
+        problems: list of str, `<file>: <what is wrong>`.
+
+    Returns:
+        str.
+    """
+    files_with = {}
+    for problem in problems:
+        file, separator, what = problem.partition(": ")
+        files_with.setdefault(separator + what, []).append(file)
+    shown, left = [], _SHOWN_PROBLEMS
+    for what, names in files_with.items():
+        if left > 0:
+            some = names[:left]
+            more = f" and {len(names) - len(some)} more" if len(names) > len(some) else ""
+            shown.append(", ".join(some) + more + what)
+            left -= len(some)
+    rest = sum(map(len, list(files_with.values())[len(shown) :]))
+    return "; ".join([*shown, *([f"and {rest} more"] if rest else [])])
 
 
 def _write_in_threads(folder, jobs, workers, meter):
@@ -503,8 +524,6 @@ def _write_records(path, job, work):
 
 def _write_alone(folder, job):
     """Writes one shard in any process; what came of it is left in files, for `_read_alone`."""
-    import kseg.quiet  # noqa: F401 - TensorFlow is imported here, in a process of the runner.
-
     work = _Work(Progress("writing", shown=False))
     _write_shard(folder, job, work)
     if work.problems:

@@ -166,7 +166,7 @@ def test_unusable_files(tmp_path, example, message):
 def test_several_problems_are_reported_at_once_and_mended_ones_cost_little(tmp_path):
     examples = [noise_example(i) for i in range(6)]
     broken = [bad(i, labels=np.full((20, 30), 99, "uint8")) for i in (2, 5)]
-    with pytest.raises(DataError, match=r"002: .*99 \(600 pixels\); 005: .*99 \(600 pixels\)\."):
+    with pytest.raises(DataError, match=r"002, 005: .*99 \(600 pixels\)\."):
         write(tmp_path, [*examples[:2], broken[0], *examples[3:5], broken[1]], num_shards=3)
     before = (tmp_path / "train-00000-of-00003.tfrecord").stat().st_mtime_ns
     for example in examples:
@@ -186,9 +186,9 @@ def test_all_problems_are_found_at_once(tmp_path):
     folder = tmp_path / "set [v2]*"  # No pattern.
     examples = [bad(i, labels=np.full((20, 30), 99, "uint8")) for i in range(50)]
     examples += [noise_example(i) for i in range(50, 60)]
-    with pytest.raises(DataError, match=r"004: .*; and 45 more\. All 50 are listed in ") as error:
+    with pytest.raises(DataError, match=r"004 and 45 more: .*\. All 50 are listed in ") as error:
         write(folder, examples, num_shards=6)
-    assert str(error.value).count("99 (600 pixels)") == 5
+    assert str(error.value).count("99 (600 pixels)") == 1
     listed = (folder / "unusable_files.txt").read_text().splitlines()
     assert [line[:4] for line in listed] == [f"{i:03d}:" for i in range(50)]
     assert not list(folder.glob(".unfinished/*.tmp"))

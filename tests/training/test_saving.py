@@ -1,13 +1,20 @@
 import json
+import re
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from kseg import config
+from kseg.runs import Run, checkpoints
 from kseg.runs.lock import hold
+from kseg.training.build import build_trainer
 from kseg.training.saving import Saving, is_better
 from kseg.training.watching import FiniteWatch, NonFiniteLossError, NonFiniteWeightsError
-from tests.training.tiny import create_run
+from tests.training.tiny import CLASSES, create_run, tiny_network  # noqa: F401 - a fixture.
+
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 class Silent:
@@ -87,3 +94,35 @@ def test_weights_are_examined_at_once(run):
     saving.save(6, Silent())
     with pytest.raises(NonFiniteWeightsError, match="the checkpoint of step 6 is intact"):
         watch.check_weights(7)
+
+
+def test_nan_anywhere_in_the_state_stops_the_run(tmp_path):
+    """In moving statistics, averages, momenta and memory banks too, in lower precision."""
+    values = create_run(tmp_path / "unused").config.model_dump()
+    values["contrast"] = [
+        {"name": "region_contrast", "capacity": 4, "storage": "bfloat16"},
+        {"name": "pixel_contrast", "memory": "both", "pixel_capacity": 4, "region_capacity": 4},
+    ]
+    values["train"] |= {"precision": "mixed_bfloat16", "ema": {"decay": 0.9}}
+    run = Run.create(tmp_path / "run", config.parse(values, source="test"), CLASSES)
+    state = checkpoints.training_variables(build_trainer(run, tf.distribute.get_strategy()))
+    watch = FiniteWatch(run, state, Saving(run, state, None))
+    watch.check_weights(1)
+    kinds = [
+        "model/.*moving_variance",
+        "model/.*beta",
+        "ema/.*moving_mean",
+        "ema/.*kernel",
+        "optimizer/.*momentum",
+        "objective/region_contrast/.*entries",
+        "objective/pixel_contrast/.*entries",
+    ]
+    for kind in kinds:
+        name = next(name for name in state if re.fullmatch(kind, name))
+        before = np.array(keras.ops.cast(state[name], "float32"))
+        broken = before.copy()
+        broken.flat[-1] = np.nan
+        state[name].assign(broken)
+        with pytest.raises(NonFiniteWeightsError, match=f"After step 2 '{re.escape(name)}' of"):
+            watch.check_weights(2)
+        state[name].assign(before)
