@@ -51,6 +51,42 @@ def draw_place(numbers, size, extent):
     return tf.minimum(tf.cast(numbers * room, "int32"), size - extent)
 
 
+def draw_pixel(labels, classes, numbers):
+    """Chooses a pixel of one of some classes: one that occurs, then any pixel of it.
+
+    Args:
+        labels: uint8 `(height, width)`.
+        classes: list of int.
+        numbers: float32 `(2,)`, uniform in [0, 1).
+
+    Returns:
+        `(pixel, found)`: int32 `(2,)`, row and column; bool scalar, False if none occurs.
+    """
+    counts = tf.gather(
+        tf.math.bincount(tf.cast(labels, "int32"), minlength=256, maxlength=256), classes
+    )
+    present = tf.where(counts > 0)[:, 0]
+    found = tf.size(present) > 0
+    present = tf.concat([present, [0]], axis=0)  # Never empty.
+    # float64: a count of pixels may have more digits than float32.
+    number, place = tf.unstack(tf.cast(numbers, "float64"))
+    choices = tf.maximum(tf.shape(present)[0] - 1, 1)
+    chosen = present[tf.cast(number * tf.cast(choices, "float64"), "int32")]
+    rank = tf.cast(place * tf.cast(counts[chosen], "float64"), "int32")
+    own = labels == tf.cast(tf.gather(tf.constant(classes), chosen), "uint8")
+    row, rank = _place_of(tf.math.count_nonzero(own, axis=1, dtype="int32"), rank)
+    row = tf.minimum(row, tf.shape(labels)[0] - 1)
+    column, _ = _place_of(tf.cast(own[row], "int32"), rank)
+    return tf.stack([row, tf.minimum(column, tf.shape(labels)[1] - 1)]), found
+
+
+def _place_of(counts, rank):
+    """Finds the entry that holds the item of a rank, and the rank within it."""
+    ends = tf.cumsum(counts)
+    place = tf.searchsorted(ends, rank[None], side="right")[0]
+    return place, rank - tf.where(place > 0, ends[tf.maximum(place - 1, 0)], 0)
+
+
 def resize_image(image, shape):
     """Interpolates bilinearly with half-pixel centers, without smoothing.
 

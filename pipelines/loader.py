@@ -41,6 +41,8 @@ def training_dataset(
     rotation=0.0,
     max_class_share=1.0,
     repeat_threshold=None,
+    rare_classes=(),
+    rare_probability=1 / 3,
     num_draws=0,
     on_error="raise",
     max_errors=10,
@@ -59,7 +61,8 @@ def training_dataset(
 
     Args:
         folder: prepared data, see `pipelines.records`; any path of `tf.io.gfile`.
-        split: str.
+        split: str; list of str, splits that are one training set; or dict from str to float > 0,
+            how often an epoch shows each image of that split (0.5: half of them, in turn).
         batch_size: int, images in a global batch.
         crop_size: `(height, width)`, pixels.
         seed: int. The same arguments give the same stream, on any number of cores.
@@ -70,6 +73,11 @@ def training_dataset(
         max_class_share: float in (0, 1]. Of up to 10 random windows the first is taken in which no
             class has a larger share of the labeled pixels, else the last. 1: no such rule.
         repeat_threshold: float or None, see `pipelines.sample_stream.repeat_factors`.
+        rare_classes: list of int. Some crops have a pixel of one of these in the middle, as far as
+            the border allows: any class of those that the image has, then any pixel of it, with
+            equal chance. Such a crop is not drawn again for `max_class_share`.
+        rare_probability: float in [0, 1], the share of these crops among images that have such a
+            class. Source: nnU-Net (Isensee et al., 2021), where it is a third.
         num_draws: int, random numbers that go with each image.
         on_error: what happens where a record is unusable. `"raise"`: the iterator raises.
             `"skip"`: another image takes its place; a line on stderr names it.
@@ -113,6 +121,8 @@ def training_dataset(
             "`rotation` must be 0 to 180 and `max_class_share` above 0, at most 1. Received: "
             f"{rotation=}, {max_class_share=}"
         )
+    if not 0 <= rare_probability <= 1:
+        raise ValueError(f"`rare_probability` must be 0 to 1. Received: {rare_probability}")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"`on_error` must be 'raise' or 'skip'. Received: {on_error!r}")
     if cache == "memory" and (service or on_error == "skip"):
@@ -121,10 +131,18 @@ def training_dataset(
             'goes neither with data.service nor with data.on_error "skip". Use a folder'
         )
     records = open_records(folder, split, cache)
-    factors = None
+    factors = None if (records.factors == 1).all() else records.factors
     if repeat_threshold is not None:
         classes = [c for shard in records.split.shards for c in shard.classes]
-        factors = repeat_factors(classes, records.num_classes, repeat_threshold)
+        factors = records.factors * repeat_factors(
+            classes, records.num_classes, repeat_threshold, records.factors
+        )
+    rare_classes = list(rare_classes) if rare_probability else []
+    wrong = [c for c in rare_classes if not 0 <= c < records.num_classes]
+    if wrong:
+        raise ValueError(
+            f"`rare_classes` must be in [0, {records.num_classes}). Received: {rare_classes}"
+        )
     order = Order(seed, records.count, factors)
     seed = tf.constant(seed, "int64")
     share = batch_size // num_workers
@@ -139,11 +157,16 @@ def training_dataset(
             flip=flip,
             rotation=rotation,
             max_class_share=max_class_share,
+            rare_classes=rare_classes,
+            rare_probability=rare_probability,
         )
+
+    # Those of rare crops come last: without them the others are the same.
+    total = _NUMBERS + num_draws + (_RARE_NUMBERS if rare_classes else 0)
 
     def load(count):
         number = count // share * batch_size + worker * share + count % share
-        numbers = tf.random.stateless_uniform((_NUMBERS + num_draws,), tf.stack([seed, number]))
+        numbers = tf.random.stateless_uniform((total,), tf.stack([seed, number]))
         index = order(number)
         if on_error == "skip":
 
@@ -157,7 +180,7 @@ def training_dataset(
         labels.set_shape(crop_size)
         sample = {"image": image, "label": labels}
         if num_draws:
-            sample["draws"] = numbers[_NUMBERS:]
+            sample["draws"] = numbers[_NUMBERS : _NUMBERS + num_draws]
         if on_error == "skip":
             sample["passed_over"] = passed_over
         return sample
@@ -217,9 +240,22 @@ def evaluation_dataset(folder, split, *, batch_size=1, numbers=None):
 
 # Random numbers of a crop: scale, mirror, angle, and a place (row, column) for each window tried.
 _NUMBERS = 3 + 2 * _WINDOWS
+_RARE_NUMBERS = 3  # Whether a rare class is in the middle, which one, which pixel of it.
 
 
-def _crop(records, example, numbers, *, crop_size, scale_range, flip, rotation, max_class_share):
+def _crop(
+    records,
+    example,
+    numbers,
+    *,
+    crop_size,
+    scale_range,
+    flip,
+    rotation,
+    max_class_share,
+    rare_classes,
+    rare_probability,
+):
     """Cuts a crop out of an image; see `training_dataset`.
 
     Returns:
@@ -256,12 +292,24 @@ def _crop(records, example, numbers, *, crop_size, scale_range, flip, rotation, 
             image, first, wanted, box, angle, crop_size, augment.PAD_COLOR, "BILINEAR"
         )
 
-    first = place(0)
+    def place_of_rare_class():
+        whole = records.decode_label_window(example, tf.zeros_like(size), size)
+        pixel, found = augment.draw_pixel(whole, rare_classes, numbers[-2:])
+        around = tf.clip_by_value(pixel - extent // 2, 0, size - extent) // ratio * ratio
+        return tf.where(found, around, place(0)), found
+
+    first, centered = place(0), tf.constant(False)
+    if rare_classes:
+        first, centered = tf.cond(
+            numbers[-3] < rare_probability, place_of_rare_class, lambda: (first, centered)
+        )
     labels = labels_at(first)
     if max_class_share < 1:
         _, first, labels = tf.while_loop(
             lambda attempt, first, labels: (
-                (attempt < _WINDOWS) & (augment.largest_share(labels) > max_class_share)
+                tf.logical_not(centered)
+                & (attempt < _WINDOWS)
+                & (augment.largest_share(labels) > max_class_share)
             ),
             lambda attempt, first, labels: (
                 attempt + 1,

@@ -111,18 +111,18 @@ class Manifest:
         """Describes the classes for training, evaluation and export.
 
         Args:
-            split: str, the training split, whose images and pixels of each class are included;
-                None: they are not.
+            split: the training split, as `union` takes it, whose images and pixels of each class
+                are included; None: they are not.
 
         Returns:
             `kseg.classes.Classes`.
 
         Raises:
-            DataError: if the split is unknown.
+            DataError: if a split is unknown.
         """
         images = pixels = None
         if split is not None:
-            counts = self.split(split)
+            counts = self.union(split)
             # The last entries are those of the ignored pixels.
             images, pixels = counts.images[:-1], counts.pixels[:-1]
         return Classes(self.class_names, self.palette, images, self.categories, self.groups, pixels)
@@ -139,6 +139,48 @@ class Manifest:
                 f"one of them by {option('split')}, data.train_split or data.eval_split"
             )
         return self.splits[name]
+
+    def union(self, splits):
+        """Several splits as one: the images of the first, then those of the next.
+
+        Args:
+            splits: str; list of str; or dict from str to float > 0, how often an epoch shows each
+                image of that split.
+
+        Returns:
+            `Split`. `pixels` are those that an epoch shows, rounded; `images` are those that exist.
+
+        Raises:
+            DataError: if a name is unknown.
+        """
+        ratios = split_ratios(splits)
+        parts = [self.split(name) for name in ratios]
+        sizes = [part.image_size for part in parts]
+        pixels = zip(*(part.pixels for part in parts), strict=True)
+        return Split(
+            num_images=sum(part.num_images for part in parts),
+            image_size=sizes[0] if all(size == sizes[0] for size in sizes) else None,
+            pixels=[
+                round(sum(n * ratio for n, ratio in zip(counts, ratios.values(), strict=True)))
+                for counts in pixels
+            ],
+            images=[sum(counts) for counts in zip(*(part.images for part in parts), strict=True)],
+            shards=[shard for part in parts for shard in part.shards],
+        )
+
+
+def split_ratios(splits):
+    """Reads the forms in which training splits are given.
+
+    Args:
+        splits: as for `Manifest.union`.
+
+    Returns:
+        dict from name to float, how often an epoch shows each image.
+    """
+    if isinstance(splits, str):
+        splits = [splits]
+    return dict(splits) if isinstance(splits, dict) else dict.fromkeys(splits, 1.0)
 
 
 def exists(folder):

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 
-def repeat_factors(image_classes, num_classes, threshold):
+def repeat_factors(image_classes, num_classes, threshold, weights=None):
     """How often an epoch should show each image, so that rare classes are seen more.
 
     A class that is in a share f of the images gets `r(class) = max(1, sqrt(threshold / f))`, and an
@@ -20,6 +20,7 @@ def repeat_factors(image_classes, num_classes, threshold):
         image_classes: list of lists of int, the classes that occur in each image.
         num_classes: int.
         threshold: float in (0, 1], the share below which a class is rare.
+        weights: floats `(images,)` or None, how much each image counts in the shares; None: 1.
 
     Returns:
         float64 `(images,)`, 1 or more.
@@ -29,10 +30,11 @@ def repeat_factors(image_classes, num_classes, threshold):
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"`threshold` must be above 0, at most 1. Received: {threshold}")
+    weights = np.ones(len(image_classes)) if weights is None else np.asarray(weights)
     images = np.zeros(num_classes)
-    for classes in image_classes:
-        images[classes] += 1
-    shares = images / max(len(image_classes), 1)
+    for classes, weight in zip(image_classes, weights, strict=True):
+        images[classes] += weight
+    shares = images / max(weights.sum(), 1e-12)
     factors = np.sqrt(threshold / np.where(shares > 0, shares, 1.0))
     factors = np.maximum(factors, 1.0)
     return np.array([factors[classes].max(initial=1.0) for classes in image_classes])

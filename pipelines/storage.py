@@ -11,7 +11,7 @@ import tensorflow as tf
 from kseg import files, waiting
 from pipelines import encoding, paths
 from pipelines.errors import DataError
-from pipelines.manifest import again, file_sha256, find_lost_shard, read_manifest
+from pipelines.manifest import again, file_sha256, find_lost_shard, read_manifest, split_ratios
 
 _READ_BUFFER = 1 << 16  # Bytes; one record needs no more look-ahead.
 _COPY_BLOCK = 1 << 22
@@ -23,12 +23,14 @@ class Records:
 
     Args:
         folder: prepared data, see `pipelines.records`.
-        split: str.
+        split: as for `pipelines.manifest.Manifest.union`.
         cache: path of a local folder or None. The split's shards are copied there, once and
             checked, and read from there.
 
     Attributes:
         split: `pipelines.manifest.Split`.
+        factors: float64 array `(count,)`, how often an epoch shows each image; all 1 but for
+            several splits in different ratios.
         count: int, number of images.
         num_classes: int.
 
@@ -41,7 +43,11 @@ class Records:
         waiting.set_source(
             functools.partial(find_lost_shard, folder), functools.partial(explain, folder)
         )
-        self.split = manifest.split(split)
+        self.split = manifest.union(split)
+        ratios = split_ratios(split)
+        self.factors = np.repeat(
+            np.fromiter(ratios.values(), "float64"), [manifest.split(n).num_images for n in ratios]
+        )
         self.count = self.split.num_images
         self.num_classes = manifest.num_classes
         if not self.count:

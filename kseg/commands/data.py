@@ -44,21 +44,23 @@ class ExperimentData:
                 f"{data.folder} must hold {data.dataset!r}, as data.dataset says. It holds "
                 f"{manifest.dataset!r}"
             )
-        for split in (data.train_split, data.eval_split):
+        for split in (*data.train_splits, data.eval_split):
             manifest.split(split)
-        return cls(config, manifest, manifest.classes(data.train_split))
+        opened = cls(config, manifest, manifest.classes(data.train_split))
+        opened.rare_classes()
+        return opened
 
     def identity(self):
         """Identity of the prepared data, to detect a change in the same folder: JSON-able dict.
 
         Returns:
             dict with `dataset`, `classes` (names), `value_range` (of deep images, see
-            `pipelines.manifest.Manifest`), and `splits`: for that of training and that of
+            `pipelines.manifest.Manifest`), and `splits`: for those of training and that of
             evaluation `images` (their number), `pixels` (of each class, then of the ignored ones)
             and `content` (a hash of all images and masks).
         """
         splits = {}
-        for name in (self.config.data.train_split, self.config.data.eval_split):
+        for name in (*self.config.data.train_splits, self.config.data.eval_split):
             split = self.manifest.split(name)
             splits[name] = {
                 "images": split.num_images,
@@ -87,7 +89,7 @@ class ExperimentData:
         names, warnings, present = self.manifest.class_names, [], {}
         for key in ("train_split", "eval_split"):
             split = getattr(self.config.data, key)
-            pixels = self.manifest.split(split).pixels[:-1]
+            pixels = self.manifest.union(split).pixels[:-1]
             found = present[key] = [name for name, n in zip(names, pixels, strict=True) if n]
             if not found:
                 raise pipelines.DataError(
@@ -109,7 +111,45 @@ class ExperimentData:
                 f"{len(unseen)} of the classes in split {self.config.data.eval_split!r} are in no "
                 f"training image ({shown}): their IoU will be 0"
             )
+        evaluated, trained = self.config.data.eval_split, self.config.data.train_splits
+        if evaluated in trained and len(trained) > 1:
+            warnings.append(
+                f"split {evaluated!r} is trained on and evaluated: its scores, and the choice of "
+                "the best weights by them, say nothing about new images. Score another split"
+            )
         return warnings
+
+    def rare_classes(self):
+        """The classes that rare crops are centered on.
+
+        Returns:
+            list of int; empty if the config asks for no such crops.
+
+        Raises:
+            pipelines.DataError: if a name is unknown, or no class is rare.
+        """
+        rare = self.config.data.rare_crops
+        if rare is None:
+            return []
+        names = self.manifest.class_names
+        if rare.classes is not None:
+            unknown = [name for name in rare.classes if name not in names]
+            if unknown:
+                raise pipelines.DataError(
+                    f"data.rare_crops.classes must be classes of {self.manifest.dataset!r}. "
+                    f"Received: {unknown}. Choose from {names}"
+                )
+            return [names.index(name) for name in rare.classes]
+        pixels = self.classes.training_pixels
+        shares = {c: n / max(sum(pixels), 1) for c, n in enumerate(pixels) if n}
+        found = [c for c, share in shares.items() if share < rare.below]
+        if not found:
+            raise pipelines.DataError(
+                "data.rare_crops.below must be above the share of a class in the labeled training "
+                f"pixels. Received: {rare.below}, and the smallest share is "
+                f"{min(shares.values(), default=0):.3g}. Raise it, or name data.rare_crops.classes"
+            )
+        return found
 
     def training_batches(self, start_step, **part):
         """The endless batches from a step on.
@@ -139,6 +179,8 @@ class ExperimentData:
             rotation=data.rotation,
             max_class_share=data.max_class_share,
             repeat_threshold=data.repeat_threshold,
+            rare_classes=self.rare_classes(),
+            rare_probability=data.rare_crops.probability if data.rare_crops else 0.0,
             num_draws=distortion.NUM_DRAWS if distortion else 0,
             on_error=data.on_error,
             max_errors=data.max_errors,

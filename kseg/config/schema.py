@@ -544,6 +544,20 @@ class Blur(Section):
         return self
 
 
+class RareCrops(Section):
+    """Some crops have a pixel of a rare class in the middle, as in nnU-Net (Isensee et al.)."""
+
+    probability: float = Field(
+        1 / 3, gt=0, le=1, description="Of such a crop, in an image that has a rare class."
+    )
+    classes: list[str] | None = Field(
+        None, min_length=1, description="Names of the rare classes; null: by `below`."
+    )
+    below: float = Field(
+        0.02, gt=0, lt=1, description="Rare: a smaller share of the labeled training pixels."
+    )
+
+
 class Data(Section):
     """The data of training and evaluation."""
 
@@ -551,7 +565,15 @@ class Data(Section):
     path: str | None = Field(
         None, description="Prepared folder, local, gs:// or s3://; default: data/<dataset>."
     )
-    train_split: str = "train"
+    train_split: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[dict[str, PositiveFloat], Field(min_length=1)]
+    ) = Field(
+        "train",
+        description='A split; several that are one training set, such as ["train", "val"]; or with '
+        'how often an epoch shows each image, such as {"train": 1, "train_extra": 0.5}.',
+    )
     eval_split: str = "val"
     crop_size: tuple[PositiveSize, PositiveSize] = Field(description="(height, width), pixels.")
     batch_size: int = Field(gt=0, description="Images in a step, over all devices.")
@@ -575,6 +597,7 @@ class Data(Section):
         description="Images with classes that are in fewer images than this share are shown more "
         "often (repeat factor sampling, Gupta et al., 2019).",
     )
+    rare_crops: RareCrops | None = None
     on_error: Literal["raise", "skip"] = Field(
         "raise", description="A training record that is unusable: stop, or take another image."
     )
@@ -602,6 +625,15 @@ class Data(Section):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _splits_differ(self):
+        if len(set(self.train_splits)) < len(self.train_splits):
+            raise ValueError(
+                f"`train_split` must name each split once. Received: {self.train_split}. Use "
+                f"{dict.fromkeys(self.train_splits, 1)} with another number to show one more often"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _memory_is_here(self):
         if self.cache == "memory" and (self.service or self.on_error == "skip"):
             raise ValueError(
@@ -609,6 +641,11 @@ class Data(Section):
                 'process: it goes neither with `service` nor with `on_error` "skip". Use a folder'
             )
         return self
+
+    @property
+    def train_splits(self) -> list[str]:
+        """Names of the splits that are trained on."""
+        return [self.train_split] if isinstance(self.train_split, str) else list(self.train_split)
 
     @property
     def folder(self) -> str:

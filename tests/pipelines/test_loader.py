@@ -15,6 +15,7 @@ from tests.pipelines.tiny_data import (
     smooth_example,
     solid_examples,
     write,
+    write_splits,
 )
 
 SIZES = [(40, 52), (33, 47), (64, 48), (30, 90), (41, 41), (52, 40), (37, 60)]
@@ -535,3 +536,165 @@ def test_a_cache_is_no_place_for_a_corrupt_shard(tmp_path):
 def test_memory_goes_with_neither(folder, more):
     with pytest.raises(DataError, match="goes neither with"):
         training(folder, cache="memory", **more)
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    """Three splits of solid images: 0 to 4, 10 to 13, 20 to 25."""
+    folder = tmp_path_factory.mktemp("splits")
+    parts = {"train": range(5), "val": range(10, 14), "extra": range(20, 26)}
+    examples = {
+        name: [solid for solid in solid_examples(26) if int(solid.id) in part]
+        for name, part in parts.items()
+    }
+    for number, example in enumerate(examples["val"]):
+        example.labels = np.full((4, 4), number % 2, "uint8")
+    write_splits(folder, examples)
+    return folder
+
+
+def colors(dataset, count):
+    return [int(c) for batch in take(dataset, count) for c in batch["image"][:, 0, 0, 0]]
+
+
+def test_several_splits_are_one_training_set(splits):
+    arguments = {"batch_size": 3, "crop_size": (4, 4), "seed": 1, "scale_range": (1, 1)}
+    found = colors(loader.training_dataset(splits, ["train", "val"], **arguments), 6)
+    everything = [*range(5), *range(10, 14)]
+    assert sorted(found[:9]) == sorted(found[9:]) == everything and found[:9] != found[9:]
+    again = loader.training_dataset(splits, {"train": 1, "val": 1}, start_step=2, **arguments)
+    assert colors(again, 4) == found[6:]
+    parts = [
+        colors(
+            loader.training_dataset(
+                splits,
+                ["train", "val"],
+                **{**arguments, "batch_size": 6},
+                worker=worker,
+                num_workers=2,
+                num_replicas=2,
+            ),
+            2,
+        )
+        for worker in (0, 1)
+    ]
+    assert [*parts[0][:3], *parts[1][:3], *parts[0][3:], *parts[1][3:]] == found[:12]
+
+
+def test_an_epoch_shows_each_split_in_its_ratio(splits):
+    arguments = {"batch_size": 1, "crop_size": (4, 4), "seed": 1, "scale_range": (1, 1)}
+    dataset = loader.training_dataset(splits, {"train": 2, "extra": 0.5}, **arguments)
+    epoch = 2 * 5 + 6 // 2
+    found = colors(dataset, 20 * epoch)
+    seen = np.zeros(26)
+    for first in range(0, len(found), epoch):
+        part = found[first : first + epoch]
+        assert [part.count(number) for number in range(5)] == [2] * 5
+        assert sum(number >= 20 for number in part) == 3 == len(set(part)) - 5
+        np.add.at(seen, part, 1)
+    assert set(seen[20:]) <= set(range(3, 18)) and seen[20:].sum() == 60  # Each in its turn.
+
+
+def test_counts_of_several_splits(splits):
+    manifest = read_manifest(splits)
+    both = manifest.union({"train": 1, "val": 0.25})
+    # 4 x 4 pixels an image; of val's four images every other one is of class 1.
+    assert both.pixels == [5 * 16 + 2 * 16 // 4, 2 * 16 // 4, 0, 0]
+    assert both.images == [7, 2, 0, 0] and both.num_images == 9 and both.image_size == [4, 4]
+    assert manifest.union("val").pixels == manifest.split("val").pixels
+    with pytest.raises(DataError, match=r"no split 'none'\. It has: train, val, extra"):
+        manifest.union(["train", "none"])
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory):
+    """Images of class 0 with one pixel of class 2, the last one of class 0 alone."""
+    folder = tmp_path_factory.mktemp("rare")
+    rng = np.random.default_rng(0)
+    examples = []
+    for number in range(5):
+        labels = np.zeros((150, 300), "uint8")
+        if number < 4:
+            labels[tuple(rng.integers(20, (130, 280)))] = 2
+        image = np.dstack([labels, rng.integers(0, 9, labels.shape), np.full_like(labels, number)])
+        examples.append(ArrayExample(str(number), image.astype("uint8"), labels))
+    write(folder, examples)
+    return folder
+
+
+@pytest.mark.parametrize("cache", [None, "memory"])
+def test_crops_are_centered_on_rare_classes(rare, cache):
+    arguments = {
+        "batch_size": 1,
+        "crop_size": (32, 40),
+        "seed": 1,
+        "scale_range": (1, 1),
+        "cache": cache,
+        "flip": False,
+    }
+    for share, most in ((1.0, 1.0), (1.0, 0.5), (0.25, 1.0)):
+        dataset = loader.training_dataset(
+            rare,
+            "train",
+            rare_classes=[1, 2],
+            rare_probability=share,
+            max_class_share=most,
+            **arguments,
+        )
+        centered = 0
+        for batch in take(dataset, 120 if share < 1 else 12):
+            labels, image = batch["label"][0], batch["image"][0]
+            assert (image[labels == 2, 0] == 2).all()
+            if share == 1:
+                middle = labels[15:18, 19:22]
+                assert (middle == 2).any() == (image[0, 0, 2] < 4)
+            centered += labels[16, 20] == 2
+        if share < 1:  # Four of five images have such a pixel; 5 standard deviations.
+            assert abs(centered - 120 * 0.8 * 0.25) < 5 * np.sqrt(120 * 0.2 * 0.8)
+
+
+def test_rare_crops_resume_and_leave_the_rest_of_the_stream_alone(rare):
+    arguments = {"batch_size": 2, "crop_size": (32, 40), "seed": 1, "num_draws": 3}
+    plain = take(loader.training_dataset(rare, "train", **arguments), 12)
+    settings = {**arguments, "rare_classes": [2], "rare_probability": 0.3}
+    found = take(loader.training_dataset(rare, "train", **settings), 12)
+    assert_same(
+        take(loader.training_dataset(rare, "train", start_step=5, **settings), 7), found[5:]
+    )
+    same = [
+        np.array_equal(a["label"][i], b["label"][i])
+        for a, b in zip(plain, found, strict=True)
+        for i in (0, 1)
+    ]
+    assert 8 < sum(same) < 24
+    for one, other in zip(plain, found, strict=True):
+        np.testing.assert_array_equal(one["draws"], other["draws"])
+
+
+def test_any_pixel_of_any_rare_class_may_be_in_the_middle():
+    labels = np.zeros((6, 7), "uint8")
+    labels[1, 2] = labels[1, 5] = labels[5, 0] = 3
+    labels[0, 6] = labels[5, 6] = 9
+    rng = np.random.default_rng(0)
+    draw = tf.function(augment.draw_pixel)
+    counts = {}
+    for numbers in rng.random((600, 2), "float32"):
+        pixel, found = draw(labels, [1, 3, 9], numbers)
+        assert found
+        counts[tuple(pixel.numpy())] = counts.get(tuple(pixel.numpy()), 0) + 1
+    expected = {(1, 2): 100, (1, 5): 100, (5, 0): 100, (0, 6): 150, (5, 6): 150}
+    assert counts.keys() == expected.keys()
+    assert all(abs(counts[key] - 600 * n / 600) < 60 for key, n in expected.items())
+    assert not draw(labels, [1, 4], [0.5, 0.999])[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rare_classes": [7]}, r"`rare_classes` must be in \[0, 3\)\. Received: \[7\]"),
+        ({"rare_probability": 1.5}, r"must be 0 to 1\. Received: 1\.5"),
+    ],
+)
+def test_mistakes_about_rare_classes(folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        training(folder, **arguments)

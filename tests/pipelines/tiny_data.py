@@ -76,8 +76,13 @@ def solid_examples(count):
 
 def write(folder, examples, split="train", **arguments):
     """Writes a data set of one split."""
+    return write_splits(folder, {split: examples}, **arguments)
+
+
+def write_splits(folder, examples, **arguments):
+    """Writes a data set; examples by split."""
     arguments = {"workers": 2, "progress": False, **arguments}
-    return records.write(folder, "tiny", TAXONOMY, {split: examples}, **arguments)
+    return records.write(folder, "tiny", TAXONOMY, examples, **arguments)
 
 
 def write_files(images, labels, examples):
