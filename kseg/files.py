@@ -24,6 +24,10 @@ _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 # A process number comes again, in a container that is started anew even at once.
 _TOKEN = uuid.uuid4().hex[:8]
 _NAME = re.compile(r"\.kseg-([0-9a-f]{8})-(\d+)-([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
+# Names of earlier versions, beside the file: `.<file>.<process>.tmp`.
+_FORMER_NAME = re.compile(
+    r"\..+\.(?:csv|h5|html|json|jsonl|mp4|npz|onnx|png|tfrecord|tflite|tsv|txt|zip)\.(\d+)\.tmp"
+)
 # Of another host's process nothing says whether it lives; no write takes this long.
 _STALE = 24 * 60 * 60  # Seconds.
 _PROBE = 1 << 12  # Bytes, without which a disk is full.
@@ -145,6 +149,8 @@ def clean(folder):
                 if not os.path.lexists(path.parent / old.name):
                     old.rename(path.parent / old.name)
         shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # A file, of an earlier version.
+            path.unlink()
 
 
 def final_name(text):
@@ -272,7 +278,8 @@ def _clean_once(folder):
 def _is_left_behind(entry):
     match = _NAME.fullmatch(entry.name)
     if match is None:
-        return False
+        former = _FORMER_NAME.fullmatch(entry.name)
+        return former is not None and not _lives(int(former[1]))
     host, process, token = match.groups()
     if host == _HOST:
         return token != _TOKEN and (int(process) == os.getpid() or not _lives(int(process)))

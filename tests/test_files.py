@@ -150,6 +150,17 @@ def test_leftovers_of_other_hosts_and_of_earlier_containers(tmp_path):
     assert [folder.exists() for folder in (fresh, stale, again, own)] == [True, False, False, True]
 
 
+def test_leftovers_of_earlier_versions(tmp_path):
+    """They wrote `.<file>.<process>.tmp`; those of a process that lives are left alone."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (".val.json", ".report.html", ".notes"):
+        (tmp_path / f"{name}.{ended.pid}.tmp").write_text("half")
+    (tmp_path / f".val.npz.{os.getpid()}.tmp").write_text("half")
+    files.write_text(tmp_path / "val.json", "whole")
+    assert names(tmp_path) == [f".notes.{ended.pid}.tmp", f".val.npz.{os.getpid()}.tmp", "val.json"]
+
+
 def test_errors_name_the_file_that_is_wanted(tmp_path):
     path = tmp_path / "file"
     with pytest.raises(OSError) as caught, files.replace_file(path) as new:

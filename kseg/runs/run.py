@@ -146,7 +146,7 @@ class Run:
             path: folder of a run that no process writes to, see `kseg.runs.lock`; may be missing.
         """
         path = pathlib.Path(path)
-        for folder in (path, path / "checkpoints"):
+        for folder in (path, *(path / name for name in _FOLDERS)):
             files.clean(folder)
             # File names of earlier versions.
             for name in os.listdir(folder) if folder.is_dir() else []:

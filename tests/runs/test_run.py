@@ -145,7 +145,10 @@ def test_killed_processes_leave_nothing_for_ever(tmp_path):
     (run.path / ".saved_model.123.tmp/new").mkdir(parents=True)
     (run.path / "checkpoints/.step-00000002.npz.123.tmp").touch()
     (run.path / ".hidden").touch()
+    (run.path / "evaluation").mkdir()
+    (run.path / "evaluation/.val.json.123.tmp").touch()
     Run.clean(run.path)
+    assert not list((run.path / "evaluation").iterdir())
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [
         "step-00000002.npz"
     ]
