@@ -93,6 +93,7 @@ def summarize(manifest, contents):
         dict that JSON can hold:
 
         * `dataset`, `fingerprint`, `classes` (names);
+        * `notes`: what was assumed as annotations were drawn, and how overlaps were decided;
         * `splits`: for each split `images`, `published_images` (None where that is not known),
           `shards`, `bytes`, `sizes` (list of `[height, width, images]`, most frequent first),
           `pixels` and `class_images` (for each class), `ignored_pixels`, `ignored_share`,
@@ -133,6 +134,7 @@ def summarize(manifest, contents):
         "dataset": manifest.dataset,
         "fingerprint": manifest.fingerprint,
         "classes": names,
+        "notes": manifest.options.get("notes", []),
         "splits": splits,
         "absent_classes": _absent(names, manifest.splits.values()),
         "duplicates_between_splits": [["/".join(p) for p in places] for places in between],
@@ -167,6 +169,7 @@ def as_text(report):
         lines.append(f"{display.fit(name, width)}{cells}")
     shares = "".join(f"{100 * split['ignored_share']:>9.2f}{'':>9}" for split in splits.values())
     lines += [f"{'(ignored)':<{width}}{shares.rstrip()}", ""]
+    lines += [f"note: {note}" for note in report.get("notes", [])]
     for name, split in splits.items():
         if split["published_images"] not in (None, split["images"]):
             lines.append(

@@ -8,6 +8,8 @@ import numpy as np
 
 from kseg.errors import option
 from pipelines import pictures
+from pipelines.datasets.annotated import DrawnExample
+from pipelines.datasets.class_map import RelabeledExample
 from pipelines.datasets.dataset import IGNORE_LABEL, FileExample
 from pipelines.datasets.label_files import INDEX_MASK
 from pipelines.errors import DataError
@@ -46,7 +48,8 @@ def read_checked(example, taxonomy, *, value_range=None, turned_masks=None):
     Args:
         example: has an `id` and `read()`, which gives the bytes of the image and of the label; no
             label (None) ignores all pixels. May have `decode`, from the label's bytes to an array
-            of values; without, the label is a PNG of one channel.
+            of values; without, the label is a PNG of one channel. A `DrawnExample` draws its
+            labels, a `RelabeledExample` has those of another example.
         taxonomy: `Taxonomy`.
         value_range: as for `pipelines.pictures.read`.
         turned_masks: one of `TURNED_MASKS`, or None.
@@ -58,9 +61,15 @@ def read_checked(example, taxonomy, *, value_range=None, turned_masks=None):
         DataError: naming the file, if it cannot be read or decoded, if the sizes differ, if there
             are values outside the label map, or if `value_range` or `turned_masks` is needed.
     """
+    if isinstance(example, RelabeledExample):
+        reading = {"value_range": value_range, "turned_masks": turned_masks}
+        found = read_checked(example.example, example.taxonomy, **reading)
+        table = np.full(256, IGNORE_LABEL, "uint8")
+        table[: len(example.table)] = example.table
+        return found._replace(labels=cv2.LUT(found.labels, table))
     image_name = label_name = example.id
-    if isinstance(example, FileExample):
-        image_name, label_name = example.image, example.label
+    if isinstance(example, (FileExample, DrawnExample)):
+        image_name, label_name = example.image, example.label or example.image
     try:
         content, label = example.read()
     except OSError as error:
@@ -72,7 +81,10 @@ def read_checked(example, taxonomy, *, value_range=None, turned_masks=None):
     if label is None:
         return _checked(picture, np.full(picture.pixels.shape[:2], IGNORE_LABEL, "uint8"))
     try:
-        values = getattr(example, "decode", INDEX_MASK)(label)
+        if isinstance(example, DrawnExample):
+            values = example.draw(picture.pixels.shape[:2])
+        else:
+            values = getattr(example, "decode", INDEX_MASK)(label)
         values = _turn_mask(values, pictures.orientation(label), picture, turned_masks)
         return _checked(picture, taxonomy.map_labels(values))
     except DataError as error:

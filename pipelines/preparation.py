@@ -8,6 +8,7 @@ from kseg.errors import option
 from kseg.progress import Progress
 from pipelines import data_report, datasets, paths, records
 from pipelines.datasets import tfds_source
+from pipelines.datasets.class_map import ClassMap, relabel
 from pipelines.errors import DataError
 from pipelines.manifest import exists, read_manifest
 
@@ -27,6 +28,7 @@ def prepare(
     progress=True,
     distribute=None,
     skip=(),
+    class_map=None,
     **options,
 ):
     """Writes a data set as records, and a report. Does nothing if that was done before.
@@ -39,6 +41,8 @@ def prepare(
         image_format, quality, value_range, turned_masks, num_shards, workers, overwrite, progress,
             distribute: as for `pipelines.records.write`.
         skip: list of str, ids of examples to leave out, such as those whose files are broken.
+        class_map: how classes are renamed, merged and dropped: a file or a dict, see
+            `pipelines.datasets.class_map`; None: they stay as they are.
         **options: of the data set's `find`; or `data_dir`, of TensorFlow Datasets.
 
     Returns:
@@ -55,12 +59,17 @@ def prepare(
         raise DataError(f"{name!r} is made from files. Give its download: a folder or an archive")
     output = output or f"data/{name}"
     paths.check_folder(output)
+    mapping = ClassMap(class_map)
     with Progress("looking for images and labels", shown=progress):
-        found = _find(dataset, name, source, options)
+        found = _find(dataset, name, source, options, mapping)
     if progress:
         for note in found.notes:
             print(f"note: {note}", file=sys.stderr, flush=True)
     splits = _leave_out(found.splits, skip)
+    if mapping.given:
+        options["class_map"] = mapping.targets
+    if name in datasets.IMPORTERS:
+        options["notes"] = list(found.notes)
     if skip:
         options["skip"] = sorted(skip)
     if image_format != "original":
@@ -87,8 +96,15 @@ def prepare(
     )
 
 
-def _find(dataset, name, source, options):
-    """Calls the data set's `find`, or that of TensorFlow Datasets."""
+def _find(dataset, name, source, options, mapping):
+    """Calls the data set's `find`, or that of TensorFlow Datasets, and maps the classes."""
+    if name in datasets.IMPORTERS:
+        return dataset.find(source, class_map=mapping, **options)
+    found = _find_unmapped(dataset, name, source, options)
+    return relabel(found, mapping) if mapping.given else found
+
+
+def _find_unmapped(dataset, name, source, options):
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source or ())
     if any(str(path).startswith(tfds_source.SCHEME) for path in sources):
         if len(sources) > 1:

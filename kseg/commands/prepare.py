@@ -5,6 +5,7 @@ r"""Turns a data set into the records that training reads, or checks records.
     python scripts/prepare_data.py cityscapes --source leftImg8bit_trainvaltest.zip \
         --source gtFine_trainvaltest.zip
     python scripts/prepare_data.py folder --source mine --split train=0.8 --split val=0.2
+    python scripts/prepare_data.py coco --source mine --class-map classes.json
     python scripts/prepare_data.py camvid --source CamVid --beam --direct_num_workers 4
     python scripts/prepare_data.py verify data/camvid
     python scripts/prepare_data.py report data/camvid
@@ -28,6 +29,7 @@ SOURCES = {
     "camvid": "CamVid of the SegNet tutorial",
     "cityscapes": "leftImg8bit and gtFine; with gtCoarse there is a split train_extra; or "
     "tfds://cityscapes",
+    "coco": "images, and JSON files of COCO's format, panoptic ones with their folder of PNGs",
     "coco_stuff": "COCO-Stuff 10k: images, annotations and imageLists",
     "folder": "your images and masks, with a class table",
     "oxford_iiit_pet": "images and annotations, or tfds://oxford_iiit_pet",
@@ -38,15 +40,19 @@ TITLES = {
     "cadis": "CaDIS, eye surgery; --task chooses the classes",
     "camvid": "CamVid, 11 classes",
     "cityscapes": "Cityscapes, 19 classes",
+    "coco": "annotations of any tool as COCO's JSON: polygons, run lengths, panoptic",
     "coco_stuff": "COCO-Stuff, 171 classes",
     "folder": "your own images and masks",
     "oxford_iiit_pet": "Oxford-IIIT Pet, 3 classes",
     "pascal_context": "PASCAL-Context, 59 or 60 classes",
 }
+# The data sets that are drawn from annotations, and which area is seen where they overlap.
+IMPORTERS = {"coco": "later"}
 # Of one data set each; named as in its module.
 OPTIONS = (
     *("seed", "train_images", "val_images", "size", "encoding", "data_dir"),
     *("classes", "images", "labels", "split", "masks", "unknown"),
+    *("annotations", "crowd", "unlabeled", "overlap", "class_map"),
 )
 ENCODINGS = ("release_1_1", "release_1_0", "stuffthingmaps")
 
@@ -103,8 +109,17 @@ def parse_arguments(arguments=None):
             command.epilog = "The data set's name is then cadis_task1, cadis_task2 or cadis_task3."
         if name in ("ade20k", "cityscapes", "oxford_iiit_pet"):
             command.add_argument("--data-dir", help="of TensorFlow Datasets, for tfds:// sources")
+        command.add_argument(
+            "--class-map",
+            metavar="FILE",
+            help='JSON or CSV that renames, merges and drops classes: {"car": "vehicle", "dirt": '
+            '"ignore", "logo": null, "*": "*"}; "*" is every other class. Its order becomes that '
+            "of the classes",
+        )
         if name == "folder":
             add_folder_options(command)
+        if name in IMPORTERS:
+            add_importer_options(command, name)
         if name == "coco_stuff":
             command.add_argument("--encoding", choices=ENCODINGS, help="what the labels hold")
     command = commands.add_parser(
@@ -124,17 +139,55 @@ def parse_arguments(arguments=None):
     return parser.parse_args(arguments)
 
 
+def add_importer_options(command, name):
+    """Adds the options of data sets that are drawn from annotations."""
+    overlap = IMPORTERS[name]
+    command.add_argument(
+        "--overlap",
+        choices=("later", "smaller"),
+        help="which of two areas that overlap is seen: the later one in the file, or the one of "
+        f"fewer pixels; default: {overlap}",
+    )
+    command.add_argument(
+        "--unlabeled",
+        metavar="CLASS",
+        help="class of what no area covers, made first if there is none of that name; ignore: "
+        "these pixels are ignored; default: background",
+    )
+    add_split(command, "for data that is not divided by folders or file names")
+    if name == "coco":
+        command.add_argument(
+            "--annotations",
+            action="append",
+            metavar="SPLIT=FILE",
+            help="a JSON file, on disk or in the source, one for each split; default: all that are "
+            "found; their names, or their folders', tell the split",
+        )
+        command.add_argument(
+            "--crowd",
+            choices=("draw", "ignore", "drop"),
+            help="what crowd regions are: their class, below all other areas (draw, the default); "
+            "ignored pixels; nothing",
+        )
+
+
+def add_split(command, when):
+    """Adds `--split` and `--seed`."""
+    command.add_argument(
+        "--split",
+        action="append",
+        metavar="NAME=PART",
+        help=f"such as train=0.8 or train=train.txt (a list of names), one for each split; {when}",
+    )
+    command.add_argument("--seed", type=int, default=0, help="chooses images where ratios divide")
+
+
 def add_folder_options(command):
     """Adds the options of the data set `folder`."""
     command.add_argument("--classes", help="class table (JSON or CSV); default: in the source")
     command.add_argument("--images", metavar="FOLDER", help="of the images, in the source")
     command.add_argument("--labels", metavar="FOLDER", help="of the masks, in the source")
-    command.add_argument(
-        "--split",
-        action="append",
-        metavar="NAME=PART",
-        help="such as train=0.8 or train=train.txt (a list of names), one for each split",
-    )
+    add_split(command, "for data that is not divided by folders")
     command.add_argument(
         "--masks",
         choices=("auto", "index", "colors", "binary"),
@@ -146,7 +199,6 @@ def add_folder_options(command):
     command.add_argument(
         "--unknown", choices=("error", "ignore"), default="error", help="what is not in the table"
     )
-    command.add_argument("--seed", type=int, default=0, help="chooses images where ratios divide")
 
 
 def parse_splits(texts):
@@ -165,6 +217,21 @@ def parse_splits(texts):
         except ValueError:
             splits[name] = part
     return splits
+
+
+def parse_files(texts):
+    """`["train=a.json", "val=b.json"]` as a dict."""
+    from pipelines import DataError
+
+    files = {}
+    for text in texts:
+        name, separator, file = text.partition("=")
+        if not separator or not re.fullmatch(r"\w+", name) or not file or name in files:
+            raise DataError(
+                f"--annotations takes SPLIT=FILE, once for each split. Received: {text}"
+            )
+        files[name] = file
+    return files
 
 
 def quality(text):
@@ -200,6 +267,8 @@ def main(arguments=None):
     }
     if "split" in options:
         options["split"] = parse_splits(options["split"])
+    if "annotations" in options:
+        options["annotations"] = parse_files(options["annotations"])
     name = arguments.command
     if name == "cadis":
         name = f"cadis_task{arguments.task}"

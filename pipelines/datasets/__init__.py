@@ -17,6 +17,7 @@ from pipelines.datasets import (
     synthetic,
 )
 from pipelines.datasets.dataset import facts
+from pipelines.datasets.importers import IMPORTERS
 from pipelines.errors import DataError
 
 FILE_DATASETS = {
@@ -28,6 +29,7 @@ FILE_DATASETS = {
     "folder": folder,
     "oxford_iiit_pet": oxford_iiit_pet,
     "pascal_context": pascal_context,
+    **IMPORTERS,
 }
 DATASETS = {**FILE_DATASETS, "synthetic": synthetic}
 
@@ -56,6 +58,6 @@ def describe(name):
         DataError: if the name is unknown.
     """
     get(name)
-    if name == "folder":
+    if name == "folder" or name in IMPORTERS:
         return {}
     return facts("cadis" if name in cadis.TASKS else name)

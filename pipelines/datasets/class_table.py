@@ -106,7 +106,7 @@ class ClassTable:
             `Taxonomy`; classes without a color get one.
         """
         classes = [row for row in self.rows if row.label != IGNORE_LABEL]
-        palette = [list(row.color or _invented_color(row.label)) for row in classes]
+        palette = [list(row.color or invented_color(row.label)) for row in classes]
         label_map = {row.label: row.label for row in classes} | {IGNORE_LABEL: IGNORE_LABEL}
         return Taxonomy([row.name for row in classes], palette, label_map)
 
@@ -257,7 +257,7 @@ def _without_empty_ends(cells):
     return cells
 
 
-def _invented_color(label):
+def invented_color(label):
     """Colors that are far apart: hues by the golden ratio."""
     channels = colorsys.hsv_to_rgb(label * 0.618034 % 1, (0.9, 0.55)[label % 2], 0.9)
     return [round(255 * channel) for channel in channels]

@@ -13,23 +13,22 @@ Names are compared in Unicode's composed form (NFC): macOS writes them decompose
 
 import collections
 import dataclasses
-import hashlib
 import pathlib
 import posixpath
 import re
 import unicodedata
 
 from kseg.errors import option
+from pipelines.datasets import importers
 from pipelines.datasets.class_table import ClassTable
 from pipelines.datasets.dataset import (
     Found,
     pair_files,
     pair_listed,
-    read_list,
-    shorten,
     wrong_layout,
 )
 from pipelines.datasets.masks import MASKS, choose_reader
+from pipelines.datasets.splits import IMAGE_ENDS, JPEG_ENDS, LABEL_ENDS, SPLITS, divide
 from pipelines.errors import DataError
 from pipelines.sources import open_source
 
@@ -42,17 +41,9 @@ LABEL_FOLDERS = (
     "segmentationclass", "segmentationclassraw",
 )  # fmt: skip
 UNKNOWN = ("error", "ignore")
-_SPLITS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-_LIST_FOLDERS = ("", "splits", "lists", "ImageSets", "ImageSets/Segmentation")
-_IMAGE_ENDS = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp")
-_LABEL_ENDS = (".png", ".bmp", ".tif", ".tiff")
-_JPEG_ENDS = (".jpg", ".jpeg", ".jfif", ".jpe")
 # What masks of other kinds are called, to be named: none of them is read.
 _OTHER_ENDS = {
-    **dict.fromkeys(_JPEG_ENDS, "JPEG"), ".gif": "GIF", ".webp": "WebP", ".npy": "NumPy",
+    **dict.fromkeys(JPEG_ENDS, "JPEG"), ".gif": "GIF", ".webp": "WebP", ".npy": "NumPy",
     ".npz": "NumPy", ".mat": "MATLAB", ".json": "JSON", ".xml": "XML", ".txt": "text",
     ".svg": "SVG", ".heic": "HEIC", ".avif": "AVIF", ".jp2": "JPEG 2000", ".pgm": "PGM",
     ".ppm": "PPM", ".tga": "TGA", ".psd": "PSD", ".pdf": "PDF",
@@ -110,10 +101,13 @@ def find(
     if (images is None) != (labels is None):
         raise DataError(f"Give both {option('images')} and {option('labels')}, or neither")
     source = open_source(source)
-    table, notes = _read_table(source, classes)
-    places = _divided(*_given(source, images, labels)) if images else _search(source)
-    label_ends = _LABEL_ENDS + (_JPEG_ENDS if masks == "binary" else ())
-    files = {name: _list_both(*pair, label_ends) for name, pair in places.items()}
+    label_ends = LABEL_ENDS + (JPEG_ENDS if masks == "binary" else ())
+    try:
+        table, notes = _read_table(source, classes)
+        places = _divided(*_given(source, images, labels)) if images else _search(source)
+        files = {name: _list_both(*pair, label_ends) for name, pair in places.items()}
+    except DataError as error:
+        raise importers.explain(source, error) from None
     if None not in places:
         if split:
             raise DataError(
@@ -122,7 +116,17 @@ def find(
             )
         splits = {name: pair_files(*found) for name, found in files.items()}
     else:
-        splits = _divide(source, *files[None], split, seed)
+        images, labels, place = files[None]
+        splits = divide(
+            source,
+            images,
+            lambda: pair_files(images, labels, place),
+            lambda names, file: pair_listed(names, images, labels, file),
+            place,
+            split,
+            seed,
+            labels,
+        )
     # Each mask once: a list may name an image for several splits.
     used = {str(e.label): e.label for examples in splits.values() for e in examples}
     reader, note = choose_reader(table, [used[key] for key in sorted(used)], masks, unknown)
@@ -210,7 +214,7 @@ def _look(root):
     if pair := _pair(root, here):
         return _divided(*pair)
     found = {}
-    for name, split in _SPLITS.items():
+    for name, split in SPLITS.items():
         if name not in here:
             continue
         inside = root / here[name]
@@ -235,7 +239,7 @@ def _pair(root, here):
 def _divided(images, labels):
     """Divides by the folders below, if they are called after splits."""
     below = [
-        {_SPLITS[name.lower()]: name for name in place.folders() if name.lower() in _SPLITS}
+        {SPLITS[name.lower()]: name for name in place.folders() if name.lower() in SPLITS}
         for place in (images, labels)
     ]
     if not any(below):
@@ -256,7 +260,7 @@ def _list_both(image_place, label_place, label_ends):
         DataError: if masks are of a kind that is not read.
     """
     if image_place == label_place:
-        images = _list(image_place, _IMAGE_ENDS)
+        images = _list(image_place, IMAGE_ENDS)
         labels = {}
         for key in list(images):
             name = _MASK_NAME.match(key)
@@ -265,7 +269,7 @@ def _list_both(image_place, label_place, label_ends):
         for file in labels.values():
             images = {key: other for key, other in images.items() if other != file}
         return images, labels, image_place
-    images = _list(image_place, _IMAGE_ENDS)
+    images = _list(image_place, IMAGE_ENDS)
     labels = _without_common_end(images, _list(label_place, label_ends))
     if images.keys() - labels.keys():
         _check_kinds(images.keys() - labels.keys(), label_place)
@@ -339,113 +343,3 @@ def _without_common_end(images, labels):
         if first[:length] in images and all(key.endswith(end) for key in labels):
             return {key[: -len(end)]: file for key, file in labels.items()}
     return labels
-
-
-def _divide(source, images, labels, place, split, seed):
-    """Divides by list files or by ratios."""
-    lists = split or _find_lists(source)
-    if not lists:
-        raise DataError(
-            f"{place} is not divided into splits. Give ratios "
-            f"({option('split', {'train': 0.8, 'val': 0.2})}) or list files "
-            f"({option('split', {'train': 'train.txt', 'val': 'val.txt'})})"
-        )
-    ratios = {name: value for name, value in lists.items() if isinstance(value, (int, float))}
-    if not ratios:
-        splits = {}
-        for name, value in lists.items():
-            file = _list_file(source, value)
-            names = [_match(line, images, labels, file) for line in read_list(file)]
-            splits[name] = pair_listed(names, images, labels, file)
-        return splits
-    if len(ratios) < len(lists):
-        raise DataError(f"{option('split')} takes ratios for all splits, or list files for all")
-    if min(ratios.values()) <= 0 or abs(sum(ratios.values()) - 1) > 1e-6:
-        raise DataError(
-            f"The ratios of the splits must be positive and sum to 1. Received: {ratios}"
-        )
-    examples = pair_files(images, labels, place)
-    order = sorted(examples, key=lambda e: hashlib.sha256(f"{seed}/{e.id}".encode()).digest())
-    splits, total, start = {}, 0, 0
-    for name, ratio in ratios.items():
-        total += ratio
-        stop = round(total * len(order))
-        splits[name] = sorted(order[start:stop], key=lambda e: e.id)
-        start = stop
-        if not splits[name]:
-            raise DataError(f"{len(order)} images are too few for a split of {ratio:g}: {name}")
-    return splits
-
-
-def _find_lists(source):
-    for folder in _LIST_FOLDERS:
-        found = {}
-        for name, split in _SPLITS.items():
-            for form in (name, name.capitalize()):
-                path = posixpath.join(folder, f"{form}.txt")
-                if (place := source.find(path)) and place.file(path):
-                    found.setdefault(split, path)
-        if found:
-            return found
-    return {}
-
-
-def _list_file(source, value):
-    path = pathlib.Path(value).expanduser()
-    if path.is_file():
-        return path
-    if (place := source.find(str(value))) and (file := place.file(str(value))):
-        return file
-    raise DataError(f"The list file {value} is neither there nor in {source.name}")
-
-
-def _match(line, images, labels, file):
-    """The id of the image that a line names, with or without more columns.
-
-    Raises:
-        DataError: if there is no such image or several, or if a second column names the mask of
-            another image.
-    """
-    key, rest = None, ""
-    # Names may hold blanks and commas: the whole line counts, else its shortest beginning that
-    # names an image.
-    whole = _clean(line)
-    stem, end = posixpath.splitext(whole)
-    if (stem if end.lower() in _IMAGE_ENDS else whole) in images:
-        return stem if end.lower() in _IMAGE_ENDS else whole
-    ends = [*(m.start() for m in re.finditer(r"[\s,;]+", line)), len(line)]
-    for end in ends:
-        key = _look_up(_clean(line[:end]), images, _IMAGE_ENDS, file)
-        if key is not None:
-            rest = line[end:]
-            break
-    if key is None:
-        raise DataError(f"{file} names what has no image file: {line}")
-    for column in re.split(r"[\s,;]+", rest):
-        text = _clean(column)
-        if posixpath.splitext(text)[1].lower() in _LABEL_ENDS:
-            other = _look_up(text, labels, _LABEL_ENDS, file)
-            if other not in (None, key):
-                raise DataError(
-                    f"{file}: an image and its mask must have the same name. A line pairs "
-                    f"{key!r} with {other!r}"
-                )
-    return key
-
-
-def _clean(text):
-    """A path of a list: without quotation marks, with `/`, in composed form."""
-    return unicodedata.normalize("NFC", text.strip().strip("\"'").replace("\\", "/"))
-
-
-def _look_up(text, files, ends, file):
-    """The id of the file that a path names, given with or without its suffix and folders."""
-    stem, end = posixpath.splitext(text)
-    parts = (stem if end.lower() in ends else text).split("/")
-    for start in range(len(parts)):
-        if "/".join(parts[start:]) in files:
-            return "/".join(parts[start:])
-    found = [key for key in files if key.endswith("/" + "/".join(parts))]
-    if len(found) > 1:
-        raise DataError(f"{file}: {text!r} could be any of {shorten(found)}")
-    return found[0] if found else None

@@ -214,7 +214,7 @@ class RunLengths:
         height, width = label["size"]
         values = np.zeros(height * width, "uint16")
         for value, counts in label["masks"]:
-            runs = _expand_runs(counts)
+            runs = expand_runs(counts)
             if sum(runs) != height * width or min(runs, default=0) < 0:
                 raise DataError(f"a mask of class {value} does not fill {height}x{width} pixels")
             values[np.repeat(np.arange(len(runs)) % 2 == 1, runs)] = value
@@ -324,7 +324,7 @@ def _frequent(found, form):
     return ", ".join(f"{form.format(value)} ({count} pixels)" for value, count in most) + more
 
 
-def _expand_runs(counts):
+def expand_runs(counts):
     """Reads COCO's run lengths: pixels without and with the mask in turn.
 
     A number is written in groups of 5 bits, the lowest first, each as the character of 48 plus

@@ -1,0 +1,236 @@
+"""Annotations as COCO writes them, of any tool: polygons, run lengths, panoptic pictures.
+
+    annotations/instances_train2017.json, train2017/     or   train/_annotations.coco.json, images
+    annotations/instances_default.json, images/          or   any one file, with ratios
+
+A file's own name, or else its folder's, tells its split. Images are found by the names in it.
+Masks are those of pycocotools, bit for bit. A file is parsed once, its polygons kept as arrays.
+
+The parts of an annotation are joined; only run lengths can have holes. Crowd regions (`iscrowd`)
+lie below all others. A panoptic JSON needs its folder of PNGs; segment ids are found there.
+"""
+
+import contextlib
+import posixpath
+import re
+
+import numpy as np
+
+from kseg.json_text import parse_json
+from pipelines.datasets.annotated import (
+    AnnotatedImage,
+    Files,
+    as_shape,
+    assemble,
+    check_choice,
+    head_of,
+    missing_images,
+    stem_of,
+)
+from pipelines.datasets.areas import ColumnRuns, Polygons, Segment, SegmentPicture, as_ring
+from pipelines.datasets.dataset import shorten
+from pipelines.datasets.splits import split_of
+from pipelines.errors import DataError
+
+CROWDS = ("draw", "ignore", "drop")
+EXPECTED = "a JSON file with `images`, `annotations` and `categories`"
+_LISTS = ("images", "annotations", "categories")
+_BEGINNING = re.compile(
+    rb'\s*\{\s*"(info|licenses|images|annotations|categories|type)"\s*:', re.DOTALL
+)
+
+
+def recognize(files):
+    """The first file of this format among `Files`, None if there is none."""
+    for path, file in files.with_end(".json"):
+        head = head_of(file)
+        if _BEGINNING.match(head) and any(f'"{name}"'.encode() in head for name in _LISTS):
+            return path
+    return None
+
+
+def find(source, *, annotations=None, crowd="draw", **arguments):
+    """Lists the examples of each split.
+
+    Args:
+        source: as for `pipelines.sources.open_source`.
+        annotations: dict from split to file: a path, or a file in the source. Default: all files
+            of the format in the source.
+        crowd: str, what crowd regions are: `draw`: their class; `ignore`: ignored pixels; `drop`:
+            nothing.
+        **arguments: `class_map`, `unlabeled`, `overlap`, `split`, `seed`, as for
+            `pipelines.datasets.annotated.assemble`.
+
+    Returns:
+        `Found`.
+
+    Raises:
+        DataError: if files or classes cannot be found or used, or an option is out of range.
+    """
+    check_choice("crowd", crowd, CROWDS)
+    files = Files(source)
+    images, names, colors, notes, empty = [], {}, {}, [], 0
+    found = files.given(annotations) if annotations else _search(files)
+    for split, path, file in found:
+        content = _parse(file)
+        if content is None:
+            if annotations:
+                raise DataError(f"{file} must be {EXPECTED}")
+            continue
+        more, without = _read(files, split, path, file, content, crowd)
+        images += more
+        empty += without
+        for category in content["categories"]:
+            names[category["name"]] = None
+            colors.setdefault(category["name"], _color(category))
+    if not images:
+        raise DataError(f"{files.name} must hold {EXPECTED}")
+    if empty:
+        notes.append(f"{empty} annotations have a box and no area: they are not drawn")
+    if not any(image.areas for image in images):
+        raise DataError(
+            f"{files.name} holds no areas in its annotations: {len(images)} images, {empty} boxes"
+        )
+    _note_unused(names, images, notes)
+    return assemble(files, images, list(names), colors=colors, notes=notes, **arguments)
+
+
+def _search(files):
+    return [
+        (split_of(path), path, file)
+        for path, file in files.with_end(".json")
+        if _BEGINNING.match(head_of(file))
+    ]
+
+
+def _note_unused(names, images, notes):
+    """Says which categories nothing is of, as Roboflow's first one, the name of the whole set."""
+    used = {name for image in images for name, _ in image.areas}
+    unused = [name for name in names if name not in used]
+    if unused:
+        notes.append(f"No area is of {shorten(list(map(repr, unused)))}")
+
+
+def _compact(value):
+    """Keeps the polygons of an annotation as arrays, as soon as it is parsed: a tenth as large."""
+    areas = value.get("segmentation")
+    if isinstance(areas, list):
+        with contextlib.suppress(TypeError, ValueError):  # Said where the annotation is read.
+            value["segmentation"] = [np.array(ring, "float64") for ring in areas]
+    elif isinstance(areas, dict) and isinstance(areas.get("counts"), list):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            areas["counts"] = np.array(areas["counts"], "int64")
+    return value
+
+
+def _parse(file):
+    content = file.read_bytes()
+    if not content.strip():
+        raise DataError(f"{file} must hold annotations, and is empty")
+    try:
+        found = parse_json(content, object_hook=_compact)
+    except ValueError as error:
+        raise DataError(f"{file} must be JSON: {error}") from None
+    sound = isinstance(found, dict) and all(
+        isinstance(found.get(name), list) and all(isinstance(item, dict) for item in found[name])
+        for name in _LISTS
+    )
+    return found if sound else None
+
+
+def _color(category):
+    color = category.get("color")
+    sound = isinstance(color, list) and len(color) == 3
+    sound = sound and all(isinstance(c, int) and 0 <= c <= 255 for c in color)
+    return color if sound else None
+
+
+def _read(files, split, path, file, content, crowd):
+    """Reads the images of one file; `(list of AnnotatedImage, annotations without area)`."""
+    categories, entries = {}, {}
+    try:
+        for category in content["categories"]:
+            if category["id"] in categories:
+                raise DataError(f"{file} must name a category once. Twice: {category['id']}")
+            categories[category["id"]] = str(category["name"])
+        for entry in content["images"]:
+            if entry["id"] in entries:
+                raise DataError(f"{file} must list an image once. Twice: id {entry['id']}")
+            entries[entry["id"]] = (entry, [], [])
+        without = 0
+        for number, annotation in enumerate(content["annotations"]):
+            where = f"{file}, annotation {annotation.get('id', number)}"
+            if annotation["image_id"] not in entries:
+                raise DataError(f"{where}: there is no image {annotation['image_id']!r}")
+            entry, below, above = entries[annotation["image_id"]]
+            if "segments_info" in annotation:
+                above += _segments(files, path, where, annotation, categories, entry, crowd)
+                continue
+            if annotation["category_id"] not in categories:
+                raise DataError(
+                    f"{where}: unknown class {annotation['category_id']!r}. The file has "
+                    f"{shorten([f'{key}: {name}' for key, name in categories.items()], 5)}"
+                )
+            area = _area(annotation.get("segmentation"), where)
+            without += area is None
+            is_crowd = bool(annotation.get("iscrowd"))
+            if area is not None and not (is_crowd and crowd == "drop"):
+                name = None if is_crowd and crowd == "ignore" else annotation["category_id"]
+                (below if is_crowd else above).append((categories.get(name), area))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file} must be {EXPECTED}: {error} is missing or wrong") from None
+    images, missing = [], []
+    for entry, below, above in entries.values():
+        name = entry.get("file_name")
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{file}: image {entry['id']} must have a `file_name`")
+        pictures = {area.picture.path for _, area in above if isinstance(area, Segment)}
+        found = files.image(name, path, split, without=pictures)
+        if found is None:
+            missing.append(name)
+            continue
+        mask = next((area.picture.file for _, area in above if isinstance(area, Segment)), None)
+        size = as_shape(entry.get("height"), entry.get("width"), f"{file}, {name}")
+        areas = [*below, *above]
+        images.append(AnnotatedImage(stem_of(name), found[1], file, size, areas, split, mask))
+    if missing:
+        raise missing_images(file, missing)
+    return images, without
+
+
+def _area(value, where):
+    """The area of an annotation; None where it has none."""
+    if value is None or (isinstance(value, list) and not value):
+        return None
+    if isinstance(value, dict):
+        counts, size = value.get("counts"), value.get("size")
+        sound = isinstance(counts, (str, np.ndarray)) and isinstance(size, list) and len(size) == 2
+        if not sound:
+            raise DataError(f"{where}: run lengths must have `counts` and `size`")
+        return ColumnRuns(counts, as_shape(*size, where))
+    if not isinstance(value, list):
+        raise DataError(f"{where}: `segmentation` must be polygons or run lengths")
+    try:
+        return Polygons(tuple(as_ring(ring) for ring in value), "crossings")
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _segments(files, path, where, annotation, categories, entry, crowd):
+    """The segments of a panoptic picture, as list of `(class name, area)`."""
+    name = annotation["file_name"]
+    folder = posixpath.splitext(posixpath.basename(path))[0]
+    found = files.image(f"{folder}/{name}", path)
+    if found is None or (found[0].endswith("/" + entry["file_name"]) and folder not in found[0]):
+        raise DataError(f"{where}: the panoptic picture {folder}/{name} is missing")
+    segments = annotation["segments_info"]
+    picture = SegmentPicture(found[1], frozenset(s["id"] for s in segments), found[0])
+    areas = []
+    for segment in segments:
+        if segment["category_id"] not in categories:
+            raise DataError(f"{where}: unknown class {segment['category_id']!r}")
+        is_crowd = bool(segment.get("iscrowd"))
+        if not (is_crowd and crowd == "drop"):
+            name = None if is_crowd and crowd == "ignore" else segment["category_id"]
+            areas.append((categories.get(name), Segment(picture, segment["id"])))
+    return areas

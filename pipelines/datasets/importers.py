@@ -1,0 +1,44 @@
+"""The importers of annotation files, and which of them reads a source."""
+
+from kseg.errors import option
+from pipelines.datasets import coco
+from pipelines.datasets.annotated import Files
+from pipelines.errors import DataError
+
+IMPORTERS = {"coco": coco}
+
+
+def recognize(source):
+    """Finds the importer of a source.
+
+    Args:
+        source: as for `pipelines.sources.open_source`.
+
+    Returns:
+        `(name, path)`, the importer's name and a file that it reads; None if there is none.
+    """
+    files = Files(source)
+    for name, module in IMPORTERS.items():
+        if path := module.recognize(files):
+            return name, path
+    return None
+
+
+def explain(source, error):
+    """The error of a source whose masks are not found: another command may read it.
+
+    Args:
+        source: `pipelines.sources.Source`.
+        error: `DataError`, what is wrong with it as a folder of images and masks.
+
+    Returns:
+        `DataError`.
+    """
+    found = recognize(source)
+    if found is None:
+        return error
+    name, path = found
+    return DataError(
+        f"{source.name} holds annotations ({path}), not masks with a class table. Read them by: "
+        f"kseg prepare {name} {option('source', source.name)}"
+    )
