@@ -8,6 +8,7 @@ from typing import Any
 
 import pipelines
 from kseg.classes import Classes
+from kseg.commands import augmentations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,8 @@ class ExperimentData:
 
         Raises:
             pipelines.DataError: if the folder holds no records, another data set than the config
-                names, or not the splits that it names.
+                names, or not the splits or classes that it names.
+            UserError: if an augmentation cannot be imported.
         """
         data = config.data
         if data.dataset == "synthetic":
@@ -47,7 +49,9 @@ class ExperimentData:
         for split in (*data.train_splits, data.eval_split):
             manifest.split(split)
         opened = cls(config, manifest, manifest.classes(data.train_split))
-        opened.rare_classes()
+        opened._centered_classes()
+        opened._pasted_classes()
+        augmentations.check(data.augmentations)
         return opened
 
     def identity(self):
@@ -119,37 +123,49 @@ class ExperimentData:
             )
         return warnings
 
-    def rare_classes(self):
-        """The classes that rare crops are centered on.
+    def rare_classes(self, key, section):
+        """The classes that a section of the config means by rare ones.
+
+        Args:
+            key: str, the key of the section, for messages.
+            section: `kseg.config.schema.RareClasses` or None.
 
         Returns:
-            list of int; empty if the config asks for no such crops.
+            list of int; empty for None.
 
         Raises:
             pipelines.DataError: if a name is unknown, or no class is rare.
         """
-        rare = self.config.data.rare_crops
-        if rare is None:
+        if section is None:
             return []
         names = self.manifest.class_names
-        if rare.classes is not None:
-            unknown = [name for name in rare.classes if name not in names]
+        if section.classes is not None:
+            unknown = [name for name in section.classes if name not in names]
             if unknown:
                 raise pipelines.DataError(
-                    f"data.rare_crops.classes must be classes of {self.manifest.dataset!r}. "
+                    f"{key}.classes must be classes of {self.manifest.dataset!r}. "
                     f"Received: {unknown}. Choose from {names}"
                 )
-            return [names.index(name) for name in rare.classes]
+            return [names.index(name) for name in section.classes]
         pixels = self.classes.training_pixels
         shares = {c: n / max(sum(pixels), 1) for c, n in enumerate(pixels) if n}
-        found = [c for c, share in shares.items() if share < rare.below]
+        found = [c for c, share in shares.items() if share < section.below]
         if not found:
             raise pipelines.DataError(
-                "data.rare_crops.below must be above the share of a class in the labeled training "
-                f"pixels. Received: {rare.below}, and the smallest share is "
-                f"{min(shares.values(), default=0):.3g}. Raise it, or name data.rare_crops.classes"
+                f"{key}.below must be above the share of a class in the labeled training pixels. "
+                f"Received: {section.below}, and the smallest share is "
+                f"{min(shares.values(), default=0):.3g}. Raise it, or name {key}.classes"
             )
         return found
+
+    def _centered_classes(self):
+        return self.rare_classes("data.rare_crops", self.config.data.rare_crops)
+
+    def _pasted_classes(self):
+        return [
+            self.rare_classes(f"data.augmentations.{i}", a if a.name == "copy_paste" else None)
+            for i, a in enumerate(self.config.data.augmentations)
+        ]
 
     def training_batches(self, start_step, **part):
         """The endless batches from a step on.
@@ -167,7 +183,7 @@ class ExperimentData:
 
         data = self.config.data
         distortion = build_distortion(data)
-        return loader.training_dataset(
+        batches = loader.training_dataset(
             data.folder,
             data.train_split,
             batch_size=data.batch_size,
@@ -179,7 +195,7 @@ class ExperimentData:
             rotation=data.rotation,
             max_class_share=data.max_class_share,
             repeat_threshold=data.repeat_threshold,
-            rare_classes=self.rare_classes(),
+            rare_classes=self._centered_classes(),
             rare_probability=data.rare_crops.probability if data.rare_crops else 0.0,
             num_draws=distortion.NUM_DRAWS if distortion else 0,
             on_error=data.on_error,
@@ -187,6 +203,16 @@ class ExperimentData:
             cache=data.cache,
             service=data.service,
             **part,
+        )
+        every = part.get("num_replicas", 1)
+        return augmentations.augmented(
+            batches,
+            data.augmentations,
+            seed=self.config.seed,
+            start_step=start_step,
+            pasted_classes=self._pasted_classes(),
+            worker=part.get("worker", 0),
+            parts=(every // part.get("num_workers", 1), every),
         )
 
     def evaluation_batches(self):

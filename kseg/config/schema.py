@@ -544,18 +544,48 @@ class Blur(Section):
         return self
 
 
-class RareCrops(Section):
-    """Some crops have a pixel of a rare class in the middle, as in nnU-Net (Isensee et al.)."""
+class RareClasses(Section):
+    """The choice of the classes that count as rare."""
 
-    probability: float = Field(
-        1 / 3, gt=0, le=1, description="Of such a crop, in an image that has a rare class."
-    )
     classes: list[str] | None = Field(
         None, min_length=1, description="Names of the rare classes; null: by `below`."
     )
     below: float = Field(
         0.02, gt=0, lt=1, description="Rare: a smaller share of the labeled training pixels."
     )
+
+
+class RareCrops(RareClasses):
+    """Some crops have a pixel of a rare class in the middle, as in nnU-Net (Isensee et al.)."""
+
+    probability: float = Field(
+        1 / 3, gt=0, le=1, description="Of such a crop, in an image that has a rare class."
+    )
+
+
+class CutMix(Section):
+    """Rectangles of some images come from another image of the batch (Yun et al., 2019)."""
+
+    name: Literal["cutmix"]
+    probability: float = Field(0.5, gt=0, le=1, description="Share of the images.")
+    alpha: float = Field(1.0, gt=0, description="Of the Beta distribution of what stays.")
+
+
+class CopyPaste(RareClasses):
+    """Pixels of rare classes are pasted from another image of the batch (Ghiasi et al., 2021)."""
+
+    name: Literal["copy_paste"]
+    probability: float = Field(0.5, gt=0, le=1, description="Share of the images pasted on.")
+
+
+class CustomAugmentation(Section):
+    """A Keras layer, or a function(batch, seed, **arguments) to a batch."""
+
+    name: Dotted
+    arguments: dict[str, Any] = Field({}, description="Keyword arguments of layer or function.")
+
+
+Augmentation = _by_name(CutMix | CopyPaste, CustomAugmentation)
 
 
 class Data(Section):
@@ -598,6 +628,9 @@ class Data(Section):
         "often (repeat factor sampling, Gupta et al., 2019).",
     )
     rare_crops: RareCrops | None = None
+    augmentations: list[Augmentation] = Field(
+        [], description="Of batches of crops, one after the other, before colors are distorted."
+    )
     on_error: Literal["raise", "skip"] = Field(
         "raise", description="A training record that is unusable: stop, or take another image."
     )
@@ -621,6 +654,16 @@ class Data(Section):
             raise ValueError(
                 f"`scale_range` must be 0 < least <= most. Received: {[low, high]}. "
                 "Use [1, 1] for no scaling"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _there_is_another_image(self):
+        mixing = [a.name for a in self.augmentations if a.name in ("cutmix", "copy_paste")]
+        if mixing and self.batch_size == 1:
+            raise ValueError(
+                f"`augmentations`: {mixing[0]} takes pixels from another image of the batch. "
+                "Received: `batch_size` 1. Use more images"
             )
         return self
 

@@ -29,6 +29,7 @@ from kseg.training import optimizers, updates
 from kseg.training.build import build_schedule, default_losses
 from kseg.training.schedules import CosineSchedule, PolynomialSchedule
 from pipelines.loader import evaluation_dataset, training_dataset
+from pipelines.mixing import copy_paste, cut_mix
 
 PAIRS = [
     (schema.HRNetBackbone, build_hrnet),
@@ -61,6 +62,8 @@ PAIRS = [
     (schema.Poly, PolynomialSchedule),
     (schema.Linear, PolynomialSchedule),
     (schema.Cosine, CosineSchedule),
+    (schema.CutMix, cut_mix),
+    (schema.CopyPaste, copy_paste),
     (schema.Data, training_dataset),
     (schema.Data, evaluation_dataset),
 ]
@@ -90,7 +93,7 @@ TAKEN_ELSEWHERE = {
     (schema.RegionContrast, "layout"): "Decides the sizes that are passed as `capacity`.",
 }
 # The weight of a loss is passed to the trainer beside the loss.
-BASES = (schema.Backbone, schema.Loss, schema.Objective, schema.Optimizer)
+BASES = (schema.Backbone, schema.RareClasses, schema.Loss, schema.Objective, schema.Optimizer)
 
 
 def defaults(section):
