@@ -1,5 +1,6 @@
 """Preparation of records from a dataset's files, or from computed scenes."""
 
+import inspect
 import os
 import sys
 import unicodedata
@@ -109,10 +110,21 @@ def _find_unmapped(dataset, name, source, options):
     if any(str(path).startswith(tfds_source.SCHEME) for path in sources):
         if len(sources) > 1:
             raise DataError(f"A source from tfds:// must be the only source. Received: {sources}")
-        return tfds_source.find(name, str(sources[0]), **options)
+        return _call(tfds_source.find, options, name, str(sources[0]))
     if options.get("data_dir") is not None:
         raise DataError(f"{option('data_dir')} is for tfds:// sources. Leave it out")
-    return dataset.find(source, **options)
+    return _call(dataset.find, options, source)
+
+
+def _call(find, options, *positional):
+    """Calls a `find` with options that it has."""
+    known = list(inspect.signature(find).parameters)[len(positional) :]
+    if unknown := sorted(set(options) - set(known)):
+        raise DataError(
+            f"This data set has no option {option(unknown[0])}. Its own options: "
+            f"{', '.join(map(option, known)) or 'none'}"
+        )
+    return find(*positional, **options)
 
 
 def _leave_out(splits, skip):

@@ -20,10 +20,11 @@ import contextlib
 import json
 import math
 import pathlib
+import re
 import sys
 import tempfile
 
-from kseg.commands import console
+from kseg.commands import checking, console
 from kseg.commands.console import check_classes
 
 
@@ -52,7 +53,7 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument(
         "--precision",
-        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        choices=checking.PRECISIONS,
         help="precision of the run's network; default: that of its training",
     )
     parser.add_argument(
@@ -231,13 +232,25 @@ def evaluate(
     options = argparse.Namespace(
         **locals(), compare=None, resamples=None, confidence=None, seed=None
     )
-    from kseg.errors import UserError
+    from kseg.errors import UserError, option
 
     def refuse(message):
-        raise UserError(message)
+        # Written for the command line.
+        found = re.sub(r"--([a-z-]+)", lambda flag: option(flag[1].replace("-", "_")), message)
+        raise UserError(found)
 
     if (run is None) == (saved_model is None):
         refuse(f"One of `run` and `saved_model` must be given. Received: {run}, {saved_model}")
+    for name in ("run", "saved_model", "data", "output", "cityscapes_ground_truth", "submission"):
+        checking.check_path(name, getattr(options, name), optional=True)
+    checking.check_checkpoint("checkpoint", checkpoint)
+    checking.check_choice("precision", precision, checking.PRECISIONS)
+    checking.check_count("batch_size", batch_size)
+    checking.check_count("panels", panels, least=0)
+    checking.check_numbers("scales", scales, "a list of numbers, such as [0.5, 1.0], or None")
+    checking.check_size("sliding_window", sliding_window, empty=True)
+    checking.check_numbers("overlap", overlap and [overlap], "a number in [0, 1)")
+    checking.check_numbers("boundary", boundary and [boundary], "a number in (0, 1)")
     _check(options, refuse)
     return _evaluate(options)
 

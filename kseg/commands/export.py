@@ -13,9 +13,10 @@ import pathlib
 import sys
 import tempfile
 
-from kseg.commands import console
+from kseg.commands import checking, console
 
 _FORMATS = {".tflite": "tflite", ".onnx": "onnx"}
+_KINDS = ("saved_model", *_FORMATS.values())
 
 
 def parse_arguments(arguments=None):
@@ -26,14 +27,14 @@ def parse_arguments(arguments=None):
     console.add_checkpoint(parser, default="best")
     parser.add_argument(
         "--precision",
-        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        choices=checking.PRECISIONS,
         help="precision of the network; default: that of its training. The logits are float32 "
         "either way",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument(
         "--format",
-        choices=("saved_model", "tflite", "onnx"),
+        choices=_KINDS,
         help="default: from the suffix of --output, .tflite or .onnx; else saved_model",
     )
     parser.add_argument(
@@ -96,7 +97,18 @@ def export(
         UserError: if the run cannot be read, the output cannot be written, or the converter cannot
             do this network.
     """
+    for name, value in (("run", run), ("output", output)):
+        checking.check_path(name, value)
+    checking.check_path("check", check, optional=True)
+    checking.check_checkpoint("checkpoint", checkpoint)
+    checking.check_choice("precision", precision, checking.PRECISIONS)
+    checking.check_choice("format", format, _KINDS)
+    checking.check_size("size", size)
+    from kseg.errors import UserError
+
     ending = pathlib.Path(output).suffix.lower()
+    if format not in (None, _FORMATS.get(ending, format)):
+        raise UserError(f"`output` {output} does not fit `format` {format!r}")
     options = argparse.Namespace(
         run=str(run),
         output=str(output),
@@ -201,13 +213,15 @@ def export_portable(options, run, images):
 
 def check_images(path, value_range):
     """Reads the first 8 images of a file or folder: uint8 RGB arrays. Names what it cannot read."""
-    from kseg.errors import UserError
+    from kseg.errors import UserError, option
     from pipelines import pictures
     from pipelines.errors import DataError
 
     path = pathlib.Path(path)
     if not path.exists():
-        raise UserError(f"There is no {path}. Give --check an image, or a folder of images")
+        raise UserError(
+            f"There is no {path}. Give {option('check')} an image, or a folder of images"
+        )
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     images, reasons = [], []
     for file in files:
@@ -220,7 +234,9 @@ def check_images(path, value_range):
     shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if reasons[3:] else "")
     if not images:
         reason = f" ({shown})" if reasons else ""
-        raise UserError(f"There is no readable image in {path}{reason}. Give --check another place")
+        raise UserError(
+            f"There is no readable image in {path}{reason}. Give {option('check')} another place"
+        )
     if reasons:
         print(f"--check leaves out what it cannot read: {shown}", file=sys.stderr)
     return images

@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 
-from kseg.commands import console
+from kseg.commands import checking, console
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
@@ -102,6 +102,10 @@ def predict(model, source, output, *, checkpoint=None, value_range=None):
         UserError: if something cannot be read or written, or some images could not be labeled;
             the others are then.
     """
+    for name, value in (("model", model), ("source", source), ("output", output)):
+        checking.check_path(name, value)
+    checking.check_checkpoint("checkpoint", checkpoint)
+    checking.check_numbers("value_range", value_range, "(low, high), or None", length=2)
     source, output = pathlib.Path(source), pathlib.Path(output)
     video = source.is_file() and (source.suffix.lower() in _VIDEO_SUFFIXES or _is_animation(source))
     target = plan_video(source, output) if video else None

@@ -20,7 +20,7 @@ import argparse
 import os
 import re
 
-from kseg.commands import console
+from kseg.commands import checking, console
 
 SOURCES = {
     "ade20k": "ADEChallengeData2016; or tfds://scene_parse150 (100 of the classes)",
@@ -54,6 +54,10 @@ OPTIONS = (
     *("classes", "images", "labels", "split", "masks", "unknown"),
     *("annotations", "crowd", "unlabeled", "overlap", "class_map"),
 )
+IMAGE_FORMATS = ("original", "jpeg")
+TURNED_MASKS = ("upright", "stored")
+MASKS = ("auto", "index", "colors", "binary")
+UNKNOWN = ("error", "ignore")
 ENCODINGS = ("release_1_1", "release_1_0", "stuffthingmaps")
 
 
@@ -65,7 +69,7 @@ def parse_arguments(arguments=None):
     common.add_argument("--output", help="folder of the records; default: data/<data set>")
     common.add_argument(
         "--image-format",
-        choices=("original", "jpeg"),
+        choices=IMAGE_FORMATS,
         default="original",
         help="original (default): images bit for bit. jpeg: training images that are no JPEGs are "
         "stored as such, which makes large ones 4 times faster to read; those of val and test stay "
@@ -77,7 +81,7 @@ def parse_arguments(arguments=None):
     console.add_value_range(common, "; needed where that is not clear, as for 12 bits in 16")
     common.add_argument(
         "--turned-masks",
-        choices=("upright", "stored"),
+        choices=TURNED_MASKS,
         help="how masks lie of images that an EXIF tag turns: as the upright image (viewers show "
         "it so), or as its pixels are stored; needed where the sizes do not tell",
     )
@@ -190,14 +194,14 @@ def add_folder_options(command):
     add_split(command, "for data that is not divided by folders")
     command.add_argument(
         "--masks",
-        choices=("auto", "index", "colors", "binary"),
+        choices=MASKS,
         default="auto",
         help="what masks hold. index: values of the table; 255 is ignored unless it has a row. "
         "colors: colors of the table. binary: of two classes the first is dark, the second bright "
         "(JPEG, too). auto (default): the one of these that fits; if several do, you are asked",
     )
     command.add_argument(
-        "--unknown", choices=("error", "ignore"), default="error", help="what is not in the table"
+        "--unknown", choices=UNKNOWN, default="error", help="what is not in the table"
     )
 
 
@@ -306,6 +310,17 @@ def prepare(dataset, source=None, output=None, **options):
     import pipelines
     from pipelines import data_report
 
+    checking.check_path("output", output, optional=True)
+    for name in ("num_shards", "workers", "train_images", "val_images"):
+        checking.check_count(name, options.get(name))
+    checking.check_choice("image_format", options.get("image_format"), IMAGE_FORMATS)
+    checking.check_choice("turned_masks", options.get("turned_masks"), TURNED_MASKS)
+    checking.check_choice("masks", options.get("masks"), MASKS)
+    checking.check_choice("unknown", options.get("unknown"), UNKNOWN)
+    checking.check_size("size", options.get("size"))
+    checking.check_numbers(
+        "value_range", options.get("value_range"), "(low, high), or None", length=2
+    )
     manifest = pipelines.prepare(dataset, source, output, **options)
     show(data_report.read(manifest), manifest)
     return manifest

@@ -8,7 +8,7 @@ import math
 import pathlib
 import sys
 
-from kseg.commands import console
+from kseg.commands import checking, console
 
 
 def parse_arguments(arguments=None):
@@ -69,10 +69,12 @@ def train(config, *, run=None, overrides=(), restart=False):
     from kseg.training.cluster import read_cluster
     from kseg.training.initialization import check_pretrained
 
+    checking.check_path("run", run, optional=True)
     if not isinstance(config, config_module.Experiment):
+        checking.check_path("config", config)
         config = config_module.load(config, overrides)
     elif overrides:
-        raise ValueError(f"`overrides` are for a file. Received: {overrides=} with an Experiment")
+        raise UserError(f"`overrides` are for a file. Received: {overrides=} with an Experiment")
     folder = pathlib.Path(run or f"runs/{config.name}")
     cluster = read_cluster()
     if cluster and restart:

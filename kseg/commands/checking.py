@@ -1,0 +1,86 @@
+"""Checks of the arguments of the commands' functions, for callers from Python.
+
+The command line checks the same when it parses flags. Each function raises a `UserError` that names
+the argument, states the rule and shows what was received.
+"""
+
+import os
+
+from kseg.errors import UserError, option
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+def check_path(name, value, *, optional=False):
+    """Refuses what is no path.
+
+    Args:
+        name: str, the argument.
+        value: its value.
+        optional: bool, whether None is allowed.
+    """
+    if not (isinstance(value, (str, os.PathLike)) and str(value)) and not (
+        optional and value is None
+    ):
+        _refuse(name, "a path", value)
+
+
+def check_choice(name, value, choices):
+    """Refuses a value that is neither None nor one of `choices`, str each."""
+    if value is not None and value not in choices:
+        _refuse(name, f"one of {', '.join(map(repr, choices))}, or None", value)
+
+
+def check_count(name, value, *, least=1):
+    """Refuses what is neither None nor an int of `least` or more."""
+    if value is not None and not (_is_number(value, int) and value >= least):
+        _refuse(name, f"a whole number of {least} or more, or None", value)
+
+
+def check_size(name, value, *, empty=False):
+    """Refuses what is neither None nor `(height, width)` in pixels.
+
+    Args:
+        name: str, the argument.
+        value: its value.
+        empty: bool, whether an empty list is allowed.
+    """
+    if value is None or (empty and isinstance(value, (list, tuple)) and not value):
+        return
+    if not (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and all(_is_number(side, int) and side > 0 for side in value)
+    ):
+        _refuse(name, "(height, width), two whole numbers above 0", value)
+
+
+def check_numbers(name, value, rule, *, length=None):
+    """Refuses what is neither None nor a list or tuple of numbers.
+
+    Args:
+        name: str, the argument.
+        value: its value.
+        rule: str, what it must be, for the message.
+        length: int, how many numbers; None: any.
+    """
+    if value is not None and not (
+        isinstance(value, (list, tuple))
+        and length in (None, len(value))
+        and all(_is_number(number, (int, float)) for number in value)
+    ):
+        _refuse(name, rule, value)
+
+
+def check_checkpoint(name, value):
+    """Refuses what is neither None nor a step or the name of a checkpoint."""
+    if value is not None and not isinstance(value, str) and not _is_number(value, int):
+        _refuse(name, "'best', 'latest' or a step", value)
+
+
+def _is_number(value, kinds):
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _refuse(name, rule, value):
+    raise UserError(f"{option(name)} must be {rule}. Received: {value!r}"[:400])
