@@ -46,6 +46,14 @@ class UserError(ValueError):
 
     The message is one line: the rule, what was received, the way out. Scripts print it without a
     traceback and exit with code 2. Characters that would break the line are shown as escapes.
+
+    Example:
+        >>> import kseg
+        >>> try:
+        ...     kseg.train("quickstrat")
+        ... except kseg.UserError as error:
+        ...     print("error:", error)
+        error: ...quickstart...
     """
 
     def __str__(self):

@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "score a run or a SavedModel, or compare two runs",
     "predict": "label images or a video",
     "export": "write a SavedModel, or a file for LiteRT or ONNX",
+    "serve": "serve a network over HTTP, with a page for a browser",
     "prepare": "turn a data set into records, or check records",
     "convert": "turn published weights into Keras weights",
     "analyze": "look at what a run has learned",

@@ -330,6 +330,18 @@ def load_run(path, checkpoint):
         path: folder of a run.
         checkpoint: as for `kseg.runs.Run.checkpoint`.
     """
+    with saved_run(path, checkpoint) as model:
+        return load(model)
+
+
+@contextlib.contextmanager
+def saved_run(path, checkpoint):
+    """Yields a temporary SavedModel of a run's network.
+
+    Args:
+        path: folder of a run.
+        checkpoint: as for `kseg.runs.Run.checkpoint`.
+    """
     from kseg.runs import Run
 
     run = Run.open(path)
@@ -341,7 +353,7 @@ def load_run(path, checkpoint):
         model = pathlib.Path(folder) / "model"
         segmenter = run.segmenter(checkpoint)
         export_saved_model(segmenter, model, run.classes, value_range=run.value_range)
-        return load(model)
+        yield model
 
 
 def _shown(value_range):

@@ -68,6 +68,22 @@ class Contextrast(Objective):
         ValueError: if `negatives` is unknown, `reference` or one of `shared_layers` is not a layer,
             all `layer_weights` are 0, or a number is outside its range; in a call, if an output is
             missing.
+
+    Example:
+        >>> import keras
+        >>> from kseg import Contextrast
+        >>> labels = keras.ops.convert_to_tensor([[[0, 0, 1, 1], [0, 0, 1, 255]]] * 2)
+        >>> logits = keras.random.normal((2, 2, 4, 3), seed=0)
+        >>> outputs = {"logits": logits}
+        >>> for i, stage in enumerate(("c2", "c5")):
+        ...     x = keras.random.normal((2, 2, 4, 8), seed=i)
+        ...     outputs[f"embedding_{stage}"] = keras.utils.normalize(x, axis=-1)
+        >>> objective = Contextrast(
+        ...     num_classes=3, layer_weights={"c2": 0.1, "c5": 1.0}, reference="c5"
+        ... )
+        >>> terms = objective(outputs, labels)
+        >>> float(terms["pixel_anchor"]) > 0
+        True
     """
 
     def __init__(

@@ -51,6 +51,18 @@ class MultiScaleContrast(Objective):
     Raises:
         ValueError: if a stage of a pair has no scale weight, a pair is one stage twice, all weights
             are 0, or `max_anchors` is below 2; in a call, if an output is missing.
+
+    Example:
+        >>> import keras
+        >>> from kseg import MultiScaleContrast
+        >>> labels = keras.ops.convert_to_tensor([[[0, 1], [0, 1]]] * 8)
+        >>> embedding = keras.utils.normalize(keras.random.normal((8, 2, 2, 16), seed=0), axis=-1)
+        >>> objective = MultiScaleContrast(
+        ...     num_classes=2, scale_weights={"c2": 1.0}, cross_scale_pairs=[], max_anchors=20
+        ... )
+        >>> terms = objective({"embedding_c2": embedding}, labels)
+        >>> sorted(terms), float(terms["same_scale"]) > 0
+        (['same_scale'], True)
     """
 
     def __init__(

@@ -63,6 +63,17 @@ class PixelContrast(Objective):
     Raises:
         ValueError: if `memory` is unknown, or, in a call, `prepare` has not created the memory or
             an output is missing.
+
+    Example:
+        >>> import keras
+        >>> from kseg import PixelContrast
+        >>> labels = keras.ops.convert_to_tensor([[[0, 0, 1, 1], [0, 0, 1, 255]]] * 2)
+        >>> logits = keras.random.normal((2, 2, 4, 3), seed=0)
+        >>> embedding = keras.utils.normalize(keras.random.normal((2, 2, 4, 8), seed=1), axis=-1)
+        >>> objective = PixelContrast(num_classes=3, stage="c2", memory="none", min_count=1)
+        >>> terms = objective({"logits": logits, "embedding_c2": embedding}, labels)
+        >>> float(terms["pixels"]) > 0
+        True
     """
 
     def __init__(

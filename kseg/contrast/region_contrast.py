@@ -53,6 +53,22 @@ class RegionContrast(Objective):
     Raises:
         ValueError: if `scope`, `centers` or `reduction` is unknown; in a call, if `prepare` has not
             created the bank or an output is missing.
+
+    Example:
+        >>> import keras
+        >>> from kseg import RegionContrast
+        >>> labels = keras.ops.convert_to_tensor([[[0, 0, 1, 1], [0, 0, 1, 255]]] * 2)
+        >>> logits = keras.random.normal((2, 2, 4, 3), seed=0)
+        >>> outputs = {"logits": logits, "features": keras.random.normal((2, 2, 4, 8), seed=1)}
+        >>> objective = RegionContrast(num_classes=3, capacity=10)
+        >>> objective.prepare({name: keras.KerasTensor(x.shape) for name, x in outputs.items()})
+        >>> terms, found = objective.contrast(outputs, labels)
+        >>> objective.remember(found)  # After the training step: fills the memory bank.
+        >>> objective.bank.count.numpy().tolist()
+        [2, 2, 0]
+        >>> terms, _ = objective.contrast(outputs, labels)
+        >>> float(terms["centers"]) > 0
+        True
     """
 
     def __init__(

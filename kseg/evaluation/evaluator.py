@@ -64,6 +64,18 @@ class Evaluator:
     Raises:
         ValueError: at the first call, if the model returns another number of classes, or logits of
             another size than the labels.
+
+    Example:
+        >>> import keras, numpy as np, tensorflow as tf
+        >>> from kseg import Evaluator
+        >>> inputs = keras.Input((None, None, 3))
+        >>> model = keras.Model(inputs, keras.layers.Conv2D(2, 1)(inputs))
+        >>> images = np.zeros((4, 8, 8, 3), "uint8")
+        >>> labels = np.zeros((4, 8, 8), "uint8")
+        >>> dataset = tf.data.Dataset.from_tensor_slices({"image": images, "label": labels})
+        >>> evaluation = Evaluator(model, num_classes=2)(dataset.batch(2))
+        >>> evaluation.num_images, evaluation.scores.matrix.sum().item()
+        (4, 256)
     """
 
     def __init__(self, model, num_classes, *, strategy=None):

@@ -56,6 +56,12 @@ class Run:
         classes: `Classes`.
         data: dict that identifies the data, see `kseg.commands.data.ExperimentData.identity`; None
             if unknown.
+
+    Example:
+        >>> import kseg
+        >>> kseg.Run.open("runs/none")
+        Traceback (most recent call last):
+        kseg.errors.UserError: ...
     """
 
     def __init__(self, path, config, classes, data=None):

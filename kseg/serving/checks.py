@@ -15,6 +15,7 @@ CLASSES_SUFFIX = ".classes.json"  # Of the file beside one for LiteRT or ONNX.
 _PACKAGES = {
     "tf2onnx": "Writing ONNX needs the extra `onnx`: pip install 'kseg[onnx]'",
     "onnxruntime": "Running ONNX needs the extra `onnx`: pip install 'kseg[onnx]'",
+    "fastapi": "The server needs the extra `serve`: pip install 'kseg[serve]'",
     "ai_edge_litert": "Running LiteRT files needs the extra `litert`: pip install 'kseg[litert]'",
 }
 
@@ -23,7 +24,7 @@ def require(package):
     """Checks that an optional package is installed.
 
     Args:
-        package: `"tf2onnx"`, `"onnxruntime"` or `"ai_edge_litert"`.
+        package: `"tf2onnx"`, `"onnxruntime"`, `"ai_edge_litert"` or `"fastapi"`.
 
     Raises:
         UserError: if it is not installed.

@@ -46,11 +46,26 @@ class PortableModel:
         Returns:
             uint8 array `(height, width)` of class numbers.
         """
+        return self.label_with_confidence(image)[0]
+
+    def label_with_confidence(self, image):
+        """Labels an image as `label` does.
+
+        Returns:
+            `(labels, confidence)`: uint8 class numbers and the float32 probability of each, both
+            `(height, width)`.
+        """
         height, width = image.shape[:2]
         if self.size not in (None, (height, width)):
             image = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_LINEAR)
-        labels = np.argmax(self(image[None])[0], axis=-1).astype("uint8")
-        return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+        logits = self(image[None])[0]
+        labels = np.argmax(logits, axis=-1).astype("uint8")
+        # Softmax of the largest logit.
+        confidence = 1 / np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
+        return tuple(
+            cv2.resize(x, (width, height), interpolation=cv2.INTER_NEAREST)
+            for x in (labels, confidence.astype("float32"))
+        )
 
 
 def export_file(segmenter, path, classes, size, value_range, overwrite, target, convert):

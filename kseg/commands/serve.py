@@ -1,0 +1,266 @@
+"""Serves a network over HTTP: a picture in; mask, overlay or JSON out.
+
+    python scripts/serve.py --saved-model exports/mine
+    curl --data-binary @photo.jpg http://127.0.0.1:8000/predict --output mask.png
+    curl --data-binary @photo.jpg "http://127.0.0.1:8000/predict?output=json"
+
+http://127.0.0.1:8000/ is a page on which a picture can be dropped; /health answers while the
+server runs, /metrics has its counters for Prometheus. Images of one size that arrive together are
+labeled in one batch. SIGTERM and Ctrl-C end it when all accepted requests are answered.
+
+The server has no encryption and no passwords: to other machines it belongs behind a proxy that has.
+"""
+
+import contextlib
+import pathlib
+import signal
+import sys
+
+from kseg.commands import console
+
+
+def parse_arguments(arguments=None):
+    """Parses the command line."""
+    parser = console.Parser(description=__doc__)
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--run", metavar="FOLDER", help="folder of a run, such as runs/quickstart")
+    model.add_argument(
+        "--saved-model",
+        metavar="PATH",
+        help="what scripts/export.py wrote: a folder, or a file for LiteRT or ONNX",
+    )
+    console.add_checkpoint(parser)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at; default: %(default)s"
+    )
+    parser.add_argument(
+        "--port", type=_port, default=8000, help="default: %(default)s; 0: any free one"
+    )
+    group = parser.add_argument_group("limits")
+    group.add_argument(
+        "--max-megabytes",
+        type=_above_zero,
+        default=16.0,
+        help="size of a picture's file; default: %(default)g",
+    )
+    group.add_argument(
+        "--max-megapixels",
+        type=_above_zero,
+        default=4.0,
+        help="height times width of a picture, in millions; default: %(default)g",
+    )
+    group.add_argument(
+        "--rate",
+        type=_above_zero,
+        metavar="N",
+        help="requests a second of one address, on average; default: no limit",
+    )
+    group.add_argument(
+        "--max-queue",
+        type=console.positive,
+        default=64,
+        help="images that may wait; default: %(default)s",
+    )
+    group = parser.add_argument_group("batches")
+    group.add_argument(
+        "--max-batch",
+        type=console.positive,
+        default=8,
+        help="images in a batch; default: %(default)s",
+    )
+    group.add_argument(
+        "--max-wait-ms",
+        type=_not_negative,
+        default=10.0,
+        help="time that an image waits for others of its size; default: %(default)g",
+    )
+    options = parser.parse_args(arguments)
+    if options.checkpoint and not options.run:
+        parser.error("--checkpoint goes with --run: a SavedModel is as it is")
+    return options
+
+
+def main(arguments=None):
+    """Runs the command and returns its exit code."""
+    options = parse_arguments(arguments)
+    from kseg.serving import checks
+
+    checks.require("fastapi")
+    checks.require("uvicorn")
+    path = pathlib.Path(options.run or options.saved_model)
+    if options.saved_model:
+        from kseg.commands.predict import check_model
+
+        check_model(path)
+    from kseg.progress import Progress
+
+    with Progress("loading the model"):
+        label, classes, value_range = load(path, options.checkpoint, bool(options.run))
+
+    from kseg.serving.server import Limits, build_app
+
+    limits = Limits(
+        max_bytes=int(options.max_megabytes * 1e6),
+        max_pixels=int(options.max_megapixels * 1e6),
+        max_batch=options.max_batch,
+        max_wait=options.max_wait_ms / 1e3,
+        max_queue=options.max_queue,
+        rate=options.rate,
+    )
+
+    def read(content, max_pixels):
+        return decode(content, max_pixels, value_range)
+
+    run_server(
+        build_app(label, classes, read, limits=limits, name=path.name), options.host, options.port
+    )
+    return 0
+
+
+def run_server(app, host, port):
+    """Serves an application until SIGINT or SIGTERM, then answers what it has accepted.
+
+    Args:
+        app: ASGI application.
+        host: str.
+        port: int; 0: any free one.
+
+    Raises:
+        UserError: if the address cannot be listened at.
+    """
+    import uvicorn
+
+    from kseg.errors import UserError
+
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False)
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self):
+            # The server's own way would end the process by the signal, after it has ended well.
+            before = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+        def _stop(self, number, frame):
+            if self.should_exit and number == signal.SIGINT:
+                self.force_exit = True
+            self.should_exit = True
+
+    try:
+        listening = config.bind_socket()
+    except SystemExit:  # How uvicorn reports it, after a line of its own.
+        raise UserError(
+            f"The address {host}:{port} is in use or not of this machine. Choose another --port or "
+            "--host"
+        ) from None
+    listening.listen(config.backlog)  # Requests may come as soon as the line is printed.
+    address, number = listening.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+    print(f"serving at http://{shown}:{number}/", flush=True)
+    Server(config).run(sockets=[listening])
+    print("all accepted requests are answered", file=sys.stderr)
+
+
+def load(path, checkpoint, is_run):
+    """Loads a network that labels batches.
+
+    Args:
+        path: `pathlib.Path`, of a run, a SavedModel, or a file for LiteRT or ONNX.
+        checkpoint: as for `kseg.runs.Run.checkpoint`; None: the best.
+        is_run: bool.
+
+    Returns:
+        `(label, classes, value_range)`: function as `kseg.serving.server.build_app` takes it,
+        `kseg.classes.Classes`, and the range of deep images or None.
+    """
+    if is_run:
+        from kseg.commands.predict import saved_run
+
+        with saved_run(path, checkpoint or "best") as folder:
+            return load(folder, None, False)
+    from kseg.serving.loading import load as load_network
+
+    model = load_network(path)
+    return batch_labeler(model), model.classes, model.value_range
+
+
+def batch_labeler(model):
+    """Returns a function from a batch of images to their classes and the probability of each.
+
+    Args:
+        model: what `kseg.load` gives.
+
+    Returns:
+        function from uint8 `(batch, height, width, 3)` to uint8 and float32 arrays `(batch, height,
+        width)`. Images are resized to the size of a network that has one, the results back.
+    """
+    import numpy as np
+
+    if not hasattr(model, "size"):
+        import tensorflow as tf
+
+        @tf.function(
+            input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False
+        )
+        def label(images):
+            logits = model(images)
+            confidence = tf.reduce_max(tf.nn.softmax(logits), axis=-1)
+            return tf.cast(tf.argmax(logits, axis=-1), "uint8"), confidence
+
+        return lambda images: tuple(x.numpy() for x in label(images))
+
+    def label_each(images):
+        results = [model.label_with_confidence(image) for image in images]
+        return tuple(np.stack(x) for x in zip(*results, strict=True))
+
+    return label_each
+
+
+def decode(content, max_pixels, value_range):
+    """Reads a picture for the server, as `kseg.commands.predict` does.
+
+    Raises:
+        RejectedError: if it has too many pixels (413) or cannot be read (422).
+    """
+    import io
+
+    from kseg.serving.server import RejectedError
+    from pipelines import pictures
+    from pipelines.errors import DataError
+
+    size = pictures.size_of_file(io.BytesIO(content))
+    if size and size[0] * size[1] > max_pixels:
+        raise RejectedError(
+            413,
+            f"A picture may have at most {max_pixels / 1e6:g} million pixels. "
+            f"Received: {size[1]} x {size[0]}",
+        )
+    try:
+        return pictures.read(content, value_range).pixels
+    except DataError as error:
+        raise RejectedError(422, f"The picture cannot be read: {error}") from None
+
+
+def _port(text):
+    value = int(text)
+    if not 0 <= value < 1 << 16:
+        raise ValueError
+    return value
+
+
+def _above_zero(text):
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def _not_negative(text):
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return value

@@ -1,0 +1,258 @@
+"""An HTTP server for a network: a picture in; mask, overlay or JSON out."""
+
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import importlib.resources
+import math
+import time
+
+import cv2
+import fastapi
+import numpy as np
+import prometheus_client
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+from kseg.errors import UserError
+from kseg.evaluation import drawing
+from kseg.serving.batching import Batcher, QueueFullError
+
+OUTPUTS = ("mask", "overlay", "confidence", "json", "all")
+_FORGET = 600.0  # Seconds without a request, after which a client's allowance is dropped.
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a server accepts.
+
+    Attributes:
+        max_bytes: int, of a request's body.
+        max_pixels: int, height times width of an image.
+        max_batch: int, images of a batch.
+        max_wait: float, seconds that an image waits for others of its size.
+        max_queue: int, images that wait; more are answered with 503.
+        rate: float, requests a second of one client's address on average, twice as many (at least
+            one) at once; more are answered with 429. None: no limit.
+    """
+
+    max_bytes: int = 16 << 20
+    max_pixels: int = 4 << 20
+    max_batch: int = 8
+    max_wait: float = 0.01
+    max_queue: int = 64
+    rate: float | None = None
+
+
+class RejectedError(Exception):
+    """A request that is answered with an error.
+
+    Attributes:
+        status: int, of HTTP.
+        headers: dict, of the answer.
+    """
+
+    def __init__(self, status, message, **headers):
+        super().__init__(message)
+        self.status, self.headers = status, headers
+
+
+class _Metrics:
+    """What `/metrics` reports, in the text format of Prometheus."""
+
+    def __init__(self, waiting):
+        self.registry = prometheus_client.CollectorRegistry()
+        make = {"registry": self.registry, "namespace": "kseg"}
+        self.requests = prometheus_client.Counter(
+            "requests", "Requests to /predict by status.", ["status"], **make
+        )
+        self.seconds = prometheus_client.Histogram(
+            "request_seconds", "Seconds from a request's first byte to its answer.", **make
+        )
+        self.batch_size = prometheus_client.Histogram(
+            "batch_size", "Images in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), **make
+        )
+        gauge = prometheus_client.Gauge("waiting_images", "Images that wait.", **make)
+        gauge.set_function(waiting)
+
+
+class _Allowances:
+    """A token bucket for each client."""
+
+    def __init__(self, rate):
+        self._rate = rate
+        self._burst = max(1.0, 2 * rate) if rate else math.inf
+        self._left = {}  # Client -> (tokens, time).
+
+    def take(self, client):
+        """Takes a token; returns 0, or the seconds until there is one."""
+        if not self._rate:
+            return 0.0
+        now = time.monotonic()
+        if len(self._left) > 10_000:
+            self._left = {k: v for k, v in self._left.items() if now - v[1] < _FORGET}
+        tokens, before = self._left.get(client, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - before) * self._rate)
+        if tokens < 1:
+            self._left[client] = tokens, now
+            return (1 - tokens) / self._rate
+        self._left[client] = tokens - 1, now
+        return 0.0
+
+
+def build_app(label, classes, decode, *, limits=None, name="kseg"):
+    """Builds the application.
+
+    Routes: `POST /predict?output=mask|overlay|confidence|json|all` takes the bytes of a picture as
+    body; `GET /` is a page for a browser, `/health` JSON, `/metrics` the text of Prometheus. The
+    first three outputs are PNG images; `json` lists the classes that occur, `all` adds mask and
+    overlay as data URLs.
+
+    Args:
+        label: function from uint8 `(batch, height, width, 3)` to `(classes, confidence)`: uint8
+            and float32 `(batch, height, width)`.
+        classes: `kseg.classes.Classes`.
+        decode: function from bytes and the most pixels allowed to uint8 RGB `(height, width, 3)`;
+            raises `RejectedError`.
+        limits: `Limits`; None: the defaults.
+        name: str, of the network, for `/health`.
+
+    Returns:
+        `fastapi.FastAPI`; when it shuts down it answers what it has accepted.
+    """
+    limits = limits or Limits()
+    metrics = _Metrics(lambda: len(batcher))
+    batcher = Batcher(
+        label,
+        max_batch=limits.max_batch,
+        max_wait=limits.max_wait,
+        max_queue=limits.max_queue,
+        on_batch=metrics.batch_size.observe,
+    )
+    allowances = _Allowances(limits.rate)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        yield
+        await asyncio.to_thread(batcher.close)
+
+    app = fastapi.FastAPI(title="kseg", lifespan=lifespan)
+    page = (importlib.resources.files("kseg.serving") / "page.html").read_text("utf-8")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def index():
+        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY})
+
+    @app.get("/health")
+    async def health():
+        return {"status": "ok", "model": name, "classes": list(classes.names)}
+
+    @app.get("/metrics")
+    async def report():
+        content = prometheus_client.generate_latest(metrics.registry)
+        return Response(content, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+    async def answer(request, output):
+        if output not in OUTPUTS:
+            raise RejectedError(
+                400, f"`output` must be one of {', '.join(OUTPUTS)}. Received: {output}"
+            )
+        client = request.client.host if request.client else ""
+        if wait := allowances.take(client):
+            raise RejectedError(
+                429,
+                f"At most {limits.rate:g} requests a second. Try again in {wait:.1f} s",
+                **{"Retry-After": str(math.ceil(wait))},
+            )
+        content = await _body(request, limits.max_bytes)
+        image = await asyncio.to_thread(decode, content, limits.max_pixels)
+        try:
+            future = batcher.submit(image)
+        except QueueFullError:
+            raise RejectedError(
+                503, "Too many images wait. Try again in a second", **{"Retry-After": "1"}
+            ) from None
+        labels, confidence = await asyncio.wrap_future(future)
+        return await asyncio.to_thread(_encode, output, image, labels, confidence, classes)
+
+    @app.post("/predict")
+    async def predict(request: fastapi.Request, output: str = "mask"):
+        start, status = time.perf_counter(), 500
+        try:
+            response = await answer(request, output)
+            status = 200
+        except RejectedError as error:
+            status = error.status
+            response = JSONResponse({"error": str(error)}, status, headers=error.headers)
+        except UserError as error:
+            status = 422
+            response = JSONResponse({"error": str(error)}, status)
+        finally:
+            metrics.requests.labels(status).inc()
+            metrics.seconds.observe(time.perf_counter() - start)
+        return response
+
+    return app
+
+
+# The page is one file, without scripts or styles from elsewhere.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+_POLICY += "img-src 'self' blob: data:; connect-src 'self'"
+
+
+async def _body(request, max_bytes):
+    """Reads a body of limited size."""
+    kind = request.headers.get("content-type", "")
+    if kind.startswith("multipart/"):
+        raise RejectedError(
+            415,
+            "The body must be the picture itself, not a form: "
+            "curl --data-binary @photo.jpg http://.../predict",
+        )
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > max_bytes:
+            raise RejectedError(413, f"A picture may have at most {max_bytes} bytes")
+    if not content:
+        raise RejectedError(400, "The body must be a picture. Received: nothing")
+    return bytes(content)
+
+
+def _encode(output, image, labels, confidence, classes):
+    """Makes the answer to a request from its image, labels and confidence."""
+    pictures = {
+        "mask": lambda: labels,
+        "overlay": lambda: drawing.overlay(image, labels, classes.palette)[..., ::-1],
+        "confidence": lambda: np.round(confidence * 255).astype("uint8"),
+    }
+    if output in pictures:
+        return Response(_png(pictures[output]()), media_type="image/png")
+    height, width = labels.shape
+    content = {"height": height, "width": width, "classes": _count(labels, confidence, classes)}
+    if output == "all":
+        for name in ("mask", "overlay"):
+            encoded = base64.b64encode(_png(pictures[name]())).decode()
+            content[name] = f"data:image/png;base64,{encoded}"
+    return JSONResponse(content)
+
+
+def _count(labels, confidence, classes):
+    """Lists the classes that occur, the most frequent first."""
+    counts = np.bincount(labels.ravel(), minlength=len(classes.names))
+    return [
+        {
+            "id": int(i),
+            "name": classes.names[i],
+            "color": list(map(int, classes.palette[i])),
+            "pixels": int(counts[i]),
+            "share": round(float(counts[i] / labels.size), 6),
+            "confidence": round(float(confidence[labels == i].mean()), 6),
+        }
+        for i in np.argsort(-counts, kind="stable")
+        if counts[i]
+    ]
+
+
+def _png(picture):
+    return cv2.imencode(".png", picture)[1].tobytes()
