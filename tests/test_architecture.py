@@ -50,6 +50,7 @@ OTHER_FLAGS = {
     "beam.py": {"--runner", "--direct_num_workers"},
     "environment.py": {"--porcelain", "--untracked-files"},
     "report.py": {"--heat", "--columns"},
+    "server.py": {"--data-binary"},  # Of curl.
 }
 
 

@@ -206,7 +206,7 @@ async def _body(request, max_bytes):
     if kind.startswith("multipart/"):
         raise RejectedError(
             415,
-            "The body must be the picture itself, not a form: "
+            "The body must be the bytes of the picture, not a form. With curl: "
             "curl --data-binary @photo.jpg http://.../predict",
         )
     content = bytearray()
