@@ -14,11 +14,13 @@ __version__ = "0.2.0"
 _HOMES = {
     "Contextrast": "kseg.contrast.contextrast",
     "CrossEntropy": "kseg.losses",
+    "Dice": "kseg.losses",
     "Evaluator": "kseg.evaluation.evaluator",
-    "LovaszSoftmax": "kseg.losses",
+    "Focal": "kseg.losses",
+    "Lovasz": "kseg.losses",
     "MeanIoU": "kseg.metrics",
     "MultiScaleContrast": "kseg.contrast.multi_scale",
-    "OHEMCrossEntropy": "kseg.losses",
+    "OHEM": "kseg.losses",
     "PixelContrast": "kseg.contrast.pixel_contrast",
     "RegionContrast": "kseg.contrast.region_contrast",
     "Run": "kseg.runs",
@@ -42,13 +44,15 @@ _HOMES = {
 }
 
 __all__ = [
+    "OHEM",
     "Contextrast",
     "CrossEntropy",
+    "Dice",
     "Evaluator",
-    "LovaszSoftmax",
+    "Focal",
+    "Lovasz",
     "MeanIoU",
     "MultiScaleContrast",
-    "OHEMCrossEntropy",
     "PixelContrast",
     "RegionContrast",
     "Run",
@@ -73,6 +77,8 @@ __all__ = [
 
 
 def __getattr__(name):
+    if name in ("losses", "metrics"):  # `kseg.losses.CrossEntropy()` without another import.
+        return importlib.import_module(f"kseg.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

@@ -17,13 +17,15 @@ from kseg.config.loading import find
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = [
+    "OHEM",
     "Contextrast",
     "CrossEntropy",
+    "Dice",
     "Evaluator",
-    "LovaszSoftmax",
+    "Focal",
+    "Lovasz",
     "MeanIoU",
     "MultiScaleContrast",
-    "OHEMCrossEntropy",
     "PixelContrast",
     "RegionContrast",
     "Run",

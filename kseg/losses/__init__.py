@@ -1,5 +1,23 @@
 """Losses on logits: functions of (labels, logits), and Keras loss classes that wrap them."""
 
-from kseg.losses.compiled import CrossEntropy, LovaszSoftmax, OHEMCrossEntropy
+from kseg.losses.compiled import (
+    OHEM,
+    RMI,
+    Affinity,
+    CrossEntropy,
+    Dice,
+    Focal,
+    Lovasz,
+    OutputLoss,
+)
 
-__all__ = ["CrossEntropy", "LovaszSoftmax", "OHEMCrossEntropy"]
+__all__ = [
+    "OHEM",
+    "RMI",
+    "Affinity",
+    "CrossEntropy",
+    "Dice",
+    "Focal",
+    "Lovasz",
+    "OutputLoss",
+]

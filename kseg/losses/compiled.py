@@ -3,44 +3,105 @@
 # ruff: noqa: D102 - Keras hooks (`call`, `get_config`...) are documented by their class.
 
 import keras
+from keras import ops
 
-from kseg.losses.cross_entropy import cross_entropy
+from kseg.losses.affinity import affinity_loss
+from kseg.losses.cross_entropy import cross_entropy, logits_like
+from kseg.losses.dice import dice_loss
+from kseg.losses.focal import focal_loss
+from kseg.losses.labels import class_numbers, pixel_weights
 from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
 from kseg.losses.reduction import global_ratio
+from kseg.losses.rmi import rmi_loss
 
 
-class _PixelLoss(keras.losses.Loss):
-    """Base of losses that average over the valid pixels of the global batch.
+class SegmentationLoss(keras.losses.Loss):
+    """Base of the losses on logits.
+
+    The loss is that of the global batch: on each of R replicas a call returns this replica's share,
+    whose sum over replicas is the loss.
+
+    Args:
+        ignore_class: int or None, a label whose pixels do not count, besides all labels outside
+            `[0, num_classes)`, which never do.
 
     Call arguments:
-        y_true: int tensor `(batch, height, width)`; values outside `[0, num_classes)` are ignored.
-        y_pred: float logits `(batch, h, w, num_classes)`, resized to the labels.
+        y_true: int tensor `(batch, height, width)` or `(batch, height, width, 1)`.
+        y_pred: float logits `(batch, h, w, num_classes)` at any stride, resized bilinearly to the
+            labels.
+        sample_weight: float tensor >= 0, one number for each image or pixel; only for the losses
+            that are means over pixels.
 
     Raises:
-        ValueError: if sample weights are passed: each loss defines the weights of its pixels.
+        ValueError: if a shape does not fit, there is a class weight too many or too few, or sample
+            weights are given to a loss that has no terms of pixels.
     """
 
-    def __init__(self, name, **kwargs):
-        # `call` returns a scalar, which this reduction leaves unchanged.
+    takes_sample_weight = False
+    function = None  # Of (labels, logits, **settings), in some losses also of class weights.
+
+    def __init__(self, name, class_weights, settings, ignore_class=255, **kwargs):
+        # `__call__` returns a scalar, which this reduction leaves unchanged.
         super().__init__(name=name, **{**kwargs, "reduction": "sum_over_batch_size"})
+        self.class_weights = None if class_weights is None else [float(w) for w in class_weights]
+        self.settings = settings
+        self.ignore_class = ignore_class
+
+    def of(self, labels, logits):
+        """What the loss function returns with the settings of this loss."""
+        weights = {} if self.class_weights is None else {"class_weights": self.class_weights}
+        return self.function(labels, logits, **weights, **self.settings)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        if sample_weight is not None:
+        name = type(self).__name__
+        y_pred = ops.convert_to_tensor(y_pred)
+        if len(y_pred.shape) != 4:
             raise ValueError(
-                f"{type(self).__name__} takes no sample weights. Received: `sample_weight`. Set "
-                "the labels of pixels to ignore to 255"
+                f"{name} needs logits (batch, height, width, num_classes). Received shape: "
+                f"{tuple(y_pred.shape)}"
             )
-        return super().__call__(y_true, y_pred)
-
-    def call(self, y_true, y_pred):
-        # Keras sums gradients over replicas, so each replica returns its share of the loss.
-        return self.share(y_true, y_pred)
+        if self.class_weights is not None and len(self.class_weights) != y_pred.shape[-1]:
+            raise ValueError(
+                f"{name} needs a class weight for each of the {y_pred.shape[-1]} classes of the "
+                f"logits. Received: {len(self.class_weights)}"
+            )
+        labels = class_numbers(ops.convert_to_tensor(y_true), ignore_class=self.ignore_class)
+        if sample_weight is not None and not self.takes_sample_weight:
+            raise ValueError(
+                f"{name} takes no sample weights, which only means over pixels have. Received: "
+                "`sample_weight`. Set the labels of pixels to ignore to 255"
+            )
+        with keras.name_scope(self.name):
+            if sample_weight is None:
+                return self.call(labels, y_pred)
+            return self.call(labels, y_pred, pixel_weights(sample_weight, labels))
 
     def get_config(self):
-        config = super().get_config()
+        config = {**super().get_config(), **self.settings, "ignore_class": self.ignore_class}
         del config["reduction"]
+        if self.class_weights is not None:
+            config["class_weights"] = self.class_weights
         return config
+
+
+class _PixelLoss(SegmentationLoss):
+    """A mean over pixels: the sum of their losses divided by that of their weights."""
+
+    takes_sample_weight = True
+
+    def call(self, y_true, y_pred, weights=None):
+        if weights is None:
+            return global_ratio(*self.of(y_true, y_pred))
+        loss, weight = self.of(ops.where(weights > 0, y_true, -1), y_pred)
+        return global_ratio(loss * weights, weight * weights)
+
+
+class _BatchLoss(SegmentationLoss):
+    """A loss over the set of all pixels, in which a single pixel has no loss of its own."""
+
+    def call(self, y_true, y_pred):
+        return self.of(y_true, y_pred)
 
 
 @keras.saving.register_keras_serializable(package="kseg")
@@ -50,53 +111,156 @@ class CrossEntropy(_PixelLoss):
     Args:
         class_weights: floats >= 0, one for each class, or None: 1 for all.
         label_smoothing: float in [0, 1).
+        ignore_class: int or None, see `SegmentationLoss`, which also lists the call arguments.
     """
 
+    function = staticmethod(cross_entropy)
+
     def __init__(self, class_weights=None, label_smoothing=0.0, name="cross_entropy", **kwargs):
-        super().__init__(name, **kwargs)
-        self.class_weights = class_weights
-        self.label_smoothing = label_smoothing
-
-    def share(self, labels, logits):
-        """This replica's share of the loss."""
-        settings = {"class_weights": self.class_weights, "label_smoothing": self.label_smoothing}
-        return global_ratio(*cross_entropy(labels, logits, **settings))
-
-    def get_config(self):
-        settings = {"class_weights": self.class_weights, "label_smoothing": self.label_smoothing}
-        return {**super().get_config(), **settings}
+        super().__init__(name, class_weights, {"label_smoothing": label_smoothing}, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="kseg")
-class OHEMCrossEntropy(_PixelLoss):
+class OHEM(_PixelLoss):
     """Mean cross-entropy over the hard pixels, see `kseg.losses.ohem.ohem_cross_entropy`.
 
     Args:
         threshold: float in [0, 1], a probability.
         min_kept: int >= 0, the number of pixels of the global batch kept at least.
+        class_weights, ignore_class: as in `CrossEntropy`.
     """
 
-    def __init__(self, threshold=0.7, min_kept=100_000, name="ohem", **kwargs):
-        super().__init__(name, **kwargs)
-        self.threshold = threshold
-        self.min_kept = min_kept
+    function = staticmethod(ohem_cross_entropy)
 
-    def share(self, labels, logits):
-        """This replica's share of the loss."""
-        settings = {"threshold": self.threshold, "min_kept": self.min_kept}
-        return global_ratio(*ohem_cross_entropy(labels, logits, **settings))
-
-    def get_config(self):
-        return {**super().get_config(), "threshold": self.threshold, "min_kept": self.min_kept}
+    def __init__(self, threshold=0.7, min_kept=100_000, class_weights=None, name="ohem", **kwargs):
+        settings = {"threshold": threshold, "min_kept": min_kept}
+        super().__init__(name, class_weights, settings, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="kseg")
-class LovaszSoftmax(_PixelLoss):
-    """Lovasz-softmax, see `kseg.losses.lovasz.lovasz_softmax`. Labels need a static shape."""
+class Focal(_PixelLoss):
+    """Mean focal loss over the pixels, see `kseg.losses.focal.focal_loss`.
 
-    def __init__(self, name="lovasz", **kwargs):
-        super().__init__(name, **kwargs)
+    Args:
+        gamma: float >= 0.
+        class_weights, ignore_class: as in `CrossEntropy`.
+    """
 
-    def share(self, labels, logits):
-        """This replica's share of the loss."""
-        return lovasz_softmax(labels, logits)
+    function = staticmethod(focal_loss)
+
+    def __init__(self, gamma=2.0, class_weights=None, name="focal", **kwargs):
+        super().__init__(name, class_weights, {"gamma": gamma}, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class Lovasz(_BatchLoss):
+    """Lovasz-softmax, see `kseg.losses.lovasz.lovasz_softmax`.
+
+    Args:
+        class_weights, ignore_class: as in `CrossEntropy`.
+    """
+
+    function = staticmethod(lovasz_softmax)
+
+    def __init__(self, class_weights=None, name="lovasz", **kwargs):
+        super().__init__(name, class_weights, {}, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class Dice(_BatchLoss):
+    """Soft Dice loss, see `kseg.losses.dice.dice_loss`.
+
+    Args:
+        smooth: float >= 0, in pixels.
+        squared: bool, whether to square probabilities in the denominator.
+        class_weights, ignore_class: as in `CrossEntropy`.
+    """
+
+    function = staticmethod(dice_loss)
+
+    def __init__(self, smooth=0.0, squared=False, class_weights=None, name="dice", **kwargs):
+        super().__init__(name, class_weights, {"smooth": smooth, "squared": squared}, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class RMI(_BatchLoss):
+    """Region mutual information, see `kseg.losses.rmi.rmi_loss`.
+
+    Args:
+        region_size, downsampling, pixel_weight: as in `rmi_loss`.
+        ignore_class: as in `CrossEntropy`.
+    """
+
+    function = staticmethod(rmi_loss)
+
+    def __init__(self, region_size=3, downsampling=4, pixel_weight=0.5, name="rmi", **kwargs):
+        settings = {"region_size": region_size, "downsampling": downsampling}
+        super().__init__(name, None, {**settings, "pixel_weight": pixel_weight}, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class Affinity(_BatchLoss):
+    """Adaptive affinity fields, see `kseg.losses.affinity.affinity_loss`.
+
+    Args:
+        distances, margin, temperature: as in `affinity_loss`.
+        ignore_class: as in `CrossEntropy`.
+    """
+
+    function = staticmethod(affinity_loss)
+
+    def __init__(self, distances=(1, 2, 3), margin=3.0, temperature=0.1, name="affinity", **kwargs):
+        settings = {"distances": tuple(distances), "margin": margin, "temperature": temperature}
+        super().__init__(name, None, settings, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class OutputLoss:
+    """A loss on one output of a segmenter, as a function of (labels, outputs).
+
+    Args:
+        loss: `keras.losses.Loss` of (labels, logits). Keras' own get logits at the size of the
+            labels; they must be made for logits, and told which label to ignore.
+        output: str, the name of the output.
+
+    Call arguments:
+        labels: int tensor `(batch, height, width)`.
+        outputs: dict of the segmenter's outputs.
+        sample_weight: float tensor of the shape of the labels, or None.
+
+    Returns:
+        float32 scalar: this replica's share of the loss.
+
+    Raises:
+        ValueError: if the loss gives anything but a scalar.
+    """
+
+    def __init__(self, loss, output="logits"):
+        self.loss = loss
+        self.output = output
+
+    @property
+    def takes_sample_weight(self):
+        """Whether weights other than 0 and 1 have a meaning."""
+        return getattr(self.loss, "takes_sample_weight", True)
+
+    def __call__(self, labels, outputs, sample_weight=None):
+        logits = outputs[self.output]
+        if not isinstance(self.loss, SegmentationLoss):
+            logits = logits_like(labels, logits)
+        weights = () if sample_weight is None else (sample_weight,)
+        value = ops.convert_to_tensor(self.loss(labels, logits, *weights))
+        if len(value.shape):
+            raise ValueError(
+                "A loss must be a scalar, the mean over what counts. Received: shape "
+                f"{tuple(value.shape)} of {self.loss}. Use a loss of kseg.losses, such as "
+                "kseg.losses.CrossEntropy()"
+            )
+        return ops.cast(value, "float32")
+
+    def get_config(self):
+        return {"loss": keras.saving.serialize_keras_object(self.loss), "output": self.output}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["loss"]), config["output"])

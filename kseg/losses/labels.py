@@ -19,3 +19,31 @@ def class_numbers(labels, *, ignore_class=None):
     if len(labels.shape) == 4 and labels.shape[-1] == 1:
         labels = ops.squeeze(labels, axis=-1)
     return labels if ignore_class is None else ops.where(labels == ignore_class, -1, labels)
+
+
+def pixel_weights(sample_weight, labels):
+    """Brings sample weights to one weight for each pixel.
+
+    Args:
+        sample_weight: float tensor >= 0: of images, `(batch,)` or `(batch, 1)`, or of pixels,
+            `(batch, height, width)` or `(batch, height, width, 1)`.
+        labels: tensor `(batch, height, width)`.
+
+    Returns:
+        float32 tensor `(batch, height, width)`.
+
+    Raises:
+        ValueError: if the shape of the weights is another.
+    """
+    weights = ops.cast(sample_weight, "float32")
+    shape = tuple(weights.shape)
+    if len(shape) == 4 and shape[-1] == 1:
+        weights = ops.squeeze(weights, axis=-1)
+    elif len(shape) == 1 or (len(shape) == 2 and shape[1] == 1):
+        weights = ops.reshape(weights, (-1, 1, 1))
+    elif len(shape) != 3:
+        raise ValueError(
+            "`sample_weight` must be one number for each image, (batch,), or for each pixel, "
+            f"(batch, height, width). Received shape: {shape}"
+        )
+    return weights * ops.ones_like(labels, dtype="float32")

@@ -28,8 +28,8 @@ def lovasz_softmax(labels, logits, *, class_weights=None):
     equal numbers.
 
     Args:
-        labels: int tensor `(batch, height, width)`, static shape; values outside
-            `[0, num_classes)` are ignored.
+        labels: int tensor `(batch, height, width)`, of a static shape if there are several
+            replicas; values outside `[0, num_classes)` are ignored.
         logits: float tensor `(batch, h, w, num_classes)`, resized as in `cross_entropy`.
         class_weights: `num_classes` floats >= 0 for a weighted average over the present classes,
             or None: 1 for all.
@@ -38,14 +38,17 @@ def lovasz_softmax(labels, logits, *, class_weights=None):
         float32 scalar: this replica's share of the loss; 0 if no class is present.
 
     Raises:
-        ValueError: if the shape of the labels is not static.
+        ValueError: if there are several replicas and the shape of the labels is not static.
     """
-    if None in labels.shape:
-        raise ValueError(f"`labels` must have a static shape. Received: {tuple(labels.shape)}")
-    num_classes, pixels = logits.shape[-1], math.prod(labels.shape)
+    if None in labels.shape and replicas.num_replicas() > 1:
+        raise ValueError(
+            "Lovasz-softmax on several replicas needs labels of a static shape. Received: "
+            f"{tuple(labels.shape)}. Use dataset.batch(size, drop_remainder=True)"
+        )
+    num_classes, pixels = logits.shape[-1], math.prod(ops.shape(labels))
     probabilities = ops.softmax(logits_like(labels, logits), axis=-1)
-    probabilities = ops.reshape(probabilities, (pixels, num_classes))
-    labels = ops.reshape(ops.cast(labels, "int32"), (pixels,))
+    probabilities = ops.reshape(probabilities, (-1, num_classes))
+    labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
     all_labels = replicas.all_gather(labels)
     inside = ops.cast(_inside(all_labels, num_classes), "int32")
     counts = ops.segment_sum(inside, all_labels * inside, num_segments=num_classes)
@@ -82,7 +85,7 @@ def _slopes(probabilities, labels, classes, present, pixels):
         labels: int32 tensor `(global_pixels,)`.
         classes: int32 array, the classes of the rows.
         present: float32 tensor `(num_classes,)`, 1 where the global batch has the class.
-        pixels: int, number of pixels of each replica.
+        pixels: int or int32 scalar, number of pixels of each replica.
 
     Returns:
         float32 tensor `(len(classes), pixels)`, 0 where ignored and for absent classes.
@@ -92,7 +95,7 @@ def _slopes(probabilities, labels, classes, present, pixels):
 
     def slopes_of(row):
         own = ops.cast(labels == ops.take(classes, row), "float32")
-        p = ops.reshape(ops.slice(probabilities, (row, 0), (1, labels.shape[0])), (-1,))
+        p = ops.reshape(ops.slice(probabilities, (row, 0), (1, ops.shape(labels)[0])), (-1,))
         # Ignored pixels are sorted after all errors.
         slopes = _jaccard_slopes(ops.where(valid, _error(own, p), -1.0), own)
         return ops.slice(ops.where(valid, slopes, 0.0), (first_pixel,), (pixels,))
@@ -102,7 +105,8 @@ def _slopes(probabilities, labels, classes, present, pixels):
         zeros = ops.zeros((pixels,), "float32")
         return carry, (ops.cond(is_present, lambda: slopes_of(row), lambda: zeros),)
 
-    return scan(step, (), len(classes), [(pixels,)])[1][0].stack()
+    static = pixels if isinstance(pixels, int) else None
+    return scan(step, (), len(classes), [(static,)])[1][0].stack()
 
 
 def _jaccard_slopes(error, own):
@@ -123,7 +127,7 @@ def _jaccard_slopes(error, own):
     own = ops.take(own, order)
     # Integers, since float32 counts exactly only up to 2^24.
     own_so_far = ops.cumsum(ops.cast(own, "int32"))
-    size, rank = own_so_far[-1], ops.arange(1, error.shape[0] + 1, dtype="int32")
+    size, rank = own_so_far[-1], ops.arange(1, ops.shape(error)[0] + 1, dtype="int32")
     union = ops.cast(size + (rank - own_so_far), "float32")
     others = ops.cast(size - own_so_far, "float32") / (union * ops.maximum(union - 1.0, 1.0))
-    return ops.scatter(order[:, None], ops.where(own > 0, 1.0 / union, others), error.shape)
+    return ops.scatter(order[:, None], ops.where(own > 0, 1.0 / union, others), ops.shape(error))

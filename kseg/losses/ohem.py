@@ -33,7 +33,7 @@ def ohem_cross_entropy(labels, logits, *, threshold=0.7, min_kept=100_000, class
     Returns:
         `(loss, weight)`, float32 `(batch, height, width)` each: the loss in nats, multiplied by
         the weight, and the class weight of the pixel; both 0 where it is not kept. `global_ratio`
-        reduces them to a scalar. Keras cannot do so: compile with `kseg.losses.OHEMCrossEntropy`.
+        reduces them to a scalar. Keras cannot do so: compile with `kseg.losses.OHEM`.
     """
     loss, valid = cross_entropy(labels, logits)
     valid = valid > 0

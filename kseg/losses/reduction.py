@@ -20,7 +20,7 @@ class LossAndWeight(typing.NamedTuple):
         raise TypeError(
             "A loss function of kseg.losses returns (loss, weight) for each pixel, not a scalar "
             "that Keras can average. Received: a conversion of the pair to a tensor. Compile with "
-            "kseg.losses.CrossEntropy(), OHEMCrossEntropy() or LovaszSoftmax(), or use "
+            "kseg.losses.CrossEntropy(), OHEM() or Focal(), or use "
             "global_ratio(*pair)"
         )
 

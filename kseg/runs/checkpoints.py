@@ -164,9 +164,13 @@ def training_variables(trainer):
 
 def _seeds(prefix, layer):
     """Names the states of random generators by their order, because their paths are not stable."""
+    return {f"{prefix}/{i}": variable for i, variable in enumerate(random_states(layer))}
+
+
+def random_states(layer):
+    """The states of the random generators of a layer or model, a list of variables."""
     weights = {id(weight) for weight in layer.weights}
-    seeds = [v for v in layer.variables if id(v) not in weights]
-    return {f"{prefix}/{i}": variable for i, variable in enumerate(seeds)}
+    return [variable for variable in layer.variables if id(variable) not in weights]
 
 
 def _named(prefix, variables):

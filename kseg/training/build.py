@@ -8,7 +8,6 @@ import dataclasses
 import inspect
 
 import keras
-from keras import ops
 
 from kseg.backend.precision import dtype_policy_scope
 from kseg.config import schema
@@ -20,25 +19,27 @@ from kseg.contrast.region_contrast import RegionContrast
 from kseg.dotted import load_object
 from kseg.errors import UserError, as_user_error
 from kseg.layers.photometric import PhotometricDistortion
-from kseg.losses.affinity import affinity_loss
+from kseg.losses import OHEM, RMI, Affinity, CrossEntropy, Dice, Focal, Lovasz, OutputLoss
 from kseg.losses.class_weights import class_weights
-from kseg.losses.cross_entropy import cross_entropy
-from kseg.losses.dice import dice_loss
-from kseg.losses.focal import focal_loss
-from kseg.losses.lovasz import lovasz_softmax
-from kseg.losses.ohem import ohem_cross_entropy
-from kseg.losses.reduction import global_ratio
-from kseg.losses.rmi import rmi_loss
 from kseg.training import updates
 from kseg.training.freezing import freeze
 from kseg.training.learning_rate_factors import learning_rate_factors, parts_of
-from kseg.training.schedules import CosineSchedule, PolynomialSchedule, WarmRestarts
+from kseg.training.schedules import CosineSchedule, PolynomialSchedule, Ramp, WarmRestarts
 
 _OBJECTIVES = {
     "contextrast": Contextrast,
     "multi_scale": MultiScaleContrast,
     "pixel_contrast": PixelContrast,
     "region_contrast": RegionContrast,
+}
+_LOSSES = {
+    "cross_entropy": CrossEntropy,
+    "ohem": OHEM,
+    "lovasz": Lovasz,
+    "dice": Dice,
+    "focal": Focal,
+    "rmi": RMI,
+    "affinity": Affinity,
 }
 _DRAW = {"contextrast", "multi_scale", "pixel_contrast"}  # Objectives that sample and take a seed.
 
@@ -109,8 +110,6 @@ def build_trainer(run, strategy):
             segmenter=segmenter,
         )
         trainer.compile(optimizer=optimizer)
-        # Keras may have wrapped it for loss scaling: build the trainer's optimizer.
-        trainer.optimizer.build(segmenter.trainable_variables)
     return trainer
 
 
@@ -123,9 +122,9 @@ def default_losses(segmenter):
     Returns:
         dict as `kseg.training.trainer.SegmentationTrainer` takes it.
     """
-    losses = {"cross_entropy": (_mean_cross_entropy("logits"), 1.0)}
+    losses = {"cross_entropy": (OutputLoss(CrossEntropy()), 1.0)}
     if "aux_logits" in segmenter.output:
-        losses["auxiliary"] = (_mean_cross_entropy("aux_logits"), 0.4)
+        losses["auxiliary"] = (OutputLoss(CrossEntropy(), "aux_logits"), 0.4)
     return losses
 
 
@@ -162,9 +161,9 @@ def build_losses(losses, segmenter, *, num_classes, training_pixels=None):
     built = {}
     for name, build in _LOSSES.items():
         if section := getattr(losses, name):
-            built[name] = (build("logits", **settings(name)), section.weight)
+            built[name] = (OutputLoss(build(**settings(name))), section.weight)
     if losses.auxiliary and "aux_logits" in segmenter.output:
-        loss = _mean_cross_entropy("aux_logits", **settings("cross_entropy"))
+        loss = OutputLoss(CrossEntropy(**settings("cross_entropy")), "aux_logits")
         built["auxiliary"] = (loss, losses.auxiliary.weight)
     return built
 
@@ -234,7 +233,7 @@ def build_objectives(contrast, *, num_classes, seed, training_images=None):
             arguments["seed"] = seed
         weight = entry.weight
         if entry.start_step or entry.warmup_steps:
-            weight = ramped(weight, start=entry.start_step, steps=entry.warmup_steps)
+            weight = Ramp(weight, start=entry.start_step, steps=entry.warmup_steps)
         try:
             objective = build(num_classes, **arguments)
             if not isinstance(objective, Objective):
@@ -246,25 +245,6 @@ def build_objectives(contrast, *, num_classes, seed, training_images=None):
             raise UserError(f"The entry {entry.name!r} of `contrast`: {error}") from None
         objectives.append((objective, weight))
     return objectives
-
-
-def ramped(weight, *, start, steps):
-    """Makes a weight that ramps up linearly.
-
-    Args:
-        weight: float, the final value.
-        start: int, the step up to which the weight is 0.
-        steps: int, length of the linear ramp from `start`; 0: a jump to `weight` at `start`.
-
-    Returns:
-        function from a step, an int tensor, to a float32 scalar.
-    """
-
-    def now(step):
-        since = ops.cast(step, "float32") - start
-        return weight * ops.clip(since / steps if steps else since + 1.0, 0.0, 1.0)
-
-    return now
 
 
 def build_distortion(data):
@@ -354,32 +334,6 @@ def build_updates(optimizer):
     names = {field.name for field in dataclasses.fields(kind)}
     arguments = {key: value for key, value in optimizer.model_dump().items() if key in names}
     return kind(decay_rate=optimizer.weight_decay, **arguments)
-
-
-def _of_pixels(function):
-    """A builder of a loss from a function to `(loss, weight)` of each pixel."""
-    return lambda key, **settings: (
-        lambda labels, outputs: global_ratio(*function(labels, outputs[key], **settings))
-    )
-
-
-def _of_batch(function):
-    """A builder of a loss from a function to this replica's share of the loss."""
-    return lambda key, **settings: (
-        lambda labels, outputs: function(labels, outputs[key], **settings)
-    )
-
-
-_mean_cross_entropy = _of_pixels(cross_entropy)
-_LOSSES = {
-    "cross_entropy": _mean_cross_entropy,
-    "ohem": _of_pixels(ohem_cross_entropy),
-    "lovasz": _of_batch(lovasz_softmax),
-    "dice": _of_batch(dice_loss),
-    "focal": _of_pixels(focal_loss),
-    "rmi": _of_batch(rmi_loss),
-    "affinity": _of_batch(affinity_loss),
-}
 
 
 def _ring_sizes(capacity, training_images):

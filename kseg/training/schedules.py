@@ -1,4 +1,4 @@
-"""Learning rates as functions of the optimizer step."""
+"""Learning rates and weights of losses as functions of the optimizer step."""
 
 import itertools
 import math
@@ -134,3 +134,40 @@ class WarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
     def from_config(cls, config):
         """The schedule of such arguments."""
         return cls([keras.saving.deserialize_keras_object(s) for s in config["schedules"]])
+
+
+@keras.saving.register_keras_serializable(package="kseg")
+class Ramp:
+    """A weight that is 0 up to a step and then ramps up linearly.
+
+    Args:
+        weight: float, the final value.
+        start: int, the step up to which the weight is 0.
+        steps: int, length of the linear ramp from `start`; 0: a jump to `weight` at `start`.
+
+    Call arguments:
+        step: int or int tensor.
+
+    Returns:
+        float32 scalar.
+    """
+
+    def __init__(self, weight, *, start=0, steps=0):
+        self.weight = weight
+        self.start = start
+        self.steps = steps
+
+    def __call__(self, step):
+        """The weight at a step."""
+        since = ops.cast(step, "float32") - self.start
+        share = since / self.steps if self.steps else since + 1.0
+        return self.weight * ops.clip(share, 0.0, 1.0)
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {"weight": self.weight, "start": self.start, "steps": self.steps}
+
+    @classmethod
+    def from_config(cls, config):
+        """The ramp of such arguments."""
+        return cls(**config)

@@ -2,29 +2,44 @@
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from kseg.backend import replicas
-from kseg.training import ema
+from kseg.layers.resizing import resize
+from kseg.losses import OutputLoss
+from kseg.metrics import MeanIoU
+from kseg.runs.checkpoints import random_states
+from kseg.training import batches, trainer_checks
 from kseg.training.accumulation import accumulated_gradients
+from kseg.training.applying import apply_gradients, run_if
+from kseg.training.averaging import update_averages
 from kseg.training.build import default_losses
+from kseg.training.compiled_terms import terms_of_compile
 from kseg.training.distribution import make_reproducible
 from kseg.training.gradients import with_gradients
-from kseg.training.optimizers import FusedUpdates
+from kseg.training.term_means import TermMeans
+from kseg.training.trainer_data import TrainerData
+from kseg.training.trainer_files import TrainerFiles
 
 
 @keras.saving.register_keras_serializable(package="kseg")
-class SegmentationTrainer(keras.Model):
-    """A segmenter with its losses and contrastive objectives.
+class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
+    """A segmenter with its losses and contrastive objectives, as a Keras model.
 
-    Call `compile(optimizer)` with an optimizer of `kseg.training.optimizers` or of Keras; then
-    `train_step` can run in a custom loop (`kseg.training.loop`) or in `fit`.
+    After `compile(optimizer)`, with an optimizer of `kseg.training.optimizers` or of Keras, it is
+    used like any Keras model: `fit`, `evaluate` and `predict` take batches in the forms of
+    `kseg.training.batches.unpack`, arrays, and data sets of them. `fit` and `evaluate` report
+    `loss`, each term before its weight, and `mean_iou` of the evaluation at the size of the labels;
+    `predict` gives logits at the size of the images. `take_step` is the training step for a loop of
+    one's own (`kseg.training.loop`).
 
     Args:
-        segmenter: model from `kseg.segmenters.build_segmenter`, or any Keras model from images to
-            a dict with `logits` and the outputs that the objectives need.
-        losses: dict from a name to `(loss, weight)`: a function of (labels, outputs) to this
-            replica's share, a float32 scalar, and a float; losses of weight 0 are skipped. None:
-            cross-entropy, and that of `aux_logits` with weight 0.4 if the segmenter has them.
+        segmenter: model from `kseg.segmenters.build_segmenter`, or any functional Keras model from
+            images to a dict with `logits` and the outputs that the objectives need.
+        losses: dict from a name to `(loss, weight)`. A loss is a `keras.losses.Loss` of (labels,
+            logits), or a function of (labels, outputs) to this replica's share, a float32 scalar.
+            Losses of weight 0 are skipped. None: cross-entropy, and that of `aux_logits` with
+            weight 0.4 if the segmenter has them.
         objectives: list of `(objective, weight)`, of `kseg.contrast.objective.Objective`. A weight
             may be a function of the optimizer's step.
         clip_norm: float or None, the limit of the gradients' global norm.
@@ -33,15 +48,15 @@ class SegmentationTrainer(keras.Model):
         averaged: model of the segmenter's architecture or None: after each step it holds the
             average of the segmenter's weights over time, see `kseg.training.ema`. Moving
             statistics of batch norms are averaged like all weights, so that they match them. Its
-            initial values have no effect.
+            initial values have no effect. `evaluate` and `predict` use it.
         ema_decay: float in [0, 1), decay of the average.
         accumulate: int > 0, number of equal parts of a batch that go through the network one after
             the other, see `kseg.training.accumulation`; 1: all at once.
 
     Raises:
-        ValueError: if `averaged` does not have the segmenter's weights, two objectives share a
-            name, a loss has the name of an objective, there is no term at all, or an objective
-            does not fit the segmenter.
+        ValueError: if the segmenter has no such outputs, `averaged` does not have its weights, two
+            objectives share a name, a loss has the name of an objective, there is no term at all,
+            an objective or a loss has no weight, or an objective does not fit the segmenter.
     """
 
     def __init__(
@@ -57,50 +72,106 @@ class SegmentationTrainer(keras.Model):
         accumulate=1,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # Images must not be rounded to float16 before they are normalized.
+        super().__init__(**{"autocast": False, **kwargs})
+        trainer_checks.check_segmenter(segmenter)
+        trainer_checks.check_pairs(
+            "objectives", objectives, "objectives=[(RegionContrast(num_classes), 0.1)]"
+        )
+        if losses is not None:
+            trainer_checks.check_pairs(
+                "losses", losses.values(), 'losses={"dice": (kseg.losses.Dice(), 1.0)}'
+            )
         self.segmenter = segmenter
         self.averaged = averaged
         self.ema_decay = ema_decay
         self.accumulate = accumulate
         self.objectives = [objective for objective, _ in objectives]
         self.objective_weights = [weight for _, weight in objectives]
-        self.losses_on_logits = default_losses(segmenter) if losses is None else losses
+        self._given_losses = losses
+        self.losses_on_logits = self._losses_with({})
         self.clip_norm = clip_norm
         self.distortion = distortion
-        _check_names(self.losses_on_logits, self.objectives)
+        trainer_checks.check_names(self.losses_on_logits, self.objectives)
         for objective in self.objectives:
-            _check_classes(objective, segmenter)
+            trainer_checks.check_objective(objective, segmenter)
             objective.prepare(segmenter.output)
+            objective.built = True
         if averaged is not None:
-            _check_weights(averaged, segmenter)
+            trainer_checks.check_averaged(averaged, segmenter)
+            averaged.trainable = False  # Else Keras hands its weights to the optimizer, too.
+        self._term_means = TermMeans()
+        self._mean_iou = MeanIoU(segmenter.output["logits"].shape[-1])
         self.built = True
 
-    def compile(self, optimizer="rmsprop", **arguments):
-        """As in Keras, but refuses arguments that would have no effect.
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        auto_scale_loss=True,
+        **arguments,
+    ):
+        """As in Keras, with losses in addition to those of the constructor.
 
         Args:
-            optimizer: as in Keras.
+            optimizer: as in Keras. If a layer of the segmenter computes in float16, it is wrapped
+                in a `LossScaleOptimizer`, unless `auto_scale_loss` is False.
+            loss: None, a loss of (labels, logits), or a dict from outputs to losses, see
+                `kseg.training.compiled_terms`: more terms, by their names. Where the constructor
+                had no `losses`, it takes the place of the default cross-entropy, and a dict that of
+                the auxiliary one, too.
+            loss_weights: weights of `loss`.
+            metrics, weighted_metrics: as in Keras, on labels and logits at the size of the labels.
+            auto_scale_loss: as in Keras.
             **arguments: as in Keras.
 
         Raises:
-            ValueError: if a loss or a metric is given: the trainer has its own.
+            ValueError: if `loss` has the name of a term of the constructor, or cannot be a term.
         """
-        unused = ("loss", "loss_weights", "metrics", "weighted_metrics")
-        given = [name for name in unused if arguments.get(name)]
-        if given:
-            raise ValueError(
-                "The losses of a SegmentationTrainer are arguments of its constructor, `losses` "
-                f"and `objectives`, and it has no metrics. Received: {given} in compile. "
-                "Evaluate with kseg.evaluation.evaluator.Evaluator"
-            )
-        super().compile(optimizer=optimizer, **arguments)
-
-    def test_step(self, data):
-        """Raises ValueError: Keras' evaluation would not say which weights it evaluates."""
-        raise ValueError(
-            "A SegmentationTrainer is not evaluated by Keras. Received: a call of evaluate, or "
-            "validation data in fit. Use kseg.evaluation.evaluator.Evaluator(inference_model(...))"
+        terms = terms_of_compile(loss, loss_weights, self.segmenter.output)
+        losses = self._losses_with(terms, replace_all=isinstance(loss, dict))
+        trainer_checks.check_names(losses, self.objectives)
+        self.losses_on_logits = losses
+        optimizer = keras.optimizers.get(optimizer)
+        wrapped = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if auto_scale_loss and not wrapped and _computes_in_float16(self.segmenter):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
+        super().compile(
+            optimizer=optimizer,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            auto_scale_loss=False,
+            **arguments,
         )
+        self._compiled_loss = loss, loss_weights
+        given = keras.tree.flatten([metrics, weighted_metrics])
+        self._has_own_mean_iou = any(getattr(m, "name", "") == self._mean_iou.name for m in given)
+        if optimizer is not None and not optimizer.built:
+            # Now, so that a checkpoint has all its variables, used or not.
+            with self.distribute_strategy.scope():
+                optimizer.build(self.segmenter.trainable_variables)
+
+    def _losses_with(self, terms, replace_all=False):
+        """The losses of the constructor and those of `compile`."""
+        given = self._given_losses
+        if given is None:
+            given = default_losses(self.segmenter)
+            if terms:
+                auxiliary = {k: v for k, v in given.items() if k != "cross_entropy"}
+                given = {} if replace_all else auxiliary
+        if twice := given.keys() & terms.keys():
+            raise ValueError(
+                f"The trainer has a loss of that name already. Received: {sorted(twice)} in "
+                "compile. Give it another `name`, or leave it out of `losses`"
+            )
+        as_function = {
+            name: (OutputLoss(loss) if isinstance(loss, keras.losses.Loss) else loss, weight)
+            for name, (loss, weight) in given.items()
+        }
+        return {**as_function, **terms}
 
     @property
     def evaluated(self):
@@ -109,25 +180,46 @@ class SegmentationTrainer(keras.Model):
 
     def call(self, images, training=None):
         """The segmenter's outputs."""
+        if isinstance(images, dict):  # As Keras calls it for a data set of dicts.
+            images = images["image"]
         return self.segmenter(images, training=training)
 
-    def loss_terms(self, outputs, labels):
+    def loss_terms(self, outputs, labels, sample_weight=None):
         """Computes every term and its weight.
 
         Args:
             outputs: dict of the segmenter's outputs.
             labels: int tensor `(batch, height, width)`, 255 = ignored.
+            sample_weight: float tensor >= 0 of the shape of the labels, or None. Means over pixels
+                (cross-entropy, OHEM, focal) are weighted by it; for every other term a pixel of
+                weight 0 is ignored, and all others count alike.
 
         Returns:
             `(terms, bank_entries)`: dict from the term's name to `(value, weight)`: float32 scalar,
             this replica's share of the term, and its current weight; and for each objective the
             argument of its `remember`.
+
+        Raises:
+            ValueError: if there are sample weights and no term uses them.
         """
+        losses = {name: pair for name, pair in self.losses_on_logits.items() if pair[1]}
+        weighted = set()
+        if sample_weight is not None:
+            labels = ops.where(sample_weight > 0, labels, batches.IGNORED)
+            weighted = {n for n, (f, _) in losses.items() if getattr(f, "takes_sample_weight", 0)}
+            if not weighted:
+                raise ValueError(
+                    "Sample weights are for means over pixels, such as kseg.losses.CrossEntropy. "
+                    f"Received: sample weights, and the losses {sorted(losses)}. Set the labels of "
+                    "pixels to ignore to 255"
+                )
         terms = {
-            name: (loss(labels, outputs), weight)
-            for name, (loss, weight) in self.losses_on_logits.items()
-            if weight
+            name: (loss(labels, outputs, *([sample_weight] if name in weighted else [])), weight)
+            for name, (loss, weight) in losses.items()
         }
+        if regularization := self.segmenter.losses:
+            share = sum(ops.cast(ops.sum(x), "float32") for x in regularization)
+            terms["regularization"] = (share / replicas.num_replicas(), 1.0)
         bank_entries = []
         for objective, weight in zip(self.objectives, self.objective_weights, strict=True):
             values, entries = objective.contrast(outputs, labels)
@@ -136,6 +228,12 @@ class SegmentationTrainer(keras.Model):
             for name, value in values.items():
                 terms[f"{objective.name}/{name}"] = (value, weight)
         return terms, bank_entries
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The weighted sum of all terms: this replica's share, float32 scalar."""
+        batch = batches.unpack((x, y, sample_weight))
+        terms, _ = self.loss_terms(y_pred, batch.labels, batch.weights)
+        return sum(value * weight for value, weight in terms.values())
 
     def term_weights(self, step):
         """The weights of the terms.
@@ -152,47 +250,41 @@ class SegmentationTrainer(keras.Model):
             weights[objective.name] = float(weight(step)) if callable(weight) else weight
         return weights
 
-    def train_step(self, data):
+    def take_step(self, data):
         """One optimizer step, in replica context.
 
         Args:
-            data: dict with `image`, uint8 `(batch, height, width, 3)`, `label`, int `(batch,
-                height, width)`, and for a distortion `draws`, float32 `(batch, draws)`, uniform
-                in [0, 1): this replica's part of the batch.
+            data: as for `kseg.training.batches.unpack`, this replica's part of a batch: images
+                uint8 or float `(batch, height, width, 3)`, and for a distortion `draws`, float32
+                `(batch, draws)`, uniform in [0, 1).
 
         Returns:
             dict of float32 scalars, the same on every replica: `loss` (the weighted sum) and each
             term before its weight.
 
         Raises:
-            ValueError: if the batch is not such a dict, there are objectives and its size is not
+            ValueError: if the batch has another form, there are objectives and its size is not
                 static, or there is a distortion and it has no `draws`.
         """
-        if not isinstance(data, dict) or not {"image", "label"} <= set(data):
-            received = sorted(data) if isinstance(data, dict) else type(data).__name__
-            raise ValueError(
-                'Batches must be dicts {"image", "label"}, without sample weights. Received: '
-                f"{received}. Use dataset.map(lambda x, y: {{'image': x, 'label': y}})"
-            )
-        if self.objectives and data["image"].shape[0] is None:
-            raise ValueError(
-                "Contrastive objectives need batches of a static size. Received: images of shape "
-                f"{data['image'].shape}. Use dataset.batch(size, drop_remainder=True)"
-            )
-        images = data["image"]
+        return self._take_step(batches.unpack(data))[0]
+
+    def _take_step(self, batch):
+        """As `take_step`; returns the values and the segmenter's outputs."""
+        self._check_static(batch)
+        images = batch.images
         if self.distortion is not None:
-            if "draws" not in data:
+            if batch.draws is None:
                 raise ValueError(
                     "A distortion needs batches with `draws`, random numbers of its `NUM_DRAWS`. "
-                    f"Received: {sorted(data)}. Give `training_dataset` num_draws"
+                    "Received: none. Give `training_dataset` num_draws"
                 )
-            images = self.distortion(images, data["draws"])
+            images = self.distortion(images, batch.draws)
 
         def scaled_loss(outputs):
-            terms, bank_entries = self.loss_terms(outputs, data["label"])
+            terms, bank_entries = self.loss_terms(outputs, batch.labels, batch.weights)
             loss = sum(value * weight for value, weight in terms.values())
             # Scaled up under mixed_float16, else unchanged.
-            return self.optimizer.scale_loss(loss), loss, terms, bank_entries
+            return self.optimizer.scale_loss(loss), loss, terms, bank_entries, outputs
 
         variables = self.segmenter.trainable_variables
         values = [variable.value for variable in variables]
@@ -204,53 +296,135 @@ class SegmentationTrainer(keras.Model):
             found, gradients = with_gradients(
                 lambda: scaled_loss(self.segmenter(images, training=True)), values
             )
-        _, loss, terms, bank_entries = found
+        _, loss, terms, bank_entries, outputs = found
         reached = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
         gradients, variables = ([pair[i] for pair in reached] for i in (0, 1))
-        if (count := replicas.num_replicas()) > 1:
-            # Each replica's terms are its share of the global batch: gradients are summed.
-            gradients = replicas.all_reduce_sum(gradients)
-            inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-            if not isinstance(inner, FusedUpdates):  # Keras' own add them up once more.
-                gradients = [gradient / count for gradient in gradients]
-        if self.clip_norm:
-            # The optimizer divides the scale out again: the limit applies to true gradients.
-            limit = self.optimizer.scale_loss(self.clip_norm)
-            gradients, _ = tf.clip_by_global_norm(gradients, limit)
-        self.optimizer.apply(gradients, variables)
+        # Each replica's terms are its share of the global batch: gradients are summed.
+        gradients = replicas.all_reduce_sum(gradients)
+        accepted, updated = apply_gradients(
+            self.optimizer, gradients, variables, clip_norm=self.clip_norm
+        )
         if self.averaged is not None:
-            self._average()
-        for objective, entries in zip(self.objectives, bank_entries, strict=True):
-            objective.remember(entries)
-        values = replicas.all_reduce_sum(tf.stack([loss, *(value for value, _ in terms.values())]))
-        return dict(zip(["loss", *terms], tf.unstack(values), strict=True))
+            run_if(updated, self._average)
+        if self.objectives:
+            run_if(accepted, self._remember, bank_entries)
+        return _global_values(loss, terms), outputs
+
+    def _check_static(self, batch):
+        if self.objectives and None in batch.images.shape:
+            raise ValueError(
+                "Contrastive objectives need batches of a static size. Received: images of shape "
+                f"{tuple(batch.images.shape)}. Use a tf.data.Dataset with images of one size and "
+                "dataset.batch(size, drop_remainder=True)"
+            )
 
     def _average(self):
-        """Updates the averaged weights, in replica context."""
-        pairs = [
-            (average.value, weight.value)
-            for average, weight in zip(self.averaged.weights, self.segmenter.weights, strict=True)
-        ]
-        # Per-replica statistics are averaged on each replica, all other weights jointly.
-        own = [
-            average.synchronization == tf.VariableSynchronization.ON_READ for average, _ in pairs
-        ]
+        def step():
+            return tf.convert_to_tensor(self.optimizer.iterations)
 
-        def update(average, weight, decay):
-            value = ema.averaged(average, weight, decay) if weight.dtype.is_floating else weight
-            average.assign(value)
+        update_averages(self.averaged, self.segmenter, step, self.ema_decay)
 
-        def update_shared(strategy):
-            decay = ema.decay_at(self.optimizer.iterations.value, self.ema_decay)
-            for (average, weight), alone in zip(pairs, own, strict=True):
-                if not alone:
-                    strategy.extended.update(average, update, args=(weight, decay), group=False)
+    def _remember(self, bank_entries):
+        for objective, entries in zip(self.objectives, bank_entries, strict=True):
+            objective.remember(entries)
 
-        tf.distribute.get_replica_context().merge_call(update_shared)
-        decay = ema.decay_at(self.optimizer.iterations.value, self.ema_decay)
-        for (average, weight), alone in zip(pairs, own, strict=True):
-            if alone:
-                update(average, weight, decay)
+    def train_step(self, data):
+        """One step of `fit`.
+
+        Args:
+            data: as for `take_step`.
+
+        Returns:
+            dict of float32 scalars: the means of `loss` and of all terms over the epoch so far, and
+            the compiled metrics.
+        """
+        batch = batches.with_size(batches.unpack(data), self._replica_sizes["fit"])
+        values, outputs = self._take_step(batch)
+        return self._logs(batch, values, outputs)
+
+    def test_step(self, data):
+        """One step of `evaluate`: the terms of the evaluated weights; nothing is remembered.
+
+        Args:
+            data: as for `kseg.training.batches.unpack`.
+
+        Returns:
+            dict of float32 scalars, as `train_step`, and `mean_iou`.
+        """
+        batch = batches.with_size(batches.unpack(data), self._replica_sizes["evaluate"])
+        self._check_static(batch)
+        outputs = self.evaluated(batch.images, training=False)
+        generators = [v for objective in self.objectives for v in random_states(objective)]
+        before = [ops.copy(generator) for generator in generators]
+        terms, _ = self.loss_terms(outputs, batch.labels, batch.weights)
+        for generator, state in zip(generators, before, strict=True):
+            generator.assign(state)  # An evaluation does not change what is sampled in training.
+        loss = sum(value * weight for value, weight in terms.values())
+        if not self._has_own_mean_iou:
+            self._mean_iou.update_state(batch.labels, outputs["logits"])
+        logs = self._logs(batch, _global_values(loss, terms), outputs)
+        return {**logs, **self._mean_iou_result()}
+
+    def predict_step(self, data):
+        """Logits of a batch at the size of its images, float32."""
+        images = batches.unpack(data, need_labels=False).images
+        return _resized(self.evaluated(images, training=False)["logits"], images)
+
+    def _logs(self, batch, values, outputs):
+        """Updates the means and compiled metrics with a step, and returns all of them."""
+        # Steps count by their labeled pixels, in images: the mean over unequal batches is exact.
+        valid = (batch.labels >= 0) & (batch.labels < self._mean_iou.num_classes)
+        count = replicas.all_reduce_sum(tf.reduce_sum(tf.cast(valid, "float32")))
+        weight = count / tf.cast(tf.maximum(tf.size(batch.labels[0]), 1), "float32")
+        terms = dict(values)
+        self._loss_tracker.update_state(terms.pop("loss"), sample_weight=weight)
+        self._term_means.update_state(terms, weight)
+        return self.compute_metrics(batch.images, batch.labels, outputs, batch.weights)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Updates the compiled metrics with logits at the size of the labels, and returns all."""
+        if isinstance(y_pred, dict):
+            batch = batches.unpack((x, y, sample_weight))
+            y, sample_weight = batch.labels, batch.weights
+            if self._compile_metrics is not None:
+                y_pred = _resized(y_pred["logits"], y)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def get_metrics_result(self):
+        """The means and metrics so far; `mean_iou` only during an evaluation."""
+        results = super().get_metrics_result()
+        if not self._has_own_mean_iou:
+            del results[self._mean_iou.name]
+        return {**results, **(self._mean_iou_result() if self._shows_mean_iou else {})}
+
+    def _mean_iou_result(self):
+        if self._has_own_mean_iou:
+            return {}
+        return {self._mean_iou.name: self._mean_iou.result()}
+
+    @property
+    def metrics(self):
+        """The metrics that are reset with every epoch and evaluation."""
+        found = super().metrics
+        own = getattr(self, "_has_own_mean_iou", False)
+        return [metric for metric in found if not (own and metric is self._mean_iou)]
+
+
+def _computes_in_float16(segmenter):
+    layers = segmenter._flatten_layers(include_self=False)
+    return any(layer.compute_dtype == "float16" for layer in layers)
+
+
+def _global_values(loss, terms):
+    """`loss` and the values of all terms, summed over the replicas' shares."""
+    values = replicas.all_reduce_sum(tf.stack([loss, *(value for value, _ in terms.values())]))
+    return dict(zip(["loss", *terms], tf.unstack(values), strict=True))
+
+
+def _resized(logits, like):
+    """Logits as float32 at the height and width of a tensor."""
+    size = [like.shape[axis] or ops.shape(like)[axis] for axis in (1, 2)]
+    return resize(ops.cast(logits, "float32"), size)
 
 
 def build_step(trainer, strategy, *, jit_compile=False):
@@ -265,7 +439,7 @@ def build_step(trainer, strategy, *, jit_compile=False):
         function from a batch (of the strategy's distributed dataset) to a dict of float32 scalars.
     """
     make_reproducible()
-    train_step = trainer.train_step
+    train_step = trainer.take_step
     if jit_compile:
         train_step = tf.function(train_step, jit_compile=True, autograph=False)
 
@@ -277,46 +451,3 @@ def build_step(trainer, strategy, *, jit_compile=False):
         return {name: strategy.experimental_local_results(v)[0] for name, v in logs.items()}
 
     return step
-
-
-def _check_names(losses, objectives):
-    """Refuses terms that would overwrite one another in the sum, and an empty sum."""
-    names = [objective.name for objective in objectives]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(
-                f"Each objective needs a unique name, the prefix of its terms. Received: {names}. "
-                f'Give them names: {type(objectives[names.index(name)]).__name__}(..., name="...")'
-            )
-    for name in losses:
-        if name == "loss" or name.split("/")[0] in names:
-            raise ValueError(
-                "A loss must not be called 'loss', which is the sum of all terms, nor as an "
-                f"objective. Received: {name!r} beside the objectives {names}"
-            )
-    if not objectives and not any(weight for _, weight in losses.values()):
-        raise ValueError(
-            "There is nothing to minimize: no objective, and no loss with a weight above 0. "
-            f"Received: {losses=}"
-        )
-
-
-def _check_weights(averaged, segmenter):
-    """Refuses a model for the averages whose weights are not those of the segmenter."""
-    ours, theirs = ([(w.path, tuple(w.shape)) for w in m.weights] for m in (averaged, segmenter))
-    if ours != theirs:
-        odd = next((a for a, b in zip(ours, theirs, strict=False) if a != b), "fewer or more")
-        raise ValueError(
-            f"`averaged` must have the weights of the segmenter, in its order. Received: {odd}"
-        )
-
-
-def _check_classes(objective, segmenter):
-    """Refuses an objective whose number of classes is not the segmenter's."""
-    received = getattr(objective, "num_classes", None)
-    num_classes = segmenter.output["logits"].shape[-1]
-    if received not in (None, num_classes):
-        raise ValueError(
-            f"{objective.name!r} must have as many classes as the segmenter, {num_classes}. "
-            f"Received: num_classes={received}"
-        )

@@ -475,7 +475,7 @@ def _occurrence(labels, num_classes):
 
 
 def _ramped(step, weight, start, warmup):
-    """`kseg.training.build.ramped`, of inputs."""
+    """`kseg.training.schedules.Ramp`, of inputs."""
     since = step.astype("float32") - start
     rise = jnp.where(warmup > 0, since / jnp.maximum(warmup, 1.0), since + 1.0)
     return weight * jnp.clip(rise, 0.0, 1.0)

@@ -4,11 +4,15 @@ import pytest
 import tensorflow as tf
 
 from kseg.layers import resize_labels
-from kseg.losses import CrossEntropy, LovaszSoftmax, OHEMCrossEntropy
-from kseg.losses.cross_entropy import cross_entropy
+from kseg.losses import OHEM, RMI, Affinity, CrossEntropy, Dice, Focal, Lovasz, OutputLoss
+from kseg.losses.affinity import affinity_loss
+from kseg.losses.cross_entropy import cross_entropy, logits_like
+from kseg.losses.dice import dice_loss
+from kseg.losses.focal import focal_loss
 from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
-from kseg.losses.reduction import global_mean, global_ratio
+from kseg.losses.reduction import global_ratio
+from kseg.losses.rmi import rmi_loss
 
 WEIGHTS = [0.5, 1.0, 2.0]
 CASES = {
@@ -18,10 +22,19 @@ CASES = {
         lambda y, x: global_ratio(*cross_entropy(y, x, class_weights=WEIGHTS, label_smoothing=0.1)),
     ),
     "ohem": (
-        OHEMCrossEntropy(threshold=0.2, min_kept=9),
-        lambda y, x: global_mean(*ohem_cross_entropy(y, x, threshold=0.2, min_kept=9)),
+        OHEM(threshold=0.2, min_kept=9, class_weights=WEIGHTS),
+        lambda y, x: global_ratio(
+            *ohem_cross_entropy(y, x, threshold=0.2, min_kept=9, class_weights=WEIGHTS)
+        ),
     ),
-    "lovasz": (LovaszSoftmax(), lovasz_softmax),
+    "focal": (Focal(gamma=1.5), lambda y, x: global_ratio(*focal_loss(y, x, gamma=1.5))),
+    "lovasz": (Lovasz(), lovasz_softmax),
+    "dice": (
+        Dice(smooth=2.0, squared=True, class_weights=WEIGHTS),
+        lambda y, x: dice_loss(y, x, smooth=2.0, squared=True, class_weights=WEIGHTS),
+    ),
+    "rmi": (RMI(downsampling=1), lambda y, x: rmi_loss(y, x, downsampling=1)),
+    "affinity": (Affinity((1,)), lambda y, x: affinity_loss(y, x, distances=(1,))),
 }
 
 
@@ -32,25 +45,23 @@ def example():
     return rng.normal(size=(4, 8, 8, 3)).astype("float32"), labels.astype("uint8")
 
 
-def batches(images, labels):
-    """Batches of static size, as Lovasz-softmax needs them."""
-    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(4, drop_remainder=True)
-
-
 def network():
     keras.utils.set_random_seed(0)
     image = keras.Input((8, 8, 3))
     return keras.Model(image, keras.layers.Conv2D(3, 2, strides=2)(image))
 
 
+@pytest.mark.parametrize("channel", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_in_compile_it_is_the_loss_itself(name):
+def test_in_compile_it_is_the_loss_itself(name, channel):
+    """From arrays, whose batches have no static size; masks may have a channel."""
     loss, function = CASES[name]
     images, labels = example()
     model = network()
     expected = float(function(labels, model(images)))
     model.compile("sgd", loss=loss)
-    result = model.evaluate(batches(images, labels), verbose=0)
+    masks = labels[..., None] if channel else labels
+    result = model.evaluate(images, masks, batch_size=4, verbose=0)
     assert result == pytest.approx(expected, rel=1e-5)
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert type(again) is type(loss)
@@ -65,7 +76,7 @@ def test_steps_of_two_replicas_are_those_of_one(mirrored):
             model = network()
             model.compile(keras.optimizers.SGD(0.5), loss=CrossEntropy())
         # Endless, since Keras draws one more batch under a strategy.
-        data = batches(images, labels).repeat()
+        data = tf.data.Dataset.from_tensors((images, labels)).repeat()
         history = model.fit(data, steps_per_epoch=2, verbose=0).history
         weights.append([*model.get_weights(), history["loss"]])
     for one, two in zip(*weights, strict=True):
@@ -85,10 +96,66 @@ def test_a_function_in_compile_is_refused(function, where):
         model.evaluate(images, labels, verbose=0)
 
 
-def test_sample_weights_are_refused():
+@pytest.mark.parametrize("loss", [CrossEntropy(class_weights=WEIGHTS), Focal(), OHEM(0.3, 5)])
+def test_sample_weights_weigh_pixels(loss):
+    """`sum_x v_x loss_x / sum_x v_x w_x`; a pixel of weight 0 is as one that is ignored."""
+    images, labels = example()
+    logits = network()(images)
+    weights = np.random.default_rng(1).integers(0, 3, labels.shape).astype("float32")
+    value, weight = loss.of(np.where(weights > 0, labels, 255), logits)
+    expected = np.sum(value * weights) / np.sum(weight * weights)
+    np.testing.assert_allclose(loss(labels, logits, weights), expected, rtol=1e-5)
+    of_images = np.array([1.0, 0.0, 2.0, 0.5], "float32")
+    value, weight = loss.of(np.where(of_images[:, None, None] > 0, labels, 255), logits)
+    expected = np.sum(value * of_images[:, None, None]) / np.sum(weight * of_images[:, None, None])
+    np.testing.assert_allclose(loss(labels, logits, of_images), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [Lovasz(), Dice()])
+def test_sample_weights_are_refused_where_no_pixel_has_a_loss(loss):
     images, labels = example()
     with pytest.raises(ValueError, match="takes no sample weights"):
-        CrossEntropy()(labels, network()(images), sample_weight=np.ones(4))
+        loss(labels, network()(images), sample_weight=np.ones(4))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_another_class_is_ignored(name):
+    loss, function = CASES[name]
+    config = {**loss.get_config(), "ignore_class": 1}
+    images, labels = example()
+    logits = network()(images)
+    expected = function(np.where(labels == 1, 255, labels), logits)
+    np.testing.assert_allclose(type(loss).from_config(config)(labels, logits), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((2, 8, 8), (2, 8, 8)), "needs logits"),
+        (((2, 8, 8), (2, 8, 8, 4)), r"each of the 4 classes of the logits\. Received: 3"),
+        (((2, 8, 8, 3), (2, 8, 8, 3)), "must be class numbers"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_one_line(arguments, message):
+    labels, logits = (np.zeros(shape, "float32") for shape in arguments)
+    with pytest.raises(ValueError, match=message) as error:
+        CrossEntropy(class_weights=WEIGHTS)(labels, logits)
+    assert "\n" not in str(error.value)
+
+
+def test_a_loss_of_keras_on_an_output():
+    """It gets logits at the size of the labels, and must be a scalar."""
+    images, labels = example()
+    outputs = {"aux_logits": network()(images)}
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=255)
+    found = OutputLoss(loss, "aux_logits")(labels, outputs)
+    full = logits_like(labels, outputs["aux_logits"])
+    expected = global_ratio(*cross_entropy(labels, full))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="must be a scalar"):
+        OutputLoss(keras.losses.SparseCategoricalCrossentropy(reduction=None), "aux_logits")(
+            np.where(labels == 255, 0, labels), outputs
+        )
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 8, 8, 3), (2, 64)])

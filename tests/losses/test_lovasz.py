@@ -118,9 +118,21 @@ def test_equal_errors_and_a_single_class():
     np.testing.assert_allclose(lovasz_softmax(labels, logits), expected, rtol=1e-6)
 
 
-def test_labels_need_a_static_shape():
+def test_the_size_of_a_batch_may_be_known_only_at_run_time():
+    labels, logits = example(size=(3, 4, 5), num_classes=3)
+    signature = [
+        tf.TensorSpec([None, 4, 5], "int32"),
+        tf.TensorSpec([None, 4, 5, 3], "float32"),
+    ]
+    compute = tf.function(lovasz_softmax, input_signature=signature)
+    found = compute(tf.constant(labels, "int32"), tf.constant(logits))
+    np.testing.assert_allclose(found, lovasz_softmax(labels, logits), rtol=1e-6)
+
+
+def test_several_replicas_need_a_static_size(mirrored):
+    signature = [tf.TensorSpec([None, 4, 4], "int32"), tf.TensorSpec([None, 4, 4, 3], "float32")]
     compute = tf.function(
-        lovasz_softmax, input_signature=[tf.TensorSpec([None, 4, 4], "int32")] * 2
+        lambda *x: mirrored.run(lovasz_softmax, args=x), input_signature=signature
     )
     with pytest.raises(ValueError, match=r"static shape. Received: \(None, 4, 4\)"):
         compute.get_concrete_function()

@@ -72,7 +72,6 @@ def run_steps(strategy):
         trainer = SegmentationTrainer(segmenter, losses=losses, objectives=objectives)
         # Small steps: batch norm over the few places of c5 multiplies rounding errors.
         trainer.compile(optimizer=SGD(1e-3, name="sgd"))
-        trainer.optimizer.build(segmenter.trainable_variables)
     step = build_step(trainer, strategy)
     found = {}
     for i, batch in enumerate(strategy.experimental_distribute_dataset(batches())):

@@ -51,7 +51,6 @@ def tiny_trainer(accumulate, *, norms=(), dropout=0.0, precision="float32", **ar
         accumulate=accumulate,
     )
     trainer.compile(optimizer=SGD(0.1, decay_rate=1e-3))
-    trainer.optimizer.build(segmenter.trainable_variables)
     return trainer
 
 

@@ -58,7 +58,6 @@ def test_the_step_has_no_sum_that_grappler_makes_depend_on_time():
         segmenter, objectives=objectives, clip_norm=1.0, averaged=network()
     )
     trainer.compile(optimizer=SGD(0.01, decay_rate=1e-3))
-    trainer.optimizer.build(segmenter.trainable_variables)
     step = build_step(trainer, tf.distribute.get_strategy())
     batch = {
         "image": tf.zeros((2, 64, 96, 3), "uint8"),

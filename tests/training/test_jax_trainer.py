@@ -35,7 +35,6 @@ def train_on_tensorflow(case, initial):
         settings.optimizer, settings.schedule, steps=settings.train.steps, segmenter=segmenter
     )
     trainer.compile(optimizer=optimizer)
-    trainer.optimizer.build(segmenter.trainable_variables)
     variables = jax_steps.named(segmenter, trainer.objectives)
     np.savez(initial, **{name: np.asarray(v.value) for name, v in variables.items()})
     before = {name: np.asarray(v.value) for name, v in variables.items()}

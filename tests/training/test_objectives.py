@@ -2,7 +2,8 @@ import pytest
 
 from kseg.config.schema import Contextrast, MultiScale, RegionContrast
 from kseg.errors import UserError
-from kseg.training.build import build_objectives, ramped
+from kseg.training.build import build_objectives
+from kseg.training.schedules import Ramp
 
 
 def test_arguments_and_weights_are_those_of_the_config():
@@ -46,7 +47,7 @@ def test_a_weight_that_rises(start, steps, expected):
     assert [float(weight(step)) for step in range(8)] == pytest.approx(
         [0.5 * factor for factor in expected]
     )
-    assert float(ramped(2.0, start=0, steps=0)(0)) == 2.0
+    assert float(Ramp(2.0, start=0, steps=0)(0)) == 2.0
 
 
 def test_a_number_that_does_not_fit_is_one_line():

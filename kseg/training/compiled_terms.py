@@ -1,0 +1,72 @@
+"""Losses that a user gives to `compile`, as named terms of a trainer."""
+
+import keras
+
+from kseg.losses import OutputLoss
+
+
+def terms_of_compile(loss, loss_weights, outputs):
+    """Turns the arguments of `compile` into terms.
+
+    Args:
+        loss: None; a `keras.losses.Loss` or function of (labels, logits) to a scalar; or a dict
+            from the name of an output to one.
+        loss_weights: None: 1; a float, or a dict like `loss`.
+        outputs: dict of the segmenter's outputs.
+
+    Returns:
+        dict from the name of a term to `(OutputLoss, weight)`: the name of a loss, after that of
+        its output and a slash unless this is `logits`.
+
+    Raises:
+        ValueError: if they have another form, name an output that is not there, or a loss of Keras
+            takes probabilities or counts ignored pixels.
+    """
+    if loss is None:
+        if loss_weights is not None:
+            raise ValueError(
+                "`loss_weights` are those of `loss` in compile; other losses and objectives have "
+                f"theirs in the constructor. Received: {loss_weights=} without `loss`"
+            )
+        return {}
+    losses = loss if isinstance(loss, dict) else {"logits": loss}
+    if loss_weights is None:
+        weights = dict.fromkeys(losses, 1.0)
+    elif isinstance(loss_weights, dict):
+        weights = {**dict.fromkeys(losses, 1.0), **loss_weights}
+    else:
+        numbers = loss_weights if isinstance(loss_weights, list | tuple) else [loss_weights]
+        if len(numbers) != len(losses):
+            raise ValueError(
+                f"`loss_weights` must have a number for each of the {len(losses)} losses. "
+                f"Received: {loss_weights}"
+            )
+        weights = dict(zip(losses, numbers, strict=True))
+    if unknown := (losses.keys() | weights.keys()) - outputs.keys():
+        raise ValueError(
+            f"`loss` and `loss_weights` name outputs of the segmenter. Received: {sorted(unknown)}."
+            f" Choose from {sorted(outputs)}"
+        )
+    terms = {}
+    for output, function in losses.items():
+        _check_loss(function)
+        name = getattr(function, "name", None) or getattr(function, "__name__", "compiled_loss")
+        name = name if output == "logits" else f"{output}/{name}"
+        terms[name] = (OutputLoss(function, output), float(weights[output]))
+    return terms
+
+
+def _check_loss(loss):
+    """Refuses what would train something else than its name says, without a word."""
+    way_out = "Use a loss of kseg.losses, such as kseg.losses.CrossEntropy()"
+    if not callable(loss):
+        raise ValueError(
+            "`loss` must be a loss of logits, or a dict of them by output; Keras' losses by name "
+            f"take probabilities, and count ignored pixels. Received: {loss!r}. {way_out}"
+        )
+    of_keras = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    if of_keras and not (loss.from_logits and loss.ignore_class is not None):
+        raise ValueError(
+            "Keras' cross-entropy needs from_logits=True and ignore_class=255 here. Received: "
+            f"from_logits={loss.from_logits}, ignore_class={loss.ignore_class}. {way_out}"
+        )

@@ -1,0 +1,90 @@
+"""What a trainer refuses: segmenters, losses and objectives that do not fit together."""
+
+import keras
+
+from kseg.contrast.objective import Objective
+
+
+def check_segmenter(segmenter):
+    """Refuses a model whose outputs are not a dict with `logits`."""
+    outputs = getattr(segmenter, "output", None) if isinstance(segmenter, keras.Model) else None
+    if not isinstance(outputs, dict) or "logits" not in outputs:
+        received = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
+        raise ValueError(
+            "A SegmentationTrainer needs a functional model whose outputs are a dict with `logits` "
+            f"and what its objectives read. Received: {getattr(segmenter, 'name', segmenter)} with "
+            f'outputs {received}. Use keras.Model(inputs, {{"logits": logits, ...}})'
+        )
+    shape = tuple(outputs["logits"].shape)
+    if len(shape) != 4 or shape[-1] is None:
+        raise ValueError(
+            "The `logits` of a segmenter must be (batch, height, width, num_classes), at any "
+            f"stride. Received shape: {shape}"
+        )
+
+
+def check_pairs(argument, items, example):
+    """Refuses losses or objectives without a weight.
+
+    Args:
+        argument: str, the name of the argument.
+        items: list of what should be pairs of an object and a weight.
+        example: str, a correct argument, for the message.
+    """
+    for item in items:
+        pair = isinstance(item, tuple | list) and len(item) == 2
+        weight = item[1] if pair else None
+        if isinstance(weight, bool) or not (callable(weight) or isinstance(weight, int | float)):
+            name = getattr(item, "name", None) or type(item).__name__
+            raise ValueError(
+                f"Each entry of `{argument}` needs a weight, as in {example}. Received: "
+                f"{name if not pair else item}"
+            )
+
+
+def check_names(losses, objectives):
+    """Refuses terms that would overwrite one another in the sum, and an empty sum."""
+    names = [objective.name for objective in objectives]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"Each objective needs a unique name, the prefix of its terms. Received: {names}. "
+                f'Give them names: {type(objectives[names.index(name)]).__name__}(..., name="...")'
+            )
+    for name in losses:
+        if name in ("loss", "regularization") or name.split("/")[0] in names:
+            raise ValueError(
+                "A loss must not be called 'loss', which is the sum of all terms, 'regularization' "
+                f"nor as an objective. Received: {name!r} beside the objectives {names}"
+            )
+    if not objectives and not any(weight for _, weight in losses.values()):
+        raise ValueError(
+            "There is nothing to minimize: no objective, and no loss with a weight above 0. "
+            f"Received: {losses=}"
+        )
+
+
+def check_averaged(averaged, segmenter):
+    """Refuses a model for the averages whose weights are not those of the segmenter."""
+    ours, theirs = ([(w.path, tuple(w.shape)) for w in m.weights] for m in (averaged, segmenter))
+    if ours != theirs:
+        odd = next((a for a, b in zip(ours, theirs, strict=False) if a != b), "fewer or more")
+        raise ValueError(
+            f"`averaged` must have the weights of the segmenter, in its order. Received: {odd}"
+        )
+
+
+def check_objective(objective, segmenter):
+    """Refuses what is no objective, and one whose number of classes is not the segmenter's."""
+    if not isinstance(objective, Objective):
+        raise ValueError(
+            "Objectives must be of kseg.contrast.objective.Objective. Received: "
+            f"{type(objective).__name__}. Losses on logits go into `losses`"
+        )
+    received = getattr(objective, "num_classes", None)
+    num_classes = segmenter.output["logits"].shape[-1]
+    if received not in (None, num_classes):
+        raise ValueError(
+            f"{objective.name!r} must have as many classes as the segmenter, {num_classes}. "
+            f"Received: num_classes={received}"
+        )
