@@ -92,7 +92,7 @@ class JaxTrainer:
 
         Args:
             state: as returned by `initial_state` or the previous step.
-            batch: dict as `SegmentationTrainer.train_step` takes it, static shapes.
+            batch: dict as `SegmentationTrainer.take_step` takes it, static shapes.
             schedule: replaces the trainer's if not None, so that one compiled step serves runs
                 whose learning rates are inputs.
             objective_weights: list of float32 scalars, replaces the trainer's if not None.
