@@ -6,7 +6,26 @@ while a functional model is being built, and on backends other than TensorFlow. 
 need no special cases.
 """
 
+import contextlib
+import threading
+
 from kseg.backend import tf
+
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def alone():
+    """Computes without the other replicas within a block: here `num_replicas()` is 1.
+
+    For losses of batches that differ in size between replicas, which cannot be gathered.
+    """
+    before = getattr(_thread, "alone", False)
+    _thread.alone = True
+    try:
+        yield
+    finally:
+        _thread.alone = before
 
 
 def num_replicas():
@@ -15,7 +34,7 @@ def num_replicas():
     Returns:
         int, 1 unless called in the replica context of a strategy with more replicas.
     """
-    if tf is None or not tf.distribute.has_strategy():
+    if tf is None or getattr(_thread, "alone", False) or not tf.distribute.has_strategy():
         return 1
     context = tf.distribute.get_replica_context()
     return 1 if context is None else context.num_replicas_in_sync

@@ -66,6 +66,7 @@ def train(config, *, run=None, overrides=(), restart=False):
     from kseg.commands.data import ExperimentData
     from kseg.errors import UserError
     from kseg.runs import Run, lock
+    from kseg.training.callbacks import build_callbacks
     from kseg.training.cluster import read_cluster
     from kseg.training.initialization import check_pretrained
 
@@ -91,6 +92,7 @@ def train(config, *, run=None, overrides=(), restart=False):
     if not is_chief:
         _train(Run(folder, config, data.classes, data.identity()), data, strategy, cluster)
         return {}
+    callbacks = build_callbacks(config)
     for warning in data.check_labels():
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     with lock.hold(folder):
@@ -104,7 +106,7 @@ def train(config, *, run=None, overrides=(), restart=False):
         if restart:
             Run.delete(folder)
             created = Run.create(folder, config, data.classes, data.identity())
-        return _train(created, data, strategy, cluster)
+        return _train(created, data, strategy, cluster, callbacks)
 
 
 def build_strategy(config, cluster=None):
@@ -114,7 +116,7 @@ def build_strategy(config, cluster=None):
     return distribution.build_strategy(config.train.devices, cluster)
 
 
-def _train(run, data, strategy, cluster):
+def _train(run, data, strategy, cluster, callbacks=None):
     """Trains and finishes a run; returns the result of `train`."""
     from kseg.errors import UserError
     from kseg.training import loop
@@ -132,6 +134,7 @@ def _train(run, data, strategy, cluster):
             data.evaluation_batches,
             strategy=strategy,
             cluster=cluster,
+            callbacks=callbacks,
         )
     except _lost_workers() as error:
         if cluster is None:

@@ -770,6 +770,23 @@ class EMA(Section):
     )
 
 
+class Patience(Section):
+    """Ends the training when evaluations no longer get better."""
+
+    evaluations: int = Field(gt=0, description="Evaluations without a better value that end it.")
+    watch: Literal["mean_iou", "loss"] = Field(
+        "mean_iou", description="Of the evaluation split: mean IoU, or the sum of the losses."
+    )
+    min_change: float = Field(0.0, ge=0, description="A better value differs by more than this.")
+
+
+class CallbackEntry(Section):
+    """A `kseg.training.callbacks.Callback`: a subclass, or a function that makes one."""
+
+    name: Dotted
+    arguments: dict[str, Any] = Field({}, description="Keyword arguments.")
+
+
 class Train(Section):
     """The training run."""
 
@@ -796,6 +813,15 @@ class Train(Section):
     ema: EMA | None = Field(
         None, description="Averaged weights for evaluation and export; null: the last ones."
     )
+    patience: Patience | None = Field(
+        None, description="Early end of the training; null: all steps are made."
+    )
+    callbacks: list[CallbackEntry] = Field(
+        [], max_length=100, description="Called at logs, evaluations, checkpoints and the end."
+    )
+    profile: tuple[PositiveSize, PositiveSize] | None = Field(
+        None, description="First and last step of a trace for TensorBoard, counted from 1."
+    )
     devices: int | None = Field(None, gt=0, description="Number of devices; null: all.")
     synchronized_batch_norm: bool = Field(True, description="Where there are several devices.")
     log_every: int = Field(20, gt=0, description="Steps between progress and TensorBoard lines.")
@@ -803,6 +829,17 @@ class Train(Section):
     checkpoint_every: int = Field(500, gt=0, description="Steps; also at the end.")
     keep_checkpoints: int = Field(2, gt=0, description="Newest ones kept, besides the best.")
     panels: int = Field(4, ge=0, description="Image panels in TensorBoard at each evaluation.")
+
+    @pydantic.model_validator(mode="after")
+    def _profiled_steps_are_made(self):
+        if self.profile is not None:
+            first, last = self.profile
+            if not first <= last <= self.total_steps:
+                raise ValueError(
+                    "`train.profile` must be [first, last] with first <= last <= the steps of the "
+                    f"run. Received: {list(self.profile)} and {self.total_steps} steps"
+                )
+        return self
 
     @property
     def cycle_ends(self) -> list[int]:

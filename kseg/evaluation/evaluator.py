@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kseg import waiting
+from kseg.backend import replicas
 from kseg.classes import check_num_classes
 from kseg.evaluation.image_counts import ImageCounts
 from kseg.evaluation.metrics import Scores, confusion_matrices
@@ -27,6 +28,8 @@ class Evaluation:
         images_per_second: float, the compiling first call left out; NaN if there is only one.
         examples: list of `(image, truth, prediction)`, arrays, spread over the data set.
         image_counts: `ImageCounts` of each image.
+        losses: dict from the name of a loss to float, its mean over the labeled pixels of the
+            batches; NaN if there are none. Empty if the evaluator has no losses.
     """
 
     scores: Scores
@@ -34,6 +37,7 @@ class Evaluation:
     images_per_second: float
     examples: list
     image_counts: ImageCounts
+    losses: dict = dataclasses.field(default_factory=dict)
 
     def to_dict(self, class_names, **more):
         """JSON-able dict: number of images, speed (None if unknown) and scores.
@@ -57,6 +61,11 @@ class Evaluator:
             `(batch, height, width, num_classes)` of the same size; any callable with a `training`
             argument. Nothing in it is changed.
         num_classes: int, at most 255.
+        losses: dict from a name to a function of (labels, outputs) to a float32 scalar, as
+            `kseg.training.trainer.SegmentationTrainer` takes them, of the output `logits` alone. A
+            loss is computed for each batch and weighted by the batch's labeled pixels; so one that
+            is a mean over pixels, such as cross-entropy without class weights, becomes the mean
+            over the pixels of the data set. None: none.
         strategy: `tf.distribute.Strategy` on one host, in whose scope the model was built; or
             None. Each replica takes whole batches, so any number of batches, of any sizes, gives
             the answer of one replica.
@@ -78,16 +87,19 @@ class Evaluator:
         (4, 256)
     """
 
-    def __init__(self, model, num_classes, *, strategy=None):
+    def __init__(self, model, num_classes, *, losses=None, strategy=None):
         self._num_classes = num_classes
+        self._loss_names = list(losses or {})
         self._strategy = strategy or tf.distribute.get_strategy()
         self._num_replicas = self._strategy.num_replicas_in_sync
 
         def count(images, labels):
-            predictions = predict(model, images, num_classes)
+            logits = _logits(model, images, num_classes)
+            predictions = _labels_of(logits)
             matrices = confusion_matrices(labels, predictions, num_classes)
             parts = tf.linalg.diag_part(matrices), *(tf.reduce_sum(matrices, i) for i in (2, 1))
-            return tf.reduce_sum(matrices, 0), tf.stack(parts, 1), predictions
+            sums = _loss_sums(losses or {}, labels, logits, num_classes)
+            return tf.reduce_sum(matrices, 0), sums, tf.stack(parts, 1), predictions
 
         # Each replica picks its batch from lists that all see: unlike per-replica values, lists
         # can have a signature that leaves the sizes open.
@@ -104,9 +116,10 @@ class Evaluator:
                 mine = int(tf.get_static_value(context.replica_id_in_sync_group))
                 return count(images[mine], labels[mine])
 
-            matrices, *of_images = self._strategy.run(count_mine)
-            matrix = self._strategy.reduce("SUM", matrices, axis=None)
-            return matrix, *map(self._strategy.experimental_local_results, of_images)
+            *sums, labels_of_images, predictions = self._strategy.run(count_mine)
+            sums = [self._strategy.reduce("SUM", x, axis=None) for x in sums]
+            of_images = labels_of_images, predictions
+            return *sums, *map(self._strategy.experimental_local_results, of_images)
 
         self._count = count_on_replicas
 
@@ -128,17 +141,19 @@ class Evaluator:
         chosen = _spread(num_examples, max(int(dataset.cardinality()), 1))
         examples, ids, pixels = [], [], []
         matrix = np.zeros((self._num_classes,) * 2, "int64")
+        loss_sums = np.zeros(1 + len(self._loss_names))
         num_images, timed, start, number = 0, 0, None, 0
         for batches in _groups(dataset, self._num_replicas):
             images = [batch["image"] for batch in batches]
             labels = [tf.cast(batch["label"], "int32") for batch in batches]
             missing = self._num_replicas - len(batches)
             # A replica without a batch repeats one of which every pixel is ignored.
-            counted, of_images, predictions = self._count(
+            counted, sums, of_images, predictions = self._count(
                 images + images[:1] * missing,
                 labels + [tf.fill(tf.shape(labels[0]), self._num_classes)] * missing,
             )
             matrix += counted.numpy()
+            loss_sums += sums.numpy()
             for batch, parts, predicted in zip(batches, of_images, predictions, strict=False):
                 size = batch["image"].shape[0]
                 ids += _ids(batch, num_images)
@@ -160,7 +175,10 @@ class Evaluator:
         speed = timed / (time.perf_counter() - start) if timed else float("nan")
         nothing = np.zeros((0, 3, self._num_classes), "int64")
         image_counts = ImageCounts(ids, np.concatenate([nothing, *pixels]))
-        return Evaluation(Scores(matrix), num_images, speed, examples, image_counts)
+        total, *sums = loss_sums
+        means = [value / total if total else math.nan for value in sums]
+        losses = dict(zip(self._loss_names, means, strict=True))
+        return Evaluation(Scores(matrix), num_images, speed, examples, image_counts, losses)
 
 
 def predict(model, images, num_classes):
@@ -177,9 +195,29 @@ def predict(model, images, num_classes):
     Raises:
         ValueError: if the model gives another number of classes.
     """
+    return _labels_of(_logits(model, images, num_classes))
+
+
+def _logits(model, images, num_classes):
     logits = model(images, training=False)
     check_logits(logits, num_classes)
+    return logits
+
+
+def _labels_of(logits):
     return tf.cast(tf.argmax(logits, axis=-1, output_type="int32"), "uint8")
+
+
+def _loss_sums(losses, labels, logits, num_classes):
+    """The number of labeled pixels, and each loss times this number: float32 `(1 + losses,)`."""
+    valid = tf.logical_and(labels >= 0, labels < num_classes)
+    count = tf.reduce_sum(tf.cast(valid, "float32"))
+    if not losses:
+        return count[None]
+    labels = tf.where(valid, labels, 255)
+    with replicas.alone():  # Batches of replicas may differ in size.
+        values = [loss(labels, {"logits": logits}) for loss in losses.values()]
+    return tf.stack([count, *(count * tf.cast(value, "float32") for value in values)])
 
 
 def check_logits(logits, num_classes):

@@ -41,6 +41,9 @@ _FREE_KEYS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.panels",
+    "train.patience",
+    "train.callbacks",
+    "train.profile",
     "train.restarts",  # But see `_differences`.
 )
 _FOLDERS = ("checkpoints", "tensorboard", "evaluation", "analysis", "saved_model")

@@ -1,8 +1,11 @@
 """Evaluates the trained network from time to time while it is trained."""
 
+import dataclasses
+
 from kseg.evaluation.evaluator import Evaluator
 from kseg.runs import checkpoints
 from kseg.segmenters import inference_model
+from kseg.training.reporting import validation_line
 
 
 class Evaluating:
@@ -27,6 +30,11 @@ class Evaluating:
         self._trained = self.weights = checkpoints.model_variables(trainer.evaluated)
         self._own = {}
         self._batches = evaluation_batches
+        # Networks give no auxiliary logits in inference.
+        losses = trainer.losses_on_logits.items()
+        used = {name: pair for name, pair in losses if pair[1] and name != "auxiliary"}
+        self._losses = {name: loss for name, (loss, _) in used.items()}
+        self._weights = {name: weight for name, (_, weight) in used.items()}
         self._panels = run.config.train.panels
         self._batches_at_once = 1 if self._shared else strategy.num_replicas_in_sync
         if not self._shared:
@@ -38,7 +46,7 @@ class Evaluating:
             model, strategy = inference_model(segmenter), None
         else:
             return
-        self._evaluate = Evaluator(model, len(run.classes), strategy=strategy)
+        self._evaluate = Evaluator(model, len(run.classes), losses=self._losses, strategy=strategy)
 
     def update(self):
         """Brings the weights up to date; in a cluster all workers must call it."""
@@ -55,6 +63,9 @@ class Evaluating:
             saving: `kseg.training.saving.Saving`.
             board: `kseg.training.reporting.TensorBoard`.
             progress: `kseg.training.reporting.TrainingProgress`.
+
+        Returns:
+            `kseg.evaluation.evaluator.Evaluation`, with `loss`, the weighted sum, among its losses.
         """
         split = self._batches()
         count = max(int(split.cardinality()), 0)
@@ -64,6 +75,9 @@ class Evaluating:
                 num_examples=self._panels,
                 progress=lambda _: shown.advance(self._batches_at_once),
             )
+            terms = {name: w * evaluation.losses[name] for name, w in self._weights.items()}
+            losses = {**evaluation.losses, "loss": sum(terms.values())}
+            evaluation = dataclasses.replace(evaluation, losses=losses)
             board.evaluation(step, evaluation)
             mean_iou = evaluation.scores.mean_iou
             saving.save_best(step, mean_iou, self.weights)
@@ -75,4 +89,6 @@ class Evaluating:
                 if best["step"]
                 else "(no pixel that counts: none is the best)"
             )
+            + validation_line(losses["loss"], terms)
         )
+        return evaluation

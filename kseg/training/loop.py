@@ -3,12 +3,14 @@
 from kseg import waiting
 from kseg.errors import UserError
 from kseg.progress import Progress
-from kseg.runs import checkpoints
+from kseg.runs import checkpoints, step_file
 from kseg.runs.lock import hold
 from kseg.training.build import build_trainer
-from kseg.training.distribution import build_strategy, use_xla
+from kseg.training.callbacks import Callbacks, build_callbacks
+from kseg.training.distribution import anywhere, build_strategy, use_xla
 from kseg.training.evaluating import Evaluating
 from kseg.training.initialization import load_pretrained
+from kseg.training.profiling import Profiling
 from kseg.training.reporting import TensorBoard, TrainingProgress
 from kseg.training.saving import Saving
 from kseg.training.stopping import Stopping
@@ -16,7 +18,9 @@ from kseg.training.trainer import build_step
 from kseg.training.watching import FiniteWatch
 
 
-def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=None):
+def train(
+    run, training_batches, evaluation_batches, *, strategy=None, cluster=None, callbacks=None
+):
     """Trains a run to its last step, from its newest checkpoint or its pretrained weights.
 
     Args:
@@ -31,6 +35,8 @@ def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=N
         cluster: `kseg.training.cluster.Cluster` or None. All its workers need the run's folder
             at the same path; only the chief evaluates, prints and writes.
 
+        callbacks: `kseg.training.callbacks.Callbacks`, or None: those of `train.callbacks`.
+
     Returns:
         dict with `step`, `best_mean_iou`, `best_step`, and `initial_weights`, the source of the
         initial weights or `"random"`.
@@ -43,13 +49,15 @@ def train(run, training_batches, evaluation_batches, *, strategy=None, cluster=N
         UserError: if config and devices do not fit, a checkpoint is damaged or of another
             experiment, or another process trains in the run's folder.
     """
+    batches = training_batches, evaluation_batches
     if cluster is not None and not cluster.is_chief:
-        return _train(run, training_batches, evaluation_batches, strategy, cluster, None)
+        return _train(run, *batches, strategy, cluster, None, Callbacks())
     with hold(run.path) as lock:
-        return _train(run, training_batches, evaluation_batches, strategy, cluster, lock)
+        callbacks = build_callbacks(run.config) if callbacks is None else callbacks
+        return _train(run, *batches, strategy, cluster, lock, callbacks)
 
 
-def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
+def _train(run, training_batches, evaluation_batches, strategy, cluster, lock, callbacks):
     """As `train`, with the lock of the run's folder; None on workers other than the chief."""
     config = run.config
     settings = config.train
@@ -82,8 +90,14 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
     progress = TrainingProgress(step, last_step, config.data.batch_size, quiet=not is_chief)
     train_step = build_step(trainer, strategy, jit_compile=jit_compile)
     batches = iter(_distributed(training_batches, step, strategy, cluster))
-    with Stopping(strategy, cluster) as stopping:
-        while step < last_step:
+    profiling = Profiling(run.path / "tensorboard/train", settings.profile if is_chief else None)
+    is_over = saving.patience.is_over
+    if is_over:
+        progress.line(saving.patience.describe(step))
+    callbacks.on_start(run, step)
+    with Stopping(strategy, cluster) as stopping, profiling:
+        while step < last_step and not is_over:
+            profiling.before(step + 1)
             if progress.is_new:
                 with progress.working("compiling the training step"):
                     logs = train_step(waiting.next_batch(batches))
@@ -91,6 +105,7 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
                 logs = train_step(waiting.next_batch(batches))
             step += 1
             is_last = step == last_step
+            profiling.after(step, logs)
             progress.step_done()
             watch.check(step, logs)
             if step % settings.log_every == 0 or is_last or progress.is_first:
@@ -99,6 +114,7 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
                 values |= progress.report(step, values, trainer.term_weights(step - 1))
                 if is_chief:
                     board.scalars(step, values)
+                callbacks.on_log(step, values)
             to_evaluate = step % settings.evaluate_every == 0 or is_last
             to_stop = stopping.is_due(step)
             to_save = step % settings.checkpoint_every == 0 or is_last or to_stop
@@ -108,19 +124,29 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock):
             if to_evaluate:
                 evaluate.update()
                 if is_chief:
-                    evaluate(step, saving=saving, board=board, progress=progress)
-            if to_save:
+                    evaluation = evaluate(step, saving=saving, board=board, progress=progress)
+                    saving.patience.evaluated(evaluation.scores.mean_iou, evaluation.losses["loss"])
+                    callbacks.on_evaluation(step, evaluation)
+                is_over = saving.patience.is_over
+                if cluster and settings.patience:  # The chief alone knows.
+                    is_over = anywhere(strategy, is_over)
+            if to_save or is_over:
                 saving.save(step, progress)
-            if to_stop and not is_last:
+                callbacks.on_checkpoint(step, run.path / "checkpoints" / step_file(step))
+            if is_over and not is_last and is_chief:
+                progress.line(saving.patience.describe(step))
+            if to_stop and not is_last and not is_over:
                 stopping.stop(step)
     if is_chief:
         board.close()
-    return {
+    result = {
         "step": step,
         "best_mean_iou": saving.best["mean_iou"],
         "best_step": saving.best["step"],
         "initial_weights": saving.initial_weights,
     }
+    callbacks.on_end(result)
+    return result
 
 
 def _distributed(training_batches, step, strategy, cluster):

@@ -174,6 +174,21 @@ def _fitting(parts, terms, width):
     return next((line for line in lines if len(line) <= width), left[: max(width, 0)])
 
 
+def validation_line(loss, terms):
+    """The part of a line that shows the losses on the evaluation split.
+
+    Args:
+        loss: float, the sum of the terms.
+        terms: dict from the name of a term to its weighted value, float; may be empty.
+
+    Returns:
+        str.
+    """
+    if not terms:
+        return ""
+    return f"  validation loss {loss:.4f}" + (_sum(_shortened(terms)) if len(terms) > 1 else "")
+
+
 def _sum(terms):
     return " = " + " + ".join(f"{name} {value:.4f}" for name, value in terms.items())
 
@@ -216,7 +231,7 @@ class TensorBoard:
         self._train.flush()  # So that the events of a failed run can be inspected.
 
     def evaluation(self, step, evaluation):
-        """Writes scores, the confusion matrix and image panels.
+        """Writes scores, losses (as `loss/<name>`), the confusion matrix and image panels.
 
         Args:
             step: int.
@@ -250,6 +265,7 @@ def write_evaluation(
         "pixel_accuracy": scores.pixel_accuracy,
         "mean_accuracy": scores.mean_accuracy,
     }
+    values |= {f"loss/{name}": value for name, value in evaluation.losses.items()}
     values |= {f"iou/{n}": iou for n, iou in zip(classes.names, scores.iou, strict=True)}
     values |= {f"category_iou/{n}": v for n, v in scores.category_iou(categories or {}).items()}
     values |= {f"group_iou/{n}": v for n, v in scores.group_iou(groups or {}).items()}

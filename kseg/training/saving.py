@@ -6,6 +6,7 @@ import sys
 import numpy as np
 
 from kseg.runs import checkpoints, step_file
+from kseg.training.patience import Patience
 
 NO_BEST = {"mean_iou": None, "step": None}
 
@@ -25,12 +26,14 @@ class Saving:
     Attributes:
         saved_step: int or None, the step of the newest checkpoint, which is known to be finite.
         best: dict with `mean_iou` and `step` of the best evaluation, both None before the first.
+        patience: `kseg.training.patience.Patience`, part of the state.
         initial_weights: str, the source of the first weights; set by the caller of a new training.
     """
 
     def __init__(self, run, state, lock):
         self.saved_step = None
         self.best = NO_BEST
+        self.patience = Patience(run.config.train.patience)
         self.initial_weights = "unknown"  # To checkpoints of earlier versions.
         self._run = run
         self._state = state
@@ -63,6 +66,7 @@ class Saving:
             best = meta.get("best") or {}
             # NaN, of an earlier version, is not the best of anything.
             self.best = best if is_better(best.get("mean_iou"), None) else NO_BEST
+            self.patience.state = meta.get("patience", self.patience.state)
             self.initial_weights = meta.get("initial_weights", self.initial_weights)
             self.saved_step = meta["step"]
             if self._lock:
@@ -89,7 +93,12 @@ class Saving:
         arrays = checkpoints.read(self._state)
         if not self._lock:
             return
-        meta = {"step": step, "best": self.best, "initial_weights": self.initial_weights}
+        meta = {
+            "step": step,
+            "best": self.best,
+            "patience": self.patience.state,
+            "initial_weights": self.initial_weights,
+        }
         self._lock.check()
         with progress.working(f"writing the checkpoint of step {step}"):
             checkpoints.save(

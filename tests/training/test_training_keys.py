@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kseg import config
+from kseg.config import schema
 from kseg.errors import UserError
+from kseg.segmenters import inference_model
 from kseg.training import loop
 from kseg.training.build import build_trainer
+from kseg.training.callbacks import Callback
+from kseg.training.patience import Patience
+from tests.training.test_loop import scalars
 from tests.training.tiny import (
     create_quick_run,
     evaluation_batches,
@@ -95,3 +101,191 @@ def test_float16_scales_the_loss_and_keeps_weights_in_float32(tmp_path):
     assert {weight.dtype for weight in trainer.segmenter.weights} == {"float32"}
     names = [v.path for v in trainer.optimizer.variables]
     assert any("dynamic_scale" in name for name in names)
+
+
+def test_validation_losses_are_logged(tmp_path, capsys):
+    run = create_quick_run(
+        tmp_path / "run",
+        train={"steps": 2, "evaluate_every": 1},
+        losses={"lovasz": {"weight": 0.5}},
+    )
+    train(run)
+    (folder,) = (run.path / "tensorboard").glob("evaluation")
+    events = scalars(folder)
+    assert {"loss/loss", "loss/cross_entropy", "loss/lovasz"} <= set(events)
+    assert "loss/auxiliary" not in events  # Networks give no auxiliary logits in inference.
+    for step in (1, 2):
+        expected = events["loss/cross_entropy"][step] + 0.5 * events["loss/lovasz"][step]
+        assert events["loss/loss"][step] == pytest.approx(expected, rel=1e-5)
+    out = capsys.readouterr().out
+    assert f"validation loss {events['loss/loss'][2]:.4f} = ce " in out
+    # The last weights score as Keras' own cross-entropy says.
+    model = inference_model(run.segmenter("latest"))
+    pixels = []
+    for batch in evaluation_batches():
+        labels = batch["label"].numpy().astype("int32")
+        logits = tf.nn.log_softmax(model(batch["image"], training=False)).numpy()
+        valid = labels < 3
+        pixels.append(-logits[valid][np.arange(valid.sum()), labels[valid]])
+    expected = np.concatenate(pixels).mean()
+    assert events["loss/cross_entropy"][2] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("watch", ["mean_iou", "loss"])
+def test_patience_ends_a_run_that_no_longer_gets_better(tmp_path, capsys, watch):
+    keys = {
+        "steps": 9,
+        "evaluate_every": 1,
+        "checkpoint_every": 1,
+        "keep_checkpoints": 9,
+        "patience": {"evaluations": 2, "watch": watch, "min_change": 1.0},
+    }
+    run = create_quick_run(tmp_path / "run", train=keys)
+    result = train(run)
+    assert result["step"] == 3  # The first evaluation is the best of all, two more are not better.
+    ended = f"training ends at step 3: no better {watch} than"
+    assert ended in capsys.readouterr().out
+    # Evaluations before a stop count.
+    last = run.checkpoint(3).read_bytes()
+    run.checkpoint(3).unlink()
+    assert train(run) == result
+    assert run.checkpoint(3).read_bytes() == last
+    # The same command trains no further; without patience it does.
+    capsys.readouterr()
+    assert train(run) == result
+    assert ended in capsys.readouterr().out
+    more = create_quick_run(tmp_path / "run", train={**keys, "steps": 9, "patience": None})
+    assert train(more)["step"] == 9
+
+
+def test_patience_by_hand():
+    settings = schema.Patience(evaluations=2, min_change=0.1)
+    patience = Patience(settings)
+    seen = []
+    for mean_iou in (float("nan"), 0.3, 0.35, 0.45, 0.2, float("nan")):
+        patience.evaluated(mean_iou, 0.0)
+        seen.append((patience.state["best"], patience.state["evaluations"]))
+    assert seen == [(None, 1), (0.3, 0), (0.3, 1), (0.45, 0), (0.45, 1), (0.45, 2)]
+    assert patience.is_over
+    lower = Patience(schema.Patience(evaluations=2, watch="loss"))
+    seen = []
+    for loss in (2.0, 1.5, 1.5, 1.0, float("nan"), 3.0):
+        lower.evaluated(0.0, loss)
+        seen.append((lower.state["best"], lower.state["evaluations"]))
+    assert seen == [(2.0, 0), (1.5, 0), (1.5, 1), (1.0, 0), (1.0, 1), (1.0, 2)]
+    never = Patience(None)
+    never.evaluated(0.0, 0.0)
+    assert not never.is_over
+
+
+class Recorder(Callback):
+    """Appends what it is called with to a list."""
+
+    seen = []
+
+    def __init__(self, tag="x"):
+        self.tag = tag
+
+    def on_start(self, run, step):
+        self.seen.append((self.tag, "start", run.config.name, step))
+
+    def on_log(self, step, values):
+        self.seen.append((self.tag, "log", step, sorted(values)))
+
+    def on_evaluation(self, step, evaluation):
+        self.seen.append((self.tag, "evaluation", step, sorted(evaluation.losses)))
+
+    def on_checkpoint(self, step, path):
+        self.seen.append((self.tag, "checkpoint", step, path.exists()))
+
+    def on_end(self, result):
+        self.seen.append((self.tag, "end", result["step"]))
+
+
+class Broken(Callback):
+    def on_log(self, step, values):
+        raise RuntimeError("the server\nis gone")
+
+
+def not_a_callback():
+    return 3
+
+
+HERE = "tests.training.test_training_keys"
+
+
+def callback(name, **arguments):
+    return {"name": f"{HERE}:{name}", "arguments": arguments}
+
+
+def test_callbacks_are_called_at_each_event(tmp_path):
+    keys = {"steps": 2, "log_every": 2, "evaluate_every": 2, "checkpoint_every": 2}
+    entries = [callback("Recorder"), callback("Recorder", tag="y")]
+    run = create_quick_run(tmp_path / "run", train={**keys, "callbacks": entries})
+    Recorder.seen.clear()
+    train(run)
+    logged = ["cross_entropy", "learning_rate", "loss"]
+    expected = [
+        ("start", "tiny", 0),
+        ("log", 1, logged),
+        ("log", 2, sorted([*logged, "images_per_second"])),
+        ("evaluation", 2, ["cross_entropy", "loss"]),
+        ("checkpoint", 2, True),
+        ("end", 2),
+    ]
+    assert Recorder.seen == [(tag, *event) for event in expected for tag in "xy"]
+    # They are no part of what is learned: a run may be resumed without them.
+    assert train(create_quick_run(tmp_path / "run", train=keys))["step"] == 2
+
+
+def test_a_callback_that_fails_ends_the_run_with_one_line(tmp_path):
+    run = create_quick_run(tmp_path / "run", train={"callbacks": [callback("Broken")]})
+    with pytest.raises(UserError, match=r"Broken' failed in on_log: RuntimeError: the server is"):
+        train(run)
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        (callback("Missing"), "has no 'Missing'"),
+        ({"name": "no_such_module:Thing"}, "no_such_module cannot: ModuleNotFoundError"),
+        (callback("Recorder", colour=1), r"Recorder' of `train.callbacks`: TypeError: .*colour"),
+        (callback("not_a_callback"), "must make a kseg.training.callbacks.Callback, makes"),
+        ({"name": "collections:OrderedDict"}, "it must be a kseg.training.callbacks.Callback, is"),
+    ],
+)
+def test_what_is_no_callback_is_one_line(tmp_path, entry, message):
+    run = create_quick_run(tmp_path / "run", train={"callbacks": [entry]})
+    with pytest.raises(UserError, match=message) as error:
+        train(run)
+    assert "\n" not in str(error.value)
+    assert run.checkpoint_steps() == []
+
+
+def test_steps_are_profiled(tmp_path):
+    run = create_quick_run(tmp_path / "run", train={"steps": 3, "profile": [2, 2]})
+    train(run)
+    found = list((run.path / "tensorboard/train/plugins/profile").rglob("*.xplane.pb"))
+    assert len(found) == 1 and found[0].stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("train.profile=[5,3]", r"`train`: `train.profile` must be \[first, last\].*\[5, 3\]"),
+        ("train.profile=[1,601]", r"Received: \[1, 601\] and 600 steps"),
+        ("train.profile=[0,3]", r"`train.profile.0`: .*greater than 0.*Received: 0"),
+        ("train.patience.evaluations=0", r"`train.patience.evaluations`: .*Received: 0"),
+        ("train.patience={}", r"key `train.patience.evaluations` is missing"),
+        ("train.patience.watch=iou", r"`train.patience`.*"),
+        ('train.callbacks=["a:b"]', r"`train.callbacks.0`"),
+        ('train.callbacks=[{"name": "ab"}]', r"must be package.module:attribute. Received: 'ab'"),
+        ("train.restarts=[0]", r"`train.restarts.0`: .*greater than 0.*Received: 0"),
+        ("train.precision=float16", r"`train.precision`: .*'mixed_float16'.*Received: 'float16'"),
+        ("schedule.name=cosin", r"Did you mean 'cosine'"),
+    ],
+)
+def test_mistakes_are_one_line(override, message):
+    with pytest.raises(config.ConfigError, match=message) as error:
+        config.load("camvid_small_ce", [override])
+    assert "\n" not in str(error.value)

@@ -1,0 +1,116 @@
+"""Callbacks of a training, named in `train.callbacks`: loggers of other systems, for instance."""
+
+import inspect
+
+from kseg.dotted import load_object
+from kseg.errors import UserError
+
+
+class Callback:
+    """The base class: override what is needed.
+
+    Callbacks observe; what they change in the network or the optimizer is not part of the config,
+    and a resumed run would differ. In a cluster only the chief calls them. An exception ends the
+    training with one line; the newest checkpoint stays.
+    """
+
+    def on_start(self, run, step):
+        """Called before the first step.
+
+        Args:
+            run: `kseg.runs.Run`, with `path` and `config`.
+            step: int, 0 or that of the checkpoint from which the run resumes.
+        """
+
+    def on_log(self, step, values):
+        """Called every `train.log_every` steps.
+
+        Args:
+            step: int.
+            values: dict of floats: `loss`, the terms before their weights, `learning_rate`, and
+                `images_per_second` but for the first step.
+        """
+
+    def on_evaluation(self, step, evaluation):
+        """Called after each evaluation.
+
+        Args:
+            step: int.
+            evaluation: `kseg.evaluation.evaluator.Evaluation`: its `scores.mean_iou`, `scores.iou`
+                and `losses`, for instance.
+        """
+
+    def on_checkpoint(self, step, path):
+        """Called after each checkpoint.
+
+        Args:
+            step: int.
+            path: `pathlib.Path` of the file.
+        """
+
+    def on_end(self, result):
+        """Called at the end, also when nothing was left to train; not after a stop by a signal.
+
+        Args:
+            result: dict as from `kseg.training.loop.train`.
+        """
+
+
+class Callbacks:
+    """Calls the callbacks of a run in their order.
+
+    Args:
+        callbacks: list of `(name, callback)`: the dotted name for messages, and a `Callback`.
+    """
+
+    def __init__(self, callbacks=()):
+        self._callbacks = list(callbacks)
+
+    def __getattr__(self, hook):
+        if not hook.startswith("on_"):
+            raise AttributeError(hook)
+
+        def call(*arguments):
+            for name, callback in self._callbacks:
+                try:
+                    getattr(callback, hook)(*arguments)
+                except Exception as error:  # Whatever a user's code raises.
+                    reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+                    raise UserError(
+                        f"The callback {name!r} failed in {hook}: {reason}. Mend it, or leave it "
+                        "out of `train.callbacks`: the same command resumes from the newest "
+                        "checkpoint"
+                    ) from error
+
+        return call
+
+
+def build_callbacks(config):
+    """Makes the callbacks that a config names; needs neither Keras nor TensorFlow.
+
+    Args:
+        config: `kseg.config.Experiment`.
+
+    Returns:
+        `Callbacks`.
+
+    Raises:
+        UserError: if a name cannot be imported, does not take its arguments, or does not make a
+            `Callback`.
+    """
+    callbacks = []
+    for entry in config.train.callbacks:
+        build = load_object(entry.name)
+        try:
+            if inspect.isclass(build) and not issubclass(build, Callback):
+                raise TypeError(f"it must be a kseg.training.callbacks.Callback, is {build}")
+            callback = build(**entry.arguments)
+            if not isinstance(callback, Callback):
+                raise TypeError(
+                    f"it must make a kseg.training.callbacks.Callback, makes {type(callback)}"
+                )
+        except Exception as error:  # Whatever a user's code raises.
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            raise UserError(f"The entry {entry.name!r} of `train.callbacks`: {reason}") from error
+        callbacks.append((entry.name, callback))
+    return Callbacks(callbacks)

@@ -1,0 +1,53 @@
+"""Early end of a training that no longer gets better."""
+
+import math
+
+
+class Patience:
+    """Counts evaluations without a better score.
+
+    Args:
+        settings: `kseg.config.schema.Patience`, or None: never over.
+
+    Attributes:
+        state: JSON-able dict, what a checkpoint stores: `best`, the watched value of the best
+            evaluation (None before the first), and `evaluations`, the number since.
+    """
+
+    def __init__(self, settings):
+        self._settings = settings
+        self.state = {"best": None, "evaluations": 0}
+
+    @property
+    def is_over(self):
+        """Whether training ends."""
+        return bool(self._settings) and self.state["evaluations"] >= self._settings.evaluations
+
+    def evaluated(self, mean_iou, loss):
+        """Counts an evaluation.
+
+        Args:
+            mean_iou: float, maybe NaN: then it is no better score.
+            loss: float, the weighted sum of the losses on the evaluation split, maybe NaN.
+        """
+        if not self._settings:
+            return
+        # In units in which more is better.
+        value, best = mean_iou, self.state["best"]
+        if self._settings.watch == "loss":
+            value, best = -loss, None if best is None else -best
+        is_first = best is None and not math.isnan(value)
+        if is_first or (best is not None and value > best + self._settings.min_change):
+            watched = -value if self._settings.watch == "loss" else value
+            self.state = {"best": watched, "evaluations": 0}
+        else:
+            self.state = {**self.state, "evaluations": self.state["evaluations"] + 1}
+
+    def describe(self, step):
+        """A line about the end of training after a step."""
+        best = self.state["best"]
+        return (
+            f"training ends at step {step}: no better {self._settings.watch} than "
+            f"{'any' if best is None else format(best, '.4f')} in {self.state['evaluations']} "
+            "evaluations (train.patience)"
+        )

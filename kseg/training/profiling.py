@@ -1,0 +1,48 @@
+"""A trace of some training steps, for TensorBoard's profile page."""
+
+import tensorflow as tf
+
+
+class Profiling:
+    """Traces the steps `first` to `last` of a training.
+
+    Use it as a context manager around the loop: a trace that was begun is written in any case.
+
+    Args:
+        folder: `pathlib.Path` of TensorBoard events; the trace goes to its `plugins/profile`.
+        steps: `(first, last)`, counted from 1, or None: no trace.
+    """
+
+    def __init__(self, folder, steps):
+        self._folder = folder
+        self._first, self._last = steps or (None, None)
+        self._running = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._stop()
+
+    def before(self, step):
+        """To be called before a step is begun."""
+        if step == self._first:
+            tf.profiler.experimental.start(str(self._folder))
+            self._running = True
+
+    def after(self, step, logs):
+        """To be called after a step.
+
+        Args:
+            step: int.
+            logs: dict of its tensors, waited for so that the trace holds the whole step.
+        """
+        if self._running and step == self._last:
+            for value in logs.values():
+                value.numpy()
+            self._stop()
+
+    def _stop(self):
+        if self._running:
+            self._running = False
+            tf.profiler.experimental.stop()
