@@ -9,6 +9,8 @@ from typing import Any
 import pipelines
 from kseg.classes import Classes
 from kseg.commands import augmentations
+from kseg.config import with_steps
+from pipelines.manifest import split_ratios
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +18,7 @@ class ExperimentData:
     """The data of an experiment's config.
 
     Attributes:
-        config: `kseg.config.Experiment`.
+        config: `kseg.config.Experiment`, with `train.epochs` as steps.
         manifest: `pipelines.manifest.Manifest` of `data.folder`.
         classes: `kseg.classes.Classes`, with the training images and pixels of each class.
     """
@@ -35,6 +37,7 @@ class ExperimentData:
         Raises:
             pipelines.DataError: if the folder holds no records, another data set than the config
                 names, or not the splits or classes that it names.
+            kseg.config.ConfigError: if the steps of `train.epochs` do not fit the config.
             UserError: if an augmentation cannot be imported.
         """
         data = config.data
@@ -48,6 +51,9 @@ class ExperimentData:
             )
         for split in (*data.train_splits, data.eval_split):
             manifest.split(split)
+        ratios = split_ratios(data.train_split).items()
+        shown = sum(manifest.split(name).num_images * ratio for name, ratio in ratios)
+        config = with_steps(config, shown)
         opened = cls(config, manifest, manifest.classes(data.train_split))
         opened._centered_classes()
         opened._pasted_classes()

@@ -71,6 +71,7 @@ def run(config_file, folder):
     usage = _Usage(pathlib.Path(folder))
     config = config_module.load(config_file)
     data = ExperimentData.open(config)
+    config = data.config
     run = Run.create(folder, config, data.classes, data.identity())
     try:
         trained = loop.train(run, data.training_batches, data.evaluation_batches)

@@ -88,6 +88,7 @@ def train(config, *, run=None, overrides=(), restart=False):
     if cluster is None or cluster.is_chief:
         files.check_contents(folder)
     data = ExperimentData.open(config)
+    config = data.config
     is_chief = cluster is None or cluster.is_chief
     if not is_chief:
         _train(Run(folder, config, data.classes, data.identity()), data, strategy, cluster)
@@ -230,6 +231,7 @@ def dry_run(config, folder=None):
     from kseg.runs import Run
 
     data = ExperimentData.open(config)
+    config = data.config
     for warning in data.check_labels():
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     run = Run(folder or f"runs/{config.name}", config, data.classes)

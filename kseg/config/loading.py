@@ -3,6 +3,7 @@
 import copy
 import difflib
 import json
+import math
 import os
 import pathlib
 import re
@@ -18,6 +19,8 @@ from kseg.errors import option
 _MAX_DEPTH = 32  # Of values in each other, and of files that extend each other.
 _MAX_BYTES = 1 << 20
 _LIMIT = 1 << 31
+# Two keys of `train` that say how long a run is: the one that is said last holds.
+_LENGTHS = {"steps": "epochs", "epochs": "steps"}
 
 
 def load(path, overrides=()) -> Experiment:
@@ -53,6 +56,25 @@ def load(path, overrides=()) -> Experiment:
         )
     values.setdefault("name", path.stem)
     return parse(values, source=str(path))
+
+
+def with_steps(experiment, num_images) -> Experiment:
+    """The experiment with `train.epochs` as steps; unchanged if it has steps already.
+
+    Args:
+        experiment: `Experiment`.
+        num_images: float > 0, images that an epoch shows.
+
+    Raises:
+        ConfigError: if a number of steps in it does not fit the run's.
+    """
+    epochs = experiment.train.epochs
+    if epochs is None:
+        return experiment
+    steps = math.ceil(epochs * num_images / experiment.data.batch_size)
+    values = experiment.model_dump(mode="json")
+    values["train"] |= {"steps": steps, "epochs": None}
+    return parse(values, source=f"train.epochs={epochs:g} of {num_images:g} images, {steps} steps")
 
 
 def _steps(values):
@@ -265,6 +287,9 @@ def _has_surrogates(text):
 def _merge(below, above):
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
+    for key, other in _LENGTHS.items():
+        if above.get(key) is not None and above.get(other) is None:
+            below = {k: v for k, v in below.items() if k != other}
     if "name" in below and above.get("name", below["name"]) != below["name"]:
         return above
     return {**below, **{k: _merge(below.get(k), value) for k, value in above.items()}}
@@ -327,6 +352,8 @@ def _apply_override(values, override):
                 if node.get(parent) is None:
                     node[parent] = {}
                 node = node[parent]
+        if parents == ["train"] and last in _LENGTHS and value is not None:
+            node.pop(_LENGTHS[last], None)
         if isinstance(node, list):
             node[int(last)] = value
         else:

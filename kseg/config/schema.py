@@ -320,6 +320,11 @@ class Affinity(Loss):
     )
 
 
+# Losses that are computed on the evaluation split, too: those of logits alone, for images of any
+# size. (Lovasz-softmax, RMI and affinity fields need one size; there are no auxiliary logits.)
+VALIDATED_LOSSES = ("cross_entropy", "ohem", "dice", "focal")
+
+
 class Losses(Section):
     """Losses on logits."""
 
@@ -790,7 +795,17 @@ class CallbackEntry(Section):
 class Train(Section):
     """The training run."""
 
-    steps: int = Field(gt=0, description="Optimizer steps, without those of `restarts`.")
+    steps: int | None = Field(
+        None,
+        gt=0,
+        description="Optimizer steps, without those of `restarts`; this or `epochs` is needed.",
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="In place of `steps`: passes over the training images; a run's own config "
+        "holds the steps that they make.",
+    )
     restarts: list[PositiveSize] = Field(
         [],
         max_length=100,
@@ -831,13 +846,23 @@ class Train(Section):
     panels: int = Field(4, ge=0, description="Image panels in TensorBoard at each evaluation.")
 
     @pydantic.model_validator(mode="after")
+    def _steps_or_epochs(self):
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(
+                "`train` needs `steps` or `epochs`, and not both. Received: "
+                f"steps={json.dumps(self.steps)}, epochs={json.dumps(self.epochs)}"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _profiled_steps_are_made(self):
         if self.profile is not None:
             first, last = self.profile
-            if not first <= last <= self.total_steps:
+            if first > last or (self.steps and last > self.total_steps):
                 raise ValueError(
                     "`train.profile` must be [first, last] with first <= last <= the steps of the "
-                    f"run. Received: {list(self.profile)} and {self.total_steps} steps"
+                    f"run. Received: {list(self.profile)}"
+                    + (f" and {self.total_steps} steps" if self.steps else "")
                 )
         return self
 
@@ -876,7 +901,7 @@ class Experiment(Section):
 
     @pydantic.model_validator(mode="after")
     def _parts_fit(self):
-        if self.schedule.warmup_steps >= self.train.steps:
+        if self.train.steps and self.schedule.warmup_steps >= self.train.steps:
             raise ValueError(
                 f"`schedule.warmup_steps` must be below `train.steps`. Received: "
                 f"{self.schedule.warmup_steps} and {self.train.steps}. Use "
@@ -905,11 +930,19 @@ class Experiment(Section):
                 "`optimizer.layer_decay` needs blocks of the backbone that are trained. Received: "
                 f"`model.freeze` {self.model.freeze}. Set `optimizer.layer_decay` to null"
             )
+        patience = self.train.patience
+        of_losses = [getattr(self.losses, name) for name in VALIDATED_LOSSES]
+        if patience and patience.watch == "loss" and not any(x and x.weight for x in of_losses):
+            raise ValueError(
+                '`train.patience.watch` "loss" needs a loss that is computed on the evaluation '
+                f"split, one of {', '.join(VALIDATED_LOSSES)}, with a weight above 0. Use "
+                '"mean_iou"'
+            )
         names = [objective.name for objective in self.contrast]
         if len(set(names)) < len(names):
             raise ValueError(f"`contrast` names an objective twice: {names}")
         for index, objective in enumerate(self.contrast):
-            if objective.start_step >= self.train.steps:
+            if self.train.steps and objective.start_step >= self.train.steps:
                 raise ValueError(
                     f"`start_step` of {objective.name!r} must be below `train.steps`. Received: "
                     f"{objective.start_step} and {self.train.steps}. Use "

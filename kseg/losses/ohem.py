@@ -40,7 +40,8 @@ def ohem_cross_entropy(labels, logits, *, threshold=0.7, min_kept=100_000, class
     probability = ops.stop_gradient(ops.exp(-loss))
     kept = probability <= threshold
     if min_kept:
-        rank = ops.view(probability, "int32")
+        # A last axis of static size: Keras refuses to view one of unknown size.
+        rank = ops.view(probability[..., None], "int32")[..., 0]
         kept = ops.logical_or(kept, rank <= _smallest(rank, valid, min_kept))
     weight = ops.cast(ops.logical_and(kept, valid), "float32")
     if class_weights is not None:

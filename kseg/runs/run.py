@@ -7,6 +7,7 @@ runs/<name>/config.json         the resolved config
             environment.json    versions of packages, git commit, devices
             checkpoints/        step-00001000.npz (all state), best.npz (weights as evaluated)
             tensorboard/        events
+            tracking/           of loggers in `train.callbacks`: ids, offline files
             evaluation/         scores as JSON and CSV, counts of each image as NPZ
             analysis/           pictures, the report
             saved_model/        the best weights, for serving
@@ -46,7 +47,7 @@ _FREE_KEYS = (
     "train.profile",
     "train.restarts",  # But see `_differences`.
 )
-_FOLDERS = ("checkpoints", "tensorboard", "evaluation", "analysis", "saved_model")
+_FOLDERS = ("checkpoints", "tensorboard", "tracking", "evaluation", "analysis", "saved_model")
 _FILES = ("config.json", "classes.json", "data.json", "environment.json")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from kseg.config.schema import VALIDATED_LOSSES
 from kseg.evaluation.evaluator import Evaluator
 from kseg.runs import checkpoints
 from kseg.segmenters import inference_model
@@ -30,9 +31,8 @@ class Evaluating:
         self._trained = self.weights = checkpoints.model_variables(trainer.evaluated)
         self._own = {}
         self._batches = evaluation_batches
-        # Networks give no auxiliary logits in inference.
         losses = trainer.losses_on_logits.items()
-        used = {name: pair for name, pair in losses if pair[1] and name != "auxiliary"}
+        used = {name: pair for name, pair in losses if pair[1] and name in VALIDATED_LOSSES}
         self._losses = {name: loss for name, (loss, _) in used.items()}
         self._weights = {name: weight for name, (_, weight) in used.items()}
         self._panels = run.config.train.panels

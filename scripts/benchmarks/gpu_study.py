@@ -245,6 +245,8 @@ def _check(experiment):
     for key, rest in (("rotation", 0.0), ("max_class_share", 1.0), ("repeat_threshold", None)):
         if getattr(data, key) != rest:
             raise SystemExit(f"`data.{key}` is not offered on the device: must be {rest}")
+    if experiment.train.steps is None:
+        raise SystemExit("`train.epochs` is not offered on the device: use `train.steps`")
     for key, rest in (("restarts", []), ("accumulate", 1), ("ema", None)):
         if getattr(experiment.train, key) != rest:
             raise SystemExit(f"`train.{key}` is not offered on the device: must be {rest}")

@@ -5,6 +5,9 @@ import tensorflow as tf
 
 from kseg.evaluation.evaluator import Evaluator, predict
 from kseg.evaluation.metrics import Scores
+from kseg.losses.cross_entropy import cross_entropy
+from kseg.losses.dice import dice_loss
+from kseg.losses.reduction import global_ratio
 
 NUM_CLASSES = 3
 
@@ -188,3 +191,42 @@ def test_images_have_the_names_of_the_data():
 def test_refuses_a_model_of_other_classes():
     with pytest.raises(ValueError, match="A model of 4 classes"):
         Evaluator(tiny_model(), 4)(batches_of(examples([(4, 4)]), [1]))
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_losses_are_means_over_the_pixels_of_all_batches(mirrored, replicas):
+    """Of batches that differ in size between the replicas."""
+    items = list(examples([(6, 8)] * 4 + [(9, 5)] * 3))
+    if replicas == 2:
+        with mirrored.scope():
+            model = tiny_model()
+    else:
+        model = tiny_model()
+    losses = {
+        "cross_entropy": lambda y, outputs: global_ratio(*cross_entropy(y, outputs["logits"])),
+        "dice": lambda y, outputs: dice_loss(y, outputs["logits"]),
+    }
+    strategy = mirrored if replicas == 2 else None
+    evaluator = Evaluator(model, NUM_CLASSES, losses=losses, strategy=strategy)
+    found = evaluator(batches_of(items, [2, 2, 3])).losses
+    pixels = []
+    for image, labels in items:
+        logits = tf.nn.log_softmax(model(image[None], training=False)[0]).numpy()
+        known = labels < NUM_CLASSES
+        pixels.append(-logits[known][np.arange(known.sum()), labels[known]])
+    assert found["cross_entropy"] == pytest.approx(np.concatenate(pixels).mean(), rel=1e-5)
+    sums = np.zeros(2)
+    for batch in batches_of(items, [2, 2, 3]):
+        count = float((batch["label"].numpy() < NUM_CLASSES).sum())
+        labels = tf.cast(batch["label"], "int32")
+        loss = float(dice_loss(labels, model(batch["image"], training=False)))
+        sums += [count, count * loss]
+    assert found["dice"] == pytest.approx(sums[1] / sums[0], rel=1e-5)
+
+
+def test_without_labels_a_loss_is_nan():
+    labels = np.full((1, 4, 4), 255, "uint8")
+    batch = {"image": np.zeros((1, 4, 4, 3), "uint8"), "label": labels}
+    losses = {"ce": lambda y, outputs: global_ratio(*cross_entropy(y, outputs["logits"]))}
+    evaluator = Evaluator(tiny_model(), NUM_CLASSES, losses=losses)
+    assert np.isnan(evaluator(tf.data.Dataset.from_tensors(batch)).losses["ce"])

@@ -1,6 +1,8 @@
 """Keys of the section `train` in whole runs: what they do, and that a resumed run does the same."""
 
+import json
 import shutil
+import typing
 
 import keras
 import numpy as np
@@ -107,15 +109,21 @@ def test_validation_losses_are_logged(tmp_path, capsys):
     run = create_quick_run(
         tmp_path / "run",
         train={"steps": 2, "evaluate_every": 1},
-        losses={"lovasz": {"weight": 0.5}},
+        losses={
+            "lovasz": {"weight": 0.5},
+            "dice": {"weight": 0.5},
+            "focal": {"weight": 0.25},
+            "ohem": {"weight": 2.0, "min_kept": 9},
+        },
     )
     train(run)
     (folder,) = (run.path / "tensorboard").glob("evaluation")
     events = scalars(folder)
-    assert {"loss/loss", "loss/cross_entropy", "loss/lovasz"} <= set(events)
-    assert "loss/auxiliary" not in events  # Networks give no auxiliary logits in inference.
+    weights = {"cross_entropy": 1.0, "dice": 0.5, "focal": 0.25, "ohem": 2.0}
+    found = {tag for tag in events if tag.startswith("loss/")}
+    assert found == {"loss/loss", *(f"loss/{name}" for name in weights)}
     for step in (1, 2):
-        expected = events["loss/cross_entropy"][step] + 0.5 * events["loss/lovasz"][step]
+        expected = sum(w * events[f"loss/{name}"][step] for name, w in weights.items())
         assert events["loss/loss"][step] == pytest.approx(expected, rel=1e-5)
     out = capsys.readouterr().out
     assert f"validation loss {events['loss/loss'][2]:.4f} = ce " in out
@@ -131,19 +139,18 @@ def test_validation_losses_are_logged(tmp_path, capsys):
     assert events["loss/cross_entropy"][2] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("watch", ["mean_iou", "loss"])
-def test_patience_ends_a_run_that_no_longer_gets_better(tmp_path, capsys, watch):
+def test_patience_ends_a_run_that_no_longer_gets_better(tmp_path, capsys):
     keys = {
-        "steps": 9,
+        "steps": 4,
         "evaluate_every": 1,
         "checkpoint_every": 1,
         "keep_checkpoints": 9,
-        "patience": {"evaluations": 2, "watch": watch, "min_change": 1.0},
+        "patience": {"evaluations": 2, "watch": "loss", "min_change": 1.0},
     }
     run = create_quick_run(tmp_path / "run", train=keys)
     result = train(run)
     assert result["step"] == 3  # The first evaluation is the best of all, two more are not better.
-    ended = f"training ends at step 3: no better {watch} than"
+    ended = "training ends at step 3: no better loss than"
     assert ended in capsys.readouterr().out
     # Evaluations before a stop count.
     last = run.checkpoint(3).read_bytes()
@@ -154,8 +161,8 @@ def test_patience_ends_a_run_that_no_longer_gets_better(tmp_path, capsys, watch)
     capsys.readouterr()
     assert train(run) == result
     assert ended in capsys.readouterr().out
-    more = create_quick_run(tmp_path / "run", train={**keys, "steps": 9, "patience": None})
-    assert train(more)["step"] == 9
+    more = create_quick_run(tmp_path / "run", train={**keys, "patience": None})
+    assert train(more)["step"] == 4
 
 
 def test_patience_by_hand():
@@ -181,7 +188,7 @@ def test_patience_by_hand():
 class Recorder(Callback):
     """Appends what it is called with to a list."""
 
-    seen = []
+    seen: typing.ClassVar[list] = []
 
     def __init__(self, tag="x"):
         self.tag = tag
@@ -277,7 +284,10 @@ def test_steps_are_profiled(tmp_path):
         ("train.profile=[0,3]", r"`train.profile.0`: .*greater than 0.*Received: 0"),
         ("train.patience.evaluations=0", r"`train.patience.evaluations`: .*Received: 0"),
         ("train.patience={}", r"key `train.patience.evaluations` is missing"),
-        ("train.patience.watch=iou", r"`train.patience`.*"),
+        (
+            'train.patience={"evaluations": 3, "watch": "iou"}',
+            r"`train.patience.watch`: .*'mean_iou' or 'loss'. Received: 'iou'",
+        ),
         ('train.callbacks=["a:b"]', r"`train.callbacks.0`"),
         ('train.callbacks=[{"name": "ab"}]', r"must be package.module:attribute. Received: 'ab'"),
         ("train.restarts=[0]", r"`train.restarts.0`: .*greater than 0.*Received: 0"),
@@ -289,3 +299,59 @@ def test_mistakes_are_one_line(override, message):
     with pytest.raises(config.ConfigError, match=message) as error:
         config.load("camvid_small_ce", [override])
     assert "\n" not in str(error.value)
+
+
+def test_a_loss_to_watch_must_be_computed():
+    overrides = [
+        'train.patience={"evaluations": 2, "watch": "loss"}',
+        "losses.cross_entropy.weight=0",
+        "losses.lovasz.weight=1",
+    ]
+    with pytest.raises(config.ConfigError, match="one of cross_entropy, ohem, dice, focal, with"):
+        config.load("camvid_small_ce", overrides)
+    assert config.load("camvid_small_ce", [*overrides, "losses.dice.weight=1"])
+
+
+def epochs(*overrides):
+    return config.load("camvid_small_ce", ["train.epochs=1.5", *overrides])
+
+
+def test_epochs_stand_in_place_of_steps():
+    experiment = epochs("schedule.warmup_steps=0")
+    assert experiment.train.steps is None
+    # 367 images in batches of 8: 550.5 images are 68.8 batches.
+    resolved = config.with_steps(experiment, 367)
+    assert (resolved.train.steps, resolved.train.epochs) == (69, None)
+    assert config.with_steps(resolved, 5) is resolved
+    assert config.parse(json.loads(resolved.to_json()), source="test") == resolved
+
+
+def test_the_length_that_is_said_last_holds(tmp_path):
+    assert epochs("train.steps=200").train.steps == 200
+    child = tmp_path / "child.json"
+    child.write_text(json.dumps({"extends": "camvid_small_ce", "train": {"epochs": 3}}))
+    assert (config.load(child).train.epochs, config.load(child).train.steps) == (3, None)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"extends": "child.json", "train": {"steps": 200}}))
+    assert (config.load(other).train.epochs, config.load(other).train.steps) == (None, 200)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["train.steps=null"], r"needs `steps` or `epochs`.*steps=null, epochs=null"),
+        (['train={"steps": 3, "epochs": 2}'], r"and not both. Received: steps=3, epochs=2"),
+        (["train.epochs=0"], r"`train.epochs`: .*greater than 0.*Received: 0"),
+        (["train.epochs=many"], r"`train.epochs`: .*Received: 'many'"),
+    ],
+)
+def test_a_length_that_is_none_is_one_line(overrides, message):
+    with pytest.raises(config.ConfigError, match=message) as error:
+        config.load("camvid_small_ce", overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_epochs_that_are_too_short_for_the_warm_up_are_one_line():
+    message = r"train.epochs=1.5 of 20 images, 4 steps: .*Received: 100 and 4"
+    with pytest.raises(config.ConfigError, match=message):
+        config.with_steps(epochs("schedule.warmup_steps=100"), 20)
