@@ -75,6 +75,13 @@ def test_info_nce(toy):
     assert lines[2].endswith(" 1.00")
 
 
+def test_server(toy):
+    lines = toy("server")
+    assert lines[0] == "deeplabv3_toy, 32 x 48, PNG, 2 clients, 6 requests"
+    assert lines[2].startswith("network alone") and lines[3].startswith("server, batches of 2")
+    assert lines[3].split()[-2:] == ["0", "0"]
+
+
 def test_the_plain_formula_computes_what_the_kernel_does():
     rng = np.random.default_rng(0)
     anchors, keys = (tf.math.l2_normalize(rng.normal(size=(n, 6)), axis=1) for n in (7, 9))
