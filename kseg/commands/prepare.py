@@ -31,9 +31,15 @@ SOURCES = {
     "tfds://cityscapes",
     "coco": "images, and JSON files of COCO's format, panoptic ones with their folder of PNGs",
     "coco_stuff": "COCO-Stuff 10k: images, annotations and imageLists",
+    "cvat": "annotations.xml of `CVAT for images 1.1`, and the images",
     "folder": "your images and masks, with a class table",
+    "label_studio": "a JSON export of Label Studio, and the images",
+    "labelme": "images with a JSON file of labelme each",
     "oxford_iiit_pet": "images and annotations, or tfds://oxford_iiit_pet",
     "pascal_context": "VOCdevkit/VOC2010 and the annotations: trainval (MATLAB), JSON or PNGs",
+    "pascal_voc": "VOCdevkit/VOC2012: JPEGImages, SegmentationClass, ImageSets/Segmentation",
+    "supervisely": "a project: meta.json, and folders with ann and img",
+    "yolo": "data.yaml, images and labels of Ultralytics",
 }
 TITLES = {
     "ade20k": "ADE20K, 150 classes",
@@ -42,12 +48,25 @@ TITLES = {
     "cityscapes": "Cityscapes, 19 classes",
     "coco": "annotations of any tool as COCO's JSON: polygons, run lengths, panoptic",
     "coco_stuff": "COCO-Stuff, 171 classes",
+    "cvat": "annotations of CVAT: polygons, masks, boxes",
     "folder": "your own images and masks",
+    "label_studio": "annotations of Label Studio: polygons, brushes, boxes",
+    "labelme": "annotations of labelme",
     "oxford_iiit_pet": "Oxford-IIIT Pet, 3 classes",
     "pascal_context": "PASCAL-Context, 59 or 60 classes",
+    "pascal_voc": "PASCAL VOC, 21 classes",
+    "supervisely": "a project of Supervisely: polygons, bitmaps",
+    "yolo": "polygons of Ultralytics YOLO",
 }
 # The data sets that are drawn from annotations, and which area is seen where they overlap.
-IMPORTERS = {"coco": "later"}
+IMPORTERS = {
+    "coco": "later",
+    "cvat": "later",
+    "label_studio": "later",
+    "labelme": "later",
+    "supervisely": "later",
+    "yolo": "smaller",
+}
 # Of one data set each; named as in its module.
 OPTIONS = (
     *("seed", "train_images", "val_images", "size", "encoding", "data_dir"),

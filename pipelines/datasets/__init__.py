@@ -14,6 +14,7 @@ from pipelines.datasets import (
     folder,
     oxford_iiit_pet,
     pascal_context,
+    pascal_voc,
     synthetic,
 )
 from pipelines.datasets.dataset import facts
@@ -29,6 +30,7 @@ FILE_DATASETS = {
     "folder": folder,
     "oxford_iiit_pet": oxford_iiit_pet,
     "pascal_context": pascal_context,
+    "pascal_voc": pascal_voc,
     **IMPORTERS,
 }
 DATASETS = {**FILE_DATASETS, "synthetic": synthetic}

@@ -253,7 +253,7 @@ def assemble(
         files: `Files`.
         images: list of `AnnotatedImage`.
         names: list of str, the classes of the source, in order; None: those that areas have, by
-            the alphabet.
+            the alphabet, `unlabeled` first.
         colors: dict from class name to `[red, green, blue]`; may lack some.
         class_map: see `pipelines.datasets.class_map`; a path, a dict or None.
         unlabeled: str, the class of what no area covers; made first if the source has none of
@@ -276,6 +276,7 @@ def assemble(
     _check_twice(images)
     if names is None:
         names = sorted({name for image in images for name, _ in image.areas if name is not None})
+        names.sort(key=lambda name: clean_name(name) != clean_name(unlabeled))
     names = list(dict.fromkeys(map(clean_name, names)))
     known = {None, *names}
     for image in images:

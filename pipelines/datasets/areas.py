@@ -48,10 +48,14 @@ class Polygons:
     def draw(self, height, width):
         """Draws; see the module."""
         scale = (width, height) if self.relative else (1, 1)
-        rings, holes = ([ring * scale for ring in group] for group in (self.rings, self.holes))
+        rings, holes = (
+            [ring * np.array(scale, ring.dtype) for ring in group]
+            for group in (self.rings, self.holes)
+        )
         if self.rule == "crossings":
             return _union([_by_crossings(ring, height, width) for ring in rings])
-        everything = np.concatenate(rings)
+        # Holes, too: OpenCV moves lines a little where it cuts them off.
+        everything = np.concatenate([*rings, *holes])
         left, top = np.clip(np.floor(everything.min(0)) - 1, 0, (width, height)).astype(int)
         right, bottom = np.clip(np.ceil(everything.max(0)) + 2, 0, (width, height)).astype(int)
         if right <= left or bottom <= top:

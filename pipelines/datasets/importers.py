@@ -1,11 +1,18 @@
 """The importers of annotation files, and which of them reads a source."""
 
 from kseg.errors import option
-from pipelines.datasets import coco
+from pipelines.datasets import coco, cvat, label_studio, labelme, supervisely, yolo
 from pipelines.datasets.annotated import Files
 from pipelines.errors import DataError
 
-IMPORTERS = {"coco": coco}
+IMPORTERS = {
+    "coco": coco,
+    "cvat": cvat,
+    "label_studio": label_studio,
+    "labelme": labelme,
+    "supervisely": supervisely,
+    "yolo": yolo,
+}
 
 
 def recognize(source):

@@ -15,6 +15,7 @@ NUM_CLASSES = {
     "coco_stuff": 171,
     "oxford_iiit_pet": 2,
     "pascal_context": 59,
+    "pascal_voc": 21,
     "synthetic": 8,
 }
 # Some official palettes give two classes one colour.

@@ -1,0 +1,139 @@
+"""Annotations of CVAT, `CVAT for images 1.1`: annotations.xml, and the images.
+
+Polygons, masks and boxes are drawn in their order of depth (`z_order`), polygons as in CVAT's own
+export of masks, which uses pycocotools; polylines, points, ellipses and cuboids are left out. The
+colors of the labels are taken, and the split from `subset`, or from the image's folders.
+
+`Segmentation mask 1.1` of CVAT (labelmap.txt) is read by `folder`.
+"""
+
+import collections
+import io
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+
+from pipelines.datasets.annotated import (
+    AnnotatedImage,
+    Files,
+    as_shape,
+    assemble,
+    head_of,
+    missing_images,
+    stem_of,
+)
+from pipelines.datasets.areas import Polygons, RowRuns, as_ring
+from pipelines.datasets.dataset import shorten
+from pipelines.datasets.splits import SPLITS, split_of
+from pipelines.errors import DataError
+
+EXPECTED = "annotations.xml of `CVAT for images 1.1`"
+_SHAPES = ("polygon", "mask", "box")
+_OTHERS = ("polyline", "points", "ellipse", "cuboid", "skeleton")
+
+
+def recognize(files):
+    """The first file of this format among `Files`, None if there is none."""
+    for path, file in files.with_end(".xml"):
+        head = head_of(file)
+        if b"<annotations>" in head and (b"<image " in head or b"<meta>" in head):
+            return path
+    return None
+
+
+def find(source, **arguments):
+    """Lists the examples of each split.
+
+    Args:
+        source: as for `pipelines.sources.open_source`.
+        **arguments: as for `pipelines.datasets.annotated.assemble`.
+
+    Returns:
+        `Found`.
+
+    Raises:
+        DataError: if files or classes cannot be found or used, or an option is out of range.
+    """
+    files = Files(source)
+    images, colors, left = [], {}, collections.Counter()
+    for path, file in files.with_end(".xml"):
+        if not file.read_bytes().strip():
+            raise DataError(f"{file} must hold annotations, and is empty")
+        if b"<annotations>" not in head_of(file):
+            continue
+        missing = []
+        for attributes, areas in _read(file, colors, left):
+            name = attributes.get("name", "")
+            split = SPLITS.get(attributes.get("subset", "").lower()) or split_of(name)
+            found = files.image(name, path, split)
+            if found is None:
+                missing.append(name)
+                continue
+            size = as_shape(attributes.get("height"), attributes.get("width"), f"{file}, {name}")
+            images.append(AnnotatedImage(stem_of(name), found[1], file, size, areas, split))
+        if missing:
+            raise missing_images(file, missing)
+    if not images:
+        raise DataError(f"{files.name} must hold {EXPECTED}")
+    notes = [f"{n} shapes of kind {kind!r} are not drawn" for kind, n in sorted(left.items())]
+    return assemble(files, images, list(colors), colors=colors, notes=notes, **arguments)
+
+
+def _read(file, colors, left):
+    """Yields the attributes and areas of each image, one at a time; fills the other arguments."""
+    areas, number = [], 0
+    try:
+        for _, element in ElementTree.iterparse(io.BytesIO(file.read_bytes())):
+            if element.tag == "label" and element.find("name") is not None:
+                name = (element.findtext("name") or "").strip()
+                colors.setdefault(name, _color(element.findtext("color")))
+            elif element.tag == "track":
+                raise DataError(
+                    f"{file} holds tracks of a video. Export it as `CVAT for images 1.1`"
+                )
+            elif element.tag in _SHAPES:
+                where = f"{file}, {element.tag} {number}"
+                name = (element.get("label") or "").strip()
+                if name not in colors:
+                    raise DataError(
+                        f"{where}: unknown class {name!r}. The file has {shorten([*colors], 10)}"
+                    )
+                depth = int(element.get("z_order") or 0)
+                areas.append((depth, name, _area(element, where)))
+                number += 1
+            elif element.tag in _OTHERS and element.get("label"):
+                left[element.tag] += 1
+            elif element.tag == "image":
+                areas.sort(key=lambda item: item[0])
+                yield element.attrib, [(name, area) for _, name, area in areas]
+                areas = []
+                element.clear()
+    except ElementTree.ParseError as error:
+        raise DataError(f"{file} must be XML: {error}") from None
+
+
+def _area(element, where):
+    try:
+        if element.tag == "polygon":
+            pairs = [pair.split(",") for pair in element.get("points", "").split(";")]
+            return Polygons((as_ring([number for pair in pairs for number in pair]),), "crossings")
+        if element.tag == "box":
+            if float(element.get("rotation") or 0):
+                raise DataError("a box that is rotated is not read. Draw a polygon")
+            left, top, right, bottom = (float(element.get(k)) for k in ("xtl", "ytl", "xbr", "ybr"))
+            corners = [left, top, right, top, right, bottom, left, bottom]
+            return Polygons((as_ring(corners),), "crossings")
+        counts = np.array(element.get("rle", "").split(","), "int64")
+        return RowRuns(counts, *(int(element.get(k)) for k in ("top", "left", "height", "width")))
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: must have coordinates, or run lengths and a place") from None
+
+
+def _color(text):
+    text = (text or "").strip()
+    try:
+        return [int(text[i : i + 2], 16) for i in (1, 3, 5)] if len(text) == 7 else None
+    except ValueError:
+        return None

@@ -1,0 +1,166 @@
+"""Polygons as Ultralytics YOLO writes them: `data.yaml`, and a text file for each image.
+
+    data.yaml                  names, and perhaps train, val, test: folders, or lists of images
+    images/train/a.jpg         labels/train/a.txt: lines of a class and x, y, x, y, ... from 0 to 1
+    train/images/a.jpg         train/labels/a.txt
+
+An image without a text file, or with an empty one, has no object. Masks are those of Ultralytics:
+whole coordinates, filled by OpenCV, edges inside; smaller objects are seen on larger ones.
+"""
+
+import posixpath
+
+import numpy as np
+
+from pipelines.datasets.annotated import AnnotatedImage, Files, assemble, stem_of
+from pipelines.datasets.areas import Polygons, as_ring
+from pipelines.datasets.dataset import read_list
+from pipelines.datasets.splits import SPLITS, split_of
+from pipelines.datasets.text_files import decode_text
+from pipelines.errors import DataError
+
+EXPECTED = "data.yaml with `names`, and images/ beside labels/ with a text file for each image"
+_TOLERANCE = 0.01
+
+
+def recognize(files):
+    """The first file of this format among `Files`, None if there is none."""
+    for path, file in files.with_end(".yaml", ".yml"):
+        if b"names" in file.read_bytes() and _label_files(files):
+            return path
+    return None
+
+
+def find(source, *, overlap="smaller", **arguments):
+    """Lists the examples of each split.
+
+    Args:
+        source: as for `pipelines.sources.open_source`.
+        overlap: str, `smaller` or `later`.
+        **arguments: as for `pipelines.datasets.annotated.assemble`.
+
+    Returns:
+        `Found`.
+
+    Raises:
+        DataError: if files or classes cannot be found or used, or an option is out of range.
+    """
+    files = Files(source)
+    names, folders = _read_table(files)
+    labels, images, bare = _label_files(files), [], 0
+    for image_path, image in files.images():
+        label_path = _label_path(image_path)
+        if label_path is None:
+            continue
+        label = labels.pop(label_path, None)
+        areas = [] if label is None else _read_areas(label, names)
+        bare += not areas
+        split = next((s for s, holds in folders.items() if holds(image_path)), None)
+        key = stem_of(image_path).split("images/")[-1]
+        split = split or split_of(posixpath.dirname(image_path))
+        images.append(AnnotatedImage(key, image, label, None, areas, split))
+    if labels:
+        raise DataError(
+            f"{next(iter(labels.values()))} must have an image of the same name in images/, and "
+            f"there is none ({len(labels)} such files)"
+        )
+    if not any(image.areas for image in images):
+        raise DataError(f"{files.name} must hold {EXPECTED}. No polygon is there")
+    notes = [f"{bare} images have no polygon: all of them is unlabeled"] if bare else []
+    return assemble(files, images, names, overlap=overlap, notes=notes, **arguments)
+
+
+def _label_path(path):
+    head, found, tail = f"/{path}".rpartition("/images/")
+    return f"{head}/labels/{stem_of(tail)}".lstrip("/") if found else None
+
+
+def _label_files(files):
+    """dict from path without end to the text files in folders `labels`."""
+    return {stem_of(p): f for p, f in files.with_end(".txt") if "/labels/" in f"/{p}"}
+
+
+def _read_table(files):
+    """Returns `(names, folders)`; `folders` maps splits to tests of image paths."""
+    import yaml
+
+    found = []
+    for path, file in files.with_end(".yaml", ".yml"):
+        text, _ = decode_text(file.read_bytes(), file)
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{file} must be YAML: {reason}") from None
+        if isinstance(content, dict) and "names" in content:
+            found.append((path, file, content))
+    if len(found) != 1:
+        several = ", ".join(str(file) for _, file, _ in found)
+        raise DataError(
+            f"{files.name} must hold {EXPECTED}. Found: {several or 'no file with `names`'}"
+        )
+    _, file, content = found[0]
+    names = content["names"]
+    if isinstance(names, dict):
+        if sorted(names) != list(range(len(names))):
+            raise DataError(f"{file}: `names` must be numbered from 0. Found: {list(names)[:9]}")
+        names = [names[i] for i in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{file}: `names` must be a list of classes, not {names!r}")
+    names = list(map(str, names))
+    if len(set(names)) < len(names):
+        raise DataError(f"{file}: every class must have a name of its own: {', '.join(names)}")
+    folders = {}
+    for key, value in content.items():
+        for name in value if isinstance(value, list) else [value]:
+            if key in SPLITS and isinstance(name, str):
+                folders[SPLITS[key]] = _holds(files, name)
+    return names, folders
+
+
+def _holds(files, name):
+    """Whether an image is of a split: in a folder, or in a list file."""
+    name = posixpath.normpath(name.replace("\\", "/")).lstrip("./")
+    if name.endswith(".txt"):
+        lists = [file for path, file in files.all if f"/{path}".endswith(f"/{name}")]
+        listed = {
+            stem_of(posixpath.normpath(line)).lstrip("./") for f in lists for line in read_list(f)
+        }
+        return lambda path: any(f"/{stem_of(path)}".endswith(f"/{item}") for item in listed)
+    return lambda path: f"/{name}/" in f"/{path}"
+
+
+def _read_areas(file, names):
+    """The areas of a text file."""
+    text, _ = decode_text(file.read_bytes(), file)
+    areas = []
+    for number, line in enumerate(text.splitlines(), 1):
+        cells = line.split()
+        if not cells:
+            continue
+        where = f"{file}, line {number}"
+        try:
+            values = np.array(cells, "float64")
+        except ValueError:
+            raise DataError(f"{where}: must be numbers, not {line[:60]!r}") from None
+        if len(values) == 5:
+            raise DataError(
+                f"{where}: must be a class and three points or more, and has 4 numbers: a box, or "
+                "two points"
+            )
+        if values[0] % 1 or not 0 <= values[0] < len(names):
+            raise DataError(
+                f"{where}: unknown class {cells[0]}. The classes are 0 to {len(names) - 1}"
+            )
+        try:
+            ring = as_ring(values[1:])
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        if ring.min() < -_TOLERANCE or ring.max() > 1 + _TOLERANCE:
+            raise DataError(
+                f"{where}: coordinates must be shares of the image, 0 to 1. Found "
+                f"{ring.min():g} to {ring.max():g}"
+            )
+        area = Polygons((ring.astype("float32"),), "filled", relative=True)
+        areas.append((names[int(values[0])], area))
+    return areas

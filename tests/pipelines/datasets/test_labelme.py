@@ -1,0 +1,104 @@
+import base64
+
+import numpy as np
+import pytest
+
+from pipelines.datasets import folder, labelme
+from pipelines.errors import DataError
+from tests.pipelines.datasets.tiny_annotations import (
+    SIZE,
+    expected,
+    labelme_content,
+    write_image,
+    write_json,
+    write_labelme,
+)
+from tests.pipelines.tiny_data import all_labels, encode
+
+
+def one(tmp_path, *shapes, **more):
+    """Reads one image with some shapes; the default: the two polygons."""
+    write_image(tmp_path / "a.png")
+    content = labelme_content("..\\pictures\\a.png", **more)
+    content["shapes"] = list(shapes) or content["shapes"]
+    write_json(tmp_path / "a.json", content)
+    return labelme.find(tmp_path, split={"train": 1})
+
+
+def labels_of(found):
+    return all_labels(found)["train"]["a"]
+
+
+def test_polygons(tmp_path):
+    found = one(tmp_path)
+    assert found.taxonomy.class_names == ["background", "car", "tree"]
+    np.testing.assert_array_equal(labels_of(found), expected(grown=1))
+    np.testing.assert_array_equal(labels_of(one(tmp_path, imageHeight=None)), expected(grown=1))
+
+
+def test_splits_and_images_without_annotations(tmp_path):
+    write_labelme(tmp_path)
+    write_image(tmp_path / "train/b.jpg", 7)
+    found = labelme.find(tmp_path)
+    assert found.notes[0] == "1 images have no JSON file and are left out"
+    assert [e.image for e in found.splits["val"]] == [tmp_path / "val/a.jpg"]
+    with pytest.raises(DataError, match=r"\(train/a.json\), .* kseg prepare labelme"):
+        folder.find(tmp_path)
+
+
+def test_shapes_and_labels_with_a_meaning(tmp_path):
+    picture = np.zeros((3, 4), "uint8")
+    picture[1:, 2:] = 255
+    mask = base64.b64encode(encode(picture)).decode()
+    found = one(
+        tmp_path,
+        {"label": "b", "points": [[9, 8], [2, 3]], "shape_type": "rectangle"},
+        {"label": "__ignore__", "points": [[0, 0], [0, 1], [1, 1], [1, 0]]},
+        {"label": "a", "points": [[6, 5], [9, 7]], "shape_type": "mask", "mask": mask},
+        {"label": "_background_", "points": [[2, 3], [3, 3], [3, 4]]},
+    )
+    assert found.taxonomy.class_names == ["background", "a", "b"]
+    labels = np.zeros(SIZE)
+    labels[3:9, 2:10] = 2
+    labels[:2, :2] = 255
+    labels[6:8, 8:10] = 1
+    labels[[3, 3, 4], [2, 3, 3]] = 0
+    np.testing.assert_array_equal(labels_of(found), labels)
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        (
+            {"label": "a", "points": [[1, 2], [3, 4]]},
+            r"a.json, shape 0: a polygon must have three points or more, and has 2 points",
+        ),
+        ({"label": "a", "points": [[1, 2]], "shape_type": "circle"}, "a circle must not have 1 po"),
+        ({"label": "a", "points": [[1, 2]], "shape_type": "star"}, "unknown kind of shape 'star'"),
+        ({"label": " ", "points": []}, "shape 0: a label must be a name, not ' '"),
+        ({"points": []}, "shape 0: must have `label` and `points`"),
+        (
+            {"label": "a", "points": [["x"]], "shape_type": "line"},
+            "points must be pairs of numbers",
+        ),
+    ],
+)
+def test_mistakes(tmp_path, shape, message):
+    with pytest.raises(DataError, match=message):
+        one(tmp_path, shape)
+
+
+def test_mistakes_in_files(tmp_path):
+    one(tmp_path)
+    write_json(tmp_path / "second.json", labelme_content("a.png"))
+    with pytest.raises(DataError, match=r"annotated in .*a.json and in .*second.json"):
+        labelme.find(tmp_path)
+    (tmp_path / "second.json").write_text("")
+    with pytest.raises(DataError, match=r"second.json must hold annotations, and is empty"):
+        labelme.find(tmp_path)
+    write_json(tmp_path / "second.json", labelme_content("gone.png"))
+    with pytest.raises(DataError, match=r"second.json names images that are missing: gone.png"):
+        labelme.find(tmp_path)
+    (tmp_path / "second.json").unlink()
+    with pytest.raises(DataError, match=r"a.json: a label must have the size of its image, \(12"):
+        labels_of(one(tmp_path, imageHeight=11))
