@@ -160,7 +160,7 @@ class ServedModel(keras.Model):
         """Float32 logits `(batch, height, width, num_classes)`; training changes nothing.
 
         Raises:
-            ValueError: if the shape of the images is another.
+            ValueError: if the shape of the images is another, or they hold no numbers.
             tf.errors.InvalidArgumentError: if it is found only in the graph, or float images are
                 not in 0 to 255, see `kseg.serving.serving_input.check_images`.
         """
@@ -169,6 +169,10 @@ class ServedModel(keras.Model):
         if shape.rank is not None and (shape.rank != 4 or shape[-1] not in (None, 3)):
             raise ValueError(
                 f"Images must be RGB, (batch, height, width, 3). Received shape: {tuple(shape)}"
+            )
+        if not (images.dtype.is_integer or images.dtype.is_floating):
+            raise ValueError(
+                f"Images must hold values from 0 to 255. Received: {images.dtype.name}"
             )
         if images.dtype != "uint8":
             images = tf.cast(images, "float32")

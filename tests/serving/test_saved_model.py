@@ -160,6 +160,8 @@ def test_images_of_other_shapes_are_an_error(exported, shape):
     model = serving.load_saved_model(exported[1])
     with pytest.raises(ValueError, match=r"must be RGB, \(batch, height, width, 3\)"):
         model(np.zeros(shape, "uint8"))
+    with pytest.raises(ValueError, match=r"values from 0 to 255. Received: bool"):
+        model(np.zeros((1, 8, 9, 3), bool))
     model.predict(batch(count=1)["image"], verbose=0)
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=r"hape"):
         model.predict(np.zeros(shape, "uint8"), verbose=0)
