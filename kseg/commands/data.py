@@ -38,7 +38,7 @@ class ExperimentData:
             pipelines.DataError: if the folder holds no records, another data set than the config
                 names, or not the splits or classes that it names.
             kseg.config.ConfigError: if the steps of `train.epochs` do not fit the config.
-            UserError: if an augmentation cannot be imported.
+            UserError: if an augmentation cannot be imported, or class weights do not fit.
         """
         data = config.data
         if data.dataset == "synthetic":
@@ -55,6 +55,7 @@ class ExperimentData:
         shown = sum(manifest.split(name).num_images * ratio for name, ratio in ratios)
         config = with_steps(config, shown)
         opened = cls(config, manifest, manifest.classes(data.train_split))
+        config.losses.check_classes(manifest.num_classes)
         opened._centered_classes()
         opened._pasted_classes()
         augmentations.check(data.augmentations)

@@ -348,6 +348,23 @@ class Losses(Section):
             )
         return self
 
+    def check_classes(self, num_classes):
+        """Checks that each list of class weights has one for each class.
+
+        Args:
+            num_classes: int, known once the data is.
+
+        Raises:
+            ConfigError: if one has another length.
+        """
+        for name in type(self).model_fields:
+            weights = getattr(getattr(self, name), "class_weights", None)
+            if isinstance(weights, list) and len(weights) != num_classes:
+                raise ConfigError(
+                    f"`losses.{name}.class_weights` must have a number for each of the "
+                    f"{num_classes} classes. Received: {len(weights)}"
+                )
+
 
 class Objective(Section):
     """Keys shared by all contrastive objectives."""

@@ -143,8 +143,9 @@ def build_losses(losses, segmenter, *, num_classes, training_pixels=None):
         smoothing of the cross-entropy also apply to the auxiliary one.
 
     Raises:
-        UserError: as in `resolve_class_weights`.
+        UserError: if a list of class weights has another length, or as in `resolve_class_weights`.
     """
+    losses.check_classes(num_classes)
 
     def settings(name):
         section = getattr(losses, name)
@@ -183,8 +184,7 @@ def resolve_class_weights(
         list of `num_classes` floats, or None: all 1.
 
     Raises:
-        UserError: if a list does not have one weight for each class, or a name is given and the
-            pixel counts are unknown or all 0.
+        UserError: if a name is given and the pixel counts are unknown or all 0.
     """
     if isinstance(weights, str):
         if training_pixels is None or not any(training_pixels):
@@ -194,11 +194,6 @@ def resolve_class_weights(
                 f"{num_classes} numbers, or null"
             )
         return class_weights(weights, training_pixels)
-    if weights is not None and len(weights) != num_classes:
-        raise UserError(
-            f"`{key}` must have a number for each of the {num_classes} classes. "
-            f"Received: {len(weights)}"
-        )
     return weights
 
 

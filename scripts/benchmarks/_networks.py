@@ -120,12 +120,14 @@ def build_objectives(arguments, contrast):
     return build.build_objectives(entries, num_classes=arguments.classes, seed=0)
 
 
-def build_step(arguments, contrast=()):
+def build_step(arguments, contrast=(), losses=None, training_pixels=None):
     """Builds a network and its training step.
 
     Args:
         arguments: with `backbone`, `head` and their arguments, `classes`, `precision`.
         contrast: list of dicts, as in a config.
+        losses: `kseg.config.schema.Losses`; None: the defaults.
+        training_pixels: as for `kseg.training.build.build_losses`.
 
     Returns:
         `(trainer, step)`: `kseg.training.trainer.SegmentationTrainer`, and a function of a batch
@@ -139,6 +141,7 @@ def build_step(arguments, contrast=()):
 
     from kseg.errors import as_user_error
     from kseg.segmenters import build_segmenter
+    from kseg.training import build
     from kseg.training import trainer as trainer_module
     from kseg.training.optimizers import SGD
 
@@ -154,7 +157,11 @@ def build_step(arguments, contrast=()):
             projector_layers=2 if any(entry["name"] == "multi_scale" for entry in contrast) else 1,
             projections=sorted({s for objective, _ in objectives for s in objective.stages}),
         )
-    trainer = trainer_module.SegmentationTrainer(segmenter, objectives=objectives)
+    if losses is not None:
+        losses = build.build_losses(
+            losses, segmenter, num_classes=arguments.classes, training_pixels=training_pixels
+        )
+    trainer = trainer_module.SegmentationTrainer(segmenter, losses=losses, objectives=objectives)
     optimizer = SGD(0.01, decay_rate=5e-4)
     optimizer.build(segmenter.trainable_variables)
     trainer.compile(optimizer=optimizer)

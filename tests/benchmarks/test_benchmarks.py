@@ -115,6 +115,15 @@ def test_contrast(toy):
     assert lines[7].startswith("RegionContrast") and len(lines[7].split()) == 3
 
 
+def test_keys(toy):
+    lines = toy("keys")
+    assert lines[0].startswith("training step of hrnet on resnet18, 2 x 64 x 96, 8 classes")
+    assert lines[3].startswith("an image of 96 x 160, crop 64 x 96: ms of processor time")
+    assert [line.split()[0] for line in lines[1:3]] == ["plain", "dice"]
+    assert [line.split()[0] for line in lines[4:]] == ["plain", "cutmix"]
+    assert [line.endswith(" %") for line in lines] == [False, False, True, False, False, True]
+
+
 def test_startup(toy):
     lines = toy("startup")
     startup = load("startup")

@@ -94,6 +94,9 @@ def test_mistakes(folder, data, message):
 def test_a_mistake_is_one_line_of_the_command(folder):
     result = train(folder, *settings('data.rare_crops.classes=["no"]'))
     assert "data.rare_crops.classes must be classes of 'synthetic'" in error_line(result)
+    result = train(folder, *settings("losses.dice.class_weights=[1,2]"))
+    assert "`losses.dice.class_weights` must have a number for each" in error_line(result)
+    assert not (folder / "runs").exists()
 
 
 def invert(batch, seed, strength=255):
