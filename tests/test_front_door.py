@@ -190,7 +190,7 @@ def test_functions_behind_the_commands_refuse_what_the_shell_does():
         convert("x.npz", "y", backbone="resnet18")
     with pytest.raises(kseg.UserError, match="One of `run` and `saved_model`"):
         kseg.evaluate()
-    with pytest.raises(kseg.UserError, match="overlap goes with"):
+    with pytest.raises(kseg.UserError, match=r"`overlap` goes with `sliding_window`"):
         kseg.evaluate("nowhere", overlap=0.5)
     with pytest.raises(kseg.UserError, match="nowhere is not a run"):
         kseg.export("nowhere", "model")
