@@ -80,9 +80,10 @@ def fingerprint(file):
     """What changes when a file changes, as JSON can hold it.
 
     Args:
-        file: `Member`; or `pathlib.Path`, whose size and time of change are taken.
+        file: what has a `fingerprint`, as `Member`; or `pathlib.Path`, whose size and time of
+            change are taken.
     """
-    if isinstance(file, Member):
+    if hasattr(file, "fingerprint"):
         return file.fingerprint
     state = file.stat()
     return [file.name, state.st_size, state.st_mtime_ns]

@@ -33,6 +33,8 @@ SOURCES = {
     "coco_stuff": "COCO-Stuff 10k: images, annotations and imageLists",
     "cvat": "annotations.xml of `CVAT for images 1.1`, and the images",
     "folder": "your images and masks, with a class table",
+    "huggingface": "Parquet files, or a folder of `save_to_disk`, with a class table",
+    "joined": "a JSON file that lists sources, see docs/annotation_formats.md; not a folder",
     "label_studio": "a JSON export of Label Studio, and the images",
     "labelme": "images with a JSON file of labelme each",
     "oxford_iiit_pet": "images and annotations, or tfds://oxford_iiit_pet",
@@ -50,6 +52,8 @@ TITLES = {
     "coco_stuff": "COCO-Stuff, 171 classes",
     "cvat": "annotations of CVAT: polygons, masks, boxes",
     "folder": "your own images and masks",
+    "huggingface": "a Hugging Face data set on disk, images and masks",
+    "joined": "several sources as one data set, by class names",
     "label_studio": "annotations of Label Studio: polygons, brushes, boxes",
     "labelme": "annotations of labelme",
     "oxford_iiit_pet": "Oxford-IIIT Pet, 3 classes",
@@ -72,6 +76,7 @@ OPTIONS = (
     *("seed", "train_images", "val_images", "size", "encoding", "data_dir"),
     *("classes", "images", "labels", "split", "masks", "unknown"),
     *("annotations", "crowd", "unlabeled", "overlap", "class_map"),
+    *("image_column", "label_column"),
 )
 IMAGE_FORMATS = ("original", "jpeg")
 TURNED_MASKS = ("upright", "stored")
@@ -140,7 +145,14 @@ def parse_arguments(arguments=None):
             "of the classes",
         )
         if name == "folder":
-            add_folder_options(command)
+            add_folders(command)
+        if name in ("folder", "huggingface"):
+            add_mask_options(command)
+        if name == "huggingface":
+            for kind in ("image", "label"):
+                command.add_argument(
+                    f"--{kind}-column", metavar="NAME", help="default: the usual names"
+                )
         if name in IMPORTERS:
             add_importer_options(command, name)
         if name == "coco_stuff":
@@ -205,11 +217,15 @@ def add_split(command, when):
     command.add_argument("--seed", type=int, default=0, help="chooses images where ratios divide")
 
 
-def add_folder_options(command):
-    """Adds the options of the data set `folder`."""
-    command.add_argument("--classes", help="class table (JSON or CSV); default: in the source")
+def add_folders(command):
+    """Adds the options of the data set `folder` that name its folders."""
     command.add_argument("--images", metavar="FOLDER", help="of the images, in the source")
     command.add_argument("--labels", metavar="FOLDER", help="of the masks, in the source")
+
+
+def add_mask_options(command):
+    """Adds the options of data sets of masks with a class table."""
+    command.add_argument("--classes", help="class table (JSON or CSV); default: in the source")
     add_split(command, "for data that is not divided by folders")
     command.add_argument(
         "--masks",

@@ -12,6 +12,8 @@ from pipelines.datasets import (
     cityscapes,
     coco_stuff,
     folder,
+    huggingface,
+    joined,
     oxford_iiit_pet,
     pascal_context,
     pascal_voc,
@@ -28,6 +30,8 @@ FILE_DATASETS = {
     "cityscapes": cityscapes,
     "coco_stuff": coco_stuff,
     "folder": folder,
+    "huggingface": huggingface,
+    "joined": joined,
     "oxford_iiit_pet": oxford_iiit_pet,
     "pascal_context": pascal_context,
     "pascal_voc": pascal_voc,
@@ -60,6 +64,6 @@ def describe(name):
         DataError: if the name is unknown.
     """
     get(name)
-    if name == "folder" or name in IMPORTERS:
+    if name in ("folder", "huggingface", "joined") or name in IMPORTERS:
         return {}
     return facts("cadis" if name in cadis.TASKS else name)

@@ -19,7 +19,6 @@ import re
 import unicodedata
 
 from kseg.errors import option
-from pipelines.datasets import importers
 from pipelines.datasets.class_table import ClassTable
 from pipelines.datasets.dataset import (
     Found,
@@ -34,6 +33,7 @@ from pipelines.sources import open_source
 
 CLASS_FILES = (
     "classes.json", "classes.csv", "class_dict.csv", "_classes.csv", "labelmap.txt", "classes.txt",
+    "id2label.json",
 )  # fmt: skip
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
 LABEL_FOLDERS = (
@@ -103,10 +103,12 @@ def find(
     source = open_source(source)
     label_ends = LABEL_ENDS + (JPEG_ENDS if masks == "binary" else ())
     try:
-        table, notes = _read_table(source, classes)
+        table, notes = read_table(source, classes)
         places = _divided(*_given(source, images, labels)) if images else _search(source)
         files = {name: _list_both(*pair, label_ends) for name, pair in places.items()}
     except DataError as error:
+        from pipelines.datasets import importers  # One of them imports this module.
+
         raise importers.explain(source, error) from None
     if None not in places:
         if split:
@@ -137,8 +139,19 @@ def find(
     return Found(table.taxonomy(), splits, [*notes, *table.notes, *([note] if note else [])])
 
 
-def _read_table(source, classes):
-    """Returns `(table, notes)`."""
+def read_table(source, classes):
+    """Reads the class table of a source.
+
+    Args:
+        source: `pipelines.sources.Source`.
+        classes: path of the table; None: one of `CLASS_FILES` in the source.
+
+    Returns:
+        `(table, notes)`: `ClassTable`, and list of str for the user.
+
+    Raises:
+        DataError: if there is none, there are several, or it cannot be used.
+    """
     if classes is not None:
         path = pathlib.Path(classes).expanduser()
         try:

@@ -1,7 +1,15 @@
 """The importers of annotation files, and which of them reads a source."""
 
 from kseg.errors import option
-from pipelines.datasets import coco, cvat, label_studio, labelme, supervisely, yolo
+from pipelines.datasets import (
+    coco,
+    cvat,
+    huggingface,
+    label_studio,
+    labelme,
+    supervisely,
+    yolo,
+)
 from pipelines.datasets.annotated import Files
 from pipelines.errors import DataError
 
@@ -25,7 +33,7 @@ def recognize(source):
         `(name, path)`, the importer's name and a file that it reads; None if there is none.
     """
     files = Files(source)
-    for name, module in IMPORTERS.items():
+    for name, module in [*IMPORTERS.items(), ("huggingface", huggingface)]:
         if path := module.recognize(files):
             return name, path
     return None

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from tests.pipelines.tiny_data import encode
 
@@ -180,6 +181,38 @@ def write_pascal_voc(folder, colors=False):
         mask.write_bytes(encode(table[values] if colors else values))
         (root / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
         (root / f"ImageSets/Segmentation/{split}.txt").write_text(f"{split}\n")
+
+
+def write_huggingface(folder):
+    """Parquet files of two splits, and id2label.json; car is 1, tree 2."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for number, split in enumerate(("train", "val")):
+        path = folder / f"data/{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(table_of_images(number), path, row_group_size=2)
+    write_json(folder / "id2label.json", {"0": "ground", "1": "car", "2": "tree"})
+
+
+def table_of_images(seed=0, rows=3):
+    """Columns as `datasets.Image` writes them: noise images, and the labels of `expected`."""
+    arrow = pytest.importorskip("pyarrow")
+    rng = np.random.default_rng(seed)
+    images = [encode(rng.integers(0, 256, (*SIZE, 3)).astype("uint8")) for _ in range(rows)]
+    labels = [encode(np.roll(expected(), i, axis=0).astype("uint8")) for i in range(rows)]
+    cells = [[{"bytes": c, "path": "x.png"} for c in column] for column in (images, labels)]
+    return arrow.table({"image": cells[0], "annotation": cells[1]})
+
+
+def write_joined(folder):
+    """sources.json, which joins a COCO and a YOLO source."""
+    root = folder.parent if folder.suffix else folder
+    write_coco(root / "drone")
+    write_yolo(root / "street")
+    sources = [
+        {"dataset": "coco", "source": "drone", "name": "drone"},
+        {"dataset": "yolo", "source": "street", "class_map": {"car": "tree", "tree": "car"}},
+    ]
+    write_json(root / "sources.json", {"sources": sources})
 
 
 def write_json(path, content):

@@ -1,0 +1,193 @@
+"""Hugging Face data sets of images and masks on disk: Parquet files, or what `save_to_disk` wrote.
+
+    data/train-00000-of-00002.parquet        or   train/data-00000-of-00001.arrow
+
+A row has an image and a mask, as `datasets.Image` stores them. Names of files and folders tell the
+split. A class table says what the masks hold, as for `folder`: in the source (`id2label.json` of
+the Hub is one), or given. Needs pyarrow. Rows are read where they are used, a group at a time.
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+from kseg.errors import option
+from pipelines.datasets.annotated import AnnotatedImage, Files, split_examples, stem_of
+from pipelines.datasets.dataset import FileExample, Found
+from pipelines.datasets.folder import read_table
+from pipelines.datasets.masks import choose_reader
+from pipelines.datasets.splits import split_of
+from pipelines.errors import DataError
+from pipelines.sources import Member, fingerprint
+
+EXPECTED = "Parquet or Arrow files with columns of images and masks"
+_IMAGES = ("image", "img", "images")
+_LABELS = (
+    "label", "mask", "annotation", "labels", "masks", "semantic_mask", "segmentation_mask",
+    "seg_mask", "segmentation",
+)  # fmt: skip
+_ENDS = (".parquet", ".arrow")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A file in a cell of a table; reads like a `pathlib.Path`.
+
+    Attributes:
+        file: of the table.
+        columns: tuple of str, those that are read together.
+        column: int, of them.
+        group, row: int, group of rows in the file, and row in that.
+    """
+
+    file: pathlib.Path | Member
+    columns: tuple
+    column: int
+    group: int
+    row: int
+
+    def __str__(self):
+        return f"{self.file}, group {self.group}, row {self.row}, {self.columns[self.column]}"
+
+    @property
+    def fingerprint(self):
+        """The table's, and the cell's position."""
+        return [fingerprint(self.file), self.columns[self.column], self.group, self.row]
+
+    def read_bytes(self):
+        """The content.
+
+        Raises:
+            DataError: if the cell holds no file.
+        """
+        state = tuple(fingerprint(self.file))
+        value = _read_group(self.file, state, self.group, self.columns)[self.column][
+            self.row
+        ].as_py()
+        value = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(value, bytes):
+            raise DataError(f"{self}: must hold the bytes of an image file")
+        return value
+
+
+def recognize(files):
+    """The first file of this format among `Files`, None if there is none."""
+    return next((path for path, _ in files.with_end(*_ENDS)), None)
+
+
+def find(
+    source,
+    *,
+    classes=None,
+    image_column=None,
+    label_column=None,
+    masks="auto",
+    unknown="error",
+    split=None,
+    seed=0,
+):
+    """Lists the examples of each split.
+
+    Args:
+        source: as for `pipelines.sources.open_source`.
+        classes, masks, unknown, split, seed: as for `pipelines.datasets.folder.find`.
+        image_column, label_column: str, names of the columns; default: the usual ones.
+
+    Returns:
+        `Found`.
+
+    Raises:
+        DataError: if pyarrow is missing, or files, columns or classes cannot be found or used.
+    """
+    _pyarrow()
+    files = Files(source)
+    tables = files.with_end(*_ENDS)
+    if not tables:
+        raise DataError(f"{files.name} must hold {EXPECTED}")
+    table, notes = read_table(files.source, classes)
+    images, examples = [], []
+    for path, file in tables:
+        names, sizes = _describe(file)
+        columns = (
+            _choose(file, names, image_column, _IMAGES, "image_column"),
+            _choose(file, names, label_column, _LABELS, "label_column"),
+        )
+        number = 0
+        for group, size in enumerate(sizes):
+            for row in range(size):
+                image, label = (Cell(file, columns, i, group, row) for i in (0, 1))
+                key = f"{stem_of(path)}/{number:06d}"
+                number += 1
+                images.append(AnnotatedImage(key, image, file, None, [], split_of(path)))
+                examples.append(FileExample(key, image, label))
+    if not examples:
+        raise DataError(f"{files.name} has no row in its tables")
+    reader, note = choose_reader(table, [example.label for example in examples], masks, unknown)
+    examples = [dataclasses.replace(example, decode=reader) for example in examples]
+    splits = split_examples(files, images, examples, split, seed)
+    return Found(table.taxonomy(), splits, [*notes, *table.notes, *([note] if note else [])])
+
+
+def _pyarrow():
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(
+            "reading Parquet and Arrow files needs pyarrow. Install it: pip install 'kseg[parquet]'"
+        ) from None
+    return pyarrow
+
+
+def _open(file):
+    """The table of a file; one that is open already is given again."""
+    return _open_as_of(file, tuple(fingerprint(file)))
+
+
+@functools.lru_cache(maxsize=64)
+def _open_as_of(file, state):
+    return _open_anew(file)
+
+
+def _open_anew(file):
+    arrow = _pyarrow()
+    source = arrow.BufferReader(file.read_bytes()) if isinstance(file, Member) else str(file)
+    try:
+        if file.name.endswith(".parquet"):
+            return arrow.parquet.ParquetFile(source)
+        stream = arrow.memory_map(source) if isinstance(source, str) else source
+        return arrow.ipc.open_stream(stream).read_all()
+    except (arrow.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{file} cannot be read as a table: {reason}") from None
+
+
+def _describe(file):
+    """Names of the columns, and numbers of rows of each group."""
+    table = _open(file)
+    if file.name.endswith(".parquet"):
+        rows = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
+        return table.schema_arrow.names, rows
+    return table.column_names, [table.num_rows]
+
+
+@functools.lru_cache(maxsize=4)
+def _read_group(file, state, group, columns):
+    if file.name.endswith(".parquet"):
+        # A reader of its own: one that is open must not be used by two threads.
+        table = _open_anew(file).read_row_group(group, columns=list(columns))
+    else:
+        table = _open(file)
+    return [table[name] for name in columns]
+
+
+def _choose(file, names, given, usual, name):
+    if given is not None and given in names:
+        return given
+    found = [column for column in usual if column in names]
+    if given is not None or not found:
+        raise DataError(
+            f"{file} has the columns {', '.join(names)}. Say which holds the "
+            f"{'images' if name == 'image_column' else 'masks'}: {option(name, 'NAME')}"
+        )
+    return found[0]
