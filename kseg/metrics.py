@@ -22,6 +22,16 @@ class MeanIoU(keras.metrics.Metric):
         ignore_class: int or None, a label whose pixels do not count, besides all labels outside
             `[0, num_classes)`, which never do.
         name: str.
+
+    Example:
+        >>> import numpy as np
+        >>> import kseg
+        >>> labels = np.array([[[0, 1, 255]]])  # The last pixel is ignored.
+        >>> logits = np.log([[[[0.8, 0.2], [0.4, 0.6], [0.5, 0.5]]]]).astype("float32")
+        >>> metric = kseg.MeanIoU(num_classes=2)
+        >>> metric.update_state(labels, logits)
+        >>> float(metric.result())
+        1.0
     """
 
     def __init__(self, num_classes, ignore_class=255, name="mean_iou", **kwargs):

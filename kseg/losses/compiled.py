@@ -112,6 +112,15 @@ class CrossEntropy(_PixelLoss):
         class_weights: floats >= 0, one for each class, or None: 1 for all.
         label_smoothing: float in [0, 1).
         ignore_class: int or None, see `SegmentationLoss`, which also lists the call arguments.
+
+    Example:
+        >>> import numpy as np
+        >>> import kseg
+        >>> labels = np.array([[[0, 1, 255]]])  # The last pixel is ignored.
+        >>> logits = np.log([[[[0.8, 0.2], [0.4, 0.6], [0.5, 0.5]]]]).astype("float32")
+        >>> loss = kseg.CrossEntropy()
+        >>> round(float(loss(labels, logits)), 4)  # -(log 0.8 + log 0.6) / 2
+        0.367
     """
 
     function = staticmethod(cross_entropy)
@@ -128,6 +137,15 @@ class OHEM(_PixelLoss):
         threshold: float in [0, 1], a probability.
         min_kept: int >= 0, the number of pixels of the global batch kept at least.
         class_weights, ignore_class: as in `CrossEntropy`.
+
+    Example:
+        >>> import numpy as np
+        >>> import kseg
+        >>> labels = np.array([[[0, 1, 255]]])  # The last pixel is ignored.
+        >>> logits = np.log([[[[0.8, 0.2], [0.4, 0.6], [0.5, 0.5]]]]).astype("float32")
+        >>> loss = kseg.OHEM(threshold=0.7, min_kept=0)
+        >>> round(float(loss(labels, logits)), 4)  # Only the pixel below 0.7: -log 0.6
+        0.5108
     """
 
     function = staticmethod(ohem_cross_entropy)
@@ -144,6 +162,15 @@ class Focal(_PixelLoss):
     Args:
         gamma: float >= 0.
         class_weights, ignore_class: as in `CrossEntropy`.
+
+    Example:
+        >>> import numpy as np
+        >>> import kseg
+        >>> labels = np.array([[[0, 1, 255]]])  # The last pixel is ignored.
+        >>> logits = np.log([[[[0.8, 0.2], [0.4, 0.6], [0.5, 0.5]]]]).astype("float32")
+        >>> loss = kseg.Focal(gamma=2.0)
+        >>> round(float(loss(labels, logits)), 4)  # -(0.2^2 log 0.8 + 0.4^2 log 0.6) / 2
+        0.0453
     """
 
     function = staticmethod(focal_loss)
@@ -158,6 +185,15 @@ class Lovasz(_BatchLoss):
 
     Args:
         class_weights, ignore_class: as in `CrossEntropy`.
+
+    Example:
+        >>> import numpy as np
+        >>> import kseg
+        >>> labels = np.array([[[0, 1, 255]]])  # The last pixel is ignored.
+        >>> logits = np.log([[[[0.8, 0.2], [0.4, 0.6], [0.5, 0.5]]]]).astype("float32")
+        >>> loss = kseg.Lovasz()
+        >>> round(float(loss(labels, logits)), 4)  # The mean of 0.5 * (0.4 + 0.2) and 1 * 0.4.
+        0.35
     """
 
     function = staticmethod(lovasz_softmax)
@@ -174,6 +210,15 @@ class Dice(_BatchLoss):
         smooth: float >= 0, in pixels.
         squared: bool, whether to square probabilities in the denominator.
         class_weights, ignore_class: as in `CrossEntropy`.
+
+    Example:
+        >>> import numpy as np
+        >>> import kseg
+        >>> labels = np.array([[[0, 1, 255]]])  # The last pixel is ignored.
+        >>> logits = np.log([[[[0.8, 0.2], [0.4, 0.6], [0.5, 0.5]]]]).astype("float32")
+        >>> loss = kseg.Dice()
+        >>> round(float(loss(labels, logits)), 4)  # 1 - (1.6 / 2.2 + 1.2 / 1.8) / 2
+        0.303
     """
 
     function = staticmethod(dice_loss)

@@ -57,6 +57,22 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         ValueError: if the segmenter has no such outputs, `averaged` does not have its weights, two
             objectives share a name, a loss has the name of an objective, there is no term at all,
             an objective or a loss has no weight, or an objective does not fit the segmenter.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> import kseg
+        >>> inputs = keras.Input((32, 32, 3))
+        >>> features = keras.layers.Conv2D(8, 3, strides=4, padding="same")(inputs)
+        >>> logits = keras.layers.Conv2D(2, 1)(features)
+        >>> model = keras.Model(inputs, {"logits": logits, "features": features})
+        >>> objectives = [(kseg.RegionContrast(num_classes=2, capacity=10), 0.1)]
+        >>> trainer = kseg.SegmentationTrainer(model, objectives=objectives)
+        >>> trainer.compile(optimizer=keras.optimizers.SGD(0.01), metrics=[kseg.MeanIoU(2)])
+        >>> images = np.zeros((8, 32, 32, 3), "float32")
+        >>> labels = np.zeros((8, 32, 32), "int32")
+        >>> history = trainer.fit(images, labels, batch_size=4, verbose=0).history
+        >>> sorted(history)
+        ['cross_entropy', 'loss', 'mean_iou', 'region_contrast/centers']
     """
 
     def __init__(
