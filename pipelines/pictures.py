@@ -21,6 +21,7 @@ the exported network, so that prediction reads deep pictures as preparation did.
 
 import contextlib
 import io
+import os
 import struct
 import threading
 import typing
@@ -238,6 +239,8 @@ def is_truncated(content):
 
 def size_of_file(path):
     """`(height, width)` of a picture file as it is stored, from its header; None if unreadable."""
+    if not os.path.isfile(path):  # A pipe would block.
+        return None
     try:
         with _without_pixel_limit(), Image.open(path) as image:
             return image.size[::-1]

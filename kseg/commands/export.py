@@ -214,7 +214,7 @@ def export_portable(options, run, images):
 def check_images(path, value_range):
     """Reads the first 8 images of a file or folder: uint8 RGB arrays. Names what it cannot read."""
     from kseg.errors import UserError, option
-    from pipelines import pictures
+    from pipelines import paths, pictures
     from pipelines.errors import DataError
 
     path = pathlib.Path(path)
@@ -228,7 +228,7 @@ def check_images(path, value_range):
         if len(images) == 8 or not (file.is_file() or file == path):
             continue
         try:
-            images.append(pictures.read(file.read_bytes(), value_range).pixels)
+            images.append(pictures.read(paths.read_bytes(file), value_range).pixels)
         except (OSError, DataError) as error:
             reasons.append(f"{file}: {error}")
     shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if reasons[3:] else "")

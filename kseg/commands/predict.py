@@ -540,11 +540,11 @@ def read(path, value_range=None):
     Returns:
         `(image, reason)`: uint8 RGB `(height, width, 3)` and None; or None, and why not.
     """
-    from pipelines import pictures
+    from pipelines import paths, pictures
     from pipelines.errors import DataError
 
     try:
-        return pictures.read(path.read_bytes(), value_range).pixels, None
+        return pictures.read(paths.read_bytes(path), value_range).pixels, None
     except OSError as error:
         return None, error.strerror
     except DataError as error:

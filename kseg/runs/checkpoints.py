@@ -97,6 +97,8 @@ def _load(path, variables):
     """Reads the metadata and the arrays of some variables; any fault becomes a `UserError`."""
     if not path.exists():
         raise UserError(f"There is no checkpoint {path}")
+    if not path.is_file():
+        raise UserError(f"A checkpoint must be a regular file. {path} is none")
     named, advice = f"The checkpoint {path}", "Delete it to resume from an older one"
     with reporting_damage(named, "checkpoint of a run", advice), open_npz(path) as file:
         meta = parse_json(str(file.read(_META)))

@@ -370,6 +370,8 @@ def step_file(step):
 def _read_json(path):
     """A JSON object of a run."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a regular file")
         values = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("it does not hold a JSON object")

@@ -73,6 +73,8 @@ def find_file(path):
         raise UserError(f"A weights file must end in one of {', '.join(known)}. Received: {path}")
     if not path.exists():
         raise UserError(f"There is no weights file {path}")
+    if not path.is_file():
+        raise UserError(f"A weights file must be a regular file. {path} is a pipe or a device")
     return path, suffix
 
 
