@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 
 import keras
+import numpy as np
 
 from kseg.backend.precision import dtype_policy_scope
 from kseg.config import schema
@@ -82,6 +83,7 @@ def build_trainer(run, strategy):
                 ),
             )
             freeze(segmenter, config.model.freeze)
+            _check_float16(segmenter, config.train.precision)
             return segmenter
 
         segmenter = build_segmenter()
@@ -111,6 +113,21 @@ def build_trainer(run, strategy):
         )
         trainer.compile(optimizer=optimizer)
     return trainer
+
+
+def _check_float16(segmenter, precision):
+    """Refuses what TensorFlow cannot differentiate in float16 on a CPU."""
+    import tensorflow as tf
+
+    if precision != "mixed_float16" or tf.config.list_logical_devices("GPU"):
+        return
+    for layer in segmenter._flatten_layers():
+        if np.max(getattr(layer, "dilation_rate", 1)) > 1:
+            raise UserError(
+                "On a CPU TensorFlow has no float16 gradients of dilated convolutions. Received: "
+                f"`train.precision` 'mixed_float16', and {layer.weights[0].path!r}. Use a GPU, "
+                "'mixed_bfloat16' or 'float32'"
+            )
 
 
 def default_losses(segmenter):

@@ -155,3 +155,9 @@ def test_batches_that_do_not_divide_are_one_line():
         config.load("camvid_small_ce", ["train.accumulate=3"])
     with pytest.raises(config.ConfigError, match=r"`train.accumulate`.*greater than 0.*: 0"):
         config.load("camvid_small_ce", ["train.accumulate=0"])
+
+
+def test_the_parts_are_among_the_arguments_that_are_saved():
+    segmenter = tiny_trainer(2).segmenter
+    trainer = SegmentationTrainer(segmenter, accumulate=2)
+    assert SegmentationTrainer.from_config(trainer.get_config()).accumulate == 2

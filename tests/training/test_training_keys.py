@@ -12,6 +12,7 @@ import tensorflow as tf
 from kseg import config
 from kseg.config import schema
 from kseg.errors import UserError
+from kseg.runs import Run
 from kseg.segmenters import inference_model
 from kseg.training import loop
 from kseg.training.build import build_trainer
@@ -19,6 +20,7 @@ from kseg.training.callbacks import Callback
 from kseg.training.patience import Patience
 from tests.training.test_loop import scalars
 from tests.training.tiny import (
+    CLASSES,
     create_quick_run,
     evaluation_batches,
     tiny_network,  # noqa: F401 - a fixture.
@@ -355,3 +357,13 @@ def test_epochs_that_are_too_short_for_the_warm_up_are_one_line():
     message = r"train.epochs=1.5 of 20 images, 4 steps: .*Received: 100 and 4"
     with pytest.raises(config.ConfigError, match=message):
         config.with_steps(epochs("schedule.warmup_steps=100"), 20)
+
+
+def test_float16_of_dilated_convolutions_on_a_cpu_is_one_line(tmp_path):
+    backbone = {"name": "resnet18", "output_stride": 8, "stem_channels": 8}
+    values = config.load("camvid_small_ce").model_dump(mode="json")
+    values["model"] = {"backbone": backbone, "head": {"name": "hrnet"}}
+    values["train"]["precision"] = "mixed_float16"
+    run = Run.create(tmp_path / "run", config.parse(values, source="test"), CLASSES)
+    with pytest.raises(UserError, match=r"no float16 gradients of dilated.*and 'layer4"):
+        build_trainer(run, tf.distribute.get_strategy())
