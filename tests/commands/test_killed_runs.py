@@ -30,6 +30,12 @@ SMALL = {
     "contrast": METHODS[1:2],
     "train": {"ema": {"decay": 0.9}},
 }
+# For the normal test run: less to compile.
+TINY = {
+    "model": {"backbone": {"name": "resnet18"}, "head": {"name": "hrnet"}, "embedding_dim": 8},
+    "contrast": METHODS[1:2],
+    "data": {"crop_size": [32, 48], "batch_size": 2},
+}
 QUICKSTART = {"contrast": METHODS, "losses": {"ohem": {"min_kept": 1000}, "lovasz": {}}}
 
 
@@ -94,7 +100,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     "part",
     [
-        pytest.param(SMALL, id="small"),
+        pytest.param(TINY, id="tiny"),
+        pytest.param(SMALL, id="small", marks=pytest.mark.slow),
         pytest.param(QUICKSTART, id="quickstart", marks=pytest.mark.slow),
     ],
 )
