@@ -92,6 +92,20 @@ def test_the_plain_formula_computes_what_the_kernel_does():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_importers(toy, monkeypatch):
+    importers = load("importers")
+    monkeypatch.setattr(measuring, "in_new_process", in_this_process)
+    lines = toy("importers")
+    assert [line.split()[0] for line in lines[2:-1]] == list(importers.WRITERS)
+    assert all(float(cell) > 0 for line in lines[2:-1] for cell in line.split()[1:])
+    assert lines[-1].startswith("A COCO file of 0 MB, 5 images: read in ")
+
+
+def in_this_process(measure, arguments, **values):
+    """Stands for a process for each measurement, which would import TensorFlow each time."""
+    return measure(argparse.Namespace(**{**vars(arguments), **values}))
+
+
 def test_bank(toy):
     lines = toy("bank")
     shares = 1 / np.arange(1, 6)
