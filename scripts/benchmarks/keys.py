@@ -6,6 +6,7 @@ configs alternate, and the shortest processor time of several rounds counts, whi
 other work of the machine.
 """
 
+import functools
 import json
 import tempfile
 import time
@@ -87,7 +88,7 @@ def compare_losses(arguments, names):
         section = schema.Losses.model_validate(LOSSES[name])
         _, step = _networks.build_step(arguments, losses=section, training_pixels=pixels)
         float(step(batch)["loss"])
-        steps[name] = lambda step=step: float(step(batch)["loss"])
+        steps[name] = functools.partial(_seconds, lambda step=step: float(step(batch)["loss"]))
     height, width = arguments.size
     title = (
         f"training step of {arguments.head} on {arguments.backbone}, {arguments.batch} x {height} "
@@ -98,6 +99,8 @@ def compare_losses(arguments, names):
 
 def compare_data(arguments, names):
     """Prints the processor time of an image with each key of `data`."""
+    import tensorflow as tf
+
     from kseg import config
     from kseg.commands.data import ExperimentData
     from pipelines import records
@@ -119,6 +122,9 @@ def compare_data(arguments, names):
             {"train": examples, "val": examples[: max(arguments.images // 2, 1)]},
             progress=False,
         )
+        # The host must not run further ahead while it is timed.
+        options = tf.data.Options()
+        options.autotune.enabled = False
         calls = {}
         for name in names:
             plain = {"dataset": "made_up", "path": folder, "crop_size": list(crop), "batch_size": 8}
@@ -126,29 +132,26 @@ def compare_data(arguments, names):
                 f"data.{key}={json.dumps(v)}" for key, v in {**plain, **DATA[name]}.items()
             ]
             experiment = config.load("quickstart", overrides)
-            iterator = iter(ExperimentData.open(experiment).training_batches(0))
-            for _ in range(3):
-                next(iterator)
-
-            def batches(iterator=iterator):
-                for _ in range(max(arguments.samples // 8, 1)):
-                    next(iterator)
-
-            calls[name] = batches
+            batches = ExperimentData.open(experiment).training_batches(0).with_options(options)
+            calls[name] = functools.partial(input_path.dataset_seconds, arguments, batches, 8)
         found = _alternate(calls, arguments.rounds)
-    images = 8 * max(arguments.samples // 8, 1)
     title = f"an image of {size[0]} x {size[1]}, crop {crop[0]} x {crop[1]}"
-    _show(title, "ms", 1e3 / images, found)
+    _show(title, "ms", 1e3, found)
+
+
+def _seconds(call):
+    """The processor time of a call, in seconds."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 def _alternate(calls, rounds):
-    """Calls functions in turn; returns a dict from name to the least processor time, seconds."""
+    """Takes measurements in turn; returns a dict from name to the least, in seconds."""
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.process_time()
-            call()
-            times[name].append(time.process_time() - start)
+            times[name].append(call())
     return {name: min(found) for name, found in times.items()}
 
 
