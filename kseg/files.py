@@ -140,10 +140,10 @@ def clean(folder):
     """
     try:
         with os.scandir(folder) as entries:
-            found = [entry.path for entry in entries if _is_left_behind(entry)]
+            leftovers = [entry.path for entry in entries if _is_left_behind(entry)]
     except OSError:
         return
-    for path in map(pathlib.Path, found):
+    for path in map(pathlib.Path, leftovers):
         with contextlib.suppress(OSError):
             for old in (path / _OLD).iterdir():
                 if not os.path.lexists(path.parent / old.name):
@@ -227,9 +227,9 @@ def _make_parents(path):
 
 def _check_parents(path):
     """Refuses a path below a file."""
-    found = next(parent for parent in path.parents if os.path.lexists(parent))
-    if not found.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, f"{found} is a file, not a folder")
+    parent = next(parent for parent in path.parents if os.path.lexists(parent))
+    if not parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{parent} is a file, not a folder")
 
 
 @contextlib.contextmanager
@@ -351,8 +351,10 @@ def _swap(first, second):
     if sys.platform == "darwin" and hasattr(library, "renamex_np"):
         failed = library.renamex_np(*names, ctypes.c_uint(2))  # RENAME_SWAP
     elif hasattr(library, "renameat2"):
-        here = ctypes.c_int(-100)  # AT_FDCWD
-        failed = library.renameat2(here, names[0], here, names[1], ctypes.c_uint(2))
+        current_folder = ctypes.c_int(-100)  # AT_FDCWD
+        failed = library.renameat2(
+            current_folder, names[0], current_folder, names[1], ctypes.c_uint(2)
+        )
     else:
         return False
     if failed and ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):

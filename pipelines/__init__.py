@@ -1,11 +1,11 @@
-"""Data: from files to TFRecord shards to batches. No Keras is imported here."""
+"""Data: from files to TFRecord shards to batches. Nothing in this package imports Keras."""
 
 import importlib
 
 import kseg.quiet  # noqa: F401 - before TensorFlow is imported, on the workers of a runner too.
 from pipelines.errors import DataError
 
-# Loaded when they are first used: `verify` imports TensorFlow.
+# Loaded on first use: `verify` imports TensorFlow.
 _HOMES = {
     "prepare": "pipelines.preparation",
     "prepare_once": "pipelines.preparation",

@@ -1,4 +1,4 @@
-"""Augmentation as tf ops on one example, driven by numbers drawn before anything is decoded."""
+"""Augmentation of one example as TensorFlow ops, driven by numbers drawn before it is decoded."""
 
 import tensorflow as tf
 
@@ -9,7 +9,7 @@ PAD_COLOR = (124, 116, 104)
 
 
 def draw_extent(number, size, crop_size, scale_range):
-    """Chooses a random scale, and how much of the image becomes the crop at that scale.
+    """Draws a random scale, and the extent of the image part that becomes the crop at that scale.
 
     The scale is uniform in `scale_range`. The part has `round(crop_size / scale)` rows and columns
     (so the scale may differ between the axes by the rounding). Along an axis on which the image is
@@ -22,8 +22,8 @@ def draw_extent(number, size, crop_size, scale_range):
         scale_range: `(least, most)`.
 
     Returns:
-        `(wanted, extent, shape)`, int32 `(2,)` each: rows and columns of the part, those of them
-        that the image has, and the size these are to be resized to, at most `crop_size`.
+        `(wanted, extent, shape)`, int32 `(2,)` each: rows and columns of the part; those of them
+        within the image; and the size to which the latter are resized, at most `crop_size`.
     """
     low, high = scale_range
     scale = low + (high - low) * number
@@ -36,7 +36,7 @@ def draw_extent(number, size, crop_size, scale_range):
 
 
 def draw_place(numbers, size, extent):
-    """Chooses where a part lies, anywhere in the image with equal chance.
+    """Draws the position of a part, uniformly over the image.
 
     Args:
         numbers: float32 `(2,)`, uniform in [0, 1).
@@ -112,10 +112,10 @@ def resize_labels(labels, first, extent, shape):
         shape: int32 `(2,)`.
 
     Returns:
-        uint8 `shape`; place i holds row `first + floor((i + 0.5) * extent / shape)`.
+        uint8 `shape`; index i holds row `first + floor((i + 0.5) * extent / shape)`.
     """
     for axis in (0, 1):
-        # In whole numbers, because a rounded center can fall on the next pixel.
+        # Integer arithmetic: a rounded center could fall on the next pixel.
         places = first[axis] + (2 * tf.range(shape[axis]) + 1) * extent[axis] // (2 * shape[axis])
         # Rows are gathered several times faster than columns.
         labels = tf.transpose(tf.gather(labels, places))
@@ -123,7 +123,7 @@ def resize_labels(labels, first, extent, shape):
 
 
 def largest_share(labels):
-    """The share of the most frequent class among the labels that are not ignored.
+    """Computes the share of the most frequent class among the labels that are not ignored.
 
     Args:
         labels: uint8 `(height, width)`.
@@ -139,7 +139,7 @@ def largest_share(labels):
 
 
 def rotated_box(first, wanted, size, angle):
-    """The box around a part of an image that is turned about its middle.
+    """Computes the bounding box of a part of an image that is rotated about its center.
 
     Args:
         first: int32 `(2,)`, first row and column of the part.
@@ -148,8 +148,9 @@ def rotated_box(first, wanted, size, angle):
         angle: float32 scalar, radians.
 
     Returns:
-        `(first, extent, paddings)`: of the box, what lies in the image, int32 `(2,)` each; and
-        int32 `(2, 2)`, rows above and below, columns left and right that are missing.
+        `(first, extent, paddings)`: first row and column, rows and columns of the part of the box
+        within the image, int32 `(2,)` each; and int32 `(2, 2)`, the missing rows above and below
+        and columns left and right.
     """
     half = tf.cast(wanted, "float32") / 2
     middle = tf.cast(first, "float32") + half
@@ -163,14 +164,14 @@ def rotated_box(first, wanted, size, angle):
 
 
 def rotate(values, first, wanted, box, angle, crop_size, color, interpolation):
-    """Turns a part of an image and resizes it to the crop.
+    """Rotates a part of an image and resizes it to the crop.
 
     Args:
-        values: uint8 `(height, width, channels)`, the box as `rotated_box` gives it.
+        values: uint8 `(height, width, channels)`, the pixels of the box of `rotated_box`.
         first, wanted, angle: as given to `rotated_box`.
-        box: `(first, extent, paddings)`, what it gave.
+        box: `(first, extent, paddings)`, as returned by `rotated_box`.
         crop_size: `(height, width)`.
-        color: ints `(channels,)`, what lies beyond the image.
+        color: ints `(channels,)`, the color beyond the image.
         interpolation: `"BILINEAR"` or `"NEAREST"`.
 
     Returns:
@@ -182,7 +183,7 @@ def rotate(values, first, wanted, box, angle, crop_size, color, interpolation):
     middle = tf.cast(first - box_first + paddings[:, 0], "float32") + half
     (down, across) = tf.unstack(tf.cast(wanted, "float32") / tf.constant(crop_size, "float32"))
     cos, sin = tf.cos(angle), tf.sin(angle)
-    # From the center of a pixel of the crop, column x and row y, to a place in the box.
+    # Maps the center of a pixel of the crop, column x and row y, to a position in the box.
     x = across * 0.5 - half[1]
     y = down * 0.5 - half[0]
     transform = [
@@ -202,12 +203,12 @@ def rotate(values, first, wanted, box, angle, crop_size, color, interpolation):
 
 
 def mirror(image, labels):
-    """Turns left to right."""
+    """Mirrors horizontally."""
     return tf.reverse(image, [1]), tf.reverse(labels, [1])
 
 
 def pad_to(image, labels, crop_size):
-    """Fills up to the crop's size at the bottom and the right.
+    """Pads to the crop's size at the bottom and right.
 
     Args:
         image: uint8 `(height, width, 3)`, at most `crop_size`.

@@ -4,7 +4,7 @@ from pipelines.errors import DataError
 
 
 def distributor(arguments=()):
-    """Returns what `pipelines.records.write` takes as `distribute`.
+    """Creates the `distribute` argument of `pipelines.records.write`.
 
     All workers must reach the source and the folder of the records by the same paths, and have this
     package installed.
@@ -14,7 +14,7 @@ def distributor(arguments=()):
             "DirectRunner", "--direct_num_workers", "4"]`.
 
     Returns:
-        function of a function and a list of what it is called with.
+        function `(function, jobs)` that calls the function with each job of the list.
 
     Raises:
         DataError: if Beam is not installed.

@@ -62,13 +62,13 @@ def write(manifest, contents=None, *, seed=0):
 
 
 def read(manifest):
-    """Reads the report of a prepared data set; makes it if it is missing or of other data.
+    """Reads the report of a prepared data set; writes it if it is missing or describes other data.
 
     Args:
         manifest: `pipelines.manifest.Manifest`.
 
     Returns:
-        dict, as `write` gives it.
+        dict, as `write` returns it.
 
     Raises:
         DataError, OSError: as `write`.
@@ -83,7 +83,7 @@ def read(manifest):
 
 
 def summarize(manifest, contents):
-    """Counts what there is to know.
+    """Summarizes images, sizes, classes and duplicates.
 
     Args:
         manifest: `pipelines.manifest.Manifest`.
@@ -98,38 +98,38 @@ def summarize(manifest, contents):
           `shards`, `bytes`, `sizes` (list of `[height, width, images]`, most frequent first),
           `pixels` and `class_images` (for each class), `ignored_pixels`, `ignored_share`,
           `absent_classes` (names);
-        * `absent_classes`: names of those that are in no split;
+        * `absent_classes`: names of the classes that no split contains;
         * `duplicates_between_splits`, `duplicates_within_splits`: lists of lists of
           `<split>/<id>`, of images that are equal.
     """
     names = manifest.class_names
     published = _published_images(manifest.dataset)
     splits = {}
-    for split, found in manifest.splits.items():
+    for split, part in manifest.splits.items():
         sizes = collections.Counter((height, width) for _, height, width, _ in contents[split])
         splits[split] = {
-            "images": found.num_images,
+            "images": part.num_images,
             "published_images": published.get(split),
-            "shards": len(found.shards),
-            "bytes": sum(shard.bytes for shard in found.shards),
+            "shards": len(part.shards),
+            "bytes": sum(shard.bytes for shard in part.shards),
             "sizes": [
                 [*size, count]
                 for size, count in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
             ],
-            "pixels": dict(zip(names, found.pixels, strict=False)),
-            "class_images": dict(zip(names, found.images, strict=False)),
-            "ignored_pixels": found.pixels[-1],
-            "ignored_share": found.pixels[-1] / max(1, sum(found.pixels)),
-            "absent_classes": _absent(names, [found]),
+            "pixels": dict(zip(names, part.pixels, strict=False)),
+            "class_images": dict(zip(names, part.images, strict=False)),
+            "ignored_pixels": part.pixels[-1],
+            "ignored_share": part.pixels[-1] / max(1, sum(part.pixels)),
+            "absent_classes": _absent(names, [part]),
         }
     owners = collections.defaultdict(list)
     for split, images in contents.items():
         for key, _, _, code in images:
             owners[code].append((split, key))
-    equal = [places for places in owners.values() if len(places) > 1]
+    equal = [copies for copies in owners.values() if len(copies) > 1]
     between, within = [], []
-    for places in equal:
-        (between if len({split for split, _ in places}) > 1 else within).append(places)
+    for copies in equal:
+        (between if len({split for split, _ in copies}) > 1 else within).append(copies)
     return {
         "dataset": manifest.dataset,
         "fingerprint": manifest.fingerprint,
@@ -137,16 +137,16 @@ def summarize(manifest, contents):
         "notes": manifest.options.get("notes", []),
         "splits": splits,
         "absent_classes": _absent(names, manifest.splits.values()),
-        "duplicates_between_splits": [["/".join(p) for p in places] for places in between],
-        "duplicates_within_splits": [["/".join(p) for p in places] for places in within],
+        "duplicates_between_splits": [["/".join(p) for p in copies] for copies in between],
+        "duplicates_within_splits": [["/".join(p) for p in copies] for copies in within],
     }
 
 
 def as_text(report):
-    """Writes a report for people.
+    """Formats a report as text.
 
     Args:
-        report: dict, as `write` gives it.
+        report: dict, as `write` returns it.
 
     Returns:
         str, several lines.
@@ -191,9 +191,9 @@ def as_text(report):
         ("between", "WARNING: equal images in two splits"),
         ("within", "note: equal images in one split"),
     ):
-        found = report[f"duplicates_{kind}_splits"]
-        if found:
-            lines.append(f"{head}, {len(found)} times: {shorten([' = '.join(p) for p in found])}")
+        groups = report[f"duplicates_{kind}_splits"]
+        if groups:
+            lines.append(f"{head}, {len(groups)} times: {shorten([' = '.join(p) for p in groups])}")
     if not report["duplicates_between_splits"]:
         lines.append("No image is in two splits.")
     return "\n".join(lines)
@@ -209,14 +209,14 @@ def draw_samples(manifest, *, seed=0):
     Returns:
         uint8 `(height, width, 3)`, RGB. Ignored pixels are striped.
     """
-    from pipelines import loader  # Here: it imports TensorFlow.
+    from pipelines import loader  # Imported late: it imports TensorFlow.
 
     rng = np.random.default_rng(seed)
     rows, seen = [], set()
-    for split, found in manifest.splits.items():
-        count = min(_SAMPLES, found.num_images)
-        numbers = np.sort(rng.choice(found.num_images, count, replace=False))
-        rows.append(_heading(f"{manifest.dataset}: {split}, {count} of {found.num_images} images"))
+    for split, part in manifest.splits.items():
+        count = min(_SAMPLES, part.num_images)
+        numbers = np.sort(rng.choice(part.num_images, count, replace=False))
+        rows.append(_heading(f"{manifest.dataset}: {split}, {count} of {part.num_images} images"))
         tiles = []
         examples = loader.evaluation_dataset(manifest.folder, split, numbers=numbers)
         for example in waiting.each_batch(examples):
@@ -271,15 +271,15 @@ def _classes(names):
 
 
 def _sizes_text(sizes):
-    """`360x480`, or the range where there are several."""
+    """Formats sizes as `360x480`, or as a range if there are several."""
     if len(sizes) == 1:
         return f"{sizes[0][0]}x{sizes[0][1]}"
     total = sum(count for _, _, count in sizes)
     by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
-    (height, width, count), least, most = sizes[0], by_area[0], by_area[-1]
+    (height, width, count), smallest, largest = sizes[0], by_area[0], by_area[-1]
     return (
-        f"various: {len(sizes)} sizes from {least[0]}x{least[1]} to {most[0]}x{most[1]}, "
-        f"{100 * count / total:.0f} % {height}x{width}"
+        f"various: {len(sizes)} sizes from {smallest[0]}x{smallest[1]} to {largest[0]}x"
+        f"{largest[1]}, {100 * count / total:.0f} % {height}x{width}"
     )
 
 
@@ -289,12 +289,12 @@ def _heading(text):
     return bar
 
 
-def _put(picture, text, place, scale, color):
-    cv2.putText(picture, display.drawable(text), place, _FONT, scale, color, 1, cv2.LINE_AA)
+def _put(picture, text, position, scale, color):
+    cv2.putText(picture, display.drawable(text), position, _FONT, scale, color, 1, cv2.LINE_AA)
 
 
 def _draw_pair(image, labels, name, manifest):
-    """An image and, beside it, its labels over it, with the names of the large regions."""
+    """Draws an image and, beside it, an overlay of its labels with the names of large regions."""
     scale = min(_TILE[0] / image.shape[0], _TILE[1] / image.shape[1])
     size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
@@ -341,14 +341,14 @@ def _stripes(height, width):
 
 
 def _draw_legend(manifest, seen):
-    """Colors and names of the classes that were drawn."""
+    """Draws the colors and names of the classes that occur."""
     labels = [*sorted(seen - {IGNORE_LABEL}), IGNORE_LABEL]
     rows = -(-len(labels) // _LEGEND_COLUMNS)
     width = 4 * _TILE[1] + 5 * _GAP
     legend = np.full((24 * rows + 2 * _GAP, width, 3), 255, "uint8")
-    for place, label in enumerate(labels):
-        top = _GAP + 24 * (place % rows)
-        left = _GAP + place // rows * (width // _LEGEND_COLUMNS)
+    for index, label in enumerate(labels):
+        top = _GAP + 24 * (index % rows)
+        left = _GAP + index // rows * (width // _LEGEND_COLUMNS)
         box = legend[top + 4 : top + 20, left : left + 28]
         if label == IGNORE_LABEL:
             box[:] = _stripes(*box.shape[:2])

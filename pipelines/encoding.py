@@ -1,17 +1,17 @@
 """The content of a record, laid out so that any window of image and labels is cheap to read.
 
-The image is a plain JPEG or PNG file, as it came: where its EXIF tag turns it, the number of that
-stands beside it, and all that is decoded of it is turned upright. Sizes and windows are those of
+The image is the original JPEG or PNG file. If its EXIF tag turns it, the orientation is stored
+beside it, and everything decoded from it is turned upright. Sizes and windows are those of
 the upright image; `pipelines.pictures` has the rule of decoding.
 
-A baseline JPEG with restart markers at the right places (as `encode_jpeg` sets them) can be cut
-into bands of rows without decoding: the header, with another height, and the bytes between two
-markers are a JPEG of their own. So of the entropy coding, which is most of the work, only the rows
-of the window are decoded, where otherwise all rows above them would be too. The index of the bands
-is stored beside the image.
+A baseline JPEG whose restart markers are at the ends of rows of blocks (as `encode_jpeg` sets them)
+can be cut into bands of rows without decoding: the header with another height and the bytes between
+two markers form a JPEG of their own. Entropy decoding, which is most of the work, is thus limited
+to the rows of the window; otherwise it would include all rows above. The index of the bands is
+stored beside the image.
 
-The labels are tiles of `TILE` labels, row by row, each compressed with zlib on its own; what lies
-beyond the image is 255. That is smaller than one PNG, and a window takes only its tiles.
+The labels are stored as tiles of `TILE` labels, row by row, each compressed with zlib; labels
+beyond the image are 255. This is smaller than one PNG, and a window needs only its tiles.
 """
 
 import math
@@ -27,7 +27,7 @@ from pipelines.pictures import JPEG_DCT
 TILE = (128, 256)
 _FEATURES = {
     "image": tf.io.FixedLenFeature([], tf.string),
-    # Records of format 3 have none: their images lie as they are stored.
+    # Records of format 3 have no orientation: their images are upright as stored.
     "orientation": tf.io.FixedLenFeature([], tf.int64, default_value=1),
     "height_at": tf.io.FixedLenFeature([], tf.int64),
     "band_rows": tf.io.FixedLenFeature([], tf.int64),
@@ -50,8 +50,8 @@ def encode_record(image, labels, *, id, shard, index, orientation=1):
         labels: uint8 array `(height, width)`, 255 = ignored.
         id: str, the example's name.
         shard: str, the key of the shard that the record belongs to.
-        index: int, its number in the shard.
-        orientation: int, 1 to 8 as in EXIF: how the image is to be turned, to lie as the labels.
+        index: int, its index in the shard.
+        orientation: int, 1 to 8 as in EXIF: the turn that aligns the image with the labels.
 
     Returns:
         bytes.
@@ -105,7 +105,7 @@ def encode_jpeg(pixels, quality):
     Returns:
         bytes.
     """
-    # Restart markers are numbered from 0 to 7: bands begin where it is 0 again.
+    # Restart markers are numbered from 0 to 7: bands begin where the number returns to 0.
     blocks = -(-pixels.shape[1] // 16)
     parameters = {
         cv2.IMWRITE_JPEG_QUALITY: quality,
@@ -124,10 +124,10 @@ def index_jpeg(content):
         content: bytes of an image file.
 
     Returns:
-        None if it cannot be cut into bands: no baseline JPEG, no restart markers, or not where rows
-        of blocks begin. Else `(height_at, band_rows, bands)`: where the header tells the height,
-        rows of a band (the last may have fewer), and where each band begins; at last, where one
-        more would begin.
+        None if it cannot be cut into bands: no baseline JPEG, no restart markers, or markers within
+        rows of blocks. Else `(height_at, band_rows, bands)`: offset of the height in the header,
+        rows of a band (the last may have fewer), and offset of each band, followed by the end of
+        the last.
     """
     header = _parse_header(content)
     if header is None or not content.endswith(_END_OF_IMAGE):
@@ -138,7 +138,7 @@ def index_jpeg(content):
     starts = np.concatenate([[body], np.flatnonzero(marked) + body + 2])
     if len(starts) != -(-blocks * -(-height // block_rows) // interval):
         return None
-    # Markers are numbered from 0 to 7: a band begins with a row of blocks, and where it is 0 again.
+    # Markers are numbered from 0 to 7: a band begins at a row of blocks whose marker is 0.
     rows = math.lcm(8 * interval, blocks) // blocks
     bands = [*starts[:: rows * blocks // interval].tolist(), len(content)]
     return height_at, rows * block_rows, bands
@@ -268,7 +268,7 @@ def decode_label_window(example, first, extent):
 
 
 def _in_file(example, first, extent):
-    """Size of the image, place and extent of a window, before it is turned; int32 `(2,)` each."""
+    """Returns image size, window position and window extent before turning, int32 `(2,)` each."""
     orientation = example["orientation"]
     size = tf.stack([example["height"], example["width"]])
     mirrored = tf.stack([_mirrors(orientation, _ROWS), _mirrors(orientation, _COLUMNS)])
@@ -278,7 +278,7 @@ def _in_file(example, first, extent):
 
 
 def _turn(image, orientation):
-    """As `pipelines.pictures.turn`, in a graph; uint8 `(height, width, 3)`."""
+    """Does the same as `pipelines.pictures.turn` in a graph; uint8 `(height, width, 3)`."""
 
     def turned():
         axes = tf.where(orientation > 4, tf.constant([1, 0, 2]), tf.constant([0, 1, 2]))
@@ -301,9 +301,9 @@ def _parse_header(content):
     """Reads a baseline JPEG's header up to its only scan.
 
     Returns:
-        `(body, height_at, height, blocks, block_rows, interval)`: where the scan's data begins,
-        where the header tells the height, that height, blocks in a row and pixel rows of a block
-        (an MCU), and blocks between restart markers; None for any other file.
+        `(body, height_at, height, blocks, block_rows, interval)`: offset of the scan's data, offset
+        of the height in the header, the height, blocks in a row, pixel rows of a block (an MCU),
+        and blocks between restart markers; None for any other file.
     """
     if content[:2] != b"\xff\xd8":
         return None
@@ -317,7 +317,7 @@ def _parse_header(content):
             return None
         if kind in (0xC0, 0xC1):
             height, width = (int.from_bytes(segment[i : i + 2], "big") for i in (1, 3))
-            # Of each component: its name, its sampling factors (across, down), its table.
+            # Per component: its name, its sampling factors (across, down), its table.
             factors = [divmod(value, 16) for value in segment[7::3]]
             across, down = (max(f) for f in zip(*factors, strict=True))
             if len(factors) == 1:

@@ -1,4 +1,4 @@
-"""The error of unusable data."""
+"""The error for unusable data."""
 
 from kseg.errors import UserError
 

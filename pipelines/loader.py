@@ -1,13 +1,12 @@
 """Loading of batches from shards.
 
-Sample number n of the endless stream is image n of a permutation of epoch n // num_images, with
-all its random numbers drawn from (seed, n). A record is read where the manifest says it begins.
-So the stream has no state: it can start at any step without touching what went before, and it is
+Sample n of the endless stream is an image of a permutation of epoch n // num_images, and all its
+random numbers are drawn from (seed, n). A record is read at the offset that the manifest gives. So
+the stream has no state: it can start at any step without reading earlier samples, and it is
 shuffled over the whole split without a buffer.
 
-The host does what must be done before pixels can leave it: it chooses the window, decodes that and
-no more, and resizes it. Colors are distorted on the device that trains
-(`kseg.layers.photometric`), from numbers that come along with the batch.
+The host chooses the window, decodes only that, and resizes it. Colors are distorted on the device
+that trains (`kseg.layers.photometric`), from random numbers that are part of the batch.
 """
 
 import math
@@ -24,8 +23,8 @@ from pipelines.manifest import again
 from pipelines.sample_stream import Order, repeat_factors
 from pipelines.storage import open_records
 
-_WINDOWS = 10  # Places that are tried for a crop of mixed classes, as in the public code.
-_MOST_IN_A_ROW = 16  # Unusable images that one sample passes over.
+_WINDOWS = 10  # Windows tried for a crop of mixed classes, as in the public code.
+_MAX_IN_A_ROW = 16  # Successive unusable images that one sample skips.
 
 
 def training_dataset(
@@ -70,28 +69,28 @@ def training_dataset(
         scale_range: `(least, most)`, uniform.
         flip: bool, mirror half of the crops.
         rotation: float, degrees: crops are turned by an angle that is uniform in +- this.
-        max_class_share: float in (0, 1]. Of up to 10 random windows the first is taken in which no
-            class has a larger share of the labeled pixels, else the last. 1: no such rule.
+        max_class_share: float in (0, 1]. The crop is the first of up to 10 random windows in which
+            no class has a larger share of the labeled pixels, else the last. 1: no such rule.
         repeat_threshold: float or None, see `pipelines.sample_stream.repeat_factors`.
         rare_classes: list of int. Some crops have a pixel of one of these in the middle, as far as
             the border allows: any class of those that the image has, then any pixel of it, with
             equal chance. Such a crop is not drawn again for `max_class_share`.
         rare_probability: float in [0, 1], the share of these crops among images that have such a
             class. Source: nnU-Net (Isensee et al., 2021), where it is a third.
-        num_draws: int, random numbers that go with each image.
-        on_error: what happens where a record is unusable. `"raise"`: the iterator raises.
-            `"skip"`: another image takes its place; a line on stderr names it.
-        max_errors: int, how many records may be skipped; at one more the iterator raises.
+        num_draws: int, number of random numbers for each image.
+        on_error: the reaction to an unusable record. `"raise"`: the iterator raises. `"skip"`:
+            another image replaces it, and a line on stderr names it.
+        max_errors: int, the number of records that may be skipped; beyond it the iterator raises.
         cache: None, `"memory"` or a folder, see `pipelines.storage.open_records`.
         service: address of a tf.data service (`grpc://host:port`) whose workers make the batches,
-            or None. They must see the folder. Each sample comes once all the same, but when depends
-            on which worker is faster.
-        worker: int, number of this machine: it reads its part of each global batch, and no more.
-        num_workers: int, machines that divide each global batch.
-        num_replicas: int, parts of a global batch, as many on each machine, that come one after the
-            other as batches of their own.
-        num_parallel_calls: int, images that are worked on at the same time; the stream does not
-            depend on it.
+            or None. They must have access to the folder. Each sample still occurs once, but its
+            step depends on which worker is faster.
+        worker: int, index of this machine, which reads only its part of each global batch.
+        num_workers: int, number of machines that divide each global batch.
+        num_replicas: int, number of parts of a global batch, the same on each machine, which
+            follow each other as separate batches.
+        num_parallel_calls: int, number of images processed in parallel; the stream does not depend
+            on it.
 
     Returns:
         `tf.data.Dataset` of `{"image": uint8 (batch, height, width, 3), "label": uint8 (batch,
@@ -99,7 +98,7 @@ def training_dataset(
         num_draws)`, uniform in [0, 1); `batch` is `batch_size / num_replicas`.
 
     Raises:
-        DataError: if the data is missing or incomplete, or cannot be cached as wanted.
+        DataError: if the data is missing or incomplete, or cannot be cached.
         ValueError: if an argument is out of range, or a number does not divide the next.
         tf.errors.InvalidArgumentError: from the iterator, if a record is corrupt; names the shard.
     """
@@ -208,7 +207,7 @@ def evaluation_dataset(folder, split, *, batch_size=1, numbers=None):
         split: str.
         batch_size: int, where all images have one size; else batches hold one image, because
             padding would change what a network sees.
-        numbers: list of int, which images to give; default: all.
+        numbers: list of int, the indices of the images; default: all.
 
     Returns:
         `tf.data.Dataset` of `{"image": uint8 (batch, height, width, 3), "label": uint8 (batch,
@@ -238,7 +237,7 @@ def evaluation_dataset(folder, split, *, batch_size=1, numbers=None):
     return _with_options(dataset).prefetch(tf.data.AUTOTUNE)
 
 
-# Random numbers of a crop: scale, mirror, angle, and a place (row, column) for each window tried.
+# Random numbers of a crop: scale, mirror, angle, and (row, column) of each window tried.
 _NUMBERS = 3 + 2 * _WINDOWS
 _RARE_NUMBERS = 3  # Whether a rare class is in the middle, which one, which pixel of it.
 
@@ -328,19 +327,19 @@ def _crop(
 
 
 def _first_usable(attempt, index, records):
-    """Passes over unusable images.
+    """Skips unusable images.
 
     Args:
-        attempt: function from the number of an image to `(values, usable)`, as `Records.try_map`
-            gives it.
-        index: int64 scalar, the first that is tried; then come those behind it.
+        attempt: function from the index of an image to the `(values, usable)` of
+            `Records.try_map`.
+        index: int64 scalar, the first one tried; the following ones are next.
         records: `Records`.
 
     Returns:
-        `(values, passed_over)`: of the first usable one; and int64 `(16,)`, the numbers of those
-        that are not, then -1.
+        `(values, skipped)`: the values of the first usable one; and int64 `(16,)`, the indices of
+        the unusable ones, then -1.
     """
-    places = tf.range(_MOST_IN_A_ROW)
+    places = tf.range(_MAX_IN_A_ROW)
 
     def step(number, usable, passed_over, image, labels):
         passed_over = tf.where(places == number, (index + tf.cast(number, "int64")), passed_over)
@@ -349,24 +348,24 @@ def _first_usable(attempt, index, records):
         return number, usable, passed_over, image, labels
 
     (image, labels), usable = attempt(index)
-    most = min(_MOST_IN_A_ROW, records.count)
+    limit = min(_MAX_IN_A_ROW, records.count)
     _, usable, passed_over, image, labels = tf.while_loop(
-        lambda number, usable, *values: tf.logical_not(usable) & (number + 1 < most),
+        lambda number, usable, *values: tf.logical_not(usable) & (number + 1 < limit),
         step,
-        (0, usable, tf.fill((_MOST_IN_A_ROW,), tf.constant(-1, "int64")), image, labels),
+        (0, usable, tf.fill((_MAX_IN_A_ROW,), tf.constant(-1, "int64")), image, labels),
         shape_invariants=(
-            *(tf.TensorShape([]), tf.TensorShape([]), tf.TensorShape([_MOST_IN_A_ROW])),
+            *(tf.TensorShape([]), tf.TensorShape([]), tf.TensorShape([_MAX_IN_A_ROW])),
             *(tf.TensorShape([None] * 3), tf.TensorShape([None] * 2)),
         ),
     )
-    problem = [records.fault(index), f"Nor is any of the {most - 1} images behind it usable."]
+    problem = [records.fault(index), f"Nor is any of the {limit - 1} images behind it usable."]
     with tf.control_dependencies([_check(usable, problem)]):
         passed_over = tf.where(passed_over < 0, passed_over, passed_over % records.count)
         return (tf.identity(image), tf.identity(labels)), passed_over
 
 
 class _FaultReport:
-    """Takes what was passed over out of batches; names it on stderr, once; stops at too much."""
+    """Removes the lists of skipped images from batches, names each on stderr, and limits them."""
 
     def __init__(self, records, max_errors):
         self._records = records

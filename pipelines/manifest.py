@@ -1,4 +1,4 @@
-"""The manifest of prepared data: what a folder of records holds. Read without TensorFlow.
+"""The manifest of prepared data: the content of a folder of records. Read without TensorFlow.
 
 The folder is any path of `tf.io.gfile`: local, gs://, s3://; see `pipelines.records`.
 """
@@ -33,10 +33,10 @@ class Shard:
 
     Attributes:
         file: str, name in the folder.
-        key: str, a hash of what it was made from; its records hold it too.
+        key: str, a hash of its sources; its records contain it too.
         bytes: int, its size.
         sha256: str, of the whole file.
-        offsets: list of int, where each record begins.
+        offsets: list of int, the offset of each record in bytes.
         classes: list of lists of int, the classes that occur in each image.
     """
 
@@ -50,7 +50,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The part of a data set that is trained or evaluated on.
+    """A part of a data set, for training or evaluation.
 
     Attributes:
         num_images: int.
@@ -73,7 +73,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a folder of records holds.
+    """The content of a folder of records.
 
     Attributes:
         dataset: str, the name of its data set.
@@ -81,12 +81,12 @@ class Manifest:
         palette: list of `[red, green, blue]`.
         categories: dict from the name of a category to the labels of its classes.
         groups: dict from the name of a group to the labels of its classes.
-        options: dict, how it was made.
+        options: dict, the options of its preparation.
         fingerprint: str, a hash of everything that it was made from.
         splits: dict from name to `Split`.
         value_range: `[low, high]`, the values of images of more than 8 bits a channel that became 0
             and 255, as declared or found; None if there is no such image.
-        folder: str, where it was read.
+        folder: str, the folder that it was read from.
         format: int, the version of kseg's record format.
     """
 
@@ -128,7 +128,7 @@ class Manifest:
         return Classes(self.class_names, self.palette, images, self.categories, self.groups, pixels)
 
     def split(self, name):
-        """A split by name.
+        """Returns a split by name.
 
         Raises:
             DataError: if the name is unknown.
@@ -184,12 +184,12 @@ def split_ratios(splits):
 
 
 def exists(folder):
-    """Whether a folder holds a prepared data set, sound or not."""
+    """Returns True if a folder holds a prepared data set, intact or damaged."""
     return paths.exists(paths.join(folder, MANIFEST))
 
 
 def read_manifest(folder):
-    """Reads a manifest and checks that its shards are there in full size.
+    """Reads a manifest and checks that its shards exist in full size.
 
     Args:
         folder: as given to `write`.
@@ -237,7 +237,7 @@ def find_lost_shard(folder):
 
 
 def parse_manifest(folder):
-    """Reads a manifest without a look at its shards."""
+    """Reads a manifest without checking its shards."""
     path = paths.join(folder, MANIFEST)
     try:
         content = paths.read_bytes(path)
@@ -299,12 +299,12 @@ def write_manifest(manifest):
 
 
 def hash_of(values):
-    """The SHA-256 of what JSON can hold, as hexadecimal digits."""
+    """Computes the SHA-256 of JSON-able values, as hexadecimal digits."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def file_sha256(path):
-    """The SHA-256 of a file, as hexadecimal digits.
+    """Computes the SHA-256 of a file, as hexadecimal digits.
 
     Raises:
         OSError: if it cannot be read.

@@ -1,7 +1,7 @@
 """Files at any path of `tf.io.gfile`: local, gs://, s3://.
 
-Local files are read and written without TensorFlow, which takes seconds to import. Whatever the
-path, what goes wrong is an `OSError` that names it.
+Local files are read and written without TensorFlow, which takes seconds to import. Failures are an
+`OSError` that names the path, for every kind of path.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from kseg import files
 
 
 def is_local(path):
-    """Whether a path is one of this machine's file systems."""
+    """Returns True for a path in this machine's file systems."""
     return "://" not in str(path)
 
 
@@ -25,10 +25,10 @@ def join(*parts):
 
 
 def exists(path):
-    """Whether there is a file or folder.
+    """Returns True if a file or folder exists.
 
     Raises:
-        OSError: if that cannot be found out.
+        OSError: if that cannot be determined.
     """
     if is_local(path):
         return os.path.exists(path)
@@ -37,10 +37,10 @@ def exists(path):
 
 
 def size(path):
-    """The size of a file, in bytes.
+    """Returns the size of a file in bytes.
 
     Raises:
-        OSError: `FileNotFoundError` if there is none.
+        OSError: `FileNotFoundError` if it does not exist.
     """
     if is_local(path):
         return os.stat(path).st_size
@@ -52,7 +52,7 @@ def read_bytes(path):
     """Reads a file.
 
     Raises:
-        OSError: if it cannot be read; `FileNotFoundError` if there is none.
+        OSError: if it cannot be read; `FileNotFoundError` if it does not exist.
     """
     return b"".join(read_blocks(path))
 
@@ -98,24 +98,23 @@ def write_bytes(path, content):
 
 
 def check_folder(path):
-    """Makes sure that files can be written to a folder, before the work that it is to hold.
+    """Checks that files can be written to a folder, before the work whose results it will hold.
 
     Args:
-        path: folder, which may be missing; nothing is made. Other than local ones are not looked
-            at.
+        path: folder, which may be missing; it is not created. Remote ones are not checked.
 
     Raises:
-        OSError: naming `path`, if that is not so.
+        OSError: naming `path`, if they cannot.
     """
     if is_local(path):
         files.check_contents(path)
 
 
 def make_folder(path):
-    """Makes a folder, which may exist, and those that it is in.
+    """Creates a folder and its parents, unless they exist.
 
     Raises:
-        OSError: if it cannot be made or, if it is a local one, written to.
+        OSError: if it cannot be created or, if it is local, not be written to.
     """
     if is_local(path):
         files.make_folder(path)
@@ -125,7 +124,7 @@ def make_folder(path):
 
 
 def list_folder(path):
-    """Names of what is in a folder, none if it is missing; list of str.
+    """Lists the names in a folder, as a list of str; empty if the folder is missing.
 
     Raises:
         OSError: if it cannot be listed.
@@ -140,10 +139,10 @@ def list_folder(path):
 
 
 def rename(path, new):
-    """Renames a file, over one of the new name.
+    """Renames a file and replaces one of the new name.
 
     Raises:
-        OSError: if that cannot be done.
+        OSError: if it cannot be renamed.
     """
     if is_local(path):
         os.replace(path, new)
@@ -153,7 +152,7 @@ def rename(path, new):
 
 
 def remove(path):
-    """Removes a file, which may be missing, or a folder with all that is in it.
+    """Removes a file, which may be missing, or a folder with its content.
 
     Raises:
         OSError: if it cannot be removed.

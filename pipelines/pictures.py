@@ -160,9 +160,9 @@ def kind_of(content, what="an image", kinds=_KINDS):
     Raises:
         DataError: naming what it is instead.
     """
-    found = _find(content, _SIGNATURES)
-    if found in kinds:
-        return found
+    kind = _find(content, _SIGNATURES)
+    if kind in kinds:
+        return kind
     kinds = f"{', '.join(kinds[:-1])} or {kinds[-1]}"
     if not content:
         raise DataError("the file is empty")
@@ -170,7 +170,7 @@ def kind_of(content, what="an image", kinds=_KINDS):
         raise DataError("the file holds nothing but zeros")
     if content.startswith(b"version https://git-lfs"):
         raise DataError("the file is a pointer of Git LFS, not the picture. Call: git lfs pull")
-    other = found or _find(content, _OTHER_SIGNATURES)
+    other = kind or _find(content, _OTHER_SIGNATURES)
     raise DataError(f"{what} must be a {kinds} file, this is {_named(other)}")
 
 
@@ -520,14 +520,14 @@ def _tiff_directory(content, order, big, first, count):
     entries = []
     for _ in range(length):
         tag, form, number = struct.unpack_from(order + entry, content, at)
-        place = at + size
-        at = place + width
+        offset = at + size
+        at = offset + width
         if form in formats and number:
             if number * struct.calcsize(formats[form]) > width:
-                (place,) = struct.unpack_from(order + kind, content, place)
+                (offset,) = struct.unpack_from(order + kind, content, offset)
             number = min(number, count, len(content))
-            values = struct.unpack_from(f"{order}{number}{formats[form]}", content, place)
-            entries.append((tag, form, values, place))
+            values = struct.unpack_from(f"{order}{number}{formats[form]}", content, offset)
+            entries.append((tag, form, values, offset))
     return entries, (struct.unpack_from(order + kind, content, at) if at < len(content) else (0,))[
         0
     ]
@@ -551,8 +551,8 @@ def _orientation_in_tiff(content):
     order, big, first = _tiff_head(content)
     if big:
         with contextlib.suppress(struct.error):
-            found = {tag: values[0] for tag, _, values, _ in _tiff_entries(content, 1)}
-            value = found.get(_ORIENTATION_TAG)
+            tags = {tag: values[0] for tag, _, values, _ in _tiff_entries(content, 1)}
+            value = tags.get(_ORIENTATION_TAG)
             return value if value in range(1, 9) else 1
         return 1
     if order is None or first + 2 > len(content):
@@ -575,20 +575,20 @@ def _upright_tiff(content):
     Some versions of Pillow turn a TIFF as they load it, others do not.
     """
     with contextlib.suppress(struct.error):
-        for tag, form, _, place in _tiff_entries(content, 1):
+        for tag, form, _, offset in _tiff_entries(content, 1):
             if tag == _ORIENTATION_TAG and form in (3, 4):
                 width = 2 if form == 3 else 4
                 one = (1).to_bytes(width, "little" if content[:1] == b"I" else "big")
-                return content[:place] + one + content[place + width :]
+                return content[:offset] + one + content[offset + width :]
     return content
 
 
 def _end_of_tiff(content):
     """Where the data of a TIFF's first page ends."""
-    found = {tag: values for tag, _, values, _ in _tiff_entries(content, 1 << 24)}
+    tags = {tag: values for tag, _, values, _ in _tiff_entries(content, 1 << 24)}
     ends = [0]
     for places, lengths in ((273, 279), (324, 325)):
-        ends += [a + b for a, b in zip(found.get(places, ()), found.get(lengths, ()), strict=False)]
+        ends += [a + b for a, b in zip(tags.get(places, ()), tags.get(lengths, ()), strict=False)]
     return max(ends)
 
 

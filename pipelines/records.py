@@ -168,18 +168,18 @@ def write(
         _check_labels(splits, shards.values())
         described = {}
         for split in splits:
-            mine = [shards[job.file] for job in jobs if job.split == split]
-            sizes = {tuple(size) for shard in mine for size in shard["sizes"]}
+            own = [shards[job.file] for job in jobs if job.split == split]
+            sizes = {tuple(size) for shard in own for size in shard["sizes"]}
             described[split] = Split(
-                num_images=sum(len(shard["offsets"]) for shard in mine),
+                num_images=sum(len(shard["offsets"]) for shard in own),
                 image_size=list(sizes.pop()) if len(sizes) == 1 else None,
-                pixels=np.sum([shard["pixels"] for shard in mine], axis=0).tolist(),
-                images=np.sum([shard["images"] for shard in mine], axis=0).tolist(),
+                pixels=np.sum([shard["pixels"] for shard in own], axis=0).tolist(),
+                images=np.sum([shard["images"] for shard in own], axis=0).tolist(),
                 shards=[
                     Shard(**{f.name: shard[f.name] for f in dataclasses.fields(Shard)})
-                    for shard in mine
+                    for shard in own
                 ],
-                content=hash_of([record for shard in mine for record in shard["stored"]]),
+                content=hash_of([record for shard in own for record in shard["stored"]]),
             )
         manifest = Manifest(
             dataset=name,
@@ -274,8 +274,8 @@ def _write_shards(folder, jobs, workers, overwrite, progress, distribute):
             problems += of_job
     else:
         with Progress("reading, checking, writing", total, shown=progress) as meter:
-            found, problems = _write_in_threads(folder, left, workers, meter)
-        finished |= found
+            written, problems = _write_in_threads(folder, left, workers, meter)
+        finished |= written
     if problems:
         problems = sorted(problems)
         path = paths.join(folder, _PROBLEMS_FILE)
@@ -344,7 +344,7 @@ def _value_range(declared, shards):
 
 def _check_labels(splits, shards):
     """Refuses data of which nothing is labeled, though there are label files."""
-    examples = [example for found in splits.values() for example in found]
+    examples = [example for part in splits.values() for example in part]
     if any(sum(shard["pixels"][:-1]) for shard in shards) or not examples:
         return
     if all(getattr(example, "label", example) is None for example in examples):
@@ -383,19 +383,19 @@ def _clear(folder, jobs, overwrite):
     for name in left:
         if name.endswith((".tmp", ".problems")):
             paths.remove(paths.join(unfinished, name))
-    taken = set(paths.list_folder(folder))
+    existing = set(paths.list_folder(folder))
     missing = [job for job in jobs if job.file not in finished]
-    strange = [job.file for job in missing if job.file in taken]
-    if strange and not overwrite:
+    foreign = [job.file for job in missing if job.file in existing]
+    if foreign and not overwrite:
         raise DataError(
-            f"{folder} holds files that another program wrote, such as {strange[0]}. Use another "
+            f"{folder} holds files that another program wrote, such as {foreign[0]}. Use another "
             f"{option('output')}, or {option('overwrite', True)}"
         )
     paths.make_folder(unfinished)
     for job in missing:
         names = (_numbered(job.file, number) for number in itertools.count(1))
-        job.target = next(name for name in names if name not in taken)
-    if replaced := sorted({*in_use, *strange}):
+        job.target = next(name for name in names if name not in existing)
+    if replaced := sorted({*in_use, *foreign}):
         content = json.dumps(replaced).encode()
         paths.write_bytes(paths.join(unfinished, _REPLACED_FILE), content)
     return finished
@@ -537,15 +537,15 @@ def _read_alone(folder, job):
     Raises:
         DataError: if there is neither.
     """
-    found = []
+    stored = []
     for kind in ("json", "problems"):
         path = paths.join(folder, _UNFINISHED, f"{job.file}.{kind}")
-        found.append(parse_json(paths.read_bytes(path)) if paths.exists(path) else None)
-    if found == [None, None]:
+        stored.append(parse_json(paths.read_bytes(path)) if paths.exists(path) else None)
+    if stored == [None, None]:
         raise DataError(f"The shard {job.file} was not written. Look at the log of its runner")
-    if found[1]:
+    if stored[1]:
         paths.remove(path)
-    return found[0], found[1] or []
+    return stored[0], stored[1] or []
 
 
 def _encode(example, job, number):
@@ -562,8 +562,8 @@ def _encode(example, job, number):
     image, orientation = found.image, found.orientation
     if job.quality and not image.startswith(_JPEG):
         image, orientation = encode_jpeg(found.pixels, job.quality), 1
-    place = {"id": example.id, "shard": job.key, "index": number}
-    record = encode_record(image, found.labels, orientation=orientation, **place)
+    origin = {"id": example.id, "shard": job.key, "index": number}
+    record = encode_record(image, found.labels, orientation=orientation, **origin)
     stored = hashlib.sha256(image)
     stored.update(json.dumps([example.id, orientation, found.labels.shape]).encode())
     stored.update(np.ascontiguousarray(found.labels).data)

@@ -90,7 +90,7 @@ def fingerprint(file):
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class SourceFolder:
     """A folder, on disk or in an archive.
 
     Attributes:
@@ -106,7 +106,7 @@ class Place:
         return f"{self.tree.path}{separator}{self.path}" if self.path else str(self.tree.path)
 
     def __truediv__(self, name):
-        return Place(self.tree, posixpath.join(self.path, name))
+        return SourceFolder(self.tree, posixpath.join(self.path, name))
 
     @property
     def in_archive(self):
@@ -166,19 +166,19 @@ class Source:
             *names: str, of files or folders; may be paths.
 
         Returns:
-            `Place`, None if missing.
+            `SourceFolder`, None if missing.
 
         Raises:
             DataError: if there are two of the same rank, or an archive cannot be used.
         """
         for trees in (self._folders, (open_archive(path) for path in self._archives)):
-            found = {}
+            parents = {}
             for tree in trees:
-                for depth, place in tree.places(names[0]):
-                    if all(place.has(name) for name in names):
-                        found.setdefault(depth, []).append(place)
-            if found:
-                best = found[min(found)]
+                for depth, parent in tree.parents_of(names[0]):
+                    if all(parent.has(name) for name in names):
+                        parents.setdefault(depth, []).append(parent)
+            if parents:
+                best = parents[min(parents)]
                 if len(best) > 1:
                     wanted = " and ".join(names)
                     raise DataError(
@@ -195,21 +195,21 @@ class Source:
             name: str, of a file; may be a path.
 
         Returns:
-            list of `Place`; folders come before archives, then what is less deep.
+            list of `SourceFolder`; folders come before archives, then what is less deep.
         """
         for trees in (self._folders, (open_archive(path) for path in self._archives)):
-            found = {}
+            parents = {}
             for tree in trees:
-                for depth, place in tree.places(name):
-                    if place.file(name) is not None:
-                        found.setdefault(depth, []).append(place)
-            if found:
-                return found[min(found)]
+                for depth, parent in tree.parents_of(name):
+                    if parent.file(name) is not None:
+                        parents.setdefault(depth, []).append(parent)
+            if parents:
+                return parents[min(parents)]
         return []
 
     def tops(self):
-        """The top of each folder and archive, as `Place`; folders come first."""
-        return [Place(tree) for tree in [*self._folders, *map(open_archive, self._archives)]]
+        """The top of each folder and archive, as `SourceFolder`; folders come first."""
+        return [SourceFolder(tree) for tree in [*self._folders, *map(open_archive, self._archives)]]
 
     def describe(self):
         """A short description of the content."""
@@ -272,14 +272,14 @@ class _Folder:
             pass
         return folders, files
 
-    def places(self, name):
+    def parents_of(self, name):
         """Yields `(depth, place)` of the folders in which a name is, down to a limit."""
         level, looked = [""], 0
         for depth in range(_MAX_DEPTH + 1):
             below = []
             for path in level:
                 if (self.path / path / name).exists():
-                    yield depth, Place(self, path)
+                    yield depth, SourceFolder(self, path)
                 looked += 1
                 if depth < _MAX_DEPTH and looked + len(below) < _MAX_FOLDERS:
                     below += [posixpath.join(path, folder) for folder in self.folders(path)]
@@ -351,11 +351,11 @@ class Archive:
         """dict from name to `Member`, of the files in a folder."""
         return self._files.get(path, {})
 
-    def places(self, name):
+    def parents_of(self, name):
         """Yields `(depth, place)` of the folders in which a name is."""
         for path in self._folders:
-            if Place(self, path).has(name):
-                yield (path.count("/") + 1 if path else 0), Place(self, path)
+            if SourceFolder(self, path).has(name):
+                yield (path.count("/") + 1 if path else 0), SourceFolder(self, path)
 
     def state(self, path):
         """What is known about a member's content: its size, and its checksum or time."""

@@ -177,15 +177,15 @@ class MemoryRecords(Records):
             lambda index: encoding.decode_whole(super(MemoryRecords, self).read(index))[:2],
             num_parallel_calls=tf.data.AUTOTUNE,
         )
-        found = [(x.numpy(), y.numpy()) for x, y in waiting.each_batch(decoded)]
-        sizes = np.array([labels.shape for _, labels in found])
-        places = np.cumsum([0, *(labels.size for _, labels in found)])[:-1]
+        examples = [(x.numpy(), y.numpy()) for x, y in waiting.each_batch(decoded)]
+        sizes = np.array([labels.shape for _, labels in examples])
+        offsets = np.cumsum([0, *(labels.size for _, labels in examples)])[:-1]
         self._sizes = tf.constant(sizes, "int32")
-        self._places = tf.constant(places, "int64")
+        self._places = tf.constant(offsets, "int64")
         # On the host, wherever the network is trained.
         with tf.device("CPU"):
-            self._pixels = tf.constant(np.concatenate([x.reshape(-1, 3) for x, _ in found]))
-            self._labels = tf.constant(np.concatenate([x.reshape(-1) for _, x in found]))
+            self._pixels = tf.constant(np.concatenate([x.reshape(-1, 3) for x, _ in examples]))
+            self._labels = tf.constant(np.concatenate([x.reshape(-1) for _, x in examples]))
 
     def read(self, index):
         """Returns what the other methods need of an image."""

@@ -48,7 +48,7 @@ def features(options):
 
     segmenter = load_segmenter(options, run)
     with images.looking() as progress:
-        found = feature_statistics(
+        statistics = feature_statistics(
             segmenter,
             images.batches,
             len(run.classes),
@@ -57,12 +57,12 @@ def features(options):
             seed=options.seed,
             progress=progress.update,
         )
-    return report_features(options, run, images, found)
+    return report_features(options, run, images, statistics)
 
 
-def report_features(options, run, images, found):
+def report_features(options, run, images, statistics):
     """Prints and writes the statistics of the features."""
-    values = found.to_dict(run.classes.names)
+    values = statistics.to_dict(run.classes.names)
     width = max(map(len, run.classes.names)) + 2
     print(f"{'class':<{width}}{'A':>8}{'samples':>9}")
     for name, row in values["classes"].items():
@@ -130,9 +130,9 @@ def failures(options):
         pictures.append(drawing.panel(rows, classes.names, classes.palette))
         print(f"mean IoU {100 * example.mean_iou[0]:6.2f} %  {example.id}")
     write_pictures(folder, pictures)
-    found = report_failures(options, run, images, collector)
+    confusions = report_failures(options, run, images, collector)
     print(f"pictures:    {folder}")
-    return found
+    return confusions
 
 
 def report_failures(options, run, images, collector):
@@ -146,7 +146,7 @@ def report_failures(options, run, images, collector):
             f"{100 * pair.share:5.1f} % of {names[pair.truth]} taken for {names[pair.prediction]}"
         )
     file = run.path / "analysis" / "failures.json"
-    found = {
+    values = {
         "dataset": images.dataset,
         "split": images.split,
         "checkpoint": options.checkpoint,
@@ -161,9 +161,9 @@ def report_failures(options, run, images, collector):
             for pair in pairs
         ],
     }
-    write_json(file, found)
+    write_json(file, values)
     print(f"failures:    {file}")
-    return found
+    return values
 
 
 def tsne(options):
@@ -275,16 +275,16 @@ def grad_cam(options):
     from kseg.evaluation import drawing
 
     segmenter = load_segmenter(options, run, maps=maps)
-    found = ClassImages(len(names))
+    class_images = ClassImages(len(names))
     with images.looking() as progress:
         for batch in images.batches:
-            found.add(
+            class_images.add(
                 [name.decode() for name in batch["id"].numpy()],
                 np.asarray(batch["image"]),
                 np.asarray(batch["label"]),
             )
             progress.advance(len(batch["image"]))
-    kept = {n: image for n, image in found.images().items() if n in chosen}
+    kept = {n: image for n, image in class_images.images().items() if n in chosen}
     folder = run.path / "analysis" / "grad-cam"
     for old in folder.glob("*.png"):
         old.unlink()

@@ -74,8 +74,8 @@ def complexity(options):
     tf.get_logger().setLevel("ERROR")  # TensorFlow's counter of FLOPs warns of its own means.
     with Progress("building, compiling and timing training steps and predictions"):
         subject = Subject(config)
-        found = subject.sizes_and_times(options.rounds)
-    for phase, columns in found.items():
+        measured = subject.sizes_and_times(options.rounds)
+    for phase, columns in measured.items():
         for column, values in columns.items():
             values["peak_bytes"] = peaks[phase, column]
     height, width = config.data.crop_size
@@ -94,8 +94,8 @@ def complexity(options):
         f"{about['precision']}, {height} x {width}, images of {subject.source}, best of "
         f"{options.rounds} rounds"
     )
-    print(table(found, config.data.batch_size))
-    about |= found
+    print(table(measured, config.data.batch_size))
+    about |= measured
     if output:
         files.write_text(output, json.dumps(about, indent=2) + "\n")
         print(f"complexity:  {output}")
@@ -158,7 +158,7 @@ class Subject:
         from kseg.segmenters import inference_model
 
         spec = tf.TensorSpec((1, *self._config.data.crop_size, 3))
-        found = {"training": {}, "inference": {}}
+        times = {"training": {}, "inference": {}}
         works = {"training": {}, "inference": {}}
         for column in ("without", "contrast"):
             trainer, step = self.build(column)
@@ -169,7 +169,7 @@ class Subject:
             ):
                 work()  # Compiles.
                 works[phase][column] = work
-                found[phase][column] = {
+                times[phase][column] = {
                     "parameters": count_parameters(model),
                     "flops": count_flops(lambda x, m=model: m(x, training=False), spec),
                     "seconds": float("inf"),
@@ -178,9 +178,9 @@ class Subject:
         for phase, times in (("training", rounds), ("inference", 10 * rounds)):
             for _ in range(times):
                 for column, work in works[phase].items():
-                    values = found[phase][column]
+                    values = times[phase][column]
                     values["seconds"] = min(values["seconds"], best_seconds(work, 1))
-        return found
+        return times
 
     def peak_bytes(self, phase, column):
         """Memory that building a column and two training steps, or predictions, take."""
@@ -205,11 +205,11 @@ class Subject:
         return lambda: predict(self.batch["image"][:1]).numpy()
 
 
-def table(found, batch_size):
-    """A table of `found`, with what contrast adds in per cent."""
+def table(sizes_and_times, batch_size):
+    """A table of `sizes_and_times`, with what contrast adds in per cent."""
     lines = [f"{'':34}{'without':>12}{'contrast':>12}{'increase':>12}"]
     titles = {"training": f"training, batch of {batch_size}", "inference": "inference, one image"}
-    for phase, columns in found.items():
+    for phase, columns in sizes_and_times.items():
         lines.append(titles[phase])
         for key, name, unit in _ROWS:
             without, contrast = (columns[column][key] for column in ("without", "contrast"))
@@ -280,7 +280,9 @@ def _classes_and_batch(config):
         pipelines.prepare_once(source, folder)
         size = pipelines.read_manifest(folder).split(split).image_size
         # A scene fills the crop.
-        scales = (max(most / there for most, there in zip(data.crop_size, size, strict=True)),) * 2
+        scales = (
+            max(wanted / available for wanted, available in zip(data.crop_size, size, strict=True)),
+        ) * 2
     distortion = build_distortion(data)  # It is a part of the training step.
     batches = loader.training_dataset(
         folder,
@@ -300,8 +302,8 @@ def main():
 
     work = json.loads(sys.argv[1])
     config = config_module.parse(work["config"], source="config")
-    found = Subject(config).peak_bytes(work["phase"], work["column"])
-    print(json.dumps({"peak_bytes": found}))
+    peak = Subject(config).peak_bytes(work["phase"], work["column"])
+    print(json.dumps({"peak_bytes": peak}))
     return 0
 
 

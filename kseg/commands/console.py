@@ -132,9 +132,9 @@ def check_pipelines():
 
     expected = pathlib.Path(__file__).parents[2] / "pipelines" / "__init__.py"
     spec = importlib.util.find_spec("pipelines")
-    found = spec and spec.origin
-    if not found or not expected.exists() or not os.path.samefile(found, expected):
-        where = found or (spec and list(spec.submodule_search_locations or [])) or "nothing"
+    origin = spec and spec.origin
+    if not origin or not expected.exists() or not os.path.samefile(origin, expected):
+        where = origin or (spec and list(spec.submodule_search_locations or [])) or "nothing"
         raise UserError(
             "The package `pipelines` of kseg is hidden by another of this name, or missing. "
             f"Found: {where}. Rename that one, or start in another folder"
@@ -159,25 +159,25 @@ def file_problem(error):
     if not type(error).__module__.startswith("tensorflow"):
         return None
     reasons = sorted({os.strerror(number) for number in errno.errorcode}, key=len, reverse=True)
-    found = re.search(rf"([^\s:;][^;\n]*); ({'|'.join(map(re.escape, reasons))})", str(error))
-    if found is None:
+    match = re.search(rf"([^\s:;][^;\n]*); ({'|'.join(map(re.escape, reasons))})", str(error))
+    if match is None:
         return None
     # Before the path may stand the operation that failed.
-    path = re.split(r"(?:: |\}\} ?)(?=[./]|\w+://)", found[1])[-1]
-    return final_name(f"{path}: {found[2]}")
+    path = re.split(r"(?:: |\}\} ?)(?=[./]|\w+://)", match[1])[-1]
+    return final_name(f"{path}: {match[2]}")
 
 
 def check_classes(names, manifest):
     """Refuses data whose classes are not those of the model, in the same order."""
     from kseg.errors import UserError
 
-    found = manifest.class_names
-    if len(names) != len(found):
+    others = manifest.class_names
+    if len(names) != len(others):
         raise UserError(
             f"The data must have the {len(names)} classes of the model. {manifest.folder} has "
-            f"{len(found)}. Use --data with the data set that the model was trained on"
+            f"{len(others)}. Use --data with the data set that the model was trained on"
         )
-    for number, (name, other) in enumerate(zip(names, found, strict=True)):
+    for number, (name, other) in enumerate(zip(names, others, strict=True)):
         if name != other:
             raise UserError(
                 f"The data must have the classes of the model. Class {number} is {name!r} in the "

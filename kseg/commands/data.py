@@ -101,19 +101,19 @@ class ExperimentData:
         for key in ("train_split", "eval_split"):
             split = getattr(self.config.data, key)
             pixels = self.manifest.union(split).pixels[:-1]
-            found = present[key] = [name for name, n in zip(names, pixels, strict=True) if n]
-            if not found:
+            labeled = present[key] = [name for name, n in zip(names, pixels, strict=True) if n]
+            if not labeled:
                 raise pipelines.DataError(
                     f"data.{key} must have labeled pixels. In split {split!r} of "
                     f"{self.manifest.folder} all pixels are ignored. Prepare the data again with "
                     "the masks of these images, or use another split"
                 )
-            if len(found) == 1:
-                what = "learn" if key == "train_split" else "score"
+            if len(labeled) == 1:
+                goal = "learn" if key == "train_split" else "score"
                 warnings.append(
                     f"split {split!r} of {self.manifest.folder} holds pixels of one class only, "
-                    f"{found[0]!r}: there is nothing to {what}, whatever the numbers say. Look at "
-                    "its report.png"
+                    f"{labeled[0]!r}: there is nothing to {goal}, whatever the numbers say. "
+                    "Look at its report.png"
                 )
         unseen = [name for name in present["eval_split"] if name not in present["train_split"]]
         if unseen:

@@ -331,7 +331,7 @@ def _evaluate(options):
             write_zip(writer.files.values(), options.submission)
             print(f"submission: {options.submission}")
 
-    found = {
+    result = {
         "dataset": manifest.dataset,
         "split": split,
         "checkpoint": checkpoint,
@@ -341,7 +341,7 @@ def _evaluate(options):
         **official,
     }
     if output is not None:
-        results.write(output, found, evaluation.image_counts)
+        results.write(output, result, evaluation.image_counts)
         print(f"scores:     {output}, {output.with_suffix('.csv').name}")
     if run and output is not None:
         events = run.path / "tensorboard" / f"evaluate-{output.stem}"
@@ -350,7 +350,7 @@ def _evaluate(options):
     if options.panels:
         draw(output.with_suffix(""), evaluation, classes)
         print(f"pictures:   {output.with_suffix('')}")
-    return {"scores": evaluation.scores, "results": found, "output": output}
+    return {"scores": evaluation.scores, "results": result, "output": output}
 
 
 def wrap(model, num_classes, options, crop_size, batch_size):
@@ -426,9 +426,9 @@ def official_results(options, writer):
     frames = list(writer.files)
     truth = official.find_ground_truth(options.cityscapes_ground_truth, frames)
     with Progress(f"scoring {len(frames)} images with cityscapesscripts"):
-        found = official.official_scores(list(writer.files.values()), truth)
-    print(official.table(found))
-    return {"cityscapes": found}
+        scores = official.official_scores(list(writer.files.values()), truth)
+    print(official.table(scores))
+    return {"cityscapes": scores}
 
 
 def compare_runs(options):
@@ -468,8 +468,8 @@ def compare_runs(options):
     )
     if options.output:
         output = pathlib.Path(options.output)
-        found = {"first": str(sources[0]), "second": str(sources[1]), **comparison.to_dict(names)}
-        files.write_text(output, json.dumps(found, indent=2) + "\n")
+        result = {"first": str(sources[0]), "second": str(sources[1]), **comparison.to_dict(names)}
+        files.write_text(output, json.dumps(result, indent=2) + "\n")
         print(f"comparison: {output}")
 
 

@@ -151,8 +151,8 @@ def _export(options):
     print(f"SavedModel: {options.output} ({len(run.classes)} classes)", flush=True)
     if images:
         with Progress("checking it", len(images)) as progress:
-            found = load_saved_model(options.output)
-            text = compare(images, inference_model(segmenter), found, progress)
+            exported = load_saved_model(options.output)
+            text = compare(images, inference_model(segmenter), exported, progress)
         print(text.format("the network in memory"))
 
 
@@ -263,7 +263,7 @@ def compare_with_saved_model(options, segmenter, classes, images, size):
     print(text.format("a SavedModel of it"))
 
 
-def compare(images, expected, found, progress):
+def compare(images, expected, actual, progress):
     """Describes the difference between the logits of two models, with `{}` for the first."""
     import numpy as np
 
@@ -272,7 +272,7 @@ def compare(images, expected, found, progress):
     batches = [np.ascontiguousarray(image)[None] for image in images]
     compared = []
     for batch in batches:
-        compared.append(portable.compare(expected(batch), found(batch)))
+        compared.append(portable.compare(expected(batch), actual(batch)))
         progress.advance()
     agreements, differences = zip(*compared, strict=True)
     return (

@@ -239,10 +239,10 @@ def find_too_large(jobs, needs):
         if reason is None:
             break
         reasons[size] = reason
-    found = {image: reasons[size] for image, size in sizes.items() if size in reasons}
-    for image, reason in found.items():
+    reasons_by_image = {image: reasons[size] for image, size in sizes.items() if size in reasons}
+    for image, reason in reasons_by_image.items():
         print(f"{image}: {reason}", file=sys.stderr)
-    return found
+    return reasons_by_image
 
 
 def too_large(size, needs):
@@ -401,8 +401,8 @@ def label_video(source, target, label, palette, needs):
     capture = cv2.VideoCapture(str(source))
     # Upright: what is the default depends on the version of OpenCV.
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
-    there, frame = capture.read()
-    if not there:
+    has_frame, frame = capture.read()
+    if not has_frame:
         state = "has no frame that can be read" if capture.isOpened() else "is no readable video"
         raise UserError(f"{source} {state}. Convert it to another format")
     height, width = frame.shape[:2]
@@ -426,7 +426,7 @@ def label_video(source, target, label, palette, needs):
             )
         gap = 0
         while True:
-            if there:
+            if has_frame:
                 if frame.shape[:2] != (height, width):
                     raise UserError(
                         f"A video must have one size. {source} has {width} x {height} at first, "
@@ -448,7 +448,7 @@ def label_video(source, target, label, palette, needs):
                 gap += 1
                 if count + lost + gap > promised or gap > _MOST_LOST:
                     break
-            there, frame = capture.read()
+            has_frame, frame = capture.read()
     seconds = time.perf_counter() - start
     speed = f", {(count - 1) / seconds:.2f} a second" if count > 1 else ""
     print(f"{count} frames{speed}: {target}")

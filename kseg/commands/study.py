@@ -83,13 +83,13 @@ def run_study(
         make = _on_ray if ray else _here
         failures = make(plan, missing, folder, settings, part, keep_runs, report, ray)
         done = _present(folder, plan, settings)
-    found = _write_tables(folder, plan, done, class_names)
+    summary = _write_tables(folder, plan, done, class_names)
     finished = [run for run in chosen if (*run, _BACKEND) in done]
     if failures:
         lines = "; ".join(f"{design.run_name(*run)}: {why}" for run, why in failures)
         raise UserError(f"{len(failures)} of {len(missing)} runs failed: {lines}")
     return {
-        **found,
+        **summary,
         "finished": finished,
         "missing": [run for run in chosen if run not in finished],
     }
@@ -283,17 +283,17 @@ def _write_tables(folder, plan, done, class_names):
         devices = sorted({str(r.get("device")) for r in present})
         note = f"Backend {backend}; {', '.join(devices)}; commit {', '.join(commits)}."
         stem = "" if backend == _BACKEND else f"-{backend}"
-        found = {
+        summary = {
             f"table{stem}.md": tables.markdown(arms, class_names, title=plan.name, note=note),
             f"table{stem}.csv": tables.arms_csv(arms),
             f"classes{stem}.csv": tables.classes_csv(arms, class_names),
         }
-        for name, content in found.items():
+        for name, content in summary.items():
             files.write_text(folder / name, content)
             written.append(folder / name)
         written.append(folder / f"scores{stem}.png")
         _draw(written[-1], arms, plan.name)
-        text.append(found[f"table{stem}.md"])
+        text.append(summary[f"table{stem}.md"])
     return {"table": "\n".join(text), "files": written}
 
 
@@ -337,7 +337,7 @@ def parse_arguments(arguments=None):
 def main(arguments=None):
     """Runs the command and returns its exit code."""
     options = parse_arguments(arguments)
-    found = run_study(
+    summary = run_study(
         options.study,
         output=options.output,
         arms=options.arms,
@@ -348,11 +348,11 @@ def main(arguments=None):
         keep_runs=options.keep_runs,
         report=lambda line: print(line, flush=True),
     )
-    print(found["table"])
-    for file in found["files"]:
+    print(summary["table"])
+    for file in summary["files"]:
         print(f"written: {file}")
-    if found["missing"]:
-        print(f"{len(found['missing'])} runs are missing")
+    if summary["missing"]:
+        print(f"{len(summary['missing'])} runs are missing")
     return 0
 
 

@@ -114,20 +114,20 @@ def _features(run, data):
     from kseg.studies.tables import FEATURES
 
     segmenter, batches = run.segmenter("latest"), data.evaluation_batches()
-    found = feature_statistics(segmenter, batches, len(run.classes)).to_dict(run.classes.names)
-    return {name: found[key] for name, key in FEATURES.items()}
+    statistics = feature_statistics(segmenter, batches, len(run.classes)).to_dict(run.classes.names)
+    return {name: statistics[key] for name, key in FEATURES.items()}
 
 
 def _losses(run):
     """Means of the loss terms over the last tenth of the steps that were logged."""
     from kseg.analysis.curves import read_scalars
 
-    found = {}
+    means = {}
     for tag, (steps, values) in read_scalars(run.path / "tensorboard" / "train").items():
         if tag.startswith("loss/"):
             late = [v for s, v in zip(steps, values, strict=True) if s > 0.9 * steps[-1]]
-            found[tag.removeprefix("loss/")] = sum(late) / len(late)
-    return found
+            means[tag.removeprefix("loss/")] = sum(late) / len(late)
+    return means
 
 
 def _environment():
@@ -135,14 +135,14 @@ def _environment():
 
     from kseg.runs.environment import environment
 
-    found = environment()
+    values = environment()
     gpus = [tf.config.experimental.get_device_details(d) for d in _gpus(tf)]
     cpu = f"CPU, {os.cpu_count()} cores"
     return {
         "device": ", ".join(gpu.get("device_name", "GPU") for gpu in gpus) or cpu,
-        "commit": found["git_commit"],
-        "modified": found["git_modified"],
-        "environment": {"python": found["python"], **found["packages"]},
+        "commit": values["git_commit"],
+        "modified": values["git_modified"],
+        "environment": {"python": values["python"], **values["packages"]},
     }
 
 

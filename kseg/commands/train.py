@@ -187,14 +187,14 @@ def finish(run, result, evaluation_batches, count):
     folder = run.path / "evaluation"
     data = run.config.data
     scores = folder / f"{data.eval_split}.json"
-    found = {
+    summary = {
         "dataset": data.dataset,
         "split": data.eval_split,
         "checkpoint": "best",
         "initial_weights": result["initial_weights"],
         **evaluation.to_dict(classes.names, **more),
     }
-    results.write(scores, found, evaluation.image_counts)
+    results.write(scores, summary, evaluation.image_counts)
     panel = drawing.panel(evaluation.examples, classes.names, classes.palette)
     drawing.write_png(folder / "panel.png", panel)
     saved_model = run.path / "saved_model"

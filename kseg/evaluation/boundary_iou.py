@@ -46,14 +46,14 @@ class BoundaryIou:
             labels: int array `(batch, height, width)`; outside the classes = ignored.
             predictions: int array of the same shape.
         """
-        for truth, found in zip(labels, predictions, strict=True):
+        for truth, predicted in zip(labels, predictions, strict=True):
             known = (truth >= 0) & (truth < self._num_classes)
-            truth, found = (np.where(known, x, 255).astype("uint8") for x in (truth, found))
+            truth, predicted = (np.where(known, x, 255).astype("uint8") for x in (truth, predicted))
             distance = max(round(self.dilation_ratio * float(np.hypot(*truth.shape))), 1)
             truth = np.where(near_outline(truth, distance), truth, 255)
-            found = np.where(near_outline(found, distance), found, 255)
-            for row, which in enumerate((truth[truth == found], truth, found)):
-                self._pixels[row] += np.bincount(which.ravel(), minlength=256)[: self._num_classes]
+            predicted = np.where(near_outline(predicted, distance), predicted, 255)
+            for row, pixels in enumerate((truth[truth == predicted], truth, predicted)):
+                self._pixels[row] += np.bincount(pixels.ravel(), minlength=256)[: self._num_classes]
 
     @property
     def iou(self):

@@ -171,9 +171,9 @@ def _with_mean(iou):
 def _quantile(values, share):
     """Quantiles of columns without NaN; NaN for columns of NaN only."""
     known = ~np.isnan(values).all(axis=0)
-    found = np.full(values.shape[1], np.nan)
-    found[known] = np.nanquantile(values[:, known], share, axis=0)
-    return found
+    quantiles = np.full(values.shape[1], np.nan)
+    quantiles[known] = np.nanquantile(values[:, known], share, axis=0)
+    return quantiles
 
 
 def _percent(value, sign=""):

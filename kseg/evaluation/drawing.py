@@ -466,5 +466,5 @@ def _text_width(text, size):
     return cv2.getTextSize(display.drawable(text), _FONT, size, 1)[0][0]
 
 
-def _write(picture, text, place, size, ink=_INK):
-    cv2.putText(picture, display.drawable(text), place, _FONT, size, ink, 1, cv2.LINE_AA)
+def _write(picture, text, position, size, ink=_INK):
+    cv2.putText(picture, display.drawable(text), position, _FONT, size, ink, 1, cv2.LINE_AA)

@@ -113,8 +113,8 @@ class Evaluator:
         def count_on_replicas(images, labels):
             def count_mine():
                 context = tf.distribute.get_replica_context()
-                mine = int(tf.get_static_value(context.replica_id_in_sync_group))
-                return count(images[mine], labels[mine])
+                replica = int(tf.get_static_value(context.replica_id_in_sync_group))
+                return count(images[replica], labels[replica])
 
             *sums, labels_of_images, predictions = self._strategy.run(count_mine)
             sums = [self._strategy.reduce("SUM", x, axis=None) for x in sums]
@@ -162,7 +162,7 @@ class Evaluator:
                     arrays = ids[num_images:], batch["label"].numpy(), predicted.numpy()
                     for consume in consumers:
                         consume(*arrays)
-                for i in sorted({int(place * size) for place in chosen.get(number, ())}):
+                for i in sorted({int(fraction * size) for fraction in chosen.get(number, ())}):
                     arrays = (batch["image"], batch["label"], predicted)
                     examples.append(tuple(array[i].numpy() for array in arrays))
                 number += 1
@@ -253,6 +253,6 @@ def _spread(count, num_batches):
     """Spreads examples: a dict from batch index to relative positions in the batch, in [0, 1)."""
     chosen = {}
     for i in range(count):
-        batch, place = divmod((i + 0.5) * num_batches / count, 1)
-        chosen.setdefault(int(batch), []).append(place)
+        batch, fraction = divmod((i + 0.5) * num_batches / count, 1)
+        chosen.setdefault(int(batch), []).append(fraction)
     return chosen

@@ -155,23 +155,23 @@ class Scores:
                 class_names, self.iou, self.accuracy, self.pixel_share, strict=True
             )
         }
-        found = {
+        result = {
             "mean_iou": _plain(self.mean_iou),
             "pixel_accuracy": _plain(self.pixel_accuracy),
             "mean_accuracy": _plain(self.mean_accuracy),
             "frequency_weighted_iou": _plain(self.frequency_weighted_iou),
         }
         if boundary_iou is not None:
-            found["mean_boundary_iou"] = _plain(_mean(boundary_iou))
+            result["mean_boundary_iou"] = _plain(_mean(boundary_iou))
             for name, iou in zip(class_names, boundary_iou, strict=True):
                 classes[name]["boundary_iou"] = _plain(iou)
         if categories:
             scores = self.category_iou(categories)
-            found["mean_category_iou"] = _plain(_mean(scores.values()))
-            found["categories"] = {name: _plain(iou) for name, iou in scores.items()}
+            result["mean_category_iou"] = _plain(_mean(scores.values()))
+            result["categories"] = {name: _plain(iou) for name, iou in scores.items()}
         if groups:
-            found["groups"] = {name: _plain(iou) for name, iou in self.group_iou(groups).items()}
-        return {**found, "classes": classes, "confusion_matrix": self.matrix.tolist()}
+            result["groups"] = {name: _plain(iou) for name, iou in self.group_iou(groups).items()}
+        return {**result, "classes": classes, "confusion_matrix": self.matrix.tolist()}
 
     def table(self, class_names, *, categories=None, groups=None, boundary_iou=None):
         """A table for people, one class per line, all numbers in percent.

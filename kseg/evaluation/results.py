@@ -32,15 +32,15 @@ class Results(typing.NamedTuple):
     has_checksum: bool
 
 
-def write(path, found, image_counts):
+def write(path, scores, image_counts):
     """Writes the results of an evaluation to three files that differ in their suffix.
 
-    `.json` holds all of `found`, and the checksum of the `.npz`; `.csv` its scores, one class,
+    `.json` holds all of `scores`, and the checksum of the `.npz`; `.csv` its scores, one class,
     category or group a row, then the means; `.npz` what `compare` needs.
 
     Args:
         path: file that ends in `.json`; its folder is made.
-        found: dict that JSON can hold, with what `Evaluation.to_dict` gives.
+        scores: dict that JSON can hold, with what `Evaluation.to_dict` gives.
         image_counts: `kseg.evaluation.image_counts.ImageCounts`.
     """
     path = pathlib.Path(path)
@@ -51,10 +51,10 @@ def write(path, found, image_counts):
     ):
         table = csv.DictWriter(file, _COLUMNS)
         table.writeheader()
-        table.writerows(_rows(found))
+        table.writerows(_rows(scores))
     # Last, because it holds the checksum of the counts.
-    found = {**found, _COUNTS: _digest(path.with_suffix(".npz"))}
-    files.write_text(path, json.dumps(found, indent=2) + "\n")
+    scores = {**scores, _COUNTS: _digest(path.with_suffix(".npz"))}
+    files.write_text(path, json.dumps(scores, indent=2) + "\n")
 
 
 def read(path):
@@ -71,10 +71,10 @@ def read(path):
     """
     path = pathlib.Path(path)
     try:
-        found = parse_json(path.read_text())
-        list(found["classes"])
-        expected = found.pop(_COUNTS, None)
-        matrix = np.array(found["confusion_matrix"], "int64")
+        scores = parse_json(path.read_text())
+        list(scores["classes"])
+        expected = scores.pop(_COUNTS, None)
+        matrix = np.array(scores["confusion_matrix"], "int64")
     except FileNotFoundError:
         raise UserError(
             f"There is no {path}. Evaluate with `kseg evaluate`, which writes it"
@@ -93,40 +93,40 @@ def read(path):
             f"{path} and {counts.name} must be of one evaluation, and are not: one was stopped, or "
             "a file was copied alone. Evaluate again with `kseg evaluate`"
         )
-    return Results(found, image_counts, expected is not None)
+    return Results(scores, image_counts, expected is not None)
 
 
 def _digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _rows(found):
-    official = found.get("cityscapes", {})
+def _rows(results):
+    official = results.get("cityscapes", {})
 
     def row(kind, name, **scores):
         key = {"class": "classes", "category": "categories"}.get(kind)
         instances = official.get(key, {}).get(name, {}).get("iiou")
         return {"kind": kind, "name": display.spreadsheet_cell(name), "iiou": instances, **scores}
 
-    for name, scores in found["classes"].items():
+    for name, scores in results["classes"].items():
         yield row("class", name, **scores)
     for key, kind in (("categories", "category"), ("groups", "group")):
-        for name, iou in found.get(key, {}).items():
+        for name, iou in results.get(key, {}).items():
             yield row(kind, name, iou=iou)
     yield row(
         "mean",
         "classes",
-        iou=found["mean_iou"],
-        accuracy=found["mean_accuracy"],
-        boundary_iou=found.get("mean_boundary_iou"),
+        iou=results["mean_iou"],
+        accuracy=results["mean_accuracy"],
+        boundary_iou=results.get("mean_boundary_iou"),
         iiou=official.get("mean_iiou"),
     )
-    if "mean_category_iou" in found:
+    if "mean_category_iou" in results:
         yield row(
             "mean",
             "categories",
-            iou=found["mean_category_iou"],
+            iou=results["mean_category_iou"],
             iiou=official.get("mean_category_iiou"),
         )
-    yield row("mean", "frequency weighted", iou=found["frequency_weighted_iou"])
-    yield row("mean", "all pixels", accuracy=found["pixel_accuracy"])
+    yield row("mean", "frequency weighted", iou=results["frequency_weighted_iou"])
+    yield row("mean", "all pixels", accuracy=results["pixel_accuracy"])

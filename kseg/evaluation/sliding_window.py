@@ -109,6 +109,6 @@ def _starts(size, window, stride):
 
 def _covers(size, starts, window):
     """Number of windows over each position along an axis, float32 `(size,)`."""
-    places = tf.range(size)[:, None]
-    inside = (places >= starts[None]) & (places < starts[None] + window)
+    rows = tf.range(size)[:, None]
+    inside = (rows >= starts[None]) & (rows < starts[None] + window)
     return tf.reduce_sum(tf.cast(inside, "float32"), axis=1)

@@ -35,10 +35,10 @@ def estimate(signature, size):
         from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
     except ImportError:
         return None
-    found = _find_network(signature.graph)
-    if found is None:
+    network_and_weights = _find_network(signature.graph)
+    if network_and_weights is None:
         return None
-    network, weights = found
+    network, weights = network_and_weights
     _open_shapes(network, weights)
     shapes = [None] * len(network.signature.input_arg)
     shapes[0] = tf.TensorShape((1, *size, 3))

@@ -127,8 +127,8 @@ def _digests_beside(path, classes, value_range):
     if not same_classes or list(more.get("value_range") or []) != list(value_range or []):
         return []
     others = [f for f in path.parent.iterdir() if f.stem == path.stem and f.name != path.name]
-    found = [hashlib.sha256(f.read_bytes()).hexdigest() for f in others if f.is_file()]
-    return [digest for digest in found if digest in more.get("model_sha256", [])]
+    digests = [hashlib.sha256(f.read_bytes()).hexdigest() for f in others if f.is_file()]
+    return [digest for digest in digests if digest in more.get("model_sha256", [])]
 
 
 def _write(contents):

@@ -53,11 +53,11 @@ def load(path, *, threads=None):
         ) from None
 
 
-def compare(expected, found):
+def compare(expected, actual):
     """Compares logits.
 
     Args:
-        expected, found: float arrays `(..., num_classes)` of one shape.
+        expected, actual: float arrays `(..., num_classes)` of one shape.
 
     Returns:
         `(agreement, difference)`, floats: the part of the pixels that get the same class, and the
@@ -66,10 +66,10 @@ def compare(expected, found):
     Raises:
         ValueError: if the shapes differ.
     """
-    expected, found = np.asarray(expected), np.asarray(found)
-    if expected.shape != found.shape:
+    expected, actual = np.asarray(expected), np.asarray(actual)
+    if expected.shape != actual.shape:
         raise ValueError(
-            f"The logits must have one shape. Received: {expected.shape}, {found.shape}"
+            f"The logits must have one shape. Received: {expected.shape}, {actual.shape}"
         )
-    same = np.argmax(expected, axis=-1) == np.argmax(found, axis=-1)
-    return float(np.mean(same)), float(np.max(np.abs(expected - found)))
+    same = np.argmax(expected, axis=-1) == np.argmax(actual, axis=-1)
+    return float(np.mean(same)), float(np.max(np.abs(expected - actual)))

@@ -113,21 +113,21 @@ def _exif_in_jpeg(encoded, data):
     """Start and end of the EXIF data of a JPEG, int32 `(2,)`; equal if there is none."""
     size = tf.size(data)
 
-    def looking(position, found):
+    def looking(position, bounds):
         first = data[tf.minimum(position, size - 1)]
-        return (position + 4 <= size) & (first == 0xFF) & (found[1] == 0)
+        return (position + 4 <= size) & (first == 0xFF) & (bounds[1] == 0)
 
-    def look(position, found):
+    def look(position, bounds):
         head = tf.cast(data[position : position + 4], "int32")
         marker, length = head[1], head[2] * 256 + head[3]
         exif = (marker == 0xE1) & (length >= 8)
         exif &= (
             tf.strings.substr(encoded, position + 4, tf.minimum(6, size - position - 4)) == _EXIF
         )
-        found = tf.where(exif, tf.stack([position + 10, position + 2 + length]), found)
+        bounds = tf.where(exif, tf.stack([position + 10, position + 2 + length]), bounds)
         after = position + 2 + length
         after = tf.where((marker == 0xDA) | (length < 2), size, after)
-        return tf.where(marker == 0xFF, position + 1, after), found
+        return tf.where(marker == 0xFF, position + 1, after), bounds
 
     return tf.minimum(tf.while_loop(looking, look, (2, tf.zeros(2, "int32")))[1], size)
 
@@ -136,10 +136,10 @@ def _exif_in_png(encoded, data):
     """As `_exif_in_jpeg`, for a PNG."""
     size = tf.size(data, out_type=tf.int64)
 
-    def looking(position, found):
-        return (position + 12 <= size) & (found[1] == 0)
+    def looking(position, bounds):
+        return (position + 12 <= size) & (bounds[1] == 0)
 
-    def look(position, found):
+    def look(position, bounds):
         length = _number(data[position : position + 4], False)
         name = tf.strings.substr(encoded, position + 4, tf.constant(4, "int64"))
         whole = position + 12 + length <= size
@@ -148,9 +148,9 @@ def _exif_in_png(encoded, data):
             encoded, start, tf.minimum(tf.constant(6, "int64"), size - start)
         )
         start += tf.where(prefix == _EXIF, tf.constant(6, "int64"), 0)
-        place = tf.stack([start, position + 8 + length])
-        found = tf.where(whole & (name == b"eXIf"), place, found)
-        return tf.where(whole & (name != b"IEND"), position + 12 + length, size), found
+        chunk = tf.stack([start, position + 8 + length])
+        bounds = tf.where(whole & (name == b"eXIf"), chunk, bounds)
+        return tf.where(whole & (name != b"IEND"), position + 12 + length, size), bounds
 
     start = tf.constant(8, "int64"), tf.zeros(2, "int64")
     return tf.cast(tf.while_loop(looking, look, start)[1], "int32")
@@ -185,8 +185,8 @@ def _orientation(exif):
 def _number(values, little):
     """Bytes `(..., size)` as unsigned numbers, int64."""
     values = tf.cast(values, "int64")
-    places = tf.range(tf.shape(values, tf.int64)[-1])
-    weights = tf.bitwise.left_shift(tf.constant(1, "int64"), 8 * places)
+    exponents = tf.range(tf.shape(values, tf.int64)[-1])
+    weights = tf.bitwise.left_shift(tf.constant(1, "int64"), 8 * exponents)
     return tf.reduce_sum(values * tf.where(little, weights, weights[::-1]), axis=-1)
 
 

@@ -52,9 +52,9 @@ def read_cluster(environment=os.environ):
         kind, index = values["task"]["type"], int(values["task"]["index"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{rule}. Received: {text} ({type(error).__name__}: {error})") from None
-    strange = sorted({*hosts, kind} - {"chief", "worker"})
-    if strange:
-        raise UserError(f"{rule}, with chief and workers only. Received a task {strange[0]!r}")
+    unknown = sorted({*hosts, kind} - {"chief", "worker"})
+    if unknown:
+        raise UserError(f"{rule}, with chief and workers only. Received a task {unknown[0]!r}")
     if not 0 <= index < hosts.get(kind, 0):
         raise UserError(
             f"{rule}. Received: task {kind!r} {index} of {hosts.get(kind, 0)}. Count from 0"

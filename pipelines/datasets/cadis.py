@@ -42,7 +42,7 @@ class Task:
             split: [example for number in numbers for example in videos.get(number, ())]
             for split, numbers in facts("cadis")["split_videos"].items()
         }
-        return Found(self.taxonomy(), {split: found for split, found in splits.items() if found})
+        return Found(self.taxonomy(), {split: part for split, part in splits.items() if part})
 
 
 TASKS = {f"cadis_task{number}": Task(number) for number in (1, 2, 3)}

@@ -76,10 +76,10 @@ class ClassTable:
             end, self._read
         )(text)
         self.rows = []
-        given = [entry.get("value") not in (None, "") for entry in entries]
-        if any(given) and not all(given):
-            self._fail("either all rows or none must have a value", given.index(False))
-        self.has_values = any(given)
+        has_value = [entry.get("value") not in (None, "") for entry in entries]
+        if any(has_value) and not all(has_value):
+            self._fail("either all rows or none must have a value", has_value.index(False))
+        self.has_values = any(has_value)
         count = 0
         for i, entry in enumerate(entries):
             # A class too many, which is refused below, must not look ignored.
@@ -136,9 +136,9 @@ class ClassTable:
 
     def _without_twins(self, pairs):
         keys = [key for key, _ in pairs]
-        twins = {key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ()
-        if twins:
-            raise DataError(f"{self.name} has a key twice: {shorten(sorted(map(repr, twins)))}")
+        again = {key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ()
+        if again:
+            raise DataError(f"{self.name} has a key twice: {shorten(sorted(map(repr, again)))}")
         return dict(pairs)
 
     def _read_lines(self, text):
@@ -156,10 +156,10 @@ class ClassTable:
 
     def _read_csv(self, text):
         # Excel's own first line, which names the separator.
-        said = re.match(r"sep=(.)\r?\n", text, flags=re.IGNORECASE)
-        text = text[said.end() :] if said else text
+        declared = re.match(r"sep=(.)\r?\n", text, flags=re.IGNORECASE)
+        text = text[declared.end() :] if declared else text
         head = next((line for line in text.splitlines() if line.strip()), "")
-        separator = said[1] if said else max(_SEPARATORS, key=head.count)
+        separator = declared[1] if declared else max(_SEPARATORS, key=head.count)
         reader = csv.reader(
             io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
         )
@@ -196,9 +196,9 @@ class ClassTable:
         return entries
 
     def _row(self, number, entry, next_label):
-        strange = set(entry) - {"name", "color", "value", "ignore"}
-        if strange:
-            self._fail(f"unknown key {sorted(strange)[0]!r}", number)
+        unknown = set(entry) - {"name", "color", "value", "ignore"}
+        if unknown:
+            self._fail(f"unknown key {sorted(unknown)[0]!r}", number)
         name = entry.get("name")
         if not isinstance(name, str) or not name.strip():
             self._fail(f"a class must have a name, not {name!r}", number)
@@ -233,11 +233,11 @@ class ClassTable:
         return parts
 
     def _check_twins(self, what, values):
-        twins = sorted({value for value in values if values.count(value) > 1})
-        if twins:
+        repeated = sorted({value for value in values if values.count(value) > 1})
+        if repeated:
             raise DataError(
                 f"{self.name}: every row must have a {what} of its own. Used twice: "
-                f"{shorten([repr(twin) for twin in twins])}"
+                f"{shorten([repr(twin) for twin in repeated])}"
             )
 
     def _fail(self, problem, number):
@@ -246,8 +246,8 @@ class ClassTable:
 
 def _whole_number(text):
     """The number that a cell holds, such as `2`, `2.0` or Excel's `2,0`; -1 if it is none."""
-    found = re.fullmatch(r"(\d{1,6})([.,]0*)?", str(text).strip(), flags=re.ASCII)
-    return int(found[1]) if found else -1
+    match = re.fullmatch(r"(\d{1,6})([.,]0*)?", str(text).strip(), flags=re.ASCII)
+    return int(match[1]) if match else -1
 
 
 def _without_empty_ends(cells):

@@ -84,14 +84,14 @@ class Taxonomy:
         """
         size = 1 << 8 * values.itemsize
         table = np.zeros(size, "uint8")
-        strange = np.ones(size, "uint8")
+        unknown = np.ones(size, "uint8")
         for value, label in self.label_map.items():
-            table[value], strange[value] = label, 0
-        if _look_up(strange, values).any():
+            table[value], unknown[value] = label, 0
+        if _look_up(unknown, values).any():
             counts = count_values(values)
-            others = np.flatnonzero((counts > 0) & (strange > 0))[:5]
-            found = ", ".join(f"{value} ({counts[value]} pixels)" for value in others)
-            raise DataError(f"label values must be among {_ranges(self.label_map)}; found {found}")
+            others = np.flatnonzero((counts > 0) & (unknown > 0))[:5]
+            listed = ", ".join(f"{value} ({counts[value]} pixels)" for value in others)
+            raise DataError(f"label values must be among {_ranges(self.label_map)}; found {listed}")
         return _look_up(table, values)
 
 
@@ -167,19 +167,19 @@ def find_splits(
         DataError: if there is no split or half of one, or a file lacks its partner.
     """
     source = open_source(source)
-    places = {split: _find_pair(source, *pair) for split, pair in folders.items()}
-    if not any(places.values()):
+    parents = {split: _find_pair(source, *pair) for split, pair in folders.items()}
+    if not any(parents.values()):
         pairs = ", or ".join(f"{images}/ and {labels}/" for images, labels in folders.values())
         raise wrong_layout(source, expected or pairs)
-    roots = [image_place for image_place, _ in filter(None, places.values())]
+    roots = [image_parent for image_parent, _ in filter(None, parents.values())]
     splits = {}
     for split, (images, labels) in folders.items():
-        if places[split]:
-            image_place, label_place = places[split]
+        if parents[split]:
+            image_parent, label_parent = parents[split]
             splits[split] = pair_files(
-                list_files(image_place / images, image_end),
-                list_files(label_place / labels, label_end),
-                image_place / images,
+                list_files(image_parent / images, image_end),
+                list_files(label_parent / labels, label_end),
+                image_parent / images,
                 **arguments,
             )
         elif half := next((root for root in roots if root.has(images)), None):
@@ -194,17 +194,17 @@ def _find_pair(source, images, labels):
     """
     if whole := source.find(images, labels):
         return whole, whole
-    label_place = source.find(labels)
-    if label_place is None:
+    label_parent = source.find(labels)
+    if label_parent is None:
         return None
-    image_place = source.find(images)
-    if image_place is None:
-        raise _half(label_place, images, labels, images)
-    return image_place, label_place
+    image_parent = source.find(images)
+    if image_parent is None:
+        raise _half(label_parent, images, labels, images)
+    return image_parent, label_parent
 
 
-def _half(place, images, labels, missing):
-    return DataError(f"{place} must have both {images}/ and {labels}/. {missing}/ is missing")
+def _half(folder, images, labels, missing):
+    return DataError(f"{folder} must have both {images}/ and {labels}/. {missing}/ is missing")
 
 
 def wrong_layout(source, expected):
@@ -223,11 +223,11 @@ def wrong_layout(source, expected):
     )
 
 
-def list_files(place, ends):
+def list_files(root, ends):
     """Lists the files of one kind in a folder and one level of folders below it.
 
     Args:
-        place: `Place`.
+        root: `SourceFolder`.
         ends: tuple of str, in lower case: how their names end. What comes before is the id.
 
     Returns:
@@ -236,17 +236,17 @@ def list_files(place, ends):
     Raises:
         DataError: if two files have one id.
     """
-    found = {}
-    for folder in [place, *(place / name for name in place.folders())]:
+    files = {}
+    for folder in [root, *(root / name for name in root.folders())]:
         for name, file in folder.files().items():
             end = next((end for end in ends if name.lower().endswith(end)), None)
             if end is None:
                 continue
             key = unicodedata.normalize("NFC", name[: -len(end)])
-            if key in found:
-                raise DataError(f"Two images are called {key!r} in {place}. Remove one")
-            found[key] = file
-    return found
+            if key in files:
+                raise DataError(f"Two images are called {key!r} in {root}. Remove one")
+            files[key] = file
+    return files
 
 
 def pair_files(images, labels, where, *, decode=INDEX_MASK):
@@ -263,12 +263,12 @@ def pair_files(images, labels, where, *, decode=INDEX_MASK):
     Raises:
         DataError: if a file has no partner, or there is none.
     """
-    lonely = [str(images[key]) for key in sorted(images.keys() - labels.keys())]
-    lonely += [str(labels[key]) for key in sorted(labels.keys() - images.keys())]
-    if lonely:
+    unmatched = [str(images[key]) for key in sorted(images.keys() - labels.keys())]
+    unmatched += [str(labels[key]) for key in sorted(labels.keys() - images.keys())]
+    if unmatched:
         raise DataError(
             "Every image needs a label file of the same name, and the reverse. Without partner: "
-            f"{shorten(lonely)}"
+            f"{shorten(unmatched)}"
         )
     if not images:
         raise DataError(f"There are no images in {where}")

@@ -241,15 +241,15 @@ class Recoded:
     def __call__(self, content):
         """Decodes; see the module."""
         values, table = self.reader(content), np.array(self.table)
-        found = np.where(values < len(table), table[np.minimum(values, len(table) - 1)], -1)
-        strange = found < 0
-        if strange.any() and self.unknown is not None:
-            found[strange] = self.unknown
-        elif strange.any():
-            others, counts = np.unique(values[strange], return_counts=True)
+        labels = np.where(values < len(table), table[np.minimum(values, len(table) - 1)], -1)
+        unknown = labels < 0
+        if unknown.any() and self.unknown is not None:
+            labels[unknown] = self.unknown
+        elif unknown.any():
+            others, counts = np.unique(values[unknown], return_counts=True)
             text = ", ".join(f"{v} ({n} pixels)" for v, n in zip(others[:5], counts, strict=False))
             raise DataError(f"values must be those of {self.name}; found {text}")
-        return found.astype("uint16")
+        return labels.astype("uint16")
 
 
 def color_codes(mask):
@@ -313,15 +313,15 @@ def count_values(values):
 
 def _as_counter(values, unknown):
     counts = count_values(values)
-    strange = np.flatnonzero((counts > 0) & unknown)
-    return collections.Counter(dict(zip(strange.tolist(), counts[strange].tolist(), strict=True)))
+    others = np.flatnonzero((counts > 0) & unknown)
+    return collections.Counter(dict(zip(others.tolist(), counts[others].tolist(), strict=True)))
 
 
-def _frequent(found, form):
-    """Writes the most frequent values and their numbers; `found` is a Counter."""
-    most = sorted(found.items(), key=lambda item: (-item[1], item[0]))[:5]
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-    return ", ".join(f"{form.format(value)} ({count} pixels)" for value, count in most) + more
+def _frequent(counts, form):
+    """Writes the most frequent values and their numbers; `counts` is a Counter."""
+    frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
+    more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
+    return ", ".join(f"{form.format(value)} ({count} pixels)" for value, count in frequent) + more
 
 
 def expand_runs(counts):

@@ -65,15 +65,15 @@ class Masks:
         white: int, the largest of any.
     """
 
-    def __init__(self, files, taken):
+    def __init__(self, files, indices):
         self.colored = self.gray = None
         self.pixels = collections.Counter()
         self.patterns = set()
         self.white = 1
         with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            looks = pool.map(lambda i: _look(files[i]), taken)
+            looks = pool.map(lambda i: _look(files[i]), indices)
             faults = []
-            for i, look in zip(taken, looks, strict=True):
+            for i, look in zip(indices, looks, strict=True):
                 if isinstance(look, str):  # Reported when it is prepared, unless all are faulty.
                     faults.append(f"{files[i]}: {look}")
                     continue
@@ -86,7 +86,7 @@ class Masks:
                 values = frozenset(value for value, _, _ in look.pixels)
                 if len(values) <= 3:
                     self.patterns.add(values)
-        if len(faults) == len(taken):
+        if len(faults) == len(indices):
             more = (
                 f" (none of the first {len(faults)} masks can be read)" if len(faults) > 1 else ""
             )
@@ -125,12 +125,12 @@ def choose_reader(table, files, masks="auto", unknown="error", *, progress=True)
             )
         return BinaryMask(*(row.label for row in table.rows)), None
     step = max(1, len(files) // _SAMPLE)
-    found = Masks(files, list(range(0, len(files), step))[:_SAMPLE])
-    if not choice.is_settled(found):
+    scan = Masks(files, list(range(0, len(files), step))[:_SAMPLE])
+    if not choice.is_settled(scan):
         if len(files) > _MANY and progress:
             print(f"looking at the values of {len(files)} masks", file=sys.stderr, flush=True)
-        found = Masks(files, range(len(files)))
-    return choice.choose(found)
+        scan = Masks(files, range(len(files)))
+    return choice.choose(scan)
 
 
 class _Choice:
@@ -156,44 +156,44 @@ class _Choice:
         colors, labels = zip(*((row.color, row.label) for row in rows), strict=True)
         return ColorMask(colors, labels, self._outside, hint)
 
-    def is_settled(self, found):
+    def is_settled(self, scan):
         """Whether the other masks cannot change the choice."""
-        if found.colored:
+        if scan.colored:
             return True
-        ordinary = found.values & self._rows.keys() - {0, *_WHITES}
+        ordinary = scan.values & self._rows.keys() - {0, *_WHITES}
         return bool(
             ordinary
-            and self._fits_values(found)
-            and not self._fits_colors(found)
-            and not self._contradiction(found)
+            and self._fits_values(scan)
+            and not self._fits_colors(scan)
+            and not self._contradiction(scan)
         )
 
-    def choose(self, found):
-        if found.colored:
-            if found.gray and self._fits_values(found) and not self._fits_colors(found):
+    def choose(self, scan):
+        if scan.colored:
+            if scan.gray and self._fits_values(scan) and not self._fits_colors(scan):
                 raise DataError(
-                    f"{found.colored}: masks must be of one kind, but this has colors, and "
-                    f"{found.gray} has numbers ({_listed(found.values)}). Save them in one way"
+                    f"{scan.colored}: masks must be of one kind, but this has colors, and "
+                    f"{scan.gray} has numbers ({_listed(scan.values)}). Save them in one way"
                 )
             return self.by_colors(_smooth()), None
-        if contradiction := self._contradiction(found):
+        if contradiction := self._contradiction(scan):
             raise DataError(f"{contradiction}. {_choose()}")
-        self._check_two_kinds_of_binary(found)
+        self._check_two_kinds_of_binary(scan)
         readings = []
-        if self._fits_values(found) and not self._ignores_all_but_one(found):
-            labels = {key: self._label(key[0]) for key in found.pixels}
+        if self._fits_values(scan) and not self._ignores_all_but_one(scan):
+            labels = {key: self._label(key[0]) for key in scan.pixels}
             readings.append(("value", labels, self.by_values(check_palette=True), None))
-        if self._is_binary(found):
-            readings.append(self._binary(found))
-        if self._fits_colors(found):
-            labels = {key: self._by_color[_rgb(key[1])].label for key in found.pixels}
+        if self._is_binary(scan):
+            readings.append(self._binary(scan))
+        if self._fits_colors(scan):
+            labels = {key: self._by_color[_rgb(key[1])].label for key in scan.pixels}
             note = (
                 f"The masks are read by their colors: {self._meaning(labels)}. Read by values: "
                 f"{option('masks', 'index')}"
             )
             readings.append(("color", labels, self.by_colors(), note))
         if not readings:
-            return self._nothing_fits(found)
+            return self._nothing_fits(scan)
         (first, labels, reader, note), *others = readings
         for second, other, *_ in others:
             if other != labels:
@@ -207,17 +207,17 @@ class _Choice:
     def _label(self, value):
         return self._rows[value].label if value in self._rows else IGNORE_LABEL
 
-    def _fits_values(self, found):
-        return found.values <= self._rows.keys() | {IGNORE_LABEL}
+    def _fits_values(self, scan):
+        return scan.values <= self._rows.keys() | {IGNORE_LABEL}
 
-    def _fits_colors(self, found):
+    def _fits_colors(self, scan):
         return self._table.has_colors and all(
-            _rgb(code) in self._by_color for _, code, _ in found.pixels
+            _rgb(code) in self._by_color for _, code, _ in scan.pixels
         )
 
-    def _contradiction(self, found):
+    def _contradiction(self, scan):
         """Says which value has the color of another row in a palette; None if missing."""
-        for value, code, in_palette in sorted(found.pixels):
+        for value, code, in_palette in sorted(scan.pixels):
             other = self._by_color.get(_rgb(code))
             if not in_palette or other is None or value not in self._rows:
                 continue
@@ -230,30 +230,28 @@ class _Choice:
                 )
         return None
 
-    def _ignores_all_but_one(self, found):
+    def _ignores_all_but_one(self, scan):
         """Whether 255 would be ignored and at most one value be left."""
         return (
-            IGNORE_LABEL in found.values
-            and IGNORE_LABEL not in self._rows
-            and len(found.values) <= 2
+            IGNORE_LABEL in scan.values and IGNORE_LABEL not in self._rows and len(scan.values) <= 2
         )
 
-    def _is_binary(self, found):
+    def _is_binary(self, scan):
         """Whether there are two rows, of 0 and 1 (or 255), and masks of black and white."""
-        bright = max(found.values, default=0)
+        bright = max(scan.values, default=0)
         return (
             len(self._table.rows) == 2
             and 0 in self._rows
             and max(self._rows) in (1, IGNORE_LABEL)
-            and found.values == {0, bright}
+            and scan.values == {0, bright}
             and bright in _WHITES
             and bright not in self._rows
         )
 
-    def _binary(self, found):
-        bright, row = max(found.values), self._rows[max(self._rows)]
+    def _binary(self, scan):
+        bright, row = max(scan.values), self._rows[max(self._rows)]
         rows = ((0, None, self._rows[0].label), (bright, None, row.label))
-        labels = {key: self._rows[0].label if key[0] == 0 else row.label for key in found.pixels}
+        labels = {key: self._rows[0].label if key[0] == 0 else row.label for key in scan.pixels}
         note = (
             f"The masks hold 0 and {bright}: {bright} is read as {row.name!r}, whose value in "
             f"{self._table.name} is {row.value}"
@@ -262,11 +260,11 @@ class _Choice:
             note += f". Ignore 255 instead: {option('masks', 'index')}"
         return "black and white", labels, ValueMask(rows, self._outside), note
 
-    def _check_two_kinds_of_binary(self, found):
+    def _check_two_kinds_of_binary(self, scan):
         """Refuses masks of 0 and 1 together with masks of 0 and 255."""
-        if len(self._table.rows) != 2 or not {1, IGNORE_LABEL} <= found.values <= {0, 1, 255}:
+        if len(self._table.rows) != 2 or not {1, IGNORE_LABEL} <= scan.values <= {0, 1, 255}:
             return
-        if IGNORE_LABEL in self._rows or any({1, 255} <= pattern for pattern in found.patterns):
+        if IGNORE_LABEL in self._rows or any({1, 255} <= pattern for pattern in scan.patterns):
             return
         raise DataError(
             "Two readings of the masks fit: some hold 0 and 1, others 0 and 255, none both 1 and "
@@ -275,30 +273,30 @@ class _Choice:
             f"{option('masks', 'index')}"
         )
 
-    def _nothing_fits(self, found):
+    def _nothing_fits(self, scan):
         """Explains masks that have no reading, or reads what can be read."""
         name, counts = self._table.name, collections.Counter()
-        for (value, _, _), count in found.pixels.items():
+        for (value, _, _), count in scan.pixels.items():
             counts[value] += count
-        if self._ignores_all_but_one(found):
-            only = f"The masks hold {_listed(found.values)} only, and no row of {name} has the "
+        if self._ignores_all_but_one(scan):
+            only = f"The masks hold {_listed(scan.values)} only, and no row of {name} has the "
             raise DataError(
                 f"{only}value 255. Two readings fit: 255 is a class, then give its row the value "
                 f"255 (a column `value`); or it is ignored, then give {option('masks', 'index')}"
             )
         ignorable = self._outside is not None and IGNORE_LABEL in self._rows
-        if len(self._table.rows) == 2 and self._is_blurred(counts, found.white) and not ignorable:
+        if len(self._table.rows) == 2 and self._is_blurred(counts, scan.white) and not ignorable:
             a, b = (repr(row.name) for row in sorted(self._table.rows, key=lambda row: row.value))
             raise DataError(
-                f"The masks are black and white, but blurred: {_listed(found.values)}. So do JPEG "
+                f"The masks are black and white, but blurred: {_listed(scan.values)}. So do JPEG "
                 f"and resizing. If black is {a} and white is {b}, give "
                 f"{option('masks', 'binary')}, which divides at half brightness; "
                 f"{option('masks', 'index')} takes the values as they are"
             )
-        readings = [self.by_values(check_palette=True, hint=self._hint(found))]
+        readings = [self.by_values(check_palette=True, hint=self._hint(scan))]
         if self._outside is not None and self._table.has_colors:
-            known = {value for value in found.values if value in self._rows}
-            shades = {code for _, code, _ in found.pixels if _rgb(code) in self._by_color}
+            known = {value for value in scan.values if value in self._rows}
+            shades = {code for _, code, _ in scan.pixels if _rgb(code) in self._by_color}
             if len(shades) > len(known):
                 return self.by_colors(), "The masks are read by their colors"
         return readings[0], None
@@ -311,9 +309,9 @@ class _Choice:
         several = len(counts) > 4 or not self._rows.keys() <= counts.keys()
         return several and white >= 255 and dark and bright and dark + bright >= 0.9 * total
 
-    def _hint(self, found):
-        values, rows = found.values - {IGNORE_LABEL}, sorted(self._rows)
-        seen = f". All masks together hold {_listed(found.values)}"
+    def _hint(self, scan):
+        values, rows = scan.values - {IGNORE_LABEL}, sorted(self._rows)
+        seen = f". All masks together hold {_listed(scan.values)}"
         if not values:
             return seen
         if not self._table.has_values and min(values) == 1 and max(values) == len(rows):

@@ -65,11 +65,11 @@ def find(source):
     if voc.has("SegmentationClassContext"):
         labels = list_files(voc / "SegmentationClassContext", (".png",))
         lists, reader = voc / "ImageSets/SegmentationContext", INDEX_MASK
-    elif place := source.find("trainval"):
-        labels = list_files(place / "trainval", (".mat",))
+    elif root := source.find("trainval"):
+        labels = list_files(root / "trainval", (".mat",))
         lists, reader = voc / "ImageSets/Main", _recoded(MatVariable("LabelMap"))
-    elif place := source.find(_DETAIL):
-        return Found(taxonomy(), _read_detail(place.file(_DETAIL), images))
+    elif root := source.find(_DETAIL):
+        return Found(taxonomy(), _read_detail(root.file(_DETAIL), images))
     else:
         raise wrong_layout(source, _EXPECTED)
     splits = {}
@@ -139,4 +139,8 @@ def _read_detail(file, images):
         if isinstance(error, DataError):
             raise
         raise DataError(f"{file} must be the annotations of PASCAL in Detail ({error!r})") from None
-    return {split: sorted(found, key=lambda e: e.id) for split, found in splits.items() if found}
+    return {
+        split: sorted(examples, key=lambda e: e.id)
+        for split, examples in splits.items()
+        if examples
+    }

@@ -43,10 +43,10 @@ def decode_text(content, name):
             text = content.decode("cp1252")
         except UnicodeDecodeError:
             raise _not_text(name) from None
-        strange = next(line.strip() for line in text.splitlines() if not line.isascii())
+        line = next(line.strip() for line in text.splitlines() if not line.isascii())
         note = (
             f"{name} is not UTF-8: read as Windows-1252 (Excel's and Notepad's ANSI), such as "
-            f"{strange[:60]!r}. If that is wrong, save the file as UTF-8"
+            f"{line[:60]!r}. If that is wrong, save the file as UTF-8"
         )
     if any(unicodedata.category(c) == "Cc" and c not in _ALLOWED for c in set(text)):
         raise _not_text(name)

@@ -95,7 +95,7 @@ def find(name, source, data_dir=None):
     """
     full_name = source.removeprefix(SCHEME)
     mapping = _mappings().get(full_name.split("/")[0].split(":")[0])
-    known = {key: found.dataset for key, found in _mappings().items()}
+    known = {key: mapping.dataset for key, mapping in _mappings().items()}
     if mapping is None or mapping.dataset != name:
         fitting = [f"{SCHEME}{key}" for key, dataset in known.items() if dataset == name]
         raise DataError(

@@ -30,18 +30,18 @@ def find_ground_truth(folder, frames):
     Raises:
         UserError: if a file is missing.
     """
-    found = {frame_of(file.name): file for file in pathlib.Path(folder).rglob(f"*{_LABELS}")}
-    missing = sorted({*frames} - {*found})
+    files = {frame_of(file.name): file for file in pathlib.Path(folder).rglob(f"*{_LABELS}")}
+    missing = sorted({*frames} - {*files})
     if missing:
         raise UserError(
             f"{folder} must hold the annotation of every image, such as {missing[0]}{_LABELS}: "
             f"{len(missing)} of {len(frames)} are missing. Give the folder of gtFine"
         )
     for frame in frames:
-        instances = _instances(found[frame])
+        instances = _instances(files[frame])
         if not instances.exists():
             raise UserError(f"There is no {instances}. Unpack gtFine again, it holds that file")
-    return [found[frame] for frame in frames]
+    return [files[frame] for frame in frames]
 
 
 def official_scores(predictions, ground_truth):
@@ -69,7 +69,7 @@ def official_scores(predictions, ground_truth):
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            found = official.evaluateImgLists(
+            results = official.evaluateImgLists(
                 [str(path) for path in predictions], [str(path) for path in ground_truth], settings
             )
     except SystemExit:  # Its way to report an error, after printing it.
@@ -79,18 +79,18 @@ def official_scores(predictions, ground_truth):
     def scores(key, names):
         return {
             name: {
-                "iou": _plain(found[f"{key}Scores"][name]),
-                "iiou": _plain(found[f"{key}InstScores"][name]),
+                "iou": _plain(results[f"{key}Scores"][name]),
+                "iiou": _plain(results[f"{key}InstScores"][name]),
             }
             for name in names
         }
 
     evaluated = [label for label in official.labels if not label.ignoreInEval]
     return {
-        "mean_iou": _plain(found["averageScoreClasses"]),
-        "mean_iiou": _plain(found["averageScoreInstClasses"]),
-        "mean_category_iou": _plain(found["averageScoreCategories"]),
-        "mean_category_iiou": _plain(found["averageScoreInstCategories"]),
+        "mean_iou": _plain(results["averageScoreClasses"]),
+        "mean_iiou": _plain(results["averageScoreInstClasses"]),
+        "mean_category_iou": _plain(results["averageScoreCategories"]),
+        "mean_category_iiou": _plain(results["averageScoreInstCategories"]),
         "classes": scores("class", [label.name for label in evaluated]),
         "categories": scores("category", dict.fromkeys(label.category for label in evaluated)),
     }

@@ -19,13 +19,13 @@ def frame_of(name):
     Raises:
         UserError: if it has no such part.
     """
-    found = _FRAME.search(pathlib.PurePath(name).name)
-    if found is None:
+    match = _FRAME.search(pathlib.PurePath(name).name)
+    if match is None:
         raise UserError(
             "Images of Cityscapes must be called <city>_<sequence>_<frame>, such as "
             f"frankfurt_000000_000294. Received: {name!r}"
         )
-    return found[0]
+    return match[0]
 
 
 class LabelImages:
