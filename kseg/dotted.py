@@ -8,7 +8,7 @@ from kseg.errors import UserError
 
 
 def is_dotted(name):
-    """Whether a name is `module:attribute`, and not that of something in kseg."""
+    """Returns True if a name is `module:attribute`, and not a name of kseg's registries."""
     return isinstance(name, str) and ":" in name
 
 

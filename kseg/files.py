@@ -253,7 +253,7 @@ def _naming(path):
 
 
 def _is_inside(path, other):
-    """Whether an error about `other`, one of the folders that `path` is in, is one about `path`."""
+    """Returns True if an error about `other`, a parent folder of `path`, concerns `path`."""
     other = pathlib.Path(os.path.realpath(other))
     path = pathlib.Path(os.path.realpath(path))
     return other == path or other in path.parents

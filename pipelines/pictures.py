@@ -175,7 +175,7 @@ def kind_of(content, what="an image", kinds=_KINDS):
 
 
 def orientation(content):
-    """How a picture file is to be turned.
+    """Reads the orientation of a picture file.
 
     Args:
         content: bytes of a JPEG, PNG, WebP or TIFF file.
@@ -211,7 +211,7 @@ def turn(values, orientation):
 
 
 def is_truncated(content):
-    """Whether a picture file ends before its data does, as its own structure tells.
+    """Returns True if a picture file ends before its data does, according to its own structure.
 
     Args:
         content: bytes of a file whose kind `kind_of` knows.
@@ -431,7 +431,7 @@ def _named(kind):
 
 
 def _is_frame(marker):
-    """Whether a JPEG marker begins a frame (SOF0 to SOF15, without DHT, JPG and DAC)."""
+    """Returns True if a JPEG marker begins a frame (SOF0 to SOF15, without DHT, JPG and DAC)."""
     return 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
 
 
@@ -584,7 +584,7 @@ def _upright_tiff(content):
 
 
 def _end_of_tiff(content):
-    """Where the data of a TIFF's first page ends."""
+    """Returns the end of the data of a TIFF's first page, an offset in bytes."""
     tags = {tag: values for tag, _, values, _ in _tiff_entries(content, 1 << 24)}
     ends = [0]
     for places, lengths in ((273, 279), (324, 325)):

@@ -232,7 +232,7 @@ class _Job:
 
 
 class _Work:
-    """What the threads that write shards share.
+    """The state that the threads that write shards share.
 
     Attributes:
         meter: `kseg.progress.Progress`.
@@ -417,7 +417,7 @@ def _numbered(file, number):
 
 
 def _is_sound(path, shard, *, thoroughly):
-    """Whether a shard is there in full size; thoroughly: with the right checksum."""
+    """Returns True if a shard exists in full size; `thoroughly`: with the right checksum."""
     try:
         if paths.size(path) != shard["bytes"]:
             return False
@@ -444,7 +444,7 @@ def _delete_replaced(folder):
 
 
 def _read_description(path):
-    """What is known of a finished shard; empty if the file is damaged."""
+    """Reads the description of a finished shard; empty if the file is damaged."""
     try:
         shard = parse_json(paths.read_bytes(path))
     except ValueError:

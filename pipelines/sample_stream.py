@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 def repeat_factors(image_classes, num_classes, threshold, weights=None):
-    """How often an epoch should show each image, so that rare classes are seen more.
+    """Computes repeat factors of images, so that rare classes are seen more often.
 
     A class that is in a share f of the images gets `r(class) = max(1, sqrt(threshold / f))`, and an
     image the largest factor of its classes.

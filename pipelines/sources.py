@@ -77,7 +77,7 @@ class Member:
 
 
 def fingerprint(file):
-    """What changes when a file changes, as JSON can hold it.
+    """Returns JSON-able values that change when a file changes.
 
     Args:
         file: what has a `fingerprint`, as `Member`; or `pathlib.Path`, whose size and time of
@@ -110,11 +110,11 @@ class SourceFolder:
 
     @property
     def in_archive(self):
-        """If it is not on disk."""
+        """True if it is in an archive, not on disk."""
         return isinstance(self.tree, Archive)
 
     def has(self, name):
-        """Whether there is a file or a folder of that name; it may be a path."""
+        """Returns True if there is a file or a folder of that name, which may be a path."""
         head, tail = posixpath.split(posixpath.join(self.path, name))
         return self.tree.is_folder(posixpath.join(head, tail)) or tail in self.tree.files(head)
 
@@ -340,7 +340,7 @@ class Archive:
         return open_archive, (self.path,)
 
     def is_folder(self, path):
-        """Whether there is a folder of that path."""
+        """Returns True if there is a folder of that path."""
         return path in self._folders
 
     def folders(self, path):
@@ -358,7 +358,7 @@ class Archive:
                 yield (path.count("/") + 1 if path else 0), SourceFolder(self, path)
 
     def state(self, path):
-        """What is known about a member's content: its size, and its checksum or time."""
+        """Returns the size of a member, and its checksum or time."""
         return self._entries[path].state
 
     def read(self, path):

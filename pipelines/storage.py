@@ -152,7 +152,7 @@ class Records:
         return tf.data.Dataset.from_tensors((file, self._offsets[index])).map(open_shard)
 
     def _is(self, example, index):
-        """Whether an example is the one of that number."""
+        """Returns True if an example is the one of that index."""
         key, number = self._keys[self._shards[index]], self._numbers[index]
         return (example["shard"] == key) & (example["index"] == number)
 
@@ -193,11 +193,11 @@ class MemoryRecords(Records):
         return {"height": height, "width": width, "place": self._places[index]}
 
     def decode_window(self, example, first, extent, ratio):
-        """As `pipelines.encoding.decode_window`, for a ratio of 1."""
+        """Does the same as `pipelines.encoding.decode_window` for a ratio of 1."""
         return self._window(self._pixels, example, first, extent)
 
     def decode_label_window(self, example, first, extent):
-        """As `pipelines.encoding.decode_label_window`."""
+        """Does the same as `pipelines.encoding.decode_label_window`."""
         return self._window(self._labels, example, first, extent)
 
     def window_ratio(self, example, extent, shape):

@@ -121,7 +121,7 @@ def losses():
 
 
 def without_chance():
-    """What `keras.random` draws comes from NumPy, the n-th draw from seed n."""
+    """Draws of `keras.random` come from NumPy, the n-th draw from seed n."""
     number = itertools.count()
 
     def rng():

@@ -1,4 +1,4 @@
-"""What `import kseg` and the command line offer."""
+"""The front door: `import kseg` and the command line."""
 
 import importlib
 import pathlib

@@ -131,7 +131,7 @@ def test_the_guide(user, monkeypatch, capsys):
 
 
 def test_the_binary_table(user, monkeypatch):
-    """What the guide promises of two classes: 0 and 255, 0 and 1, and JPEG files."""
+    """The guide's promise about two classes: 0 and 255, 0 and 1, and JPEG files."""
     (text,) = re.findall(r"^```\n(name,color\n.*?)```$", GUIDE, flags=re.MULTILINE | re.DOTALL)
     names = [line.split(",")[0] for line in text.splitlines()[1:]]
     truth = np.kron(np.random.default_rng(0).integers(0, 2, (8, 8)), np.ones((6, 6), int))

@@ -23,7 +23,7 @@ def source(module):
 
 
 def imports(module):
-    """Gives the absolute names that a module imports anywhere in its source."""
+    """Yields the absolute names that a module imports anywhere in its source."""
     for node in ast.walk(ast.parse(source(module).read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

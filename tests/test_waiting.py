@@ -78,7 +78,7 @@ def test_the_cause_of_a_wait_is_named(tmp_path):
 
 
 def test_a_shard_that_is_lost_is_named_by_a_user_error(tmp_path):
-    """As someone who calls kseg from Python meets it: no error of TensorFlow's."""
+    """A caller from Python meets no error of TensorFlow's."""
     write(tmp_path, solid_examples(2), num_shards=1)
     (shard,) = tmp_path.glob("*.tfrecord")
     dataset = loader.evaluation_dataset(tmp_path, "train")

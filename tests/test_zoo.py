@@ -1,4 +1,4 @@
-"""What every backbone and every head must do, alone and together."""
+"""Requirements on every backbone and every head, alone and together."""
 
 import functools
 

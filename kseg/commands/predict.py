@@ -552,7 +552,7 @@ def read(path, value_range=None):
 
 
 def _is_animation(path):
-    """Whether a file is a GIF of several frames."""
+    """Returns True for a GIF of several frames."""
     from PIL import Image
 
     if path.suffix.lower() != ".gif":
@@ -565,7 +565,7 @@ def _is_animation(path):
 
 
 def _is_image(path, source, output):
-    """Whether a file of the source folder is to be labeled: not where an earlier run wrote it."""
+    """Returns True for a file of the source folder to label: one that no earlier run wrote."""
     parts = path.relative_to(source).parts
     hidden = any(part.startswith(".") for part in parts)
     inside = output.resolve() != source.resolve() and output.resolve() in path.resolve().parents

@@ -185,7 +185,7 @@ def _started(process):
 
 
 def _lives(owner, me):
-    """Whether a lock's process is alive; None if only its heartbeat can show it."""
+    """Returns True if a lock's process is alive; None if only its heartbeat can show it."""
     is_local = (owner.get("host"), owner.get("machine")) == (me["host"], me["machine"])
     process = owner.get("process")
     if not is_local or not isinstance(process, int) or process <= 0:

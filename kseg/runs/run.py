@@ -258,7 +258,7 @@ class Run:
         return json.dumps([*before.config.train.restarts, max(more, 1)]).replace(" ", "")
 
     def _holds_work(self):
-        """Whether the folder holds anything that took time to compute."""
+        """Returns True if the folder holds anything that took time to compute."""
         if self.checkpoint_steps() or (self.path / "checkpoints/best.npz").exists():
             return True
         folders = [self.path / name for name in ("evaluation", "analysis", "saved_model")]

@@ -153,7 +153,7 @@ class ServedModel(keras.Model):
 
     @property
     def metrics(self):
-        """What `evaluate` reports."""
+        """The metrics that `evaluate` reports."""
         return [self.mean_iou]
 
     def call(self, images, training=None):

@@ -133,7 +133,7 @@ def _exif_in_jpeg(encoded, data):
 
 
 def _exif_in_png(encoded, data):
-    """As `_exif_in_jpeg`, for a PNG."""
+    """Does the same as `_exif_in_jpeg` for a PNG."""
     size = tf.size(data, out_type=tf.int64)
 
     def looking(position, bounds):

@@ -23,7 +23,7 @@ class Cluster:
 
     @property
     def is_chief(self):
-        """Whether this worker is the chief, which evaluates, prints and writes."""
+        """True for the chief, the worker that evaluates, prints and writes."""
         return self.worker == 0
 
 

@@ -188,7 +188,7 @@ def make_reproducible():
 
 
 def anywhere(strategy, flag):
-    """Whether a flag is set on any worker of a cluster; all workers must call it.
+    """Returns True if a flag is set on any worker of a cluster; all workers must call it.
 
     Args:
         strategy: `tf.distribute.Strategy`.

@@ -53,12 +53,12 @@ class TrainingProgress:
 
     @property
     def is_new(self):
-        """Whether no step has been done."""
+        """True if no step has been done."""
         return self._steps_done == 0
 
     @property
     def is_first(self):
-        """Whether exactly one step has been done."""
+        """True if exactly one step has been done."""
         return self._steps_done == 1
 
     def step_done(self):

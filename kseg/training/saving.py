@@ -129,7 +129,7 @@ class Saving:
 
 
 def is_better(mean_iou, best):
-    """Whether a score is the best so far. NaN never is; of equal scores the newer one is."""
+    """Returns True for the best score so far; never for NaN; of equal scores for the newer one."""
     if mean_iou is None or np.isnan(mean_iou):
         return False
     return best is None or mean_iou >= best

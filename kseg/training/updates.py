@@ -70,11 +70,11 @@ class AdamW:
     decay_rate: float = 0.0
 
     def slots(self, values):
-        """As `SGD.slots`: first and second moments."""
+        """Creates first and second moments, see `SGD.slots`."""
         return [[ops.zeros_like(value) for value in values] for _ in range(2)]
 
     def update(self, values, gradients, slots, *, step, rates, decays):
-        """As `SGD.update`."""
+        """Updates a variable, see `SGD.update`."""
         if self.decay_rate:
             values = [
                 v - rate * self.decay_rate * v if decayed else v
@@ -94,7 +94,7 @@ class AdamW:
 
 
 def is_decayed(variable):
-    """Whether weight decay applies: not to biases, norms and Swin's tables of position biases."""
+    """Returns False for biases, norms and Swin's position-bias tables, which do not decay."""
     return len(variable.shape) > 1 and "relative_position_bias_table" not in variable.name
 
 

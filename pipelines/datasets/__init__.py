@@ -52,7 +52,7 @@ def get(name):
 
 
 def describe(name):
-    """What is known of a data set besides its classes: its facts, empty for a user's own.
+    """Returns the facts about a data set besides its classes; empty for a user's own.
 
     Args:
         name: str.

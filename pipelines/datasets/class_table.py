@@ -96,7 +96,7 @@ class ClassTable:
 
     @property
     def has_colors(self):
-        """If all rows have a color."""
+        """True if all rows have a color."""
         return all(row.color for row in self.rows)
 
     def taxonomy(self):

@@ -96,7 +96,7 @@ class Taxonomy:
 
 
 class Found(typing.NamedTuple):
-    """What a data set's `find` gives.
+    """The result of a data set's `find`.
 
     Attributes:
         taxonomy: `Taxonomy`.

@@ -296,7 +296,7 @@ def _one_channel(mask):
 
 
 def count_values(values):
-    """How often each value occurs.
+    """Counts the occurrences of each value.
 
     Args:
         values: uint8 or uint16 array.

@@ -54,7 +54,7 @@ class Mask:
 
     @functools.cached_property
     def is_colored(self):
-        """Whether there are three channels that differ; a palette does not count."""
+        """True if there are three channels that differ; a palette does not count."""
         if self.values.ndim == 2:
             return False
         first = self.values[..., 0]
@@ -62,7 +62,7 @@ class Mask:
 
     @property
     def has_palette_colors(self):
-        """Whether there is a palette that is more than shades of gray in order."""
+        """True if there is a palette other than shades of gray in order."""
         if self.palette is None:
             return False
         grey = np.arange(len(self.palette))[:, None]

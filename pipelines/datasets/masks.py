@@ -34,7 +34,7 @@ _SHOWN = 8
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What one mask holds.
+    """The content of one mask.
 
     Attributes:
         pixels: dict from `(value, color code, whether a palette gives the color)` to the number
@@ -47,7 +47,7 @@ class Look:
 
 
 class Masks:
-    """What a set of masks holds.
+    """The content of a set of masks.
 
     Args:
         files: list of files, not empty.
@@ -157,7 +157,7 @@ class _Choice:
         return ColorMask(colors, labels, self._outside, hint)
 
     def is_settled(self, scan):
-        """Whether the other masks cannot change the choice."""
+        """Returns True if the other masks cannot change the choice."""
         if scan.colored:
             return True
         ordinary = scan.values & self._rows.keys() - {0, *_WHITES}
@@ -231,13 +231,13 @@ class _Choice:
         return None
 
     def _ignores_all_but_one(self, scan):
-        """Whether 255 would be ignored and at most one value be left."""
+        """Returns True if 255 would be ignored and at most one value would remain."""
         return (
             IGNORE_LABEL in scan.values and IGNORE_LABEL not in self._rows and len(scan.values) <= 2
         )
 
     def _is_binary(self, scan):
-        """Whether there are two rows, of 0 and 1 (or 255), and masks of black and white."""
+        """Returns True for two rows, of 0 and 1 (or 255), and masks of black and white."""
         bright = max(scan.values, default=0)
         return (
             len(self._table.rows) == 2
@@ -302,7 +302,7 @@ class _Choice:
         return readings[0], None
 
     def _is_blurred(self, counts, white):
-        """Whether nearly all values lie near black or white, and there are some between."""
+        """Returns True if nearly all values are near black or white, with some between."""
         total, margin = sum(counts.values()), white // 8
         dark = sum(n for value, n in counts.items() if value <= margin)
         bright = sum(n for value, n in counts.items() if value >= white - margin)

@@ -86,7 +86,7 @@ class SyntheticExample:
 
     @property
     def fingerprint(self):
-        """What the content depends on."""
+        """The values that the content depends on."""
         return [self.split, self.index, self.seed, *self.size]
 
     def read(self):
@@ -169,7 +169,7 @@ class _Scene:
         return np.array([self.project(*point) for point in points])
 
     def side_light(self, side):
-        """How bright a wall is that faces the street from one side."""
+        """Returns the brightness of a wall that faces the street from one side."""
         direct = 0.32 * (1 - self.overcast) * (1 if side != self.sun_side else -1)
         return 0.85 + direct
 

@@ -27,7 +27,7 @@ SCHEME = "tfds://"
 
 @dataclasses.dataclass(frozen=True)
 class _Mapping:
-    """How a data set of TensorFlow Datasets is read.
+    """The way to read a data set of TensorFlow Datasets.
 
     Attributes:
         dataset: str, ours.

@@ -100,7 +100,7 @@ def buckets(split):
 
 
 def sample_order(seed, count, samples):
-    """Which image each sample is made of: a new permutation in every epoch.
+    """Chooses the image of each sample: a new permutation in every epoch.
 
     Args:
         seed: int.

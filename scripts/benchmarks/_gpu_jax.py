@@ -108,7 +108,7 @@ def precisions():
 
 
 def supported(precision):
-    """Whether this device multiplies float32 matrices so."""
+    """Returns True if this device multiplies float32 matrices so."""
     try:
         x = jnp.ones((16, 16))
         jax.block_until_ready(jnp.matmul(x, x, precision=precision))
@@ -177,7 +177,7 @@ class ObjectiveLoss:
         return sum(terms.values())
 
     def samples(self):
-        """What the objective draws in this state: arrays, in the order in which they are drawn."""
+        """Returns the arrays that the objective draws in this state, in order."""
         drawn = []
 
         def recorded(function):
@@ -301,7 +301,7 @@ def report_errors(what, precision, value, gradients, expected, **more):
 
 
 class Reference:
-    """What PyTorch computes in float64 in a process of its own, on files.
+    """Results of PyTorch in float64, computed in a process of its own and exchanged as files.
 
     Args:
         kind: str, a function of `_gpu_torch.py`.
@@ -393,7 +393,7 @@ def logit_functions(sizes):
 
 
 def similarities(sizes):
-    """What the precision of the product does to similarities and to the loss made of them.
+    """Measures the effect of the product's precision on similarities and on their loss.
 
     Embeddings are of float32, and of float32 with values of bfloat16, which TF32 holds exactly
     unless they are divided by the temperature before the product.
@@ -480,7 +480,7 @@ def objectives(sizes, method):
 
 
 def planned_memory(executable):
-    """What the compiler plans, in GB: what a call needs above inputs and outputs."""
+    """Returns the memory in GB that the compiler plans for a call besides inputs and outputs."""
     try:
         plan = executable.memory_analysis()
         return {"temporary_gb": plan.temp_size_in_bytes / GIGABYTE}

@@ -1,4 +1,4 @@
-"""What the cases of `gpu.py` share: sizes, made-up inputs, turns on the GPU, results.
+"""The common part of the cases of `gpu.py`: sizes, made-up inputs, turns on the GPU, results.
 
 Needs NumPy alone, so that JAX and PyTorch cases read the same inputs.
 """
@@ -207,7 +207,7 @@ def logits(labels, classes, height, width, *, seed=0):
 
 
 def method_inputs(method, sizes, seed=0):
-    """What an objective reads.
+    """Creates the inputs of an objective.
 
     Args:
         method: a key of `METHODS`, not `"ce"`.

@@ -482,7 +482,7 @@ def _ramped(step, weight, start, warmup):
 
 
 def _static_key(experiment):
-    """What the compiled program depends on, as text."""
+    """Returns the settings that the compiled program depends on, as text."""
     values = experiment.model_dump(mode="json")
     for key in ("name", "seed"):
         del values[key]

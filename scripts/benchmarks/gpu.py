@@ -182,7 +182,7 @@ def chosen_cases(arguments):
 
 
 def matches(name, patterns):
-    """Whether a name fits a pattern, or a pattern names its first parts."""
+    """Returns True if a name fits a pattern, or a pattern names its first parts."""
     return any(fnmatch.fnmatch(name, p) or name.startswith(p.rstrip("/") + "/") for p in patterns)
 
 
@@ -272,7 +272,7 @@ class Process:
         lines.put((self, {"returncode": self._process.wait()}))
 
     def grant(self):
-        """Gives it the GPU."""
+        """Lends it the GPU."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(b"\n")
             self._process.stdin.flush()
@@ -411,7 +411,7 @@ class Driver:
                 process.stop(False)
 
     def _is_time_for_turns(self):
-        """Whether no network is compiled, or those that wait cannot wait longer."""
+        """Returns True if no network is being compiled, or the waiting ones cannot wait longer."""
         busy = [p.case for p in self._running if p not in self._waiting]
         waited = time.monotonic() - min(p.asked for p in self._waiting)
         needed = 20.0 + 10.0 * len(self._waiting)

@@ -61,7 +61,7 @@ def fetch_wheels(folder, python):
 
 
 def _requirement(wheel, name):
-    """What a wheel requires of another package, such as `"pydantic-core==2.50.5"`."""
+    """Returns a wheel's requirement on another package, such as `"pydantic-core==2.50.5"`."""
     import zipfile
 
     with zipfile.ZipFile(wheel) as archive:

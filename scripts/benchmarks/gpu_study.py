@@ -180,7 +180,7 @@ def _direct(arguments):
 
 
 def _jobs(arguments):
-    """What is run: the study's name, and dicts of `name`, `arm`, `config` (JSON), `seeds`."""
+    """Returns the study's name, and dicts of `name`, `arm`, `config` (JSON), `seeds`."""
     from kseg import config as config_module
     from kseg.studies import design
 

@@ -1,4 +1,4 @@
-"""What is seen to be wrong without TensorFlow is said before it is imported: that takes seconds."""
+"""Mistakes that need no TensorFlow are reported before it is imported, which takes seconds."""
 
 import json
 import os

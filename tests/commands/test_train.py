@@ -48,7 +48,7 @@ def error_line(result):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the commands of this file run: the prepared scenes are shared."""
+    """The folder in which the commands of this file run: the prepared scenes are shared."""
     folder = tmp_path_factory.mktemp("user")
     pipelines.prepare_once("synthetic", folder / "data/synthetic", train_images=6, val_images=4)
     return folder

@@ -51,7 +51,7 @@ def test_rings(capacity, graph):
 
 
 def test_compiles_under_xla():
-    """As with a single GPU by default."""
+    """The default of a single GPU."""
     bank = MemoryBank(2, 3, 2)
 
     @tf.function(jit_compile=True, autograph=False)

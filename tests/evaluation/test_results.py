@@ -73,7 +73,7 @@ def test_refuses(tmp_path):
 
 
 def test_files_of_two_evaluations_are_refused(tmp_path):
-    """As an evaluation leaves them that is killed between its files, or copies of one of them."""
+    """Files of an evaluation that was killed between them, or copies of one of them."""
     found = Scores(MATRIX).to_dict(["a", "b"])
     results.write(tmp_path / "val.json", found, COUNTS)
     results.write(tmp_path / "other.json", found, ImageCounts(["a"], COUNTS.pixels[:1]))

@@ -11,7 +11,7 @@ from tests.evaluation.test_evaluator import NUM_CLASSES, batches_of, examples
 
 
 def model():
-    """Gives other logits for the same pixel in another window: padding reaches all of them."""
+    """Returns other logits for the same pixel in another window: padding reaches all of them."""
     image = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(4, 5, padding="same", activation="relu", name="conv")(image)
     return keras.Model(image, keras.layers.Conv2D(NUM_CLASSES, 3, padding="same", name="out")(x))

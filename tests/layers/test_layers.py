@@ -378,7 +378,7 @@ def test_ceil_divide():
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_single_value_is_normalized_by_the_moving_statistics(batch, known):
-    """As in inference: a single value minus its own batch mean would always be 0."""
+    """A single value is normalized as in inference: minus its own batch mean it would be 0."""
     layer = layers.BatchNormalization(moving_if_single=True)
     plain = layers.BatchNormalization()
     for x in (layer, plain):

@@ -1,4 +1,4 @@
-"""What every loss on logits is tested for: two replicas, finite differences."""
+"""Checks of every loss on logits: two replicas, finite differences."""
 
 import numpy as np
 import tensorflow as tf

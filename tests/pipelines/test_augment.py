@@ -85,7 +85,7 @@ def test_resize_labels(shape):
 
 
 def test_labels_are_the_nearest_pixels_of_the_image():
-    """Where the image is resized to an odd multiple, centres fall on centres."""
+    """Resizing to an odd multiple maps centres to centres."""
     labels = np.random.default_rng(0).integers(0, 200, (6, 5)).astype("uint8")
     window = [tf.constant(v) for v in ([0, 0], [6, 5], [18, 15])]
     image = augment.resize_image(np.repeat(labels[..., None], 3, axis=-1), window[2])
@@ -104,7 +104,7 @@ def test_largest_share(labels, expected):
 
 
 def turn(values, first, wanted, angle, crop_size, color, interpolation="BILINEAR"):
-    """What the loader does: decode the box, turn it."""
+    """Follows the loader: decode the box, turn it."""
     size = tf.constant(values.shape[:2])
     arguments = tf.constant(first), tf.constant(wanted)
     box = augment.rotated_box(*arguments, size, angle)

@@ -208,7 +208,7 @@ def test_a_shard_that_is_lost_after_the_start_is_named(tmp_path, loss):
 
 
 def draws(count, seed, sizes):
-    """What the stream draws for its first samples: image, window, mirrored or not."""
+    """Returns the draws for the first samples: image, window, mirrored or not."""
     for number in map(np.int64, range(count)):
         index = sample_stream.shuffled_index(np.int64(seed), number, len(sizes))
         numbers = tf.random.stateless_uniform((5,), tf.constant([seed, number], "int64"))
@@ -242,7 +242,7 @@ def test_the_crop_is_what_decoding_everything_would_give(folder):
 
 
 def test_image_and_labels_move_together(tmp_path):
-    """Where a label covers a neighbourhood, the image has the colour of that label."""
+    """Within a neighbourhood of one label, the image has the colour of that label."""
     rng = np.random.default_rng(0)
     examples = []
     for i, size in enumerate(SIZES):

@@ -31,7 +31,7 @@ def save(pixels, kind, orientation=None, mode=None, **arguments):
 
 
 def upright(content):
-    """What Pillow shows."""
+    """The picture as Pillow shows it."""
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
 
 

@@ -109,7 +109,7 @@ def labels_of(folder):
 
 
 def is_right(folder, source, sound):
-    """Whether the labels are those of the mask files that are there."""
+    """Returns True if the labels are those of the existing mask files."""
     by_value = {0: 0, 1: 1, 7: 255, 255: 255}
     masks = {zlib.crc32(content): int(stem) for stem, content in sound.items()}
     for key, labels in labels_of(folder).items():

@@ -1,4 +1,4 @@
-"""What a SavedModel decodes is what preparation and predict.py read, bit for bit."""
+"""A SavedModel decodes files as preparation and predict.py read them, bit for bit."""
 
 import io
 import struct

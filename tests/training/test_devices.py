@@ -31,7 +31,7 @@ def summed(strategy, values):
 
 
 def test_strategies_of_one_process_are_independent():
-    """As in a notebook that trains one network and then another."""
+    """The case of a notebook that trains one network and then another."""
     for size in (3, 5, 2):
         values = np.arange(2.0 * size, dtype="float32").reshape(2, size)
         np.testing.assert_array_equal(summed(build_strategy(2), values), values.sum(0))

@@ -311,7 +311,7 @@ def test_a_score_that_is_nan_is_never_the_best(tmp_path, capsys):
 
 
 def test_the_checkpoints_of_another_config_are_refused(tmp_path):
-    """As when an old process carried on in a folder that was restarted."""
+    """An old process continues in a folder that was restarted."""
     other = create_run(tmp_path / "other", clip_norm=1)
     train(other)
     run = create_run(tmp_path / "run")

@@ -104,7 +104,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    """What one process comes to."""
+    """The result of one process."""
     finish([start(folder, "--run", "runs/alone", "--set", "train.devices=1")])
     return {step: state(folder, "alone", step) for step in (15, 30, 60)}
 

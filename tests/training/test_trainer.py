@@ -171,7 +171,7 @@ def test_optimizers_of_keras_take_the_same_steps(mirrored):
 
 
 def test_images_are_distorted_before_the_network_sees_them():
-    """As if the batch held the distorted images."""
+    """The result is that of a batch of the distorted images."""
     (batch,) = batches(1)
     draws = np.random.default_rng(2).random((4, PhotometricDistortion.NUM_DRAWS))
     distortion = PhotometricDistortion(brightness=0.4, hue=0.2)
@@ -187,7 +187,7 @@ def test_images_are_distorted_before_the_network_sees_them():
 
 
 def updates(trainer, batch):
-    """How far one step moves each trainable variable."""
+    """Returns the change of each trainable variable in one step."""
     before = [v.numpy() for v in trainer.segmenter.trainable_variables]
     trainer.train_step(batch)
     after = [v.numpy() for v in trainer.segmenter.trainable_variables]

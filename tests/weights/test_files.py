@@ -50,7 +50,7 @@ def test_names(tmp_path):
 
 
 def write_shards(folder, arrays, files=("model-1-of-2.safetensors", "model-2-of-2.safetensors")):
-    """As the Hugging Face hub splits large checkpoints."""
+    """The form in which the Hugging Face hub splits large checkpoints."""
     names = list(arrays)
     where = {name: files[int(2 * i >= len(names))] for i, name in enumerate(names)}
     for file in files:

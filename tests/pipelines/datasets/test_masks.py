@@ -1,4 +1,4 @@
-"""What mask values mean: one reading that fits, or a question. Each case goes through `folder`."""
+"""The meaning of mask values: one reading that fits, or an error. Each case uses `folder`."""
 
 import io
 
@@ -196,7 +196,7 @@ def test_a_palette_in_another_order(tmp_path, table):
 
 
 def test_a_palette_in_another_order_after_many_masks(tmp_path):
-    """Where the first few masks settle it, each other one is still checked as it is read."""
+    """The first few masks settle the reading; each other one is still checked as it is read."""
     good = with_palette(TRUTH_3, [(9, 9, 8), (1, 2, 3), (4, 5, 6)])
     bad = with_palette(TRUTH_3, [GROUND, BAR, DISC])
     contents = [good] * (2 * masks._SAMPLE) + [bad]
@@ -218,7 +218,7 @@ def test_shades_of_grey_as_colours(tmp_path):
 
 
 def test_the_ignored_colour_of_a_palette(tmp_path):
-    """As PASCAL VOC has it: 255 is pale, and in no table."""
+    """PASCAL VOC's form: 255 is pale, and in no table."""
     colors = np.zeros((256, 3), "uint8")
     colors[[0, 1, 2, 255]] = GROUND, DISC, BAR, (224, 224, 192)
     values = np.where(TRUTH_3 == 2, 255, TRUTH_3).astype("uint8")

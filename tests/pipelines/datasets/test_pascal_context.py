@@ -65,7 +65,7 @@ def test_official_matlab_files(tmp_path):
 
 
 def test_the_archives(tmp_path):
-    """As they are downloaded: VOC's tar, and the annotations as a compressed one."""
+    """The layout of the downloads: VOC's tar, and the annotations as a compressed one."""
     write_images(tmp_path / "set", "trainval/{}.mat", mat(NUMBERS_459))
     archives = [tmp_path / "VOCtrainval_03-May-2010.tar", tmp_path / "trainval.tar.gz"]
     pack(archives[0], tmp_path / "set" / "VOCdevkit", "VOCdevkit/")

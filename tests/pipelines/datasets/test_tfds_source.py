@@ -30,7 +30,7 @@ def write_pets(folder):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Where TensorFlow Datasets keeps its data: all three data sets, from tiny downloads."""
+    """A data folder of TensorFlow Datasets: all three data sets, from tiny downloads."""
     root = tmp_path_factory.mktemp("tfds")
     write_pets(root / "pets")
     instances = {}
