@@ -158,7 +158,7 @@ class Subject:
         from kseg.segmenters import inference_model
 
         spec = tf.TensorSpec((1, *self._config.data.crop_size, 3))
-        times = {"training": {}, "inference": {}}
+        measured = {"training": {}, "inference": {}}
         works = {"training": {}, "inference": {}}
         for column in ("without", "contrast"):
             trainer, step = self.build(column)
@@ -169,7 +169,7 @@ class Subject:
             ):
                 work()  # Compiles.
                 works[phase][column] = work
-                times[phase][column] = {
+                measured[phase][column] = {
                     "parameters": count_parameters(model),
                     "flops": count_flops(lambda x, m=model: m(x, training=False), spec),
                     "seconds": float("inf"),
@@ -178,9 +178,9 @@ class Subject:
         for phase, times in (("training", rounds), ("inference", 10 * rounds)):
             for _ in range(times):
                 for column, work in works[phase].items():
-                    values = times[phase][column]
+                    values = measured[phase][column]
                     values["seconds"] = min(values["seconds"], best_seconds(work, 1))
-        return times
+        return measured
 
     def peak_bytes(self, phase, column):
         """Memory that building a column and two training steps, or predictions, take."""
