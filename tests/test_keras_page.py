@@ -22,7 +22,7 @@ def example(marker):
 
 @pytest.fixture
 def names(monkeypatch, tmp_path):
-    """What the examples take as given; published weights would be downloaded."""
+    """Names that the examples assume; published weights would be downloaded."""
     rng = np.random.default_rng(0)
     labels = np.kron(rng.integers(0, 3, (10, 4, 4)), np.ones((32, 32), int)).astype("uint8")
     labels[:, :8] = 255
@@ -66,7 +66,7 @@ def test_contextrast_on_stages_of_ones_own(names):
 
 
 def test_a_loop_of_ones_own(names):
-    """What the last paragraph says."""
+    """The statement of the last paragraph."""
     image = keras.Input((128, 128, 3))
     features = keras.layers.Conv2D(4, 8, strides=8)(image)
     outputs = {"logits": keras.layers.Conv2D(3, 1)(features), "features": features}

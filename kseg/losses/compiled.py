@@ -49,7 +49,7 @@ class SegmentationLoss(keras.losses.Loss):
         self.ignore_class = ignore_class
 
     def of(self, labels, logits):
-        """What the loss function returns with the settings of this loss."""
+        """Calls the loss function with the settings of this loss."""
         weights = {} if self.class_weights is None else {"class_weights": self.class_weights}
         return self.function(labels, logits, **weights, **self.settings)
 
@@ -286,7 +286,7 @@ class OutputLoss:
 
     @property
     def takes_sample_weight(self):
-        """Whether weights other than 0 and 1 have a meaning."""
+        """True if weights other than 0 and 1 have a meaning."""
         return getattr(self.loss, "takes_sample_weight", True)
 
     def __call__(self, labels, outputs, sample_weight=None):

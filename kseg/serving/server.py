@@ -24,7 +24,7 @@ _FORGET = 600.0  # Seconds without a request, after which a client's allowance i
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a server accepts.
+    """The limits of a server.
 
     Attributes:
         max_bytes: int, of a request's body.
@@ -58,7 +58,7 @@ class RejectedError(Exception):
 
 
 class _Metrics:
-    """What `/metrics` reports, in the text format of Prometheus."""
+    """The values of `/metrics`, in the text format of Prometheus."""
 
     def __init__(self, waiting):
         self.registry = prometheus_client.CollectorRegistry()

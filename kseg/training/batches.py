@@ -67,7 +67,7 @@ def unpack(data, *, need_labels=True):
 
 
 def are_arrays(x):
-    """Whether data for `fit` or `evaluate` are arrays or nests of them, not data sets."""
+    """Returns True for arrays or nests of arrays as data for `fit` or `evaluate`, not data sets."""
     leaves = keras.tree.flatten(x)
     return bool(leaves) and all(hasattr(leaf, "shape") for leaf in leaves)
 
@@ -117,7 +117,7 @@ def split_arrays(parts, fraction):
 
 
 def padded(dataset, multiple):
-    """Gives batches for evaluation one static size: the last ones are filled with ignored images.
+    """Pads batches for evaluation to one static size with ignored images.
 
     The first batch is drawn once to learn its size, unless the data set declares one.
 

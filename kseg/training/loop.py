@@ -58,7 +58,7 @@ def train(
 
 
 def _train(run, training_batches, evaluation_batches, strategy, cluster, lock, callbacks):
-    """As `train`, with the lock of the run's folder; None on workers other than the chief."""
+    """Trains under the lock of the run's folder, which is None on workers other than the chief."""
     config = run.config
     settings = config.train
     last_step = settings.total_steps

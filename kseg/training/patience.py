@@ -20,7 +20,7 @@ class Patience:
 
     @property
     def is_over(self):
-        """Whether training ends."""
+        """True if training ends."""
         return bool(self._settings) and self.state["evaluations"] >= self._settings.evaluations
 
     def evaluated(self, mean_iou, loss):

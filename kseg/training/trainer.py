@@ -130,7 +130,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         auto_scale_loss=True,
         **arguments,
     ):
-        """As in Keras, with losses in addition to those of the constructor.
+        """Compiles as in Keras, with losses in addition to those of the constructor.
 
         Args:
             optimizer: as in Keras. If a layer of the segmenter computes in float16, it is wrapped
@@ -285,7 +285,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         return self._take_step(batches.unpack(data))[0]
 
     def _take_step(self, batch):
-        """As `take_step`; returns the values and the segmenter's outputs."""
+        """Does the same as `take_step`; returns the values and the segmenter's outputs."""
         self._check_static(batch)
         images = batch.images
         if self.distortion is not None:

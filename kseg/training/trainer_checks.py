@@ -1,4 +1,4 @@
-"""What a trainer refuses: segmenters, losses and objectives that do not fit together."""
+"""Checks of a trainer's segmenter, losses and objectives, which must fit together."""
 
 import keras
 

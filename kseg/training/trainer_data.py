@@ -16,7 +16,7 @@ class TrainerData:
         self._shows_mean_iou = False
 
     def fit(self, *args, **kwargs):
-        """As in Keras. With objectives, what arrays leave over after whole batches is left out."""
+        """Does the same as in Keras; with objectives, a last incomplete batch of arrays is left out.
         arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
         x, size = arguments.get("x"), arguments.get("batch_size")
         validation = arguments.get("validation_data")
@@ -35,7 +35,7 @@ class TrainerData:
         return super().fit(**arguments)
 
     def evaluate(self, *args, **kwargs):
-        """As in Keras."""
+        """Does the same as in Keras."""
         cached = {k: kwargs.pop(k) for k in list(kwargs) if k.startswith("_")}  # From `fit`.
         arguments = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
         arguments.update(arguments.pop("kwargs", {}))

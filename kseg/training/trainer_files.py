@@ -1,4 +1,4 @@
-"""What a trainer writes to files and prints: its configuration, state and summary."""
+"""Files and printed text of a trainer: its configuration, state and summary."""
 
 import keras
 from keras import ops
@@ -66,7 +66,7 @@ class TrainerFiles:
             state.assign(store[f"random_state_{number}"])
 
     def summary(self, line_length=None, positions=None, print_fn=None, **arguments):
-        """As in Keras, with all terms, their weights, and memory banks."""
+        """Prints the summary of Keras, with all terms, their weights, and memory banks."""
         super().summary(line_length, positions, print_fn, **arguments)
         for line in summary_of_terms(self):
             (print_fn or print)(line)

@@ -1,4 +1,4 @@
-"""What the importers of annotation files share: finding images, classes, splits, examples.
+"""The common part of the importers of annotation files: images, classes, splits, examples.
 
 The areas of an image are drawn in the order of its file. `overlap` says which of two that overlap
 is seen. What no area covers is the class `unlabeled`, or is ignored.

@@ -341,7 +341,7 @@ def _check_kinds(missing, place, images=False):
 
 
 def _masks_beside(place):
-    """Whether masks lie beside their images, as `x_mask.png` for `x.jpg`."""
+    """Returns True if masks lie beside their images, as `x_mask.png` for `x.jpg`."""
     stems = {posixpath.splitext(name)[0] for name in place.files()}
     return any((name := _MASK_NAME.match(stem)) and name[1] in stems for stem in stems)
 

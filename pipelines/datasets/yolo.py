@@ -119,7 +119,7 @@ def _read_table(files):
 
 
 def _holds(files, name):
-    """Whether an image is of a split: in a folder, or in a list file."""
+    """Returns True if an image belongs to a split: by its folder, or by a list file."""
     name = posixpath.normpath(name.replace("\\", "/")).lstrip("./")
     if name.endswith(".txt"):
         lists = [file for path, file in files.all if f"/{path}".endswith(f"/{name}")]

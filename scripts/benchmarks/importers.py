@@ -128,7 +128,7 @@ def write_images(arguments, folder):
 
 
 def coco_content(entries, arguments, first=0):
-    """What a COCO file holds; `first` is the first image's number."""
+    """Creates the content of a COCO file; `first` is the first image's number."""
     height, width = arguments.size
     images, annotations = [], []
     for number, (name, stars) in enumerate(entries, first):

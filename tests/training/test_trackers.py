@@ -72,7 +72,7 @@ def mlflow(monkeypatch):
 
 
 class WandBRun:
-    """What `wandb.init` returns."""
+    """The result of `wandb.init`."""
 
     def __init__(self, id):
         self.id = id or "fresh"
