@@ -16,7 +16,7 @@ class TrainerData:
         self._shows_mean_iou = False
 
     def fit(self, *args, **kwargs):
-        """Does the same as in Keras; with objectives, a last incomplete batch of arrays is left out.
+        """Fits as in Keras; with objectives, a last incomplete batch of arrays is left out."""
         arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
         x, size = arguments.get("x"), arguments.get("batch_size")
         validation = arguments.get("validation_data")
