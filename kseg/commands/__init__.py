@@ -1,1 +1,1 @@
-"""The commands: flags, console output and exit codes. The only room that imports `pipelines`."""
+"""Commands: flags, console output and exit codes. The only package that imports `pipelines`."""

@@ -1,4 +1,4 @@
-"""The command line: `kseg NAME ...`, or `python -m kseg.commands NAME ...`."""
+"""Command line: `kseg NAME ...` or `python -m kseg.commands NAME ...`."""
 
 import importlib
 import sys
@@ -21,7 +21,7 @@ COMMANDS = {
 
 
 def main():
-    """Runs the command that the first argument names; ends the process with its exit code."""
+    """Runs the command named by the first argument and ends the process with its exit code."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(_help())
@@ -38,10 +38,10 @@ def main():
 
 
 def run(name):
-    """Runs a command with the arguments of the process, and ends the process.
+    """Runs a command with the arguments of the process, then ends the process.
 
     Args:
-        name: str, of `COMMANDS`.
+        name: str, a key of `COMMANDS`.
     """
     console.run(importlib.import_module(f"kseg.commands.{name}").main)
 

@@ -1,4 +1,4 @@
-"""The analyses of scripts/analyze.py: each takes its options, prints, and writes its files."""
+"""Analyses of scripts/analyze.py: each takes the options, prints results, and writes files."""
 
 import dataclasses
 import json
@@ -11,12 +11,12 @@ _MAX_ACTIVATIONS = 24  # Classes with a Grad-CAM in a report.
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The images on which a run is analyzed.
+    """Images on which a run is analyzed.
 
     Attributes:
-        folder: str, prepared data.
-        dataset: str, its name.
-        split: str.
+        folder: str, folder of the prepared data.
+        dataset: str, name of the data set.
+        split: str, name of the split.
         count: int, number of images.
         batch_size: int.
     """
@@ -29,18 +29,18 @@ class Images:
 
     @property
     def batches(self):
-        """`tf.data.Dataset`, see `pipelines.loader.evaluation_dataset`."""
+        """Builds a `tf.data.Dataset`, see `pipelines.loader.evaluation_dataset`."""
         from pipelines import loader
 
         return loader.evaluation_dataset(self.folder, self.split, batch_size=self.batch_size)
 
     def looking(self):
-        """Progress over all of them, a context."""
+        """Context manager that reports progress over all images."""
         return Progress("looking at the images", self.count)
 
 
 def features(options):
-    """Prints A, U and U_l, and writes them to the run's evaluation/features.json."""
+    """Prints A, U and U_l and writes them to evaluation/features.json in the run's folder."""
     run = open_run(options)
     images = open_images(options, run)
 
@@ -61,7 +61,7 @@ def features(options):
 
 
 def report_features(options, run, images, statistics):
-    """Prints and writes the statistics of the features."""
+    """Prints and writes the feature statistics."""
     values = statistics.to_dict(run.classes.names)
     width = max(map(len, run.classes.names)) + 2
     print(f"{'class':<{width}}{'A':>8}{'samples':>9}")
@@ -102,14 +102,14 @@ def curves(options):
 
 
 def read_curves(run):
-    """Reads a run's scalars: those of training, and those of evaluation."""
+    """Reads the training scalars and the evaluation scalars of a run."""
     from kseg.analysis.curves import read_scalars
 
     return tuple(read_scalars(run.path / "tensorboard" / part) for part in ("train", "evaluation"))
 
 
 def failures(options):
-    """Draws the worst images; prints the confused classes, and writes both as JSON."""
+    """Draws the worst images, prints the confused classes, and writes both as JSON."""
     run = open_run(options)
     images = open_images(options, run)
 
@@ -167,7 +167,7 @@ def report_failures(options, run, images, collector):
 
 
 def tsne(options):
-    """Draws t-SNEs, and writes what TensorBoard's projector reads."""
+    """Draws t-SNE plots and writes the files for TensorBoard's projector."""
     from kseg.analysis.extras import require
 
     require("matplotlib", "sklearn")
@@ -187,7 +187,7 @@ def tsne(options):
 
 
 def embedding_collector(options, run):
-    """Builds the collector of vectors for t-SNE."""
+    """Builds the collector of feature vectors for t-SNE."""
     from kseg.analysis.embeddings import EmbeddingCollector
 
     share = max(1, options.points // len(run.classes))
@@ -195,7 +195,7 @@ def embedding_collector(options, run):
 
 
 def report_embeddings(options, run, images, collector):
-    """Writes pictures and the projector's files; returns the layouts by title."""
+    """Writes plots and the projector's files; returns a dict of t-SNE layouts by title."""
     from kseg.analysis import charts, projector
     from kseg.analysis.embeddings import t_sne
     from kseg.errors import UserError
@@ -232,7 +232,7 @@ def report_embeddings(options, run, images, collector):
 
 
 def feature_maps(options):
-    """Draws the features' principal components on images spread over the split."""
+    """Draws the principal components of the features for images spread over the split."""
     run = open_run(options)
     images = open_images(options, run)
 
@@ -263,7 +263,7 @@ def feature_maps(options):
 
 
 def grad_cam(options):
-    """Draws the Grad-CAM of each class on the image that has most of it."""
+    """Draws the Grad-CAM of each class on the image with the most pixels of that class."""
     run = open_run(options)
     images = open_images(options, run)
     names = run.classes.names
@@ -300,7 +300,7 @@ def grad_cam(options):
 
 
 def choose_classes(options, names):
-    """The numbers of the classes that `--classes` names, of all without it."""
+    """Returns the indices of the classes named by `--classes`; without it, of all classes."""
     from kseg.errors import UserError
 
     for name in options.classes or []:
@@ -325,7 +325,7 @@ def stages(options, run):
 
 
 def activations(segmenter, stages, kept):
-    """Computes Grad-CAMs: a list of `Activation`, one for each class that is in `kept`."""
+    """Computes Grad-CAMs: a list of `Activation`, one for each class in `kept`."""
     from kseg.analysis.grad_cam import GradCAM
     from kseg.analysis.report import Activation
 
@@ -340,7 +340,7 @@ def activations(segmenter, stages, kept):
 
 
 def panels(options):
-    """Draws several runs side by side, where the last differs most from the first."""
+    """Draws several runs side by side, on images where the last differs most from the first."""
     from kseg.errors import UserError
     from kseg.runs import Run
 
@@ -390,7 +390,7 @@ def panels(options):
 
 
 def report(options):
-    """Writes the HTML report, and the files of the analyses in it."""
+    """Writes the HTML report and the files of the analyses that it contains."""
     from kseg.analysis.extras import require
 
     require("matplotlib", "sklearn")
@@ -416,7 +416,7 @@ def report(options):
 
     segmenter = load_segmenter(options, run, maps=observed)
 
-    # One pass of the network for everything.
+    # A single pass of the network feeds all analyses.
     failed = FailureCollector(len(classes), count=options.images)
     embeddings = embedding_collector(options, run)
     of_classes = ClassImages(len(classes))
@@ -482,7 +482,7 @@ def report(options):
 
 
 def open_run(options):
-    """Opens the run that `--run` names, after checking the counts."""
+    """Checks the count options, then opens the run named by `--run`."""
     from kseg.errors import UserError
     from kseg.runs import Run
 
@@ -490,14 +490,14 @@ def open_run(options):
         raise UserError(f"--what {options.what} needs --run, a folder of scripts/train.py")
     check_numbers(options)
     run = Run.open(options.run)
-    if options.what != "curves":  # They need no checkpoint.
+    if options.what != "curves":  # Curves need no checkpoint.
         run.checkpoint(options.checkpoint)
     check_output(run)
     return run
 
 
 def check_output(run):
-    """Refuses a run whose folder is not writable, before any results are computed.
+    """Rejects a run whose folder is not writable, before any results are computed.
 
     Raises:
         OSError: naming the folder.
@@ -509,7 +509,7 @@ def check_output(run):
 
 
 def check_numbers(options):
-    """Refuses counts that are too small."""
+    """Rejects counts that are too small."""
     from kseg.errors import UserError
 
     for name, least in (("samples", 2), ("points", 1), ("images", 1)):
@@ -519,7 +519,7 @@ def check_numbers(options):
 
 
 def open_images(options, run):
-    """Opens what `--data` and `--split` name; by default what the run evaluates on."""
+    """Opens the data of `--data` and `--split`; defaults to the run's evaluation data."""
     import pipelines
 
     data = run.config.data
@@ -531,13 +531,13 @@ def open_images(options, run):
 
 
 def load_segmenter(options, run, maps=()):
-    """Builds the run's network with the weights that `--checkpoint` names."""
+    """Builds the run's network with the weights of `--checkpoint`."""
     with Progress("loading the network"):
         return run.segmenter(options.checkpoint, maps=maps)
 
 
 def spread_batches(images, count):
-    """Yields images spread over the split, in batches of one."""
+    """Yields batches of one image each, spread evenly over the split."""
     from kseg.analysis.selection import spread
 
     chosen = set(spread(count, images.count))
@@ -547,7 +547,7 @@ def spread_batches(images, count):
 
 
 def write_chart(file, figure):
-    """Writes a chart as PNG, and prints where."""
+    """Writes a chart as PNG and prints its path."""
     from kseg import files
     from kseg.analysis import charts
 
@@ -556,7 +556,7 @@ def write_chart(file, figure):
 
 
 def write_pictures(folder, pictures):
-    """Writes panels in place of earlier ones."""
+    """Writes panels, replacing earlier ones."""
     from kseg.evaluation import drawing
 
     for old in folder.glob("panel-*.png"):
@@ -566,7 +566,7 @@ def write_pictures(folder, pictures):
 
 
 def write_json(file, values):
-    """Writes an object as JSON."""
+    """Writes an object to a JSON file."""
     from kseg import files
 
     files.write_bytes(file, (json.dumps(values, indent=2) + "\n").encode())

@@ -24,7 +24,7 @@ import argparse
 
 from kseg.commands import analyses, complexity, console
 
-# Each takes the options, prints, and writes into the run's folder.
+# Each function takes the options, prints results, and writes files into the run's folder.
 ANALYSES = {
     "complexity": complexity.complexity,
     "curves": analyses.curves,
@@ -108,19 +108,19 @@ def main(arguments=None):
 
 
 def analyze(what, run=None, **options):
-    """Analyzes what a run has learned; prints, and writes pictures and numbers into its folder.
+    """Analyzes what a run has learned; prints results and writes files into the run's folder.
 
     Args:
-        what: str, of `ANALYSES`.
-        run: folder of a run; for panels give `runs`, for complexity `run` or `config`.
-        **options: the options of `kseg analyze --help`, with `_` for `-`: `runs`, `checkpoint`,
+        what: str, one of `ANALYSES`.
+        run: folder of a run. Panels take `runs` instead; complexity takes `run` or `config`.
+        **options: options of `kseg analyze --help`, with `_` for `-`: `runs`, `checkpoint`,
             `data`, `split`, `images`, `samples`, `points`, `stages`, `classes`, `seed`, `raw`,
             `config`, `overrides`, `rounds`, `output`.
 
     Returns:
-        features, failures, complexity: dict, what the JSON file holds; panels: dict from image to
-        the mean IoU of each run; tsne: dict from title to `(points, classes)`; curves,
-        feature-maps, report: the path of the file; grad-cam: that of the folder.
+        For features, failures and complexity: dict, the content of the JSON file. For panels: dict
+        from image to the mean IoU of each run. For tsne: dict from title to `(points, classes)`.
+        For curves, feature-maps and report: path of the file. For grad-cam: path of the folder.
 
     Raises:
         UserError: if an option, the run or the data cannot be used.

@@ -1,7 +1,7 @@
-"""The augmentations of a config's `data.augmentations`: of whole batches, before they are split.
+"""Augmentations of `data.augmentations`, applied to whole batches before they are split.
 
-The seed of each is a function of the experiment's seed, the step and its position in the list, so
-that a resumed run sees the same batches, on any number of devices.
+The seed of each augmentation is a function of the experiment's seed, the step and the position in
+the list, so that a resumed run sees the same batches on any number of devices.
 """
 
 import inspect
@@ -11,13 +11,13 @@ from kseg.errors import UserError
 
 
 def check(augmentations):
-    """Imports what the entries name, and checks their arguments.
+    """Imports the augmentations named in the config and checks their arguments.
 
     Args:
         augmentations: the list `Experiment.data.augmentations`.
 
     Raises:
-        UserError: if a name cannot be imported, or is not called with these arguments.
+        UserError: if a name cannot be imported or does not accept the given arguments.
     """
     for entry in augmentations:
         if not is_dotted(entry.name):
@@ -37,7 +37,7 @@ def check(augmentations):
                 f"The entry {entry.name!r} of `data.augmentations` is called as {call}: {error}. "
                 f"Received: arguments {entry.arguments}"
             ) from None
-        except ValueError:  # Some callables tell no signature.
+        except ValueError:  # Some callables have no introspectable signature.
             pass
 
 
@@ -50,16 +50,17 @@ def augmented(batches, augmentations, *, seed, start_step, pasted_classes, worke
         augmentations: the list `Experiment.data.augmentations`.
         seed: int, of the experiment.
         start_step: int, step of the first batch.
-        pasted_classes: for each entry the list of classes that `copy_paste` pastes; of others any.
-        worker: int, number of this machine.
-        parts: `(here, all)`, batches that make up a global one on this machine and on all. Images
-            are mixed within one.
+        pasted_classes: list with one entry per augmentation: the classes that `copy_paste` pastes;
+            unused for other augmentations.
+        worker: int, index of this machine.
+        parts: `(here, all)`, the number of batches that make up a global batch, on this machine
+            and on all machines. Images are mixed only within one such batch.
 
     Returns:
         `tf.data.Dataset` of the same structure.
 
     Raises:
-        UserError: if an entry cannot be used, or gives something other than such a batch.
+        UserError: if an entry cannot be used or does not return such a batch.
     """
     if not augmentations:
         return batches
@@ -69,7 +70,7 @@ def augmented(batches, augmentations, *, seed, start_step, pasted_classes, worke
     spec = batches.element_spec
     here, every = parts
 
-    # Errors of a user's function are then those that it raised.
+    # This way, errors in a user's function surface as they were raised.
     @tf.autograph.experimental.do_not_convert
     def augment(number, batch):
         step = tf.cast(start_step + number // here, "int32")
@@ -94,7 +95,7 @@ def augmented(batches, augmentations, *, seed, start_step, pasted_classes, worke
 
 
 def _build(entry, pasted):
-    """Makes a function of a batch and a seed to a batch."""
+    """Builds a function from a batch and a seed to a batch."""
     from pipelines import mixing
 
     arguments = entry.model_dump(exclude={"name", "classes", "below"})
@@ -117,8 +118,8 @@ def _build(entry, pasted):
 class _LayerOfBatches:
     """A Keras layer as a function of a batch and a seed.
 
-    Its seed generators draw from that seed instead of counting. Image preprocessing layers also
-    transform the labels; others see the images alone, as floats in 0 to 255.
+    The layer's seed generators draw from that seed instead of their own state. Image preprocessing
+    layers also transform the labels; other layers get only the images, as floats in 0 to 255.
     """
 
     def __init__(self, layer):
@@ -141,7 +142,7 @@ class _LayerOfBatches:
         self._seed, self._draws = seed, 0
         image = tf.cast(batch["image"], "float32")
         if hasattr(self._layer, "transform_segmentation_masks"):
-            # Ignored is 0 here: layers fill what they move in from outside with 0.
+            # The ignore label is 0 here, because layers pad areas outside the image with 0.
             masks = tf.cast(batch["label"] + 1, "float32")[..., None]
             found = self._layer({"images": image, "segmentation_masks": masks}, training=True)
             image = found["images"]
@@ -160,7 +161,7 @@ class _LayerOfBatches:
 
 
 def _checked(batch, spec, name):
-    """The batch with its static shapes; raises UserError if it is another kind of batch."""
+    """Sets the static shapes of a batch; raises UserError if it does not match the spec."""
     import tensorflow as tf
 
     if not isinstance(batch, dict) or batch.keys() != spec.keys():

@@ -1,7 +1,7 @@
-"""Checks of the arguments of the commands' functions, for callers from Python.
+"""Argument checks for the commands' Python functions.
 
-The command line checks the same when it parses flags. Each function raises a `UserError` that names
-the argument, states the rule and shows what was received.
+The command line makes the same checks when it parses flags. Each function raises a `UserError` that
+names the argument, states the rule and shows the received value.
 """
 
 import os
@@ -12,7 +12,7 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 def check_path(name, value, *, optional=False):
-    """Refuses what is no path.
+    """Rejects a value that is not a path.
 
     Args:
         name: str, the argument.
@@ -26,19 +26,19 @@ def check_path(name, value, *, optional=False):
 
 
 def check_choice(name, value, choices):
-    """Refuses a value that is neither None nor one of `choices`, str each."""
+    """Rejects a value that is neither None nor one of `choices`, which are strings."""
     if value is not None and value not in choices:
         _refuse(name, f"one of {', '.join(map(repr, choices))}, or None", value)
 
 
 def check_count(name, value, *, least=1):
-    """Refuses what is neither None nor an int of `least` or more."""
+    """Rejects a value that is neither None nor an int of at least `least`."""
     if value is not None and not (_is_number(value, int) and value >= least):
         _refuse(name, f"a whole number of {least} or more, or None", value)
 
 
 def check_size(name, value, *, empty=False):
-    """Refuses what is neither None nor `(height, width)` in pixels.
+    """Rejects a value that is neither None nor `(height, width)` in pixels.
 
     Args:
         name: str, the argument.
@@ -56,13 +56,13 @@ def check_size(name, value, *, empty=False):
 
 
 def check_numbers(name, value, rule, *, length=None):
-    """Refuses what is neither None nor a list or tuple of numbers.
+    """Rejects a value that is neither None nor a list or tuple of numbers.
 
     Args:
         name: str, the argument.
         value: its value.
-        rule: str, what it must be, for the message.
-        length: int, how many numbers; None: any.
+        rule: str, the rule that the error message states.
+        length: int, the required length; None: any.
     """
     if value is not None and not (
         isinstance(value, (list, tuple))
@@ -73,7 +73,7 @@ def check_numbers(name, value, rule, *, length=None):
 
 
 def check_checkpoint(name, value):
-    """Refuses what is neither None nor a step or the name of a checkpoint."""
+    """Rejects a value that is neither None nor a step or the name of a checkpoint."""
     if value is not None and not isinstance(value, str) and not _is_number(value, int):
         _refuse(name, "'best', 'latest' or a step", value)
 

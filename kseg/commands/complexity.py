@@ -1,7 +1,7 @@
 """Cost of contrastive training: `scripts/analyze.py --what complexity`.
 
-The columns are a config as it is (`contrast`), and the same one without its contrastive objectives
-(`without`): all else is equal, the other losses and the auxiliary head among it.
+Two columns are compared: a config as it is (`contrast`) and the same config without its contrastive
+objectives (`without`). All else is equal, including the other losses and the auxiliary head.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 from kseg.analysis.measuring import PeakMemory, best_seconds, fill_banks, in_new_process
 from kseg.commands import console
 
-# Key in the results, what the table calls it, and what a number is divided by there.
+# Key in the results, its name in the table, and the divisor of its values there.
 _ROWS = (
     ("parameters", "M weights", 1e6),
     ("flops", "GFLOPs an image", 1e9),
@@ -27,7 +27,7 @@ def complexity(options):
     Source: Sung et al., CVPR 2024, supplement Table 7.
 
     Args:
-        options: with `config` and `overrides`, or `run`; `rounds`; `output` or None.
+        options: namespace with `config` and `overrides`, or `run`; `rounds`; `output` or None.
 
     Raises:
         UserError: if the config has no contrastive objective, or psutil is missing.
@@ -64,14 +64,14 @@ def complexity(options):
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
-    # First, while this process has not taken the memory of a GPU for itself.
+    # First, before this process claims the memory of a GPU.
     peaks = {}
     with Progress("measuring memory", 4, unit="processes") as progress:
         for phase in ("training", "inference"):
             for column in ("without", "contrast"):
                 peaks[phase, column] = peak_in_new_process(config, phase, column)
                 progress.advance()
-    tf.get_logger().setLevel("ERROR")  # TensorFlow's counter of FLOPs warns of its own means.
+    tf.get_logger().setLevel("ERROR")  # TensorFlow's FLOP counter warns about its own calls.
     with Progress("building, compiling and timing training steps and predictions"):
         subject = Subject(config)
         measured = subject.sizes_and_times(options.rounds)
@@ -109,9 +109,9 @@ class Subject:
         config: `kseg.config.Experiment`.
 
     Attributes:
-        source: str, the data set of the images: the config's where it is prepared, else synthetic
-            street scenes, of whose 8 classes alone there are pixels then.
-        batch: dict of a batch, as training gets it.
+        source: str, data set of the images: the config's if it is prepared, else synthetic street
+            scenes, in which only 8 classes have pixels.
+        batch: dict, a batch in the form that training receives.
     """
 
     def __init__(self, config):
@@ -119,7 +119,7 @@ class Subject:
         self._classes, self.source, self.batch = _classes_and_batch(config)
 
     def run(self, column):
-        """An unsaved run of one column, `contrast` or `without`."""
+        """Creates an unsaved run of one column, `contrast` or `without`."""
         from kseg.runs import Run
 
         config = self._config
@@ -128,7 +128,7 @@ class Subject:
         return Run("unwritten", config, self._classes)
 
     def build(self, column):
-        """Builds `(trainer, step)`; memory banks are full, as they are after some training."""
+        """Builds `(trainer, step)` with full memory banks, as after some training."""
         import tensorflow as tf
 
         from kseg.training.build import build_trainer
@@ -145,12 +145,13 @@ class Subject:
         """Counts weights and FLOPs, and times training steps and predictions.
 
         Args:
-            rounds: int. The columns take turns, so that noise hits both alike.
+            rounds: int, number of timings. The columns alternate, so that noise affects both alike.
 
         Returns:
             dict from phase (`training`, `inference`) to column to `{"parameters", "flops",
-            "seconds"}`. FLOPs are those of one image forward: in training with projectors and
-            auxiliary head, without losses. Seconds are those of a training step, and of one image.
+            "seconds"}`. FLOPs are counted for the forward pass of one image; in training, with
+            projectors and auxiliary head but without losses. Seconds are per training step, and
+            per image in inference.
         """
         import tensorflow as tf
 
@@ -174,7 +175,7 @@ class Subject:
                     "flops": count_flops(lambda x, m=model: m(x, training=False), spec),
                     "seconds": float("inf"),
                 }
-        # A prediction takes a fraction of a step, in which a little noise is a large part.
+        # A prediction is much shorter than a training step, so noise weighs more.
         for phase, times in (("training", rounds), ("inference", 10 * rounds)):
             for _ in range(times):
                 for column, work in works[phase].items():
@@ -183,13 +184,13 @@ class Subject:
         return measured
 
     def peak_bytes(self, phase, column):
-        """Memory that building a column and two training steps, or predictions, take."""
+        """Measures the memory for building a column and two training steps or predictions."""
         from kseg.segmenters import inference_model
 
         with PeakMemory() as memory:
             if phase == "training":
                 work = self._training_step(self.build(column)[1])
-            else:  # As it is deployed: projectors are never built.
+            else:  # As deployed: projectors are never built.
                 work = self._prediction(inference_model(self.run(column).build_segmenter()))
             for _ in range(2):
                 work()
@@ -206,7 +207,7 @@ class Subject:
 
 
 def table(sizes_and_times, batch_size):
-    """A table of `sizes_and_times`, with what contrast adds in per cent."""
+    """Formats a table of `sizes_and_times`, with the overhead of contrast in percent."""
     lines = [f"{'':34}{'without':>12}{'contrast':>12}{'increase':>12}"]
     titles = {"training": f"training, batch of {batch_size}", "inference": "inference, one image"}
     for phase, columns in sizes_and_times.items():
@@ -219,14 +220,14 @@ def table(sizes_and_times, batch_size):
 
 
 def peak_in_new_process(config, phase, column):
-    """`Subject.peak_bytes` where nothing else was in memory before."""
+    """Calls `Subject.peak_bytes` in a new process, with nothing else in memory."""
     from kseg.errors import UserError
 
     work = json.dumps({"config": json.loads(config.to_json()), "phase": phase, "column": column})
     try:
         return in_new_process("-m", __name__, work)["peak_bytes"]
     except subprocess.CalledProcessError as error:
-        if error.returncode == 2:  # It has said already what the user has to change.
+        if error.returncode == 2:  # The process has already printed the user's mistake.
             sys.exit(2)
         raise UserError(
             f"Measuring the memory of {phase} ({column}) failed, see above (exit code "
@@ -235,15 +236,15 @@ def peak_in_new_process(config, phase, column):
 
 
 def _describe_data(config):
-    """Finds the classes of a config, and the images to measure with.
+    """Finds the classes of a config and the images to measure with.
 
     Returns:
-        `(classes, source, manifest)`: `kseg.classes.Classes`; the name of the data set that the
-        images are of; and its `pipelines.manifest.Manifest`, None where the config's is not
-        prepared: the images are synthetic then.
+        `(classes, source, manifest)`: `kseg.classes.Classes`; name of the data set that the images
+        come from; its `pipelines.manifest.Manifest`, or None if the config's data set is not
+        prepared and the images are synthetic.
 
     Raises:
-        UserError: if the data is damaged, or only prepared data could tell the classes.
+        UserError: if the data is damaged, or the classes are known only from prepared data.
     """
     import pipelines
     from kseg.errors import UserError
@@ -279,11 +280,11 @@ def _classes_and_batch(config):
         folder, split = "data/synthetic", "train"
         pipelines.prepare_once(source, folder)
         size = pipelines.read_manifest(folder).split(split).image_size
-        # A scene fills the crop.
+        # Each scene has the size of the crop.
         scales = (
             max(wanted / available for wanted, available in zip(data.crop_size, size, strict=True)),
         ) * 2
-    distortion = build_distortion(data)  # It is a part of the training step.
+    distortion = build_distortion(data)  # Part of the training step.
     batches = loader.training_dataset(
         folder,
         split,

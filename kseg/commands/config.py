@@ -54,5 +54,5 @@ def main(arguments=None):
 
 
 def names():
-    """Lists the names of the experiments that come with kseg, sorted."""
+    """Lists the names of the experiments that ship with kseg, sorted."""
     return sorted(path.stem for path in shipped().glob("*.json") if path.name != "schema.json")

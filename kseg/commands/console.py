@@ -1,4 +1,4 @@
-"""Shared by all commands: a quiet start, and one-line messages for the user's mistakes."""
+"""Console behavior shared by all commands: a quiet start, and one-line error messages."""
 
 import argparse
 import contextlib
@@ -13,12 +13,12 @@ import kseg.quiet  # noqa: F401 - before TensorFlow is imported.
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-# Arguments of functions whose flag has another name.
+# Function arguments whose flag has a different name.
 _FLAGS = {"overrides": "--set", "value_range": "--range"}
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses a command line. Help keeps the lines of the description; a mistake is one line."""
+    """Argument parser that keeps the description's line breaks and reports errors in one line."""
 
     def __init__(self, **arguments):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **arguments)
@@ -45,7 +45,7 @@ def add_value_range(parser, text):
 
     Args:
         parser: parser, or group of one.
-        text: str, end of the help: when the option is needed, or its default.
+        text: str, end of the help text: when the option is needed, or its default.
     """
     parser.add_argument(
         "--range",
@@ -57,7 +57,7 @@ def add_value_range(parser, text):
 
 
 def add_checkpoint(parser, default=None):
-    """Adds `--checkpoint`; with `default=None` the command can tell that it was not given."""
+    """Adds `--checkpoint`; `default=None` lets the command detect that it was not given."""
     parser.add_argument(
         "--checkpoint",
         default=default,
@@ -74,7 +74,7 @@ def positive(text):
 
 
 def flag(name, value=None):
-    """Names an argument of a command's function as its flag, for `kseg.errors.name_options`.
+    """Formats an argument of a command's function as a flag, for `kseg.errors.name_options`.
 
     Args:
         name, value: as for `kseg.errors.option`.
@@ -94,7 +94,7 @@ def flag(name, value=None):
 
 
 def run(main):
-    """Calls `main()`; a mistake of the user's is one line on stderr and exit code 2."""
+    """Calls `main()`; reports a user error as one line on stderr, with exit code 2."""
     from kseg import waiting
     from kseg.errors import Interrupted, UserError, name_options
 
@@ -110,7 +110,7 @@ def run(main):
         print(stop)
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read the output has gone, such as `head`. Python would complain once more.
+        # The reader of the output, such as `head`, has exited. Python would report it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
@@ -123,10 +123,10 @@ def run(main):
 
 
 def check_pipelines():
-    """Refuses to work where another package `pipelines` hides that of kseg.
+    """Checks that no other package named `pipelines` shadows that of kseg.
 
     Raises:
-        UserError: if `import pipelines` does not find the package that lies beside kseg.
+        UserError: if `import pipelines` does not find the package next to kseg.
     """
     from kseg.errors import UserError
 
@@ -142,10 +142,10 @@ def check_pipelines():
 
 
 def file_problem(error):
-    """Names the file that an error is about, and the reason; None for other kinds of error.
+    """Describes the file and the reason of a file error; returns None for other errors.
 
     Args:
-        error: exception, Python's or TensorFlow's.
+        error: exception from Python or TensorFlow.
 
     Returns:
         str, `<path>: <reason>`.
@@ -162,13 +162,13 @@ def file_problem(error):
     match = re.search(rf"([^\s:;][^;\n]*); ({'|'.join(map(re.escape, reasons))})", str(error))
     if match is None:
         return None
-    # Before the path may stand the operation that failed.
+    # The path may be preceded by the name of the failed operation.
     path = re.split(r"(?:: |\}\} ?)(?=[./]|\w+://)", match[1])[-1]
     return final_name(f"{path}: {match[2]}")
 
 
 def check_classes(names, manifest):
-    """Refuses data whose classes are not those of the model, in the same order."""
+    """Rejects data whose classes are not those of the model in the same order."""
     from kseg.errors import UserError
 
     others = manifest.class_names
@@ -190,7 +190,7 @@ def _stop(error):
 
 
 def _end(line, code):
-    """Ends the process; not by `sys.exit`, which would wait for pending reads."""
+    """Ends the process without `sys.exit`, which would wait for pending reads."""
     print(line, file=sys.stderr, flush=True)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()

@@ -76,13 +76,14 @@ def convert(
     """Loads published weights into a network and writes them as Keras weights.
 
     Args:
-        source: a file, `hf://owner/name[@revision][/file]`, or `keras_cv://preset`.
+        source: path of a file, `hf://owner/name[@revision][/file]`, or `keras_cv://preset`.
         output: file to write, `*.weights.h5`.
-        backbone: str, name of a backbone; or give `config`.
-        config: JSON file or name of an experiment: its whole network, or as far as it is loaded.
+        backbone: str, name of a backbone; alternative to `config`.
+        config: JSON file or name of an experiment. Its whole network is written, or only the
+            backbone if the source has no weights for the rest.
         overrides: strings `"key=value"`: arguments of the backbone, or keys of the config.
         backbone_only, ignore, allow_missing: as for `kseg.weights.load_weights`.
-        overwrite: bool, replace a file that exists.
+        overwrite: bool, whether to replace an existing file.
 
     Returns:
         `kseg.weights.LoadReport`.
@@ -100,7 +101,7 @@ def convert(
 
 
 def _convert(options):
-    """Converts what the options name; returns the report."""
+    """Converts weights according to the options and returns the `LoadReport`."""
     from kseg import files
     from kseg.errors import UserError
     from kseg.progress import Progress
@@ -141,7 +142,7 @@ def _convert(options):
 
 
 def backbone_builder(options):
-    """Checks the backbone that the command line names; returns a function that builds it."""
+    """Checks the backbone named on the command line; returns a function that builds it."""
     from kseg.config.schema import backbone_names
     from kseg.errors import UserError
 
@@ -164,7 +165,7 @@ def backbone_builder(options):
 
 
 def parse_override(text):
-    """Splits `key=value`; the value is JSON, or else a plain string."""
+    """Splits `key=value`; the value is parsed as JSON, or else kept as a string."""
     from kseg.errors import UserError
 
     key, separator, value = text.partition("=")
@@ -177,12 +178,12 @@ def parse_override(text):
 
 
 def segmenter_builder(options):
-    """Reads a config; returns a function that builds its network, without projectors."""
+    """Reads a config; returns a function that builds its network without projectors."""
     from kseg import config as config_module
     from pipelines import datasets, read_manifest
 
     config = config_module.load(options.config, options.overrides)
-    if config.data.dataset == "folder":  # Only the prepared data knows its classes.
+    if config.data.dataset == "folder":  # The classes are known only from the prepared data.
         known = read_manifest(config.data.folder)
     else:
         known = datasets.get(config.data.dataset).taxonomy()
@@ -198,7 +199,10 @@ def segmenter_builder(options):
 
 
 def loaded_part(segmenter, report):
-    """The segmenter, or its backbone if nothing else was loaded: no random weights are written."""
+    """Returns the segmenter, or only its backbone if nothing else was loaded.
+
+    This way no random weights are written.
+    """
     from kseg.backbones import Backbone
 
     backbone = next(layer for layer in segmenter.layers if isinstance(layer, Backbone))
@@ -207,13 +211,13 @@ def loaded_part(segmenter, report):
 
 
 def describe(model):
-    """Describes a network: its name and size."""
+    """Describes a network by its name and size."""
     values = sum(math.prod(weight.shape) for weight in model.weights)
     return f"{model.name}, {len(model.weights)} weights, {values / 1e6:.2f} M values"
 
 
 def save(model, output):
-    """Writes the weights: a killed run leaves the old file or the new one."""
+    """Writes the weights atomically: a killed run leaves either the old file or the new one."""
     from kseg import files
 
     with files.replace_file(output) as new:

@@ -1,6 +1,7 @@
-"""The prepared data of an experiment, as the training loop takes it.
+"""Prepared data of an experiment, in the form that the training loop takes.
 
-The only place where the training command meets `pipelines`: the loop knows functions to batches.
+The only module of the training command that uses `pipelines`: the training loop itself receives
+functions that return batches.
 """
 
 import dataclasses
@@ -15,12 +16,12 @@ from pipelines.manifest import split_ratios
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentData:
-    """The data of an experiment's config.
+    """Data of an experiment's config.
 
     Attributes:
-        config: `kseg.config.Experiment`, with `train.epochs` as steps.
+        config: `kseg.config.Experiment`, with `train.epochs` converted to steps.
         manifest: `pipelines.manifest.Manifest` of `data.folder`.
-        classes: `kseg.classes.Classes`, with the training images and pixels of each class.
+        classes: `kseg.classes.Classes`, with the number of training images and pixels per class.
     """
 
     config: Any
@@ -29,14 +30,14 @@ class ExperimentData:
 
     @classmethod
     def open(cls, config):
-        """Opens the data of a config; the embedded synthetic set is prepared on first use.
+        """Opens the data of a config; prepares the built-in synthetic data set on first use.
 
         Args:
             config: `kseg.config.Experiment`.
 
         Raises:
-            pipelines.DataError: if the folder holds no records, another data set than the config
-                names, or not the splits or classes that it names.
+            pipelines.DataError: if the folder holds no records, or its data set, splits or classes
+                are not those named in the config.
             kseg.config.ConfigError: if the steps of `train.epochs` do not fit the config.
             UserError: if an augmentation cannot be imported, or class weights do not fit.
         """
@@ -62,13 +63,13 @@ class ExperimentData:
         return opened
 
     def identity(self):
-        """Identity of the prepared data, to detect a change in the same folder: JSON-able dict.
+        """Returns the identity of the prepared data, which reveals changes in the same folder.
 
         Returns:
-            dict with `dataset`, `classes` (names), `value_range` (of deep images, see
-            `pipelines.manifest.Manifest`), and `splits`: for those of training and that of
-            evaluation `images` (their number), `pixels` (of each class, then of the ignored ones)
-            and `content` (a hash of all images and masks).
+            JSON-able dict with `dataset`, `classes` (names), `value_range` (of deep images, see
+            `pipelines.manifest.Manifest`), and `splits`: for each training split and the
+            evaluation split, `images` (number of images), `pixels` (of each class, then of ignored
+            pixels) and `content` (a hash of all images and masks).
         """
         splits = {}
         for name in (*self.config.data.train_splits, self.config.data.eval_split):
@@ -76,7 +77,7 @@ class ExperimentData:
             splits[name] = {
                 "images": split.num_images,
                 "pixels": split.pixels,
-                # Manifests of earlier versions know only what the records were made from.
+                # Manifests of earlier versions record only the sources of the records.
                 "content": split.content or self.manifest.fingerprint,
             }
         return {
@@ -87,15 +88,15 @@ class ExperimentData:
         }
 
     def check_labels(self):
-        """Checks the numbers of labeled pixels, before anything is trained.
+        """Checks the numbers of labeled pixels before training.
 
         Returns:
-            list of str, warnings: a split that holds one class only, classes that are evaluated
-            but not trained.
+            list of str, warnings about splits with a single class and about classes that are
+            evaluated but not trained.
 
         Raises:
-            pipelines.DataError: if a split has no labeled pixel: no loss, or no score, can be
-                computed from it.
+            pipelines.DataError: if a split has no labeled pixel, so that no loss or score can be
+                computed.
         """
         names, warnings, present = self.manifest.class_names, [], {}
         for key in ("train_split", "eval_split"):
@@ -131,14 +132,14 @@ class ExperimentData:
         return warnings
 
     def rare_classes(self, key, section):
-        """The classes that a section of the config means by rare ones.
+        """Returns the rare classes as defined by a section of the config.
 
         Args:
-            key: str, the key of the section, for messages.
+            key: str, key of the section, for error messages.
             section: `kseg.config.schema.RareClasses` or None.
 
         Returns:
-            list of int; empty for None.
+            list of int, class indices; empty if `section` is None.
 
         Raises:
             pipelines.DataError: if a name is unknown, or no class is rare.
@@ -175,7 +176,7 @@ class ExperimentData:
         ]
 
     def training_batches(self, start_step, **part):
-        """The endless batches from a step on.
+        """Returns an endless data set of training batches, starting at a step.
 
         Args:
             start_step: int, step of the first batch.
@@ -184,7 +185,7 @@ class ExperimentData:
         Returns:
             `tf.data.Dataset`, see `pipelines.loader.training_dataset`.
         """
-        # Here: mistakes are found without Keras.
+        # Imported here, so that mistakes are found without importing Keras.
         from kseg.training.build import build_distortion
         from pipelines import loader
 
@@ -223,7 +224,7 @@ class ExperimentData:
         )
 
     def evaluation_batches(self):
-        """The evaluation split once, in order: see `pipelines.loader.evaluation_dataset`."""
+        """Reads the evaluation split once, in order: see `pipelines.loader.evaluation_dataset`."""
         from pipelines import loader
 
         data = self.config.data
