@@ -131,7 +131,7 @@ def parse_arguments(arguments=None):
 
 
 def _check(options, refuse):
-    """Refuses arguments that conflict or are out of range: calls `refuse(message)`."""
+    """Calls `refuse(message)` for arguments that conflict or are out of range."""
     if options.compare:
         allowed = ("compare", "split", "output", "resamples", "confidence", "seed")
         _only(refuse, options, allowed, "does not go with --compare")
@@ -201,33 +201,34 @@ def evaluate(
     cityscapes_ground_truth=None,
     submission=None,
 ):
-    """Scores a trained run or a SavedModel on a split of prepared data, and prints the table.
+    """Scores a trained run or a SavedModel on a split of prepared data and prints a table.
 
     Args:
-        run: folder of a run; or give `saved_model` and `data`.
-        saved_model: folder that `kseg.export` wrote.
+        run: folder of a run; alternative to `saved_model` and `data`.
+        saved_model: folder written by `kseg.export`.
         checkpoint: step, `"best"` or `"latest"`; None: `"best"`.
-        data: folder of prepared data; None: that of the run's config.
+        data: folder of prepared data; None: the one in the run's config.
         split: name of a split; None: `data.eval_split` of the run, `val` for a SavedModel.
-        batch_size: int, images or windows in a batch on each device; None: that of the config.
-        precision: name of a Keras dtype policy; None: that of the training.
-        output: path of the JSON file; None: in the run's folder, none for a SavedModel.
-        panels: int, images to draw beside their labels and errors; None: that of the config.
-        scales: floats, or `[]`: 0.5, 0.75, ... 2.0; None: the image as it is.
-        flip: bool, average over each image and its mirror image.
-        sliding_window: `(height, width)`, or `[]`: the crop size of the run; None: whole images.
-        overlap: float in [0, 1), of neighboring windows; None: a third.
-        boundary: float, width of the band of Boundary IoU as a part of the diagonal; None: not
-            computed.
+        batch_size: int, images or windows per batch on each device; None: as in the config.
+        precision: name of a Keras dtype policy; None: the one used in training.
+        output: path of the JSON file; None: in the run's folder; no file for a SavedModel.
+        panels: int, number of images to draw beside their labels and errors; None: as in the
+            config.
+        scales: floats; `[]`: 0.5, 0.75, ... 2.0; None: the original size only.
+        flip: bool, whether to average over each image and its mirror image.
+        sliding_window: `(height, width)`; `[]`: the crop size of the run; None: whole images.
+        overlap: float in [0, 1), overlap of neighboring windows; None: one third.
+        boundary: float, width of the Boundary IoU band as a fraction of the image diagonal; None:
+            Boundary IoU is not computed.
         cityscapes_ground_truth: folder `gtFine` for the official instance-weighted scores.
         submission: path of the zip file of label images for Cityscapes' server.
 
     Returns:
-        dict with `scores` (`kseg.evaluation.metrics.Scores`), `results` (dict, what the JSON file
-        holds), and `output`, the path of that file or None.
+        dict with `scores` (`kseg.evaluation.metrics.Scores`), `results` (dict, the content of the
+        JSON file), and `output` (the path of that file, or None).
 
     Raises:
-        UserError: if arguments do not go together, or the run, the data or a file cannot be used.
+        UserError: if arguments conflict, or the run, the data or a file cannot be used.
     """
     options = argparse.Namespace(
         **locals(), compare=None, resamples=None, confidence=None, seed=None
@@ -235,7 +236,7 @@ def evaluate(
     from kseg.errors import UserError, option
 
     def refuse(message):
-        # Written for the command line.
+        # These messages are worded for the command line.
         found = re.sub(r"--([a-z-]+)", lambda flag: option(flag[1].replace("-", "_")), message)
         raise UserError(found)
 
@@ -256,7 +257,7 @@ def evaluate(
 
 
 def _evaluate(options):
-    """Evaluates what the options name; returns the result of `evaluate`."""
+    """Evaluates the model named by the options; returns the result of `evaluate`."""
     import pipelines
     from kseg import files
     from kseg.evaluation import results
@@ -284,7 +285,7 @@ def _evaluate(options):
     parts = [split] if own else [manifest.dataset, split]
     parts += [] if checkpoint in (None, "best") else [checkpoint]
     output = output_file(options, "-".join([*parts, *modes(options)]))
-    # Before the work, of which nothing would be left.
+    # Checked before the evaluation, whose result would be lost otherwise.
     for file in filter(None, (output, options.submission)):
         files.check_file(file)
 
@@ -354,10 +355,10 @@ def _evaluate(options):
 
 
 def wrap(model, num_classes, options, crop_size, batch_size):
-    """Wraps the model for scales, mirroring and windows, as the options say.
+    """Wraps the model for the scales, mirroring and windows requested by the options.
 
     Returns:
-        `(model, settings)`: the settings as JSON holds them.
+        `(model, settings)`: the wrapped model, and the settings as a JSON-able dict.
     """
     from kseg.evaluation.scaled_views import SCALES, MultiScale
     from kseg.evaluation.sliding_window import SlidingWindow
@@ -376,7 +377,7 @@ def wrap(model, num_classes, options, crop_size, batch_size):
 
 
 def modes(options):
-    """Parts of the result's file name that describe scales, mirroring and windows."""
+    """Returns the parts of the file name that describe scales, mirroring and windows."""
     return [
         *(["sliding"] if options.sliding_window is not None else []),
         *(["ms"] if options.scales not in (None, [1.0]) else []),
@@ -385,7 +386,7 @@ def modes(options):
 
 
 def check_cityscapes(options, manifest):
-    """Refuses the official scores where they cannot be computed."""
+    """Rejects the options for official scores if these cannot be computed."""
     if not options.submission and not options.cityscapes_ground_truth:
         return
     from kseg.errors import UserError
@@ -401,7 +402,7 @@ def check_cityscapes(options, manifest):
 
 
 def label_images(options, manifest, batches, stack):
-    """The writer of predictions for Cityscapes, or None."""
+    """Returns a writer of predictions in the format of Cityscapes, or None."""
     if not options.submission and not options.cityscapes_ground_truth:
         return None
     from kseg import waiting
@@ -419,7 +420,7 @@ def label_images(options, manifest, batches, stack):
 
 
 def official_results(options, writer):
-    """Scores the written predictions by cityscapesscripts, and prints them."""
+    """Scores the written predictions with cityscapesscripts and prints the scores."""
     from kseg.evaluation.cityscapes import official
     from kseg.progress import Progress
 
@@ -474,7 +475,7 @@ def compare_runs(options):
 
 
 def evaluation_file(name, split):
-    """The JSON file that a name given to --compare means."""
+    """Finds the JSON file for an argument of --compare."""
     from kseg.runs import Run
 
     if pathlib.Path(name).suffix == ".json":
@@ -484,7 +485,7 @@ def evaluation_file(name, split):
 
 
 def output_file(options, name):
-    """Path of the scores, or None; `name` is that of the default file."""
+    """Returns the path of the scores, or None; `name` is the default file name."""
     if options.output:
         return pathlib.Path(options.output)
     if not options.run:
@@ -493,7 +494,7 @@ def output_file(options, name):
 
 
 def write_events(folder, checkpoint, evaluation, classes, more):
-    """Writes TensorBoard events at the checkpoint's step, in place of earlier ones."""
+    """Writes TensorBoard events at the checkpoint's step, replacing earlier ones."""
     import tensorflow as tf
 
     from kseg import files
@@ -507,7 +508,7 @@ def write_events(folder, checkpoint, evaluation, classes, more):
 
 
 def draw(folder, evaluation, classes):
-    """Writes a panel for each example and the confusion matrix, in place of earlier ones."""
+    """Writes a panel for each example and the confusion matrix, replacing earlier ones."""
     from kseg.evaluation import drawing
 
     for old in folder.glob("panel-*.png"):

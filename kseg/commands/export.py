@@ -83,19 +83,21 @@ def export(
         run: folder of a run.
         output: folder or file to write.
         checkpoint: `"best"`, `"latest"` or a step.
-        precision: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`, of the network; None: that
-            of its training.
-        format: `"saved_model"`, `"tflite"` or `"onnx"`; None: by the ending of `output`.
-        size: `(height, width)` of images; None: for LiteRT the crop of the training, for ONNX any.
-        check: image or folder of images on which what was written is compared; None: no check.
-        overwrite: bool, replace what is there.
+        precision: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`, precision of the network;
+            None: the one used in training.
+        format: `"saved_model"`, `"tflite"` or `"onnx"`; None: chosen by the suffix of `output`.
+        size: `(height, width)` of the images; None: the training crop for LiteRT, any size for
+            ONNX.
+        check: image or folder of images on which the exported model is compared with the original;
+            None: no check.
+        overwrite: bool, whether to replace an existing file or folder.
 
     Returns:
-        `pathlib.Path`, what was written; `kseg.load` reads it.
+        `pathlib.Path` of the exported model, which `kseg.load` reads.
 
     Raises:
         UserError: if the run cannot be read, the output cannot be written, or the converter cannot
-            do this network.
+            handle this network.
     """
     for name, value in (("run", run), ("output", output)):
         checking.check_path(name, value)
@@ -124,10 +126,10 @@ def export(
 
 
 def _export(options):
-    """Exports what the options name."""
+    """Exports a run according to the options."""
     from kseg.runs import Run
 
-    # Before the work, of which nothing would be left.
+    # Checked before the export, whose result would be lost otherwise.
     check_options(options)
     run = Run.open(options.run)
     run.checkpoint(options.checkpoint)
@@ -157,7 +159,7 @@ def _export(options):
 
 
 def check_options(options):
-    """Refuses what cannot be exported, and a target that cannot be written."""
+    """Rejects options that cannot be exported and a target that cannot be written."""
     from kseg import files
     from kseg.errors import UserError
     from kseg.serving import checks
@@ -182,12 +184,12 @@ def check_options(options):
             checks.require("onnxruntime" if options.format == "onnx" else "ai_edge_litert")
         checks.check_file_target(output, options.overwrite)
         check = files.check_file
-    if pathlib.Path(options.run).is_dir():  # Else nothing will be written.
+    if pathlib.Path(options.run).is_dir():  # Otherwise nothing will be written.
         check(output)
 
 
 def export_portable(options, run, images):
-    """Writes one file for LiteRT or ONNX, in float32, and compares it on real images."""
+    """Writes a float32 file for LiteRT or ONNX and compares its logits on real images."""
     from kseg.progress import Progress
     from kseg.serving.litert import export_tflite
     from kseg.serving.onnx import export_onnx
@@ -212,7 +214,7 @@ def export_portable(options, run, images):
 
 
 def check_images(path, value_range):
-    """Reads the first 8 images of a file or folder: uint8 RGB arrays. Names what it cannot read."""
+    """Reads the first 8 images of a path as uint8 RGB arrays; reports those it cannot read."""
     from kseg.errors import UserError, option
     from pipelines import paths, pictures
     from pipelines.errors import DataError
@@ -243,7 +245,7 @@ def check_images(path, value_range):
 
 
 def compare_with_saved_model(options, segmenter, classes, images, size):
-    """Prints how far a file's logits are from those of a SavedModel of the same network."""
+    """Prints the difference between a file's logits and those of a SavedModel of the network."""
     import cv2
     import numpy as np
 
@@ -264,7 +266,7 @@ def compare_with_saved_model(options, segmenter, classes, images, size):
 
 
 def compare(images, expected, actual, progress):
-    """Describes the difference between the logits of two models, with `{}` for the first."""
+    """Describes the difference between two models' logits; `{}` stands for the first model."""
     import numpy as np
 
     from kseg.serving import portable

@@ -36,8 +36,8 @@ from kseg.commands import checking, console
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 _READ_AHEAD = 3  # Images that wait in memory.
-_SPARE = 1.5  # Of the estimated memory: what operations need besides their results.
-_MOST_LOST = 1000  # Frames in a row that cannot be read, before the video counts as ended.
+_SPARE = 1.5  # Factor on the estimated memory, for workspace of operations beyond their results.
+_MOST_LOST = 1000  # Consecutive unreadable frames after which the video is taken to have ended.
 
 
 def parse_arguments(arguments=None):
@@ -84,23 +84,23 @@ def main(arguments=None):
 
 
 def predict(model, source, output, *, checkpoint=None, value_range=None):
-    """Labels images or a video, and writes class numbers and overlays.
+    """Labels images or a video and writes class indices and overlays.
 
     Args:
-        model: what `kseg.export` wrote: a folder, or a file for LiteRT or ONNX; with `checkpoint`
-            the folder of a run.
+        model: path of a model written by `kseg.export`: a SavedModel folder, or a file for LiteRT
+            or ONNX; with `checkpoint`, the folder of a run.
         source: image, folder of images, or video.
-        output: folder to write.
-        checkpoint: `"best"`, `"latest"` or a step of a run; None: `model` is no run.
-        value_range: `(low, high)`, values that become black and white in images of more than 8
-            bits a channel; None: those of the training data.
+        output: folder to write to.
+        checkpoint: `"best"`, `"latest"` or a step of a run; None: `model` is not a run.
+        value_range: `(low, high)`, the values mapped to black and white in images of more than 8
+            bits per channel; None: those of the training data.
 
     Returns:
-        list of `pathlib.Path`, the written images of class numbers; of a video the overlay.
+        list of `pathlib.Path`, the written images of class indices; for a video, the overlay.
 
     Raises:
-        UserError: if something cannot be read or written, or some images could not be labeled;
-            the others are then.
+        UserError: if an input cannot be read or an output cannot be written, or some images could
+            not be labeled. The other images are still labeled.
     """
     for name, value in (("model", model), ("source", source), ("output", output)):
         checking.check_path(name, value)
@@ -155,16 +155,16 @@ def predict(model, source, output, *, checkpoint=None, value_range=None):
 
 
 def label_images(jobs, total, label, palette, value_range, unlabeled, output):
-    """Labels images; reading and writing overlap with the model's work.
+    """Labels images; reading and writing overlap with inference.
 
     Args:
         jobs: list of `(image, label_file, overlay_file)`.
-        total: int, how many images there are with those that are left out.
-        label: function from uint8 `(height, width, 3)` to class numbers `(height, width)`.
+        total: int, number of images, including skipped ones.
+        label: function from uint8 `(height, width, 3)` to class indices `(height, width)`.
         palette: list of `[red, green, blue]`.
         value_range: as for `pipelines.pictures.read`.
-        unlabeled: dict from image to the reason, to which those are added that fail.
-        output: folder, for the last line.
+        unlabeled: dict from a skipped image to the reason; images that fail are added.
+        output: folder, named in the last line of output.
     """
     import tensorflow as tf
 
@@ -179,7 +179,7 @@ def label_images(jobs, total, label, palette, value_range, unlabeled, output):
         try:
             written.result()
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:  # A full disk is one for all of them.
+            if error.errno != errno.ENAMETOOLONG:  # A full disk, for example, affects all images.
                 raise
             unlabeled[path] = "its name is too long for that of its overlay"
 
@@ -204,7 +204,7 @@ def label_images(jobs, total, label, palette, value_range, unlabeled, output):
                     reason = f"{image.shape[1]} x {image.shape[0]} pixels need more memory"
                 else:
                     writing.append((path, pool.submit(write, image, labels, *files)))
-                    if len(writing) > 4:  # No more pictures wait in memory than that.
+                    if len(writing) > 4:  # Limits the number of pictures waiting in memory.
                         finish(*writing.popleft())
                     timed += start is not None
                     start = start or time.perf_counter()  # The first call compiles.
@@ -222,7 +222,7 @@ def find_too_large(jobs, needs):
 
     Args:
         jobs: list of `(image, ...)`.
-        needs: as `load` gives it.
+        needs: as returned by `load`.
 
     Returns:
         dict from image to the reason.
@@ -233,7 +233,7 @@ def find_too_large(jobs, needs):
         return {}
     sizes = {image: pictures.size_of_file(image) for image, *_ in jobs}
     reasons = {}
-    # The largest first: what fits in after it needs no look.
+    # Largest first: once one fits, smaller ones need no check.
     for size in sorted({s for s in sizes.values() if s}, key=lambda s: -s[0] * s[1]):
         reason = too_large(size, needs)
         if reason is None:
@@ -246,7 +246,7 @@ def find_too_large(jobs, needs):
 
 
 def too_large(size, needs):
-    """The reason why an image of `(height, width)` cannot be labeled; None if it can."""
+    """Explains why an image of `(height, width)` cannot be labeled; returns None if it can."""
     from kseg.serving import memory
 
     shown = f"{size[1]} x {size[0]} pixels"
@@ -257,7 +257,7 @@ def too_large(size, needs):
         return None
     if needed == float("inf"):
         return f"{shown} are too many for this network: a map of features has over 2^31 elements"
-    # The image, its labels, and their colors over it.
+    # Bytes of the image, its labels, and its overlay.
     needed = _SPARE * needed + 16 * math.prod(size)
     if needed <= free:
         return None
@@ -265,7 +265,7 @@ def too_large(size, needs):
 
 
 def check_model(path):
-    """Refuses what cannot label images, as far as that shows without loading it.
+    """Rejects a path that is not a usable model, using only checks that need no loading.
 
     Args:
         path: `pathlib.Path`, as for `load`.
@@ -289,10 +289,10 @@ def load(path):
 
     Returns:
         `(label, palette, needs, value_range)`: function from a uint8 RGB array `(height, width,
-        3)` to class numbers, uint8 `(height, width)`; the colors of the classes; function from
-        `(height, width)` to the bytes of memory that the network needs for such an image, see
-        `kseg.serving.memory.estimate`, or None where that is unknown, as on a GPU; and the range of
-        deep images, or None, see `kseg.serving.export_saved_model`.
+        3)` to class indices, uint8 `(height, width)`; the colors of the classes; function from
+        `(height, width)` to the memory in bytes that the network needs for an image of that size,
+        see `kseg.serving.memory.estimate`, or None if unknown, as on a GPU; and the range of deep
+        images, or None, see `kseg.serving.export_saved_model`.
     """
     if path.is_file():
         from kseg.serving import portable
@@ -324,7 +324,7 @@ def load(path):
 
 
 def load_run(path, checkpoint):
-    """Loads the network of a run as `load` does, by way of a SavedModel of it.
+    """Loads the network of a run by way of a temporary SavedModel; see `load`.
 
     Args:
         path: folder of a run.
@@ -364,7 +364,7 @@ def plan_video(source, output):
     """Chooses the file to write for a video.
 
     Raises:
-        UserError: if it is the video itself, or the output is no folder.
+        UserError: if the file would be the source video itself, or the output is not a folder.
     """
     from kseg.errors import UserError
 
@@ -381,13 +381,13 @@ def label_video(source, target, label, palette, needs):
 
     Args:
         source: `pathlib.Path` of a video.
-        target: `pathlib.Path` of the `.mp4` to write; it is there only when it is complete.
-        label: function from uint8 `(height, width, 3)` to class numbers `(height, width)`.
+        target: `pathlib.Path` of the `.mp4` to write; the file appears only once it is complete.
+        label: function from uint8 `(height, width, 3)` to class indices `(height, width)`.
         palette: list of `[red, green, blue]`.
-        needs: as `load` gives it.
+        needs: as returned by `load`.
 
     Raises:
-        UserError: if the video cannot be read or written; or, when it is written, if frames of it
+        UserError: if the video cannot be read or written; or, after writing it, if some frames
             could not be read.
     """
     import cv2
@@ -399,7 +399,7 @@ def label_video(source, target, label, palette, needs):
     from kseg.progress import Progress
 
     capture = cv2.VideoCapture(str(source))
-    # Upright: what is the default depends on the version of OpenCV.
+    # Rotate frames upright: the default depends on the version of OpenCV.
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
     has_frame, frame = capture.read()
     if not has_frame:
@@ -432,7 +432,7 @@ def label_video(source, target, label, palette, needs):
                         f"A video must have one size. {source} has {width} x {height} at first, "
                         f"and frame {count + gap + 1} has {frame.shape[1]} x {frame.shape[0]}"
                     )
-                # So that what comes later stays in time.
+                # Keeps later frames in time.
                 for _ in range(gap):
                     writer.write(overlay)
                 lost, gap = lost + gap, 0
@@ -461,7 +461,7 @@ def label_video(source, target, label, palette, needs):
             f"{lost} of {count + lost} frames of {source} cannot be read. In {target} each repeats "
             "the one before"
         )
-    # Some formats only estimate how many frames there are.
+    # Some formats only estimate the number of frames.
     if promised > 1.02 * count + 1:
         raise UserError(
             f"{source} ends after {count} of {promised} frames: it is cut off or damaged there. "
@@ -470,14 +470,14 @@ def label_video(source, target, label, palette, needs):
 
 
 def frame_rate(rate):
-    """The frame rate to write, which MPEG-4 holds as a fraction of numbers below 65,536.
+    """Chooses the frame rate to write, which MPEG-4 stores as a fraction of 16-bit integers.
 
     Args:
-        rate: float, frames a second as the video tells, perhaps nonsense.
+        rate: float, frames per second according to the video; may be invalid.
 
     Returns:
-        `(rate, told)`: the nearest with few enough digits; and False if the video does not tell
-        one: 25.
+        `(rate, told)`: the nearest rate that can be written, and True; or 25 and False if the
+        video does not state a valid rate.
     """
     if not (math.isfinite(rate) and 0 < rate < 1 << 16):
         return 25.0, False
@@ -486,7 +486,7 @@ def frame_rate(rate):
 
 
 def plan(source, output):
-    """Finds the images and chooses the files to write.
+    """Finds the input images and chooses the output files.
 
     Args:
         source: `pathlib.Path` of an image or a folder.
@@ -496,7 +496,8 @@ def plan(source, output):
         list of `(image, label_file, overlay_file)`, sorted.
 
     Raises:
-        UserError: if there is no image, or a file to write is an input or that of two images.
+        UserError: if there is no image, an output file is also an input, or two images would be
+            written to the same file.
     """
     from kseg.errors import UserError
 
@@ -509,7 +510,7 @@ def plan(source, output):
     else:
         raise UserError(f"There is no image or folder {source}")
     if source.is_dir() and output.resolve() == source.resolve():
-        # The next call would take these labels for images.
+        # The next call would mistake these labels for input images.
         raise UserError(f"--output must be another folder than --input. Received: {output}")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file. Use a folder for --output")
@@ -538,7 +539,8 @@ def read(path, value_range=None):
         value_range: as for `pipelines.pictures.read`.
 
     Returns:
-        `(image, reason)`: uint8 RGB `(height, width, 3)` and None; or None, and why not.
+        `(image, reason)`: uint8 RGB `(height, width, 3)` and None; or None and the reason why the
+        image cannot be read.
     """
     from pipelines import paths, pictures
     from pipelines.errors import DataError
@@ -552,7 +554,7 @@ def read(path, value_range=None):
 
 
 def _is_animation(path):
-    """Returns True for a GIF of several frames."""
+    """Returns True for a GIF with several frames."""
     from PIL import Image
 
     if path.suffix.lower() != ".gif":
@@ -565,7 +567,7 @@ def _is_animation(path):
 
 
 def _is_image(path, source, output):
-    """Returns True for a file of the source folder to label: one that no earlier run wrote."""
+    """Returns True for an image in the source folder that no earlier prediction wrote."""
     parts = path.relative_to(source).parts
     hidden = any(part.startswith(".") for part in parts)
     inside = output.resolve() != source.resolve() and output.resolve() in path.resolve().parents

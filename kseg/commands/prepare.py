@@ -62,7 +62,7 @@ TITLES = {
     "supervisely": "a project of Supervisely: polygons, bitmaps",
     "yolo": "polygons of Ultralytics YOLO",
 }
-# The data sets that are drawn from annotations, and which area is seen where they overlap.
+# Data sets rendered from annotations, and the annotation that wins where several overlap.
 IMPORTERS = {
     "coco": "later",
     "cvat": "later",
@@ -71,7 +71,7 @@ IMPORTERS = {
     "supervisely": "later",
     "yolo": "smaller",
 }
-# Of one data set each; named as in its module.
+# Options of a single data set each, with the names used in its module.
 OPTIONS = (
     *("seed", "train_images", "val_images", "size", "encoding", "data_dir"),
     *("classes", "images", "labels", "split", "masks", "unknown"),
@@ -175,7 +175,7 @@ def parse_arguments(arguments=None):
 
 
 def add_importer_options(command, name):
-    """Adds the options of data sets that are drawn from annotations."""
+    """Adds the options of data sets that are rendered from annotations."""
     overlap = IMPORTERS[name]
     command.add_argument(
         "--overlap",
@@ -218,7 +218,7 @@ def add_split(command, when):
 
 
 def add_folders(command):
-    """Adds the options of the data set `folder` that name its folders."""
+    """Adds the options for the folders of the data set `folder`."""
     command.add_argument("--images", metavar="FOLDER", help="of the images, in the source")
     command.add_argument("--labels", metavar="FOLDER", help="of the masks, in the source")
 
@@ -241,7 +241,7 @@ def add_mask_options(command):
 
 
 def parse_splits(texts):
-    """`["train=0.8", "val=val.txt"]` as a dict; numbers are ratios."""
+    """Parses texts such as `["train=0.8", "val=val.txt"]` into a dict; numbers are ratios."""
     from pipelines import DataError
 
     splits = {}
@@ -259,7 +259,7 @@ def parse_splits(texts):
 
 
 def parse_files(texts):
-    """`["train=a.json", "val=b.json"]` as a dict."""
+    """Parses texts such as `["train=a.json", "val=b.json"]` into a dict."""
     from pipelines import DataError
 
     files = {}
@@ -274,7 +274,7 @@ def parse_files(texts):
 
 
 def quality(text):
-    """Parses the quality of JPEGs, 1 to 100."""
+    """Parses a JPEG quality, an int from 1 to 100."""
     value = int(text)
     if not 1 <= value <= 100:
         raise argparse.ArgumentTypeError(f"must be 1 to 100, not {value}")
@@ -284,7 +284,7 @@ def quality(text):
 def main(arguments=None):
     """Runs the command and returns its exit code."""
     arguments = parse_arguments(arguments)
-    # Nothing here needs an accelerator, and a training may be using it.
+    # Preparation needs no accelerator, which a training process may be using.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     import pipelines
     from pipelines import beam, data_report, paths
@@ -330,7 +330,7 @@ def main(arguments=None):
 
 
 def prepare(dataset, source=None, output=None, **options):
-    """Prepares a data set, and prints its report.
+    """Prepares a data set and prints its report.
 
     Args:
         dataset: str, its name, such as `"camvid"` or `"folder"`.
@@ -340,7 +340,8 @@ def prepare(dataset, source=None, output=None, **options):
         `pipelines.manifest.Manifest`.
 
     Raises:
-        pipelines.DataError: if the source is not what was expected, or the output cannot be made.
+        pipelines.DataError: if the source does not have the expected content, or the output cannot
+            be written.
     """
     import pipelines
     from pipelines import data_report
@@ -362,7 +363,7 @@ def prepare(dataset, source=None, output=None, **options):
 
 
 def show(summary, manifest):
-    """Prints a report, and where it is."""
+    """Prints a report and its path."""
     from pipelines import data_report
 
     print(data_report.as_text(summary))

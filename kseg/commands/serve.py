@@ -126,7 +126,7 @@ def run_server(app, host, port):
         port: int; 0: any free one.
 
     Raises:
-        UserError: if the address cannot be listened at.
+        UserError: if the server cannot listen on the address.
     """
     import uvicorn
 
@@ -137,7 +137,7 @@ def run_server(app, host, port):
     class Server(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self):
-            # The server's own way would end the process by the signal, after it has ended well.
+            # uvicorn itself would re-raise the signal after a clean shutdown, killing the process.
             before = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
             try:
                 yield
@@ -152,12 +152,12 @@ def run_server(app, host, port):
 
     try:
         listening = config.bind_socket()
-    except SystemExit:  # How uvicorn reports it, after a line of its own.
+    except SystemExit:  # Raised by uvicorn after logging the error itself.
         raise UserError(
             f"The address {host}:{port} is in use or not of this machine. Choose another --port or "
             "--host"
         ) from None
-    listening.listen(config.backlog)  # Requests may come as soon as the line is printed.
+    listening.listen(config.backlog)  # Requests may arrive as soon as the line is printed.
     address, number = listening.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     print(f"serving at http://{shown}:{number}/", flush=True)
@@ -169,13 +169,13 @@ def load(path, checkpoint, is_run):
     """Loads a network that labels batches.
 
     Args:
-        path: `pathlib.Path`, of a run, a SavedModel, or a file for LiteRT or ONNX.
+        path: `pathlib.Path` of a run, a SavedModel, or a file for LiteRT or ONNX.
         checkpoint: as for `kseg.runs.Run.checkpoint`; None: the best.
-        is_run: bool.
+        is_run: bool, whether `path` is the folder of a run.
 
     Returns:
-        `(label, classes, value_range)`: function as `kseg.serving.server.build_app` takes it,
-        `kseg.classes.Classes`, and the range of deep images or None.
+        `(label, classes, value_range)`: a function in the form that `kseg.serving.server.build_app`
+        takes, `kseg.classes.Classes`, and the range of deep images or None.
     """
     if is_run:
         from kseg.commands.predict import saved_run
@@ -189,14 +189,14 @@ def load(path, checkpoint, is_run):
 
 
 def batch_labeler(model):
-    """Returns a function from a batch of images to their classes and the probability of each.
+    """Returns a function from a batch of images to per-pixel classes and their probabilities.
 
     Args:
-        model: what `kseg.load` gives.
+        model: model as returned by `kseg.load`.
 
     Returns:
         function from uint8 `(batch, height, width, 3)` to uint8 and float32 arrays `(batch, height,
-        width)`. Images are resized to the size of a network that has one, the results back.
+        width)`. For a network of fixed image size, images are resized to it and the results back.
     """
     import numpy as np
 
@@ -221,7 +221,7 @@ def batch_labeler(model):
 
 
 def decode(content, max_pixels, value_range):
-    """Reads a picture for the server, as `kseg.commands.predict` does.
+    """Decodes a picture for the server in the same way as `kseg.commands.predict`.
 
     Raises:
         RejectedError: if it has too many pixels (413) or cannot be read (422).

@@ -36,29 +36,29 @@ def run_study(
     keep_runs=False,
     report=print,
 ):
-    """Trains what a study lacks and writes its table.
+    """Trains the missing runs of a study and writes its table.
 
     Args:
         path: the study's JSON file, see `kseg.studies.design.Study`.
         output: folder of the results; None: `studies/<name of the study>`.
-        arms: names of arms, or None: all.
-        seeds: ints, or None: those of the study.
-        part: `(i, n)`, 1 <= i <= n: this process makes every n-th run from the i-th on, and
-            writes a results file of its own. None: all runs.
-        ray: address of a Ray cluster (`"local"` starts one on this machine) on which the runs are
-            spread, one GPU each; needs the extra `ray`. None: one run after the other, here.
-        train: bool. False: only the table of what there is.
-        keep_runs: bool. The folders of finished runs, with their checkpoints, are kept.
-        report: function that takes a line of progress.
+        arms: names of arms; None: all.
+        seeds: ints; None: those of the study.
+        part: `(i, n)`, 1 <= i <= n: this process trains every n-th run, starting with the i-th, and
+            writes a separate results file. None: all runs.
+        ray: address of a Ray cluster (`"local"` starts one on this machine) over which the runs are
+            spread, one GPU each; needs the extra `ray`. None: one run after another, locally.
+        train: bool, whether to train. False: only the table of existing results.
+        keep_runs: bool, whether to keep the folders of finished runs with their checkpoints.
+        report: function called with each line of progress.
 
     Returns:
-        dict with `table`, the Markdown text; `files`, paths that were written; `finished` and
-        `missing`, lists of `(arm, seed)`.
+        dict with `table`, the Markdown text; `files`, the paths of the written files; `finished`
+        and `missing`, lists of `(arm, seed)`.
 
     Raises:
-        UserError: if the study, a config or the data is wrong, or runs failed; every other run is
-            made before.
-        Interrupted: after SIGINT or SIGTERM, with the state of the present run saved.
+        UserError: if the study, a config or the data is invalid; or if runs failed, after all other
+            runs have finished.
+        Interrupted: after SIGINT or SIGTERM, with the state of the current run saved.
     """
     plan = design.load_plan(path)
     chosen = plan.runs(arms, seeds)
@@ -96,7 +96,7 @@ def run_study(
 
 
 def _check_classes(plan, sources):
-    """The class names, which all arms must share."""
+    """Returns the class names, which must be the same for all arms."""
     names = sources[plan.baseline].class_names
     for arm, source in sources.items():
         if source.class_names != names:
@@ -108,7 +108,7 @@ def _check_classes(plan, sources):
 
 
 def _present(folder, plan, settings):
-    """The results that belong to the present configs and data.
+    """Reads the results that match the current configs and data.
 
     Returns:
         dict from `(arm, seed, backend)` to `kseg.studies.results.Result`.
@@ -130,7 +130,7 @@ def _present(folder, plan, settings):
 
 
 def _here(plan, missing, folder, settings, part, keep_runs, report, _):
-    """Makes runs one after the other, each in a process of its own."""
+    """Trains the runs one after another, each in a separate process."""
     failures = []
     for number, (arm, seed) in enumerate(missing, 1):
         report(f"[{number}/{len(missing)}] {arm}, seed {seed}")
@@ -148,12 +148,12 @@ def _here(plan, missing, folder, settings, part, keep_runs, report, _):
 
 
 def _train(experiment, run_folder):
-    """Trains and scores a run in a process of its own.
+    """Trains and scores a run in a separate process.
 
-    SIGINT and SIGTERM are passed on; the process then saves its state and ends.
+    SIGINT and SIGTERM are forwarded; the process then saves its state and exits.
 
     Returns:
-        `(code, error)`: its exit code and the last line that it wrote to stderr.
+        `(code, error)`: the exit code and the last line of stderr.
     """
     run_folder.mkdir(parents=True, exist_ok=True)
     config = run_folder / "study_config.json"
@@ -161,7 +161,7 @@ def _train(experiment, run_folder):
     log = run_folder / "stderr.txt"
     command = [sys.executable, "-m", "kseg.commands.study_run", str(config), str(run_folder)]
     with open(log, "w", encoding="utf-8") as errors:
-        # In a session of its own: Ctrl-C of a terminal reaches it once, through us.
+        # In a new session, so that Ctrl-C reaches the process only once, through this one.
         process = subprocess.Popen(command, stderr=errors, start_new_session=True)
         before = {}
 
@@ -187,7 +187,7 @@ def _train(experiment, run_folder):
 
 
 def _collect(plan, folder, arm, seed, settings, part, keep_runs):
-    """Adds a finished run to the results and deletes what is not needed any more."""
+    """Adds a finished run to the results and deletes files that are no longer needed."""
     from kseg.evaluation.image_counts import ImageCounts
 
     run_folder = folder / "runs" / design.run_name(arm, seed)
@@ -201,7 +201,7 @@ def _collect(plan, folder, arm, seed, settings, part, keep_runs):
 
 
 def _on_ray(plan, missing, folder, settings, part, keep_runs, report, address):
-    """Spreads runs over a Ray cluster; a run whose worker is lost is made again."""
+    """Spreads runs over a Ray cluster; a run whose worker is lost is repeated."""
     import ray
 
     local = address == "local"
@@ -211,7 +211,7 @@ def _on_ray(plan, missing, folder, settings, part, keep_runs, report, address):
         raise UserError(f"There is no Ray cluster at {address!r}: {error}") from None
     try:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-        # A process for each run: what TensorFlow holds of a GPU is given back with it.
+        # One process per run, because TensorFlow frees GPU memory only when its process exits.
         options = {"num_gpus": gpus, "num_cpus": 1, "max_retries": 3, "max_calls": 1}
         task = ray.remote(**options)(_train_on_worker)
         pending = {
@@ -241,13 +241,14 @@ def _on_ray(plan, missing, folder, settings, part, keep_runs, report, address):
 
 
 def _train_on_worker(config):
-    """Makes a run in the process of a Ray worker, which ends with it, in a scratch folder.
+    """Trains a run in a scratch folder, in a Ray worker process that exits afterwards.
 
     Args:
-        config: str, JSON of the experiment; its data must lie at the same path there.
+        config: str, JSON of the experiment; the worker must find its data at the same path.
 
     Returns:
-        `(error, files)`: a line, or None; and the content of the result's files by name.
+        `(error, files)`: a one-line message or None, and a dict from the name of each result file
+        to its content.
     """
     import tempfile
 
@@ -264,7 +265,7 @@ def _train_on_worker(config):
 
 
 def _write_tables(folder, plan, done, class_names):
-    """Writes the tables of each backend that has results."""
+    """Writes the tables for each backend with results."""
     from kseg.studies import tables
     from kseg.studies.statistics import summarize
 

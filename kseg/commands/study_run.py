@@ -1,7 +1,7 @@
-"""One run of a study, in a process of its own: `python -m kseg.commands.study_run CONFIG FOLDER`.
+"""One run of a study in a separate process: `python -m kseg.commands.study_run CONFIG FOLDER`.
 
-Trains, scores the last step and the best one, measures the features and what it all cost, and
-writes `result.json` and `counts.npz` into the folder.
+Trains, scores the last and the best step, measures the features and the cost, and writes
+`result.json` and `counts.npz` into the folder.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import pathlib
 import sys
 import time
 
-import kseg.quiet  # noqa: F401 - in a process of its own, TensorFlow is to be quiet too.
+import kseg.quiet  # noqa: F401 - silences TensorFlow in this separate process, too.
 from kseg.json_text import parse_json
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -19,10 +19,10 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 @dataclasses.dataclass(frozen=True)
 class DataDescription:
-    """Description of an arm's data, as a study needs it.
+    """Description of an arm's data for a study.
 
     Attributes:
-        fingerprint: str, of everything that the records were made from.
+        fingerprint: str, hash of everything that the records were made from.
         class_names: list of str.
     """
 
@@ -40,7 +40,7 @@ def data_of(config):
         `DataDescription`.
 
     Raises:
-        pipelines.DataError: as `kseg.commands.data.ExperimentData.open`.
+        pipelines.DataError: as in `kseg.commands.data.ExperimentData.open`.
     """
     from kseg.commands.data import ExperimentData
 
@@ -49,18 +49,18 @@ def data_of(config):
 
 
 def run(config_file, folder):
-    """Makes the run of a config.
+    """Trains and scores the run of a config.
 
     Args:
         config_file: JSON file of an experiment.
-        folder: the run's folder; a run that was stopped there is resumed.
+        folder: the run's folder; an interrupted run in it is resumed.
 
     Returns:
-        dict, the result's line without the names of study, arm and seed.
+        dict, the line of the results file without the names of study, arm and seed.
 
     Raises:
         kseg.errors.Interrupted: after SIGINT or SIGTERM.
-        UserError: if config or data are wrong or a loss is not finite.
+        UserError: if the config or the data is invalid, or a loss is not finite.
     """
     from kseg import config as config_module
     from kseg import files
@@ -99,7 +99,7 @@ def run(config_file, folder):
 
 
 def _score(run, checkpoint, data):
-    """Scores a checkpoint: `(scores, ImageCounts)`."""
+    """Scores a checkpoint; returns `(scores, ImageCounts)`."""
     from kseg.evaluation.evaluator import Evaluator
     from kseg.segmenters import inference_model
     from kseg.studies.statistics import scores_of
@@ -119,7 +119,7 @@ def _features(run, data):
 
 
 def _losses(run):
-    """Means of the loss terms over the last tenth of the steps that were logged."""
+    """Computes the means of the loss terms over the last tenth of the logged steps."""
     from kseg.analysis.curves import read_scalars
 
     means = {}
@@ -151,9 +151,9 @@ def _gpus(tf):
 
 
 class _Usage:
-    """Time and memory of a run over all the processes that trained it.
+    """Time and memory of a run, over all processes that trained it.
 
-    A process that was killed leaves no account of itself: the cost is then not known.
+    The cost is unknown if one of them was killed, because it could not record its usage.
     """
 
     def __init__(self, folder):
@@ -167,11 +167,11 @@ class _Usage:
         self._write(self._before)
 
     def add(self):
-        """Accounts for the training of this process."""
+        """Adds the usage of this process."""
         import resource
 
         used = resource.getrusage(resource.RUSAGE_SELF)
-        unit = 1 if sys.platform == "darwin" else 1024  # Bytes there, KiB elsewhere.
+        unit = 1 if sys.platform == "darwin" else 1024  # Bytes on macOS, KiB elsewhere.
         values = self._before
         values["ends"] += 1
         values["seconds"] += time.monotonic() - self._start
@@ -180,7 +180,7 @@ class _Usage:
         self._write(values)
 
     def cost(self):
-        """dict with `seconds`, `cpu_seconds` and `peak_memory_mb`, None where they are unknown."""
+        """Returns a dict of `seconds`, `cpu_seconds` and `peak_memory_mb`, None if unknown."""
         values = self._before
         known = values["starts"] == values["ends"]
         return {
@@ -197,7 +197,7 @@ class _Usage:
 
 
 def attempt(config_file, folder):
-    """Makes a run as `run` does; returns the one-line message of a user error, None without one.
+    """Calls `run`; returns the one-line message of a user error, or None.
 
     Raises:
         kseg.errors.Interrupted: after SIGINT or SIGTERM.
@@ -220,7 +220,7 @@ def attempt(config_file, folder):
 
 
 def main(arguments):
-    """Makes a run; a mistake of the user's is one line on stderr and exit code 2."""
+    """Calls `run`; reports a user error as one line on stderr, with exit code 2."""
     from kseg.commands import console
     from kseg.errors import Interrupted, name_options
 

@@ -42,20 +42,20 @@ def main(arguments=None):
 def train(config, *, run=None, overrides=(), restart=False):
     """Trains an experiment, evaluates its best weights and exports them.
 
-    Resumes a run that was stopped; of a finished one it computes the scores again. What it does is
-    printed. In a cluster (`TF_CONFIG`) every worker calls it.
+    Resumes an interrupted run; for a finished run, only computes the scores again. Prints its
+    progress. In a cluster (`TF_CONFIG`), every worker calls this function.
 
     Args:
-        config: path of a JSON file, name of a config that comes with kseg, or
+        config: path of a JSON file, name of a config that ships with kseg, or
             `kseg.config.Experiment`.
         run: folder of the run; None: `runs/<name of the config>`.
         overrides: strings `"key=value"`, see `kseg.config.load`; only with a file or name.
-        restart: bool, delete the run that is in the folder first.
+        restart: bool, whether to delete an existing run in the folder first.
 
     Returns:
         dict with `run` (`kseg.runs.Run`), `best_step` (int or None), `best_mean_iou` (float or
         None), `scores` (`kseg.evaluation.metrics.Scores` of the best weights), and the paths
-        `scores_file`, `panel` and `saved_model`; of a worker that is not the chief an empty dict.
+        `scores_file`, `panel` and `saved_model`. Workers other than the chief get an empty dict.
 
     Raises:
         UserError: if the config, the data or the folder cannot be used, or training fails.
@@ -83,7 +83,7 @@ def train(config, *, run=None, overrides=(), restart=False):
             "--restart is for one machine: here another may be reading already. Delete the folder "
             f"{folder} and start all workers without it"
         )
-    # In a cluster TensorFlow wants it before anything else; else mistakes are found before.
+    # In a cluster, TensorFlow requires the strategy first; otherwise mistakes are found earlier.
     strategy = build_strategy(config, cluster) if cluster else None
     if cluster is None or cluster.is_chief:
         files.check_contents(folder)
@@ -127,7 +127,7 @@ def _train(run, data, strategy, cluster, callbacks=None):
     if is_chief:
         print(describe_devices(strategy), flush=True)
     try:
-        if cluster:  # The chief has found nothing wrong.
+        if cluster:  # The chief has found no mistakes.
             check_agreement(strategy, cluster, run.agreement())
         result = loop.train(
             run,
@@ -155,7 +155,7 @@ def _train(run, data, strategy, cluster, callbacks=None):
 
 
 def _lost_workers():
-    """Errors of TensorFlow's where another machine is gone."""
+    """Returns the types of TensorFlow's errors when another machine is lost."""
     from tensorflow import errors
 
     return (
@@ -169,7 +169,7 @@ def _lost_workers():
 
 
 def finish(run, result, evaluation_batches, count):
-    """Evaluates the best weights on `count` images and exports them; prints their paths."""
+    """Evaluates the best weights on `count` images, exports them, and prints the paths."""
     from kseg import serving
     from kseg.evaluation import drawing, results
     from kseg.evaluation.evaluator import Evaluator
@@ -224,7 +224,7 @@ def dry_run(config, folder=None):
 
     Args:
         config: `kseg.config.Experiment`.
-        folder: of the run, which is neither read nor made; None: the default one.
+        folder: folder of the run, neither read nor created; None: the default.
     """
     from kseg.commands.data import ExperimentData
     from kseg.progress import Progress
