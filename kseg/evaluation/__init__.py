@@ -1,1 +1,1 @@
-"""Evaluation: predictions at full resolution, scores, comparisons, and pictures of them."""
+"""Evaluation: full-resolution predictions, scores, comparisons, and visualizations."""

@@ -1,4 +1,4 @@
-"""Boundary IoU, the agreement of predicted and true outlines."""
+"""Boundary IoU, the agreement between predicted and true outlines."""
 
 import cv2
 import numpy as np
@@ -8,23 +8,23 @@ from kseg.evaluation.image_counts import iou_of
 
 
 class BoundaryIou:
-    """Counts pixels near the outlines of classes, image after image.
+    """Accumulates Boundary IoU counts over batches of images.
 
     For each class only pixels within `d` of its outline count, separately in truth and prediction:
-    `|(G_d n G) n (P_d n P)| / |(G_d n G) u (P_d n P)|`, with `d` a share of the image's diagonal,
-    at least one pixel. Distances are those of a square (3 x 3 erosions), and the image's edge is an
-    outline, as in the authors' code. As in the IoU of a class, intersections and unions are first
-    summed over all images.
+    `|(G_d n G) n (P_d n P)| / |(G_d n G) u (P_d n P)|`, where `d` is a fraction of the image
+    diagonal, but at least one pixel. Distances are chessboard distances (3 x 3 erosions), and the
+    image border is an outline, as in the authors' code. As for the IoU of a class, intersections
+    and unions are first summed over all images.
 
-    Ignored pixels are of no class in truth and prediction alike, so their edge is an outline in
-    both: nothing is lost there that the prediction could not know.
+    Ignored pixels belong to no class in truth and prediction, so their border is an outline in
+    both. The prediction is not penalized for an outline there that it could not know.
 
     Source: Cheng et al., Boundary IoU, CVPR 2021, Sec. 4, with the boundary-iou-api.
 
     Args:
         num_classes: int, at most 255.
-        dilation_ratio: float in (0, 1), `d` as a share of the diagonal. The authors: 0.02 for
-            COCO; 0.005 for the larger and finer labeled images of Cityscapes.
+        dilation_ratio: float in (0, 1), `d` as a fraction of the diagonal. The authors use 0.02 for
+            COCO, and 0.005 for Cityscapes, whose images are larger and labeled more finely.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -42,8 +42,8 @@ class BoundaryIou:
         """Counts a batch.
 
         Args:
-            ids: names of the images, not used.
-            labels: int array `(batch, height, width)`; outside the classes = ignored.
+            ids: names of the images, unused.
+            labels: int array `(batch, height, width)`; values outside the classes are ignored.
             predictions: int array of the same shape.
         """
         for truth, predicted in zip(labels, predictions, strict=True):
@@ -57,25 +57,25 @@ class BoundaryIou:
 
     @property
     def iou(self):
-        """Boundary IoU of each class so far, float64 `(num_classes,)`; NaN where none occurs."""
+        """Boundary IoU of each class so far, float64 `(num_classes,)`; NaN for absent classes."""
         return iou_of(self._pixels)
 
 
 def near_outline(labels, distance):
-    """Finds the pixels within a distance of the outline of their own region.
+    """Finds the pixels within a given distance of the outline of their own region.
 
     Args:
         labels: uint8 array `(height, width)`.
         distance: int, 1 or more.
 
     Returns:
-        bool array `(height, width)`: where the square of `2 * distance + 1` pixels around holds
-        another label or leaves the image. One pass for all classes, because a square is of one
-        class if its least and its greatest label are equal.
+        bool array `(height, width)`, True where the surrounding square of side `2 * distance + 1`
+        contains another label or extends beyond the image. One pass serves all classes, because a
+        square has a single class if and only if its minimum and maximum label are equal.
     """
     square = np.ones((3, 3), "uint8")
     edge = {"iterations": distance, "borderType": cv2.BORDER_CONSTANT}
-    # What lies outside is below every other label and above every other one: never the same.
+    # Padding is below the minimum and above the maximum label, so it never equals a label.
     least = cv2.erode(labels, square, borderValue=0, **edge)
     greatest = cv2.dilate(labels, square, borderValue=255, **edge)
     return least != greatest

@@ -14,11 +14,12 @@ class Comparison:
     """Scores of two models on the same images; the last entry of each array is the mean IoU.
 
     Attributes:
-        first, second: float64 `(num_classes + 1,)`, the scores of both; NaN where a class occurs
-            neither in the truth nor in that prediction.
-        low, high: float64 `(num_classes + 1,)`, ends of the interval of `second - first`.
-        confidence: float, that of the interval.
-        resamples: int.
+        first, second: float64 `(num_classes + 1,)`, the scores of each model; NaN for a class that
+            occurs neither in the truth nor in the model's prediction.
+        low, high: float64 `(num_classes + 1,)`, ends of the confidence interval of
+            `second - first`.
+        confidence: float, confidence level of the interval.
+        resamples: int, number of bootstrap samples.
         seed: int.
         num_images: int.
     """
@@ -43,7 +44,7 @@ class Comparison:
         return (self.low > 0) | (self.high < 0)
 
     def to_dict(self, class_names):
-        """JSON-able dict; NaN becomes None."""
+        """Returns a JSON-able dict; NaN becomes None."""
         rows = {}
         columns = (self.first, self.second, self.difference, self.low, self.high)
         keys = ("first", "second", "difference", "low", "high")
@@ -61,7 +62,7 @@ class Comparison:
         }
 
     def table(self, class_names):
-        """A table for people, in percent; a star if the interval excludes 0."""
+        """Formats a table in percent; a star marks intervals that exclude 0."""
         width = display.name_columns([*class_names, "mean IoU"])
         header = f"{'class':{width}}       A       B   B - A   {100 * self.confidence:g} % interval"
         lines = [header]
@@ -77,41 +78,41 @@ class Comparison:
 
 
 def compare(first, second, *, confidence=0.95, resamples=1000, seed=0):
-    """Compares two models by a paired bootstrap over images: `bootstrap` of one run each.
+    """Compares two models by a paired bootstrap over images: `bootstrap` with one run each.
 
     Args:
         first, second: `ImageCounts` of the same images, in any order.
-        confidence, resamples, seed: as `bootstrap` takes them.
+        confidence, resamples, seed: as for `bootstrap`.
 
     Returns:
         `Comparison`.
 
     Raises:
-        UserError, ValueError: as `bootstrap` does.
+        UserError, ValueError: as in `bootstrap`.
     """
     return bootstrap([first], [second], confidence=confidence, resamples=resamples, seed=seed)
 
 
 def bootstrap(first, second, *, confidence=0.95, resamples=1000, seed=0):
-    """Compares two methods, each trained several times, by a paired bootstrap over images.
+    """Compares two methods, each with several training runs, by a paired bootstrap over images.
 
-    Images are drawn with replacement, the same ones for every run of both methods, and each run is
-    scored on all pixels of the draw; a method's score is the mean over its runs. The interval is
-    that of the percentiles of the difference. A draw in which a class does not occur is left out
-    of that class's interval. It generalizes to other images of the same kind, not to other
-    training seeds. Frames of one video resemble each other (CamVid's splits are
-    such): their interval is narrower than it should be.
+    Images are drawn with replacement, the same for every run of both methods, and each run is
+    scored on all pixels of the draw; a method's score is the mean over its runs. The result is the
+    percentile interval of the difference. Draws in which a class does not occur are excluded from
+    the interval of that class. The interval generalizes to other images of the same kind, but not
+    to other training seeds. It is too narrow if the images are correlated, such as frames of the
+    same video (as in CamVid).
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Ch. 13.
 
     Args:
-        first, second: lists of `ImageCounts`, a run each, of the same images in any order.
+        first, second: lists of `ImageCounts`, one per run, of the same images in any order.
         confidence: float in (0, 1).
-        resamples: int.
-        seed: int. The same seed gives the same interval.
+        resamples: int, number of bootstrap samples.
+        seed: int. The same seed yields the same interval.
 
     Returns:
-        `Comparison`; its scores are means over the runs of a method.
+        `Comparison`, with scores averaged over the runs of each method.
 
     Raises:
         UserError: if the images or the numbers of classes differ, or there are no images.
@@ -129,7 +130,7 @@ def bootstrap(first, second, *, confidence=0.95, resamples=1000, seed=0):
     times = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=resamples)
 
     def scores(runs):
-        """Scores of all images, and of each draw: the mean over runs."""
+        """Scores over all images and over each draw, averaged over the runs."""
         whole, drawn = [], []
         for counts in runs:
             pixels = counts.pixels[_pair(reference, counts)].astype("float64")
@@ -146,7 +147,7 @@ def bootstrap(first, second, *, confidence=0.95, resamples=1000, seed=0):
 
 
 def _pair(first, second):
-    """Indices of the first one's images in the second."""
+    """Finds the index in `second` of each image of `first`."""
     if first.pixels.shape[-1] != second.pixels.shape[-1]:
         raise UserError(
             "Only models of the same classes can be compared. Received: "
@@ -169,7 +170,7 @@ def _with_mean(iou):
 
 
 def _quantile(values, share):
-    """Quantiles of columns without NaN; NaN for columns of NaN only."""
+    """Computes column quantiles, ignoring NaN; NaN for columns with only NaN."""
     known = ~np.isnan(values).all(axis=0)
     quantiles = np.full(values.shape[1], np.nan)
     quantiles[known] = np.nanquantile(values[:, known], share, axis=0)

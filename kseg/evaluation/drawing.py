@@ -1,6 +1,6 @@
-"""Pictures of labels, predictions and scores, drawn with OpenCV.
+"""Visualizations of labels, predictions and scores, drawn with OpenCV.
 
-Colors are RGB, images uint8. Labels outside the palette, 255 among them, are ignored pixels.
+Colors are RGB, images uint8. Labels outside the palette, such as 255, mark ignored pixels.
 """
 
 import cv2
@@ -11,11 +11,11 @@ from kseg import display, files
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK, _PAPER, _FRAME = (35, 35, 40), (255, 255, 255), (150, 150, 150)
 _WRONG, _GAINED, _OTHER = (230, 30, 50), (20, 150, 80), (235, 165, 20)
-_HATCH = (225, 225, 225), (190, 190, 190)  # Ignored pixels: no class of any palette is striped.
+_HATCH = (225, 225, 225), (190, 190, 190)  # Stripes mark ignored pixels; no class is striped.
 _FULL = (8, 48, 107)  # The color of 100 % in a confusion matrix.
 _GAP = 8
 _MAX_LEGEND = 32
-_MAX_NAME = 260  # Pixels of a class name beside a confusion matrix.
+_MAX_NAME = 260  # Maximum width of a class name beside a confusion matrix, pixels.
 
 # Legend of `difference_map`.
 DIFFERENCES = [
@@ -33,7 +33,7 @@ def colorize(labels, palette):
         palette: list of `[red, green, blue]`, at most 255.
 
     Returns:
-        uint8 array, the shape of `labels` and 3.
+        uint8 array of shape `(*labels.shape, 3)`.
     """
     labels = np.asarray(labels)
     colors = np.concatenate(
@@ -43,7 +43,7 @@ def colorize(labels, palette):
 
 
 def overlay(image, labels, palette, opacity=0.5):
-    """Lays the colors of labels over an image; ignored pixels stay as they are.
+    """Blends the colors of labels into an image; ignored pixels are unchanged.
 
     Args:
         image: uint8 array `(height, width, 3)`.
@@ -90,8 +90,8 @@ def error_map(image, truth, prediction, num_classes):
 def difference_map(image, truth, first, second, num_classes):
     """Marks where two predictions differ, on a pale gray copy of the image.
 
-    Green: the second is right and the first is wrong; red: the other way round; amber: both are
-    wrong, in different ways. Ignored pixels are striped.
+    Green: only the second is right; red: only the first is right; amber: both are wrong, but
+    differ. Ignored pixels are striped.
 
     Args:
         image: uint8 array `(height, width, 3)`.
@@ -116,11 +116,11 @@ def difference_map(image, truth, first, second, num_classes):
 
 
 def heat_overlay(image, heat, opacity=0.6):
-    """Lays a heat map over an image.
+    """Blends a heat map into an image.
 
     Args:
         image: uint8 array `(height, width, 3)`.
-        heat: float array `(h, w)` in [0, 1], of any size: resized bilinearly to the image's.
+        heat: float array `(h, w)` in [0, 1], resized bilinearly to the size of the image.
         opacity: float in [0, 1].
 
     Returns:
@@ -149,22 +149,22 @@ def enlarge(picture, size):
 
 
 def colorize_truth(truth, palette):
-    """Colors labels, ignored pixels striped: uint8 array, the shape of `truth` and 3."""
+    """Colors labels as a uint8 array of shape `(*truth.shape, 3)`; ignored pixels are striped."""
     return _hatch(colorize(truth, palette), ~_known(truth, palette))
 
 
 def panel(rows, class_names, palette, *, width=320):
-    """Draws image, truth, prediction and errors side by side, a row an image, with a legend.
+    """Draws image, truth, prediction and errors side by side, one row per image, with a legend.
 
-    The corner of each error map shows the share of wrong pixels. The legend names the classes
-    that occur in these rows, the frequent ones first where there are too many.
+    The corner of each error map shows the fraction of wrong pixels. The legend names the classes
+    that occur in these rows; if there are too many, the most frequent come first.
 
     Args:
-        rows: list of `(image, truth, prediction)`: uint8 `(height, width, 3)`, and twice int
-            `(height, width)`.
+        rows: list of `(image, truth, prediction)`: uint8 `(height, width, 3)`, int `(height,
+            width)`, int `(height, width)`.
         class_names: list of str.
-        palette: list of `[red, green, blue]`, as long.
-        width: int, pixels of one picture.
+        palette: list of `[red, green, blue]`, one for each class name.
+        width: int, width of each picture in pixels.
 
     Returns:
         uint8 array `(panel_height, 4 * (width + 8) + 8, 3)`.
@@ -189,18 +189,18 @@ def panel(rows, class_names, palette, *, width=320):
 
 
 def comparison_panel(rows, run_names, class_names, palette, *, width=320):
-    """Draws image, truth, and the predictions of several runs side by side, a row an image.
+    """Draws image, truth, and the predictions of several runs side by side, one row per image.
 
     Each run after the first is followed by its differences from the first, see `difference_map`.
-    The corner of each prediction shows the share of wrong pixels.
+    The corner of each prediction shows the fraction of wrong pixels.
 
     Args:
         rows: list of `(image, truth, predictions)`: uint8 `(height, width, 3)`, int
             `(height, width)`, and for each run int `(height, width)`.
         run_names: list of str.
         class_names: list of str.
-        palette: list of `[red, green, blue]`, as long.
-        width: int, pixels of one picture.
+        palette: list of `[red, green, blue]`, one for each class name.
+        width: int, width of each picture in pixels.
 
     Returns:
         uint8 array `(panel_height, panel_width, 3)`.
@@ -243,7 +243,7 @@ def picture_grid(titles, rows, *, width=320):
     Args:
         titles: list of str, one for each column.
         rows: list of rows, each a list of uint8 arrays `(height, width, 3)` of one size.
-        width: int, pixels of one picture; they are resized to it.
+        width: int, pixels; every picture is resized to this width.
 
     Returns:
         uint8 array `(grid_height, grid_width, 3)`.
@@ -253,9 +253,9 @@ def picture_grid(titles, rows, *, width=320):
 
 
 def confusion_picture(matrix, class_names):
-    """Draws a confusion matrix: rows are the truth, and each row sums to 100 percent.
+    """Draws a confusion matrix, rows being the truth; each row sums to 100 percent.
 
-    Rows of classes without pixels are striped. Numbers are left out where cells are small.
+    Rows of classes without pixels are striped. Numbers are omitted if the cells are too small.
 
     Args:
         matrix: int array `(num_classes, num_classes)`.
@@ -269,7 +269,7 @@ def confusion_picture(matrix, class_names):
     font = 0.42 if cell >= 18 else 0.3
     totals = matrix.sum(axis=1, keepdims=True)
     shares = matrix / np.maximum(totals, 1)
-    depth = np.sqrt(shares)[..., None]  # The root shows small shares.
+    depth = np.sqrt(shares)[..., None]  # The square root makes small values visible.
     colors = ((1 - depth) * _PAPER + depth * _FULL).round().astype("uint8")
     grid = colors.repeat(cell, axis=0).repeat(cell, axis=1)
     empty = np.broadcast_to(totals == 0, matrix.shape)
@@ -278,7 +278,7 @@ def confusion_picture(matrix, class_names):
 
     class_names = [_cut(name, _MAX_NAME, font) for name in class_names]
     names = 14 + max(_text_width(name, font) for name in class_names)
-    axis = 24  # The strips that say "truth" and "prediction".
+    axis = 24  # Size of the strips labeled "truth" and "prediction".
     corner = axis + names
     extent = corner + count * cell
     picture = _blank(extent + _GAP, extent + _GAP)
@@ -289,7 +289,7 @@ def confusion_picture(matrix, class_names):
     for i, name in enumerate(class_names):
         start = axis + names - 7 - _text_width(name, font)
         _write(rows, name, (start, i * cell + baseline), font)
-    # Columns stand upright: written as rows, then turned.
+    # Column names are vertical: drawn as rows, then rotated.
     columns = _blank(count * cell, corner)
     for i, name in enumerate(class_names):
         _write(columns, name, (7, i * cell + baseline), font)
@@ -328,7 +328,7 @@ def write_png(path, picture):
     """Writes a picture; an existing file is replaced atomically.
 
     Args:
-        path: file; its folder is made.
+        path: path of the file; its folder is created if missing.
         picture: uint8 array `(height, width, 3)` RGB or `(height, width)`.
 
     Raises:
@@ -350,14 +350,14 @@ def _check_sizes(**arrays):
 
 
 def _hatch(picture, mask):
-    """Stripes a picture where a mask is true."""
+    """Draws stripes on a picture where a mask is True."""
     rows, columns = np.indices(mask.shape)
     stripes = np.array(_HATCH, "uint8")[(rows + columns) // 4 % 2]
     return np.where(mask[..., None], stripes, picture)
 
 
 def _pale(image):
-    """A pale gray copy, for marks to stand out on."""
+    """Returns a pale gray copy, on which marks stand out."""
     grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     return np.repeat((150 + 0.4 * grey).astype("uint8")[..., None], 3, axis=-1)
 
@@ -369,13 +369,13 @@ def _share_wrong(truth, prediction, palette):
 
 
 def _fit(image, maps, width):
-    """Brings an image and label maps to a width."""
+    """Resizes an image and its label maps to a width."""
     size = width, max(1, round(image.shape[0] * width / image.shape[1]))
     return _resize(image, size), [_resize_labels(labels, size) for labels in maps]
 
 
 def _grid(titles, rows, legend, width):
-    """Pictures of one width under their titles, above a legend."""
+    """Arranges pictures of equal width under their titles, above a legend."""
     full_width = len(titles) * (width + _GAP) + _GAP
     header = _blank(26, full_width)
     for i, title in enumerate(titles):
@@ -427,7 +427,7 @@ def _legend_entries(rows, names, palette):
 
 
 def _legend(entries, left_out, width):
-    """Names beside squares of their colors, wrapped into lines."""
+    """Draws names beside squares of their colors, wrapped into lines."""
     lines, x = [[]], _GAP
     for name, color in entries:
         name = _cut(name, width - 2 * _GAP - 36, 0.45)
@@ -451,7 +451,7 @@ def _legend(entries, left_out, width):
 
 
 def _tag(picture, text):
-    """Writes into the corner of a picture, on a plate."""
+    """Writes a text on a plate in the corner of a picture."""
     width = _text_width(text, 0.45) + 10
     if picture.shape[0] > 20 and picture.shape[1] > width:
         picture[:20, :width] = _PAPER

@@ -1,7 +1,7 @@
-"""Evaluation of a model on a dataset, at full label resolution.
+"""Evaluation of a model on a data set, at full label resolution.
 
-`kseg.evaluation.sliding_window` and `kseg.evaluation.scaled_views` wrap models: the
-model of an `Evaluator` may be wrapped in one of them, or in both.
+The model of an `Evaluator` may be wrapped by `kseg.evaluation.sliding_window`,
+`kseg.evaluation.scaled_views`, or both.
 """
 
 import dataclasses
@@ -20,16 +20,17 @@ from kseg.evaluation.metrics import Scores, confusion_matrices
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation.
+    """Result of an evaluation.
 
     Attributes:
         scores: `Scores` over the whole data set.
         num_images: int.
-        images_per_second: float, the compiling first call left out; NaN if there is only one.
+        images_per_second: float, without the first call, which compiles; NaN if there is only one
+            call.
         examples: list of `(image, truth, prediction)`, arrays, spread over the data set.
         image_counts: `ImageCounts` of each image.
         losses: dict from the name of a loss to float, its mean over the labeled pixels of the
-            batches; NaN if there are none. Empty if the evaluator has no losses.
+            batches; NaN if there are no labeled pixels. Empty if the evaluator has no losses.
     """
 
     scores: Scores
@@ -40,7 +41,7 @@ class Evaluation:
     losses: dict = dataclasses.field(default_factory=dict)
 
     def to_dict(self, class_names, **more):
-        """JSON-able dict: number of images, speed (None if unknown) and scores.
+        """Returns a JSON-able dict of the number of images, speed (None if unknown) and scores.
 
         Args:
             class_names, **more: as for `Scores.to_dict`.
@@ -54,25 +55,25 @@ class Evaluation:
 
 
 class Evaluator:
-    """Evaluates one model repeatedly, compiled once for all image sizes.
+    """Evaluates a model any number of times, compiled once for all image sizes.
 
     Args:
         model: keras model from images, uint8 `(batch, height, width, 3)`, to float logits
-            `(batch, height, width, num_classes)` of the same size; any callable with a `training`
-            argument. Nothing in it is changed.
+            `(batch, height, width, num_classes)` of the same size; or any callable with a
+            `training` argument. The model is not modified.
         num_classes: int, at most 255.
         losses: dict from a name to a function of (labels, outputs) to a float32 scalar, as
-            `kseg.training.trainer.SegmentationTrainer` takes them, of the output `logits` alone. A
-            loss is computed for each batch and weighted by the batch's labeled pixels; so one that
-            is a mean over pixels, such as cross-entropy without class weights, becomes the mean
-            over the pixels of the data set. None: none.
+            `kseg.training.trainer.SegmentationTrainer` takes them, which may use only the output
+            `logits`. A loss is computed for each batch and weighted by the batch's labeled pixels,
+            so that a mean over pixels, such as cross-entropy without class weights, becomes the
+            mean over the pixels of the data set. None: no losses.
         strategy: `tf.distribute.Strategy` on one host, in whose scope the model was built; or
-            None. Each replica takes whole batches, so any number of batches, of any sizes, gives
-            the answer of one replica.
+            None. Each replica takes whole batches, so the result equals that of one replica for any
+            number and size of batches.
 
     Raises:
-        ValueError: at the first call, if the model returns another number of classes, or logits of
-            another size than the labels.
+        ValueError: at the first call, if the number of classes of the model is not `num_classes`,
+            or the logits differ in size from the labels.
 
     Example:
         >>> import keras, numpy as np, tensorflow as tf
@@ -101,8 +102,8 @@ class Evaluator:
             sums = _loss_sums(losses or {}, labels, logits, num_classes)
             return tf.reduce_sum(matrices, 0), sums, tf.stack(parts, 1), predictions
 
-        # Each replica picks its batch from lists that all see: unlike per-replica values, lists
-        # can have a signature that leaves the sizes open.
+        # All replicas get the same lists, and each picks its batch. Unlike per-replica values,
+        # lists can have a signature with unknown sizes.
         @tf.function(
             input_signature=[
                 [tf.TensorSpec((None, None, None, 3), "uint8")] * self._num_replicas,
@@ -124,16 +125,16 @@ class Evaluator:
         self._count = count_on_replicas
 
     def __call__(self, dataset, *, num_examples=0, progress=None, consumers=()):
-        """Evaluates.
+        """Evaluates the model on a data set.
 
         Args:
             dataset: batches `{"image": uint8 (batch, height, width, 3), "label": int (batch,
                 height, width), "id": string (batch,)}`, 255 = ignored; sizes may differ between
                 batches. Without ids, images are numbered.
-            num_examples: int, number of examples to return, at most one from each image.
-            progress: function or None, called with the number of images done so far.
-            consumers: functions that are called with each batch in turn: `(ids, labels,
-                predictions)`, a list of str and two arrays `(batch, height, width)`.
+            num_examples: int, number of examples to return, at most one per image.
+            progress: function or None, called with the number of images processed so far.
+            consumers: functions called with each batch in order: `(ids, labels, predictions)`, a
+                list of str and two arrays `(batch, height, width)`.
 
         Returns:
             `Evaluation`.
@@ -147,7 +148,7 @@ class Evaluator:
             images = [batch["image"] for batch in batches]
             labels = [tf.cast(batch["label"], "int32") for batch in batches]
             missing = self._num_replicas - len(batches)
-            # A replica without a batch repeats one of which every pixel is ignored.
+            # A replica without a batch gets a copy of one in which every pixel is ignored.
             counted, sums, of_images, predictions = self._count(
                 images + images[:1] * missing,
                 labels + [tf.fill(tf.shape(labels[0]), self._num_classes)] * missing,
@@ -190,10 +191,10 @@ def predict(model, images, num_classes):
         num_classes: int, at most 255.
 
     Returns:
-        uint8 tensor `(batch, height, width)` of class numbers.
+        uint8 tensor `(batch, height, width)` of class indices.
 
     Raises:
-        ValueError: if the model gives another number of classes.
+        ValueError: if the number of classes of the model is not `num_classes`.
     """
     return _labels_of(_logits(model, images, num_classes))
 
@@ -209,7 +210,7 @@ def _labels_of(logits):
 
 
 def _loss_sums(losses, labels, logits, num_classes):
-    """The number of labeled pixels, and each loss times this number: float32 `(1 + losses,)`."""
+    """Computes the number of labeled pixels, then each loss times it: float32 `(1 + losses,)`."""
     valid = tf.logical_and(labels >= 0, labels < num_classes)
     count = tf.reduce_sum(tf.cast(valid, "float32"))
     if not losses:
@@ -231,7 +232,7 @@ def check_logits(logits, num_classes):
 
 
 def _ids(batch, first):
-    """Names of the images of a batch; `first` is the number of the first one."""
+    """Names the images of a batch; `first` is the number of the first one."""
     if "id" in batch:
         return [name.decode() for name in batch["id"].numpy()]
     return [str(first + i) for i in range(batch["image"].shape[0])]
@@ -250,7 +251,7 @@ def _groups(dataset, size):
 
 
 def _spread(count, num_batches):
-    """Spreads examples: a dict from batch index to relative positions in the batch, in [0, 1)."""
+    """Spreads examples: returns a dict from batch index to relative positions in [0, 1)."""
     chosen = {}
     for i in range(count):
         batch, fraction = divmod((i + 0.5) * num_batches / count, 1)

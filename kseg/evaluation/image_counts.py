@@ -12,28 +12,29 @@ from kseg.weights.archive import reporting_damage
 
 @dataclasses.dataclass(frozen=True)
 class ImageCounts:
-    """Pixels of each class in each image of a split.
+    """Pixel counts of each class in each image of a split.
 
     Attributes:
         ids: list of str, one for each image.
-        pixels: int64 `(images, 3, num_classes)`: pixels of a class that are predicted right, that
-            are of it in the truth, and that are of it in the prediction. Ignored ones are left out.
+        pixels: int64 `(images, 3, num_classes)`: for each class, the number of correctly predicted
+            pixels, of its pixels in the truth, and of its pixels in the prediction. Ignored pixels
+            are not counted.
     """
 
     ids: list
     pixels: np.ndarray
 
     def save(self, path):
-        """Writes an `.npz` file, a few bytes for each class that occurs in an image."""
+        """Writes an `.npz` file of a few bytes for each class that occurs in an image."""
         with files.replace_file(path) as new, open(new, "wb") as file:
             np.savez_compressed(file, ids=np.array(self.ids, str), pixels=self.pixels)
 
     @classmethod
     def load(cls, path):
-        """Reads what `save` wrote.
+        """Reads a file written by `save`.
 
         Raises:
-            UserError: if there is no such file, or it is damaged.
+            UserError: if the file is missing or damaged.
         """
         if not os.path.exists(path):
             raise UserError(f"There is no {path}. Evaluate with `kseg evaluate`, which writes it")
@@ -46,11 +47,12 @@ class ImageCounts:
 
 
 def intersection_over_union(hits, truth, predicted):
-    """Intersection over union, on float64 arrays.
+    """Computes intersection over union from float64 counts.
 
     Args:
-        hits: float64 array, pixels of a class that are predicted right.
-        truth, predicted: of the same shape, pixels of the class in the truth, in the prediction.
+        hits: float64 array, number of correctly predicted pixels of a class.
+        truth, predicted: float64 arrays of the same shape, number of pixels of the class in the
+            truth and in the prediction.
 
     Returns:
         float64 array of the same shape; NaN where a class does not occur.
@@ -60,10 +62,10 @@ def intersection_over_union(hits, truth, predicted):
 
 
 def iou_of(pixels):
-    """Intersection over union from pixel counts.
+    """Computes intersection over union from pixel counts.
 
     Args:
-        pixels: array `(..., 3, num_classes)`, see `ImageCounts`; sums over images or not.
+        pixels: array `(..., 3, num_classes)`, see `ImageCounts`, optionally summed over images.
 
     Returns:
         float64 `(..., num_classes)`; NaN where a class does not occur.
@@ -72,7 +74,7 @@ def iou_of(pixels):
 
 
 def mean_over_classes(iou):
-    """Mean over the last axis without NaN; NaN if all are."""
+    """Computes the mean over the last axis, ignoring NaN; NaN if all values are NaN."""
     known = ~np.isnan(iou)
     count = known.sum(axis=-1)
     return np.where(count > 0, np.where(known, iou, 0).sum(axis=-1) / np.maximum(count, 1), np.nan)

@@ -41,7 +41,7 @@ def confusion_matrices(labels, predictions, num_classes):
     labels = tf.reshape(tf.cast(labels, "int32"), (batch, -1))
     predictions = tf.reshape(tf.cast(predictions, "int32"), (batch, -1))
     valid = (labels >= 0) & (labels < num_classes)
-    # What is left out is counted behind the matrix: one pass, no gather of the rest.
+    # Ignored pixels are counted in a bin after the matrix: one pass, without a gather.
     cells = tf.where(valid, labels * num_classes + predictions, num_classes**2)
     counts = tf.math.bincount(
         cells, minlength=num_classes**2 + 1, maxlength=num_classes**2 + 1, axis=-1
@@ -51,10 +51,10 @@ def confusion_matrices(labels, predictions, num_classes):
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """The scores of a confusion matrix.
+    """Scores of a confusion matrix.
 
-    A class counts in `mean_iou` if it occurs in the truth or in the prediction, in
-    `mean_accuracy` if it occurs in the truth; for the others the class's score is NaN.
+    A class counts in `mean_iou` if it occurs in the truth or in the prediction, and in
+    `mean_accuracy` if it occurs in the truth; otherwise its score is NaN.
 
     Args:
         matrix: int array `(num_classes, num_classes)`, rows are the truth.
@@ -77,7 +77,7 @@ class Scores:
 
     @property
     def accuracy(self):
-        """Share of each class's pixels that are predicted right, float64 `(num_classes,)`."""
+        """Fraction of each class's pixels predicted correctly, float64 `(num_classes,)`."""
         return _ratio(np.diag(self.matrix).astype("float64"), self.matrix.sum(1))
 
     @property
@@ -100,21 +100,21 @@ class Scores:
 
     @property
     def pixel_accuracy(self):
-        """Share of all pixels that are predicted right."""
+        """Fraction of all labeled pixels predicted correctly."""
         return float(_ratio(np.trace(self.matrix), self.matrix.sum()))
 
     @property
     def pixel_share(self):
-        """Share of each class in the truth, float64 `(num_classes,)`."""
+        """Fraction of the labeled pixels in each class, float64 `(num_classes,)`."""
         return _ratio(self.matrix.sum(1), self.matrix.sum())
 
     def category_iou(self, categories):
-        """Intersection over union of categories, as if all classes of one were one class.
+        """Computes intersection over union of categories, each treated as a single class.
 
-        A pixel that is taken for another class of its category is right.
+        A pixel predicted as another class of its category counts as correct.
 
         Args:
-            categories: dict from name to the numbers of its classes.
+            categories: dict from name to the indices of its classes.
 
         Returns:
             dict from name to float, NaN where a category does not occur.
@@ -124,10 +124,10 @@ class Scores:
         }
 
     def group_iou(self, groups):
-        """Mean of `iou` over the classes of each group that occur.
+        """Computes the mean of `iou` over those classes of each group that occur.
 
         Args:
-            groups: dict from name to the numbers of its classes; groups may overlap.
+            groups: dict from name to the indices of its classes; groups may overlap.
 
         Returns:
             dict from name to float, NaN where no class of a group occurs.
@@ -135,19 +135,19 @@ class Scores:
         return {name: _mean(self.iou[list(members)]) for name, members in groups.items()}
 
     def to_dict(self, class_names, *, categories=None, groups=None, boundary_iou=None):
-        """JSON-able dict of all scores; NaN becomes None.
+        """Returns a JSON-able dict of all scores; NaN becomes None.
 
         Args:
             class_names: list of str, one for each class.
-            categories, groups: dicts from name to class numbers, or None.
-            boundary_iou: float array `(num_classes,)` of another score of each class, or None.
+            categories, groups: dicts from name to class indices, or None.
+            boundary_iou: float array `(num_classes,)`, the Boundary IoU of each class, or None.
 
         Returns:
             dict with `mean_iou`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`;
             `classes`, a dict from name to `iou`, `accuracy`, `pixel_share`; and
-            `confusion_matrix`, lists of int. All scores are shares in [0, 1]. Where they are asked
-            for: `categories` and `groups`, dicts from name to score, with `mean_category_iou`;
-            `mean_boundary_iou`, and `boundary_iou` of each class.
+            `confusion_matrix`, lists of int. All scores are in [0, 1]. If requested, also
+            `categories` and `groups`, dicts from name to score, and `mean_category_iou`;
+            `mean_boundary_iou`, and `boundary_iou` for each class.
         """
         classes = {
             name: {"iou": _plain(iou), "accuracy": _plain(accuracy), "pixel_share": _plain(share)}
@@ -174,9 +174,9 @@ class Scores:
         return {**result, "classes": classes, "confusion_matrix": self.matrix.tolist()}
 
     def table(self, class_names, *, categories=None, groups=None, boundary_iou=None):
-        """A table for people, one class per line, all numbers in percent.
+        """Formats a table with one class per line and all numbers in percent.
 
-        `-` marks undefined values: the accuracy of a class that has no pixels, for example.
+        `-` marks undefined values, such as the accuracy of a class without pixels.
 
         Args:
             class_names, categories, groups, boundary_iou: as for `to_dict`.
@@ -228,7 +228,7 @@ def _ratio(numerator, denominator):
 
 
 def _joint_iou(matrix, members):
-    """Intersection over union of some classes as one class."""
+    """Computes intersection over union of several classes merged into one."""
     members = list(members)
     hits = np.float64(matrix[np.ix_(members, members)].sum())
     return intersection_over_union(hits, matrix[members].sum(), matrix[:, members].sum())
@@ -243,7 +243,7 @@ def _wide(head):
 
 
 def _percent(value):
-    """Text of a share; nothing for None, a dash for NaN."""
+    """Formats a fraction in percent; an empty string for None, a dash for NaN."""
     if value is None:
         return ""
     return "-" if np.isnan(value) else f"{100 * value:.2f}"

@@ -18,13 +18,13 @@ _COLUMNS = ("kind", "name", "iou", "accuracy", "pixel_share", "boundary_iou", "i
 
 
 class Results(typing.NamedTuple):
-    """An evaluation, as returned by `read`.
+    """Results of an evaluation, as returned by `read`.
 
     Attributes:
-        found: dict, as given to `write`.
+        found: dict, as passed to `write`.
         image_counts: `kseg.evaluation.image_counts.ImageCounts`.
-        has_checksum: bool. Earlier versions stored none; that scores and counts belong together
-            is then known only as far as their sums agree.
+        has_checksum: bool. Earlier versions stored no checksum; then the only evidence that scores
+            and counts belong together is that their sums agree.
     """
 
     found: dict
@@ -33,14 +33,14 @@ class Results(typing.NamedTuple):
 
 
 def write(path, scores, image_counts):
-    """Writes the results of an evaluation to three files that differ in their suffix.
+    """Writes the results of an evaluation to three files that differ only in their suffix.
 
-    `.json` holds all of `scores`, and the checksum of the `.npz`; `.csv` its scores, one class,
-    category or group a row, then the means; `.npz` what `compare` needs.
+    `.json` holds all of `scores` and the checksum of the `.npz`; `.csv` holds the scores, one row
+    per class, category or group, then the means; `.npz` holds the counts that `compare` needs.
 
     Args:
-        path: file that ends in `.json`; its folder is made.
-        scores: dict that JSON can hold, with what `Evaluation.to_dict` gives.
+        path: path that ends in `.json`; its folder is created if missing.
+        scores: JSON-able dict that includes the items of `Evaluation.to_dict`.
         image_counts: `kseg.evaluation.image_counts.ImageCounts`.
     """
     path = pathlib.Path(path)
@@ -52,22 +52,22 @@ def write(path, scores, image_counts):
         table = csv.DictWriter(file, _COLUMNS)
         table.writeheader()
         table.writerows(_rows(scores))
-    # Last, because it holds the checksum of the counts.
+    # Written last, because it holds the checksum of the counts.
     scores = {**scores, _COUNTS: _digest(path.with_suffix(".npz"))}
     files.write_text(path, json.dumps(scores, indent=2) + "\n")
 
 
 def read(path):
-    """Reads what `write` wrote.
+    """Reads files written by `write`.
 
     Args:
-        path: the `.json` file.
+        path: path of the `.json` file.
 
     Returns:
         `Results`.
 
     Raises:
-        UserError: if a file is missing or damaged, or they are not of one evaluation.
+        UserError: if a file is missing or damaged, or the files are of different evaluations.
     """
     path = pathlib.Path(path)
     try:

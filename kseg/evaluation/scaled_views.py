@@ -9,24 +9,24 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 
 class MultiScale:
-    """A model that sees each image in several sizes, optionally mirrored as well.
+    """Wraps a model to average its predictions over several sizes of an image and mirror images.
 
     The image is resized bilinearly, the logits are resized bilinearly to the image's own size, and
-    their softmax is averaged over all views. The graph holds the network once, in a loop.
+    their softmax is averaged over all views. The graph contains the network once, in a loop.
 
     Source: `aug_test` of mmsegmentation, and semseg (PSPNet): both average probabilities. HRNet's
-    own code adds up exponentials of logits instead, in which a view weighs more where its logits
-    are larger. Images are not rounded to whole numbers after resizing, as OpenCV does there.
+    own code sums exponentials of logits instead, which gives more weight to views with larger
+    logits. Departure: resized images are not rounded to integers, as OpenCV does there.
 
     Args:
         model: callable from images, float `(batch, height, width, 3)`, to float logits `(batch,
-            height, width, num_classes)`, of any size; a `SlidingWindow` too.
+            height, width, num_classes)`, for any image size; may be a `SlidingWindow`.
         num_classes: int.
         scales: floats > 0, factors of height and width.
-        flip: bool, whether each size is seen mirrored left to right as well.
+        flip: bool, whether to add a horizontally flipped view for each size.
 
     Raises:
-        ValueError: if there is no scale, or one is not positive.
+        ValueError: if there are no scales, or a scale is not positive.
     """
 
     def __init__(self, model, num_classes, scales=SCALES, *, flip=False):

@@ -8,23 +8,23 @@ from kseg.evaluation.evaluator import check_logits
 
 
 class SlidingWindow:
-    """A model applied to overlapping windows of an image.
+    """Applies a model to overlapping windows of an image.
 
-    Windows form rows and columns a stride apart; the last of a row or column ends at the image's
-    edge. Where windows overlap, their logits are averaged. An image that is not larger than the
-    window along an axis is one window along it, without padding; so the
-    result on a small image is that of the model itself.
+    Windows form a grid with a fixed stride; the last of each row or column ends at the image
+    border. Logits of overlapping windows are averaged. Along an axis where the image is not larger
+    than the window, there is a single window without padding, so the result on a small image is
+    that of the model itself.
 
-    Source: `slide_inference` of mmsegmentation (placing, and averaging logits); the stride of two
-    thirds is that of its Cityscapes and PSPNet's (semseg) settings.
+    Source: `slide_inference` of mmsegmentation (window placement, averaging of logits); the stride
+    of two thirds follows its Cityscapes settings and those of PSPNet (semseg).
 
     Args:
         model: callable from images, uint8 or float `(batch, height, width, 3)`, to float logits
             `(batch, height, width, num_classes)`.
         num_classes: int.
         window: `(height, width)`, pixels.
-        overlap: float in [0, 1), the part of a window that the next one covers again.
-        batch_size: int, windows at once, of one image or several.
+        overlap: float in [0, 1), fraction of a window that the next window covers, too.
+        batch_size: int, number of windows per batch, from one image or several.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -57,7 +57,7 @@ class SlidingWindow:
         per_image = tf.size(rows) * per_row
 
         def corner(number):
-            """Image, row and column at which a window begins."""
+            """Image index, row and column at which a window begins."""
             index = number % per_image
             return number // per_image, rows[index // per_row], columns[index % per_row]
 
@@ -69,8 +69,8 @@ class SlidingWindow:
             number, logits = numbered
             image, row, column = corner(number)
             sums = total[image, row : row + height, column : column + width] + logits
-            # Only the window is written, in place, where a sum over padded windows would go over
-            # the whole image each time.
+            # Writes only the window, in place; a sum over padded windows would traverse the whole
+            # image each time.
             return tf.raw_ops.TensorStridedSliceUpdate(
                 input=total,
                 begin=tf.stack([image, row, column, 0]),
@@ -102,13 +102,13 @@ class SlidingWindow:
 
 
 def _starts(size, window, stride):
-    """Start positions of the windows along an axis, int32 `(windows,)`."""
+    """Computes the start positions of the windows along an axis, int32 `(windows,)`."""
     count = (size - window + stride - 1) // stride + 1
     return tf.minimum(tf.range(count) * stride, size - window)
 
 
 def _covers(size, starts, window):
-    """Number of windows over each position along an axis, float32 `(size,)`."""
+    """Counts the windows that cover each position along an axis, float32 `(size,)`."""
     rows = tf.range(size)[:, None]
     inside = (rows >= starts[None]) & (rows < starts[None] + window)
     return tf.reduce_sum(tf.cast(inside, "float32"), axis=1)
