@@ -1,4 +1,4 @@
-"""An example's image and label, read and checked before they become a record."""
+"""Reading and checking of an example's image and label before they become a record."""
 
 import hashlib
 import typing
@@ -14,21 +14,21 @@ from pipelines.datasets.dataset import IGNORE_LABEL, FileExample
 from pipelines.datasets.label_files import INDEX_MASK
 from pipelines.errors import DataError
 
-# How masks lie of images that an EXIF tag turns: as the upright image, or as the stored one.
+# Orientation of the mask of an image with an EXIF tag: like the upright or the stored image.
 TURNED_MASKS = ("upright", "stored")
 
 
 class Checked(typing.NamedTuple):
-    """An example that can become a record.
+    """A checked example, ready to become a record.
 
     Attributes:
         image: bytes, JPEG or PNG.
-        orientation: int, 1 to 8 as in EXIF: how `image` is to be turned.
+        orientation: int, 1 to 8 as in EXIF, to be applied to `image`.
         pixels: uint8 RGB `(height, width, 3)`, upright.
-        labels: uint8 `(height, width)` of labels 0..N-1, 255 = ignored.
-        digest: str, a hash of the decoded image: equal pictures have equal ones, however their
-            files were compressed.
-        deep: bool, whether the image's file has more than 8 bits a channel.
+        labels: uint8 `(height, width)`, labels 0..N-1, 255 = ignored.
+        digest: str, a hash of the decoded pixels: identical pictures have the same digest,
+            whatever the compression of their files.
+        deep: bool, whether the image file has more than 8 bits per channel.
     """
 
     image: bytes
@@ -40,16 +40,17 @@ class Checked(typing.NamedTuple):
 
 
 def read_checked(example, taxonomy, *, value_range=None, turned_masks=None):
-    """Reads an example.
+    """Reads and checks an example.
 
-    The labels lie as the upright image does. Which way up a mask was drawn, whose image an EXIF tag
-    turns, its size tells, or a tag of its own; where both ways fit, it has to be said.
+    The returned labels are aligned with the upright image. If an EXIF tag turns the image, the
+    mask's orientation follows from its own tag or from its size; if both orientations fit the size,
+    `turned_masks` is needed.
 
     Args:
-        example: has an `id` and `read()`, which gives the bytes of the image and of the label; no
-            label (None) ignores all pixels. May have `decode`, from the label's bytes to an array
-            of values; without, the label is a PNG of one channel. A `DrawnExample` draws its
-            labels, a `RelabeledExample` has those of another example.
+        example: has an `id` and a `read()` that returns the bytes of the image and of the label; a
+            label of None ignores all pixels. May have a `decode` from the label's bytes to an array
+            of values; without one, the label is a single-channel PNG. A `DrawnExample` draws its
+            labels, a `RelabeledExample` translates those of another example.
         taxonomy: `Taxonomy`.
         value_range: as for `pipelines.pictures.read`.
         turned_masks: one of `TURNED_MASKS`, or None.
@@ -58,8 +59,9 @@ def read_checked(example, taxonomy, *, value_range=None, turned_masks=None):
         `Checked`.
 
     Raises:
-        DataError: naming the file, if it cannot be read or decoded, if the sizes differ, if there
-            are values outside the label map, or if `value_range` or `turned_masks` is needed.
+        DataError: if a file, which the message names, cannot be read or decoded, if the sizes
+            differ, if there are values outside the label map, or if `value_range` or `turned_masks`
+            is needed.
     """
     if isinstance(example, RelabeledExample):
         reading = {"value_range": value_range, "turned_masks": turned_masks}
@@ -92,10 +94,10 @@ def read_checked(example, taxonomy, *, value_range=None, turned_masks=None):
 
 
 def _turn_mask(values, own, picture, turned_masks):
-    """Turns a mask as its image was turned, or as its own tag says.
+    """Turns a mask upright, by its own orientation tag or that of its image.
 
     Args:
-        values: array `(height, width)`, as it is stored.
+        values: array `(height, width)`, as stored.
         own: int, the orientation of the mask's file.
         picture: `pipelines.pictures.Picture`.
         turned_masks: as for `read_checked`.
@@ -146,7 +148,7 @@ def _checked(picture, labels):
 
 
 def digest(pixels):
-    """A hash of a decoded image, as str.
+    """The hash of a decoded image, as str.
 
     Args:
         pixels: uint8 array.

@@ -1,22 +1,26 @@
-"""The bytes of a picture file as pixels: one rule for preparation, prediction and export checks.
+"""Decoding of picture files, by one set of rules for preparation, prediction and export checks.
 
 The format is detected from the first bytes, never from the name. JPEG, PNG, BMP, TIFF, WebP
 and still GIF files become uint8 RGB, upright:
 
-* Decoder: JPEG and PNG TensorFlow's, the JPEG with the accurate DCT (`INTEGER_ACCURATE`), as in
-  training and in a SavedModel's `serving_bytes`; TIFF of more than 8 bits OpenCV; others Pillow.
-* Orientation: that of EXIF (JPEG, PNG's eXIf chunk, WebP) or of the TIFF tag. XMP, color profiles
-  and gamma are left out.
-* Channels: one is repeated; a palette gives its colors; opacity is dropped, not blended; CMYK is
-  multiplied out. Other numbers of channels are refused.
-* Depth: less than 8 bits are stretched to 0..255. Of 16 bits the higher 8 are taken, if any value
-  reaches half of the range; else, and for floating point, the range must be given.
-* Of several pictures in a file (MPO, overviews of a TIFF) the first is read; animations and stacks
-  of pages are refused, as are other kinds and sizes of 2^29 pixels and more, all by name.
+* Decoder: TensorFlow for JPEG and PNG, using the accurate DCT (`INTEGER_ACCURATE`) for JPEG, as in
+  training and in a SavedModel's `serving_bytes`; OpenCV for TIFF of more than 8 bits; Pillow for
+  everything else.
+* Orientation: taken from EXIF (JPEG, PNG's eXIf chunk, WebP) or the TIFF tag. XMP, color profiles
+  and gamma are ignored.
+* Channels: a single channel is repeated; palette indices become their colors; opacity is dropped,
+  not blended; CMYK is multiplied out. Other numbers of channels are rejected.
+* Depth: less than 8 bits is stretched to 0..255. 16-bit values are reduced to their higher 8 bits
+  if any of them reaches half of the range; otherwise, and for floating point, the range must be
+  given.
+* Several pictures in a file: the first is read if the others are previews (MPO, overviews of a
+  TIFF); animations and stacks of pages are rejected.
+* Anything else, and any picture of 2^29 pixels or more, is rejected with an error that says what
+  it is.
 
-What is decoded inside a graph (`pipelines.encoding`, `kseg.serving.serving_input`) follows the same
-rule, bit for bit, for JPEG and PNG. The range of a data set's deep pictures goes with the run and
-the exported network, so that prediction reads deep pictures as preparation did.
+Decoding inside a graph (`pipelines.encoding`, `kseg.serving.serving_input`) follows the same rules,
+bit for bit, for JPEG and PNG. The value range of a data set's deep pictures is stored with the run
+and the exported network, so that prediction reads deep pictures as preparation did.
 """
 
 import contextlib
@@ -35,10 +39,10 @@ from kseg import pixel_depth
 from kseg.errors import option
 from pipelines.errors import DataError
 
-MAX_PIXELS = (1 << 29) - 1  # TensorFlow's decoders read no more.
+MAX_PIXELS = (1 << 29) - 1  # The most that TensorFlow's decoders read.
 JPEG_DCT = "INTEGER_ACCURATE"
 _ORIENTATION_TAG = 0x112
-_LOG_LUV = (32844, 32845)  # In which OpenCV writes floating point; it reads it as gray or RGB.
+_LOG_LUV = (32844, 32845)  # OpenCV writes floating point so, and reads it as gray or RGB.
 _SIGNATURES = [
     ("JPEG", 0, b"\xff\xd8\xff"),
     ("PNG", 0, b"\x89PNG\r\n\x1a\n"),
@@ -78,7 +82,7 @@ _OTHER_SIGNATURES = [
     *(("Netpbm", 0, b"P%d " % digit) for digit in range(1, 8)),
     *(("web page or SVG", 0, text) for text in (b"<svg", b"<?xml", b"<!DOC", b"<!doc", b"<html")),
 ]
-# What Pillow and OpenCV raise of damaged files, as found by damaging them.
+# The errors that Pillow and OpenCV raise on damaged files, found by damaging files.
 _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, struct.error, EOFError, LookupError, TypeError,
     OverflowError, AttributeError, cv2.error,
@@ -86,15 +90,15 @@ _DECODER_ERRORS = (
 
 
 class Picture(typing.NamedTuple):
-    """A picture that was read.
+    """A decoded picture.
 
     Attributes:
         pixels: uint8 RGB `(height, width, 3)`, upright.
-        orientation: int, 1 to 8, as EXIF counts: how the file says that its pixels are to be
-            turned; in `pixels` that is done.
-        content: bytes of the file where it can be stored as it is: a JPEG, or a PNG whose 8 bits,
+        orientation: int, 1 to 8, the file's orientation in EXIF numbering; already applied to
+            `pixels`.
+        content: bytes of the file if it can be stored unchanged: a JPEG, or a PNG whose 8 bits,
             or higher 8 bits, are `pixels`; else None.
-        deep: bool, whether the file has more than 8 bits a channel.
+        deep: bool, whether the file has more than 8 bits per channel.
     """
 
     pixels: np.ndarray
@@ -104,27 +108,26 @@ class Picture(typing.NamedTuple):
 
     @property
     def stored_size(self):
-        """`(height, width)` before it was turned."""
+        """`(height, width)` as stored in the file, before turning upright."""
         size = self.pixels.shape[:2]
         return size[::-1] if self.orientation > 4 else size
 
 
 def read(content, value_range=None):
-    """Reads a picture file; see the module.
+    """Reads a picture file by the rules of the module docstring.
 
     Args:
         content: bytes of the file.
-        value_range: `(low, high)` or None, for pictures of more than 8 bits a channel: the values
-            that become 0 and 255; what is beyond them is cut off. Pictures of 8 bits are left
-            alone.
+        value_range: `(low, high)` or None, for pictures of more than 8 bits per channel: the values
+            that map to 0 and 255; values outside are clipped. 8-bit pictures are not affected.
 
     Returns:
         `Picture`.
 
     Raises:
-        DataError: saying what the file is, if it cannot be read.
+        DataError: if the file cannot be read; says what the file is.
     """
-    import tensorflow as tf  # Here: kinds and sizes of files are read without it, on JAX too.
+    import tensorflow as tf  # Imported here: file kinds and sizes are read without it, also on JAX.
 
     kind = kind_of(content)
     try:
@@ -151,14 +154,14 @@ def kind_of(content, what="an image", kinds=_KINDS):
 
     Args:
         content: bytes, at least the first few hundred.
-        what: str, for the message: what the file should be.
-        kinds: sequence of str, the kinds that are admitted.
+        what: str, what the file should be; used in the error message.
+        kinds: sequence of str, the accepted kinds.
 
     Returns:
         str: `"JPEG"`, `"PNG"`, `"BMP"`, `"TIFF"`, `"WebP"` or `"GIF"`.
 
     Raises:
-        DataError: naming what it is instead.
+        DataError: if the file is of another kind; says which.
     """
     kind = _find(content, _SIGNATURES)
     if kind in kinds:
@@ -181,7 +184,7 @@ def orientation(content):
         content: bytes of a JPEG, PNG, WebP or TIFF file.
 
     Returns:
-        int, 1 to 8 as in EXIF; 1 where nothing, or nothing valid, is said, and for other files.
+        int, 1 to 8 as in EXIF; 1 if the tag is missing or invalid, and for other kinds of file.
     """
     kind = _find(content, _SIGNATURES)
     if kind == "TIFF":
@@ -199,7 +202,7 @@ def turn(values, orientation):
         orientation: int, 1 to 8, as in EXIF.
 
     Returns:
-        array `(height, width, ...)`, or `(width, height, ...)` for 5 to 8.
+        array `(height, width, ...)`, or `(width, height, ...)` for orientations 5 to 8.
     """
     if orientation == 1:
         return values
@@ -211,10 +214,10 @@ def turn(values, orientation):
 
 
 def is_truncated(content):
-    """Returns True if a picture file ends before its data does, according to its own structure.
+    """Returns True if a picture file is shorter than its own structure says.
 
     Args:
-        content: bytes of a file whose kind `kind_of` knows.
+        content: bytes of a file of a kind that `kind_of` detects.
     """
     kind = _find(content, _SIGNATURES)
     try:
@@ -233,23 +236,23 @@ def is_truncated(content):
         if kind == "TIFF":
             return _end_of_tiff(content) > len(content)
     except (ValueError, IndexError, struct.error):
-        return True  # It ends within its header.
+        return True  # The file ends within its header.
     return False
 
 
 def size_of_file(path):
-    """`(height, width)` of a picture file as it is stored, from its header; None if unreadable."""
-    if not os.path.isfile(path):  # A pipe would block.
+    """`(height, width)` of a picture file as stored, from its header; None if unreadable."""
+    if not os.path.isfile(path):  # Opening a pipe would block.
         return None
     try:
         with _without_pixel_limit(), Image.open(path) as image:
             return image.size[::-1]
-    except Exception:  # Whatever is wrong with it is said when it is read.
+    except Exception:  # `read` reports what is wrong with the file.
         return None
 
 
 def check_size(height, width):
-    """Raises a DataError for a picture that is larger than any decoder here reads."""
+    """Raises a DataError if a picture is too large for the decoders."""
     if height * width > MAX_PIXELS:
         raise DataError(
             f"a picture must have fewer than 2^29 (537 million) pixels, this has {width} x "
@@ -261,14 +264,14 @@ def to_8_bits(values, value_range=None):
     """Converts deep values to 8 bits.
 
     Args:
-        values: array of whole or floating-point numbers.
-        value_range: `(low, high)`, see `read`; None: of 16 bits the higher 8.
+        values: array of integers or floating-point numbers.
+        value_range: `(low, high)`, see `read`; None: takes the higher 8 of 16 bits.
 
     Returns:
         uint8 array, see `kseg.pixel_depth.to_8_bits`.
 
     Raises:
-        DataError: if a range is needed and not given; if values are not finite.
+        DataError: if a range is needed but not given, or if values are not finite.
     """
     if value_range is None:
         value_range = _range_of(values)
@@ -278,7 +281,7 @@ def to_8_bits(values, value_range=None):
 
 
 def check_range(value_range):
-    """Raises a DataError unless a range is None or two finite numbers, the lower first."""
+    """Raises a DataError unless the range is None or two finite numbers in ascending order."""
     if value_range is not None and not (
         len(value_range) == 2 and np.isfinite(value_range).all() and value_range[0] < value_range[1]
     ):
@@ -289,7 +292,7 @@ def check_range(value_range):
 
 
 def _range_of(values):
-    """The range of deep values that can be read in one way only."""
+    """The range of deep values if it is unambiguous; raises a DataError if not."""
     if values.dtype == np.uint16:
         largest = int(values.max(initial=0))
         if largest in (0, *range(1 << 15, 1 << 16)):
@@ -309,7 +312,7 @@ def _range_of(values):
 
 
 def _check_header(content, kind):
-    """Refuses a JPEG or PNG that the decoder would not read, with the reason."""
+    """Raises a DataError that gives the reason if the decoder would not read a JPEG or PNG."""
     if kind == "PNG":
         if len(content) < 33:
             raise DataError("the PNG file is truncated")
@@ -336,8 +339,8 @@ def _decode(content, kind, value_range):
     """Decodes a JPEG or PNG.
 
     Returns:
-        `(pixels, kept, deep)`: uint8 RGB; whether they are the file's 8 or higher 8 bits; and
-        whether it has more than 8.
+        `(pixels, kept, deep)`: uint8 RGB; whether `pixels` are the file's 8 bits or its higher
+        8 bits; whether the file has more than 8 bits per channel.
     """
     import tensorflow as tf
 
@@ -373,7 +376,7 @@ def _read_with_pillow(content, kind, value_range):
 
 def _as_rgb(image):
     """An opened picture of at most 8 bits as uint8 `(height, width, 3)`, opacity dropped."""
-    if image.mode in ("RGBa", "La"):  # Colors that were multiplied with the opacity.
+    if image.mode in ("RGBa", "La"):  # Colors premultiplied by the opacity.
         image = image.convert(image.mode.upper())
     if image.mode in ("RGBA", "RGBX"):
         return np.ascontiguousarray(np.asarray(image)[..., :3])
@@ -386,7 +389,7 @@ def _as_rgb(image):
 
 
 def _read_deep_tiff(content):
-    """Values `(height, width, 3)` of a TIFF of more than 8 bits, None for another; checks both."""
+    """Values `(height, width, 3)` of a TIFF of more than 8 bits, else None; checks any TIFF."""
     tags = {tag: values for tag, _, values, _ in _tiff_entries(content, 4)}
     width, height, bits, channels = (
         tags.get(tag, (default,)) for tag, default in ((256, 0), (257, 0), (258, 1), (277, 1))
@@ -420,7 +423,7 @@ def _read_deep_tiff(content):
 
 
 def _find(content, signatures):
-    """The first kind whose signature is in the content; None if missing."""
+    """The first kind whose signature matches the content; None if none does."""
     return next((kind for kind, at, s in signatures if content[at : at + len(s)] == s), None)
 
 
@@ -431,18 +434,18 @@ def _named(kind):
 
 
 def _is_frame(marker):
-    """Returns True if a JPEG marker begins a frame (SOF0 to SOF15, without DHT, JPG and DAC)."""
+    """Returns True if a JPEG marker starts a frame (SOF0 to SOF15, except DHT, JPG and DAC)."""
     return 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
 
 
 def _jpeg_segments(content):
-    """Yields `(marker, segment, position behind it)` of a JPEG up to its first scan."""
+    """Yields `(marker, segment, end position)` of a JPEG's segments up to its first scan."""
     position = 2
     while position + 4 <= len(content):
         if content[position] != 0xFF:
             return
         marker = content[position + 1]
-        if marker == 0xFF:  # Fill bytes may stand before a marker.
+        if marker == 0xFF:  # Fill bytes may precede a marker.
             position += 1
             continue
         length = int.from_bytes(content[position + 2 : position + 4], "big")
@@ -453,7 +456,7 @@ def _jpeg_segments(content):
 
 
 def _png_chunks(content):
-    """Yields `(name, data)` of the chunks of a PNG that are there in full."""
+    """Yields `(name, data)` of the complete chunks of a PNG."""
     position = 8
     while position + 12 <= len(content):
         length = int.from_bytes(content[position : position + 4], "big")
@@ -489,29 +492,29 @@ def _tiff_entries(content, count):
     """Returns `(tag, type, values, position of the values)` of a TIFF's first directory.
 
     Args:
-        content: bytes of a TIFF, which EXIF is too.
-        count: int, no more values than that are read of an entry.
+        content: bytes of a TIFF file or of EXIF data, which have the same structure.
+        count: int, maximum number of values to read per entry.
 
     Raises:
-        struct.error: if it ends before.
+        struct.error: if the content ends too early.
     """
     order, big, first = _tiff_head(content)
     return _tiff_directory(content, order, big, first, count)[0] if order else []
 
 
 def _tiff_head(content):
-    """`(order, big, first)`: byte order or None, whether it is a BigTIFF, the first directory."""
+    """`(order, big, first)`: byte order or None, whether BigTIFF, offset of the first directory."""
     order = {b"II": "<", b"MM": ">"}.get(bytes(content[:2]))
     if order is None or len(content) < 8:
         return None, False, 0
     version, first = struct.unpack(f"{order}HI", content[2:8])
-    if version == 43:  # 64 bits where TIFF has 32.
+    if version == 43:  # BigTIFF: 64-bit offsets where TIFF has 32-bit ones.
         return order, True, struct.unpack(f"{order}Q", content[8:16])[0]
     return (order, False, first) if version == 42 else (None, False, 0)
 
 
 def _tiff_directory(content, order, big, first, count):
-    """Returns the entries of a directory as `_tiff_entries`, and where the next one is, or 0."""
+    """Returns a directory's entries, see `_tiff_entries`, and the next one's offset or 0."""
     head, entry, kind = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
     (length,) = struct.unpack_from(order + head, content, first)
     at = first + struct.calcsize(order + head)
@@ -534,7 +537,7 @@ def _tiff_directory(content, order, big, first, count):
 
 
 def _count_pages(content):
-    """Pages of a TIFF, without smaller versions and masks of others."""
+    """Number of pages of a TIFF, not counting overviews and masks of other pages."""
     order, big, at = _tiff_head(content)
     pages, seen = 0, set()
     with contextlib.suppress(struct.error):
@@ -570,9 +573,9 @@ def _orientation_in_tiff(content):
 
 
 def _upright_tiff(content):
-    """A TIFF with its orientation overwritten by 1; other bytes as they are.
+    """A TIFF with its orientation tag set to 1 and all other bytes unchanged.
 
-    Some versions of Pillow turn a TIFF as they load it, others do not.
+    Some versions of Pillow turn a TIFF upright on loading, others do not.
     """
     with contextlib.suppress(struct.error):
         for tag, form, _, offset in _tiff_entries(content, 1):
@@ -584,7 +587,7 @@ def _upright_tiff(content):
 
 
 def _end_of_tiff(content):
-    """Returns the end of the data of a TIFF's first page, an offset in bytes."""
+    """Returns the byte offset at which the data of a TIFF's first page ends."""
     tags = {tag: values for tag, _, values, _ in _tiff_entries(content, 1 << 24)}
     ends = [0]
     for places, lengths in ((273, 279), (324, 325)):
@@ -601,9 +604,9 @@ _limit = threading.Lock()
 
 @contextlib.contextmanager
 def _without_pixel_limit():
-    """Opens pictures of any size with Pillow, whose limit is one for the whole process.
+    """Lifts Pillow's limit on picture size, which is global to the process.
 
-    Its warnings of damaged files are left out: what cannot be read is an error later.
+    Suppresses Pillow's warnings about damaged files: an unreadable file raises an error later.
     """
     with _limit, warnings.catch_warnings():
         warnings.simplefilter("ignore")

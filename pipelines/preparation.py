@@ -32,7 +32,7 @@ def prepare(
     class_map=None,
     **options,
 ):
-    """Writes a data set as records, and a report. Does nothing if that was done before.
+    """Writes a data set as records, with a report, unless that has already been done.
 
     Args:
         name: str, one of `pipelines.datasets.DATASETS`.
@@ -41,19 +41,19 @@ def prepare(
         output: folder of the records; default: `data/<name>`.
         image_format, quality, value_range, turned_masks, num_shards, workers, overwrite, progress,
             distribute: as for `pipelines.records.write`.
-        skip: list of str, ids of examples to leave out, such as those whose files are broken.
-        class_map: how classes are renamed, merged and dropped: a file or a dict, see
-            `pipelines.datasets.class_map`; None: they stay as they are.
-        **options: of the data set's `find`; or `data_dir`, of TensorFlow Datasets.
+        skip: list of str, ids of examples to leave out, such as those with broken files.
+        class_map: file or dict that renames, merges and drops classes, see
+            `pipelines.datasets.class_map`; None leaves the classes unchanged.
+        **options: options of the data set's `find`, or `data_dir` of TensorFlow Datasets.
 
     Returns:
         `pipelines.manifest.Manifest`.
 
     Raises:
-        DataError: if the name is unknown, the source has another layout, files are unusable, or
-            the output holds other data.
-        OSError, tf.errors.OpError: if the output cannot be written: before the work where that is
-            known then.
+        DataError: if the name is unknown, the source has an unexpected layout, files are
+            unusable, or the output holds other data.
+        OSError, tf.errors.OpError: if the output cannot be written; where possible this is detected
+            before the work begins.
     """
     dataset = datasets.get(name)
     if source is None and name in datasets.FILE_DATASETS:
@@ -117,7 +117,7 @@ def _find_unmapped(dataset, name, source, options):
 
 
 def _call(find, options, *positional):
-    """Calls a `find` with options that it has."""
+    """Calls a `find` function; raises a DataError for options that it does not have."""
     known = list(inspect.signature(find).parameters)[len(positional) :]
     if unknown := sorted(set(options) - set(known)):
         raise DataError(
@@ -128,7 +128,7 @@ def _call(find, options, *positional):
 
 
 def _leave_out(splits, skip):
-    """The splits without some examples."""
+    """The splits without the skipped examples."""
     skip = {unicodedata.normalize("NFC", name) for name in skip}
     unknown = skip - {example.id for examples in splits.values() for example in examples}
     if unknown:
@@ -141,18 +141,18 @@ def _leave_out(splits, skip):
 
 
 def prepare_once(name, folder, **options):
-    """Prepares a data set that needs no source where no data set is yet.
+    """Prepares a data set that needs no source, unless the folder already holds one.
 
     Args:
         name: str, `synthetic`.
-        folder: of the records. What is there is taken as it is, however it was made.
+        folder: folder of the records. An existing data set is used as it is, however it was made.
         **options: as for `prepare`.
 
     Returns:
         `pipelines.manifest.Manifest`.
 
     Raises:
-        DataError: as for `prepare`, or if what is there is damaged.
+        DataError: as for `prepare`, or if the existing data set is damaged.
     """
     if exists(folder):
         return read_manifest(folder)

@@ -1,20 +1,20 @@
-"""TFRecord shards with a manifest: write, read, verify.
+"""Writing of TFRecord shards and their manifest.
 
     <folder>/manifest.json                   counts, classes, checksums, offsets of all records
              train-00000-of-00008.tfrecord   records as `pipelines.encoding` writes them
 
-The folder is any path of `tf.io.gfile`: local, gs://, s3://. Every byte is under a checksum: the
-manifest holds its own, and those of the shards; a record its own. A record also tells which shard
-it is of and its number there, so that shards that were exchanged are noticed as they are read. The
+The folder is any path that `tf.io.gfile` accepts: local, gs://, s3://. Checksums cover every byte:
+the manifest holds its own and those of the shards, and each record has one. A record also stores
+its shard's key and its index in the shard, so that swapped shards are detected on reading. The
 manifest is written last: without it there is no data set.
 
-A shard is written as `.unfinished/<shard>.tmp`, described in `.unfinished/<shard>.json`, and then
-renamed into place. So a run that was killed is continued by the next one, shard by shard.
+A shard is written to `.unfinished/<shard>.tmp`, described in `.unfinished/<shard>.json`, and then
+renamed into place. If a run is killed, the next one resumes from the finished shards.
 
-A data set that replaces another is written beside it, under names that are free
-(`train-00000-of-00008-2.tfrecord`): the old one stays whole until the new manifest takes the place
-of the old one, in one step. Then its shards are deleted. `.unfinished/replaced.json` lists them, so
-that a later run deletes what a killed one could not.
+A data set that replaces another is written beside it, under unused names
+(`train-00000-of-00008-2.tfrecord`): the old one stays complete until the new manifest atomically
+replaces the old manifest. Then the old shards are deleted. `.unfinished/replaced.json` lists them,
+so that the next run can delete what a killed run left behind.
 """
 
 import concurrent.futures
@@ -84,41 +84,42 @@ def write(
     describe=None,
     distribute=None,
 ):
-    """Writes a data set as records, or finds that this was done before.
+    """Writes a data set as records, unless an earlier run has already done so.
 
     Args:
-        folder: where to, a path of `tf.io.gfile`; made if missing. Files in it that are not of a
-            data set are left alone.
+        folder: output folder, a path that `tf.io.gfile` accepts; created if missing. Files in it
+            that do not belong to a data set are left alone.
         name: str, the data set's name.
         taxonomy: `Taxonomy`.
-        splits: dict from split to a list of examples. Each has an `id`, a `fingerprint` (what
-            its content depends on, as JSON can hold it), and `read()`, which gives the bytes of
-            the image and of the label PNG.
-        options: dict that JSON can hold, stored in the manifest.
-        image_format: `"original"`: images are stored as they are, bit for bit. `"jpeg"`: those that
-            are no JPEGs are stored as such, with what makes windows of them cheap to decode; but
-            not those of `val` and `test`, whose scores are to be those of the originals.
-        quality: int, 1 to 100, of the JPEGs.
+        splits: dict from split to a list of examples. Each has an `id`, a `fingerprint`
+            (JSON-serializable, everything that its content depends on) and a `read()` that returns
+            the bytes of the image and of the label PNG.
+        options: JSON-serializable dict, stored in the manifest.
+        image_format: `"original"` stores images unchanged, bit for bit. `"jpeg"` converts images
+            in other formats to JPEGs that are cheap to decode in windows, except in `val` and
+            `test`, which are scored on the original images.
+        quality: int, 1 to 100, JPEG quality.
         value_range, turned_masks: as for `pipelines.examples.read_checked`.
-        num_shards: int, files for each split; default: about 128 images a file.
+        num_shards: int, files per split; default: about 128 images per file.
         workers: int, threads (decoding and encoding run outside Python); default: all cores.
-        overwrite: bool, replace what another run wrote, which stays as it is until the new data set
-            is complete; there must be space for both.
+        overwrite: bool, replace an existing data set. It is kept until the new one is complete, so
+            there must be space for both.
         progress: bool, print progress on stderr.
-        describe: function of a finished `Manifest` and of a dict from split to a list of `[id,
-            height, width, digest]` of its images; called if anything was written.
-        distribute: function of a function and a list of what that is to be called with, each once
-            or more, in any process that can reach the folder; default: threads of this one.
+        describe: function called after writing, with the finished `Manifest` and a dict from split
+            to a list of `[id, height, width, digest]`, one per image; not called if nothing was
+            written.
+        distribute: function `(function, items)` that calls `function` on each item at least once,
+            in any process that can access the folder; default: threads of this process.
 
     Returns:
         `Manifest`.
 
     Raises:
-        DataError: if the folder holds other data, if examples are unusable (the first few are
-            named, all in the folder's `unusable_files.txt`), or if all pixels are ignored. Nothing
-            new that looks finished is left then.
+        DataError: if the folder holds other data, if examples are unusable (the message names the
+            first few, the folder's `unusable_files.txt` all of them), or if all pixels are ignored.
+            No new manifest is written then.
         OSError, tf.errors.OpError: if the folder cannot be written.
-        ValueError: if `image_format` or `quality` is none of these.
+        ValueError: if `image_format` or `quality` is not one of the values above.
     """
     if image_format not in ("original", "jpeg") or not 1 <= quality <= 100:
         raise ValueError(
@@ -205,7 +206,7 @@ def write(
 
 
 def _available_cores():
-    """Cores that this process may use; macOS and Windows know only how many there are."""
+    """Number of cores that this process may use; on macOS and Windows, of all cores."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -215,8 +216,8 @@ class _Job:
     """A shard to be written.
 
     Attributes:
-        file: str, the name that its key knows.
-        target: str, name of the file to write: another one where `file` is taken.
+        file: str, the file name that is part of the job's key.
+        target: str, name of the file to write; differs from `file` if that name is taken.
     """
 
     def __init__(self, split, file, examples, taxonomy, quality, reading):
@@ -232,12 +233,12 @@ class _Job:
 
 
 class _Work:
-    """The state that the threads that write shards share.
+    """The state shared by the threads that write shards.
 
     Attributes:
         meter: `kseg.progress.Progress`.
-        problems: list of str, what is wrong with examples. All are found in one go.
-        stopped: bool, nothing more is to be written.
+        problems: list of str, the problems of all unusable examples, collected in a single run.
+        stopped: bool, tells the threads to stop writing.
     """
 
     def __init__(self, meter):
@@ -248,7 +249,7 @@ class _Work:
 
 @contextlib.contextmanager
 def _locked(folder):
-    """Keeps other processes from writing to a local folder at the same time; they wait."""
+    """Locks a local folder against other writing processes, which wait for the lock."""
     if not os.path.isdir(folder):
         yield
         return
@@ -261,7 +262,7 @@ def _locked(folder):
 
 
 def _write_shards(folder, jobs, workers, overwrite, progress, distribute):
-    """Writes what is missing; gives a dict from file name to what `_write_shard` gives."""
+    """Writes the missing shards; returns a dict from file name to `_write_shard`'s result."""
     finished = _clear(folder, jobs, overwrite)
     left = [job for job in jobs if job.file not in finished]
     total = sum(len(job.examples) for job in left)
@@ -291,7 +292,7 @@ def _write_shards(folder, jobs, workers, overwrite, progress, distribute):
 
 
 def _shortened(problems):
-    """A few problems for a message; what is wrong with several files is said once.
+    """The first few problems, for an error message; files with the same problem are grouped.
 
     Args:
         problems: list of str, `<file>: <what is wrong>`.
@@ -318,7 +319,7 @@ def _write_in_threads(folder, jobs, workers, meter):
     """Writes shards.
 
     Returns:
-        `(shards, problems)`: a dict from file name to what `_write_shard` gives, and list of str.
+        `(shards, problems)`: dict from file name to the result of `_write_shard`; list of str.
     """
     work = _Work(meter)
     shards = {}
@@ -335,15 +336,15 @@ def _write_in_threads(folder, jobs, workers, meter):
 
 
 def _value_range(declared, shards):
-    """The range of deep images for the manifest: as declared, or as all of them were found."""
+    """The value range of deep images for the manifest; None if undeclared and none is deep."""
     if declared is not None:
         return list(declared)
-    # Without a declared range no other is read, see `pipelines.pictures`.
+    # Without a declared range, only the full range is accepted, see `pipelines.pictures`.
     return list(FULL_RANGE) if any(shard.get("deep") for shard in shards) else None
 
 
 def _check_labels(splits, shards):
-    """Refuses data of which nothing is labeled, though there are label files."""
+    """Raises a DataError if there are label files but every pixel is ignored."""
     examples = [example for part in splits.values() for example in part]
     if any(sum(shard["pixels"][:-1]) for shard in shards) or not examples:
         return
@@ -356,16 +357,16 @@ def _check_labels(splits, shards):
 
 
 def _clear(folder, jobs, overwrite):
-    """Removes what earlier runs left unfinished, except shards that are wanted; gives those.
+    """Removes what earlier runs left unfinished and returns the finished shards that are reused.
 
-    A complete data set, which is to be replaced, stays. Chooses the files of the other jobs.
+    Keeps a complete data set that is to be replaced. Chooses target files for the other jobs.
     """
     unfinished = paths.join(folder, _UNFINISHED)
     wanted = {job.file: job for job in jobs}
     in_use = _shard_files(folder)
     paths.remove(paths.join(folder, _PROBLEMS_FILE))
     finished = {}
-    # Listed, not matched: a pattern would read brackets in the folder's name.
+    # Listed, not globbed: a pattern would interpret brackets in the folder's name.
     left = paths.list_folder(unfinished)
     for path in [paths.join(unfinished, name) for name in left if name.endswith(".tfrecord.json")]:
         name = os.path.basename(path).removesuffix(".json")
@@ -402,7 +403,7 @@ def _clear(folder, jobs, overwrite):
 
 
 def _shard_files(folder):
-    """Names of the shards of the data set in a folder; set of str, empty if there is none."""
+    """Set of the names of the shards of the data set in a folder; empty if there is no data set."""
     try:
         splits = parse_manifest(folder).splits.values()
     except (DataError, OSError):
@@ -411,13 +412,13 @@ def _shard_files(folder):
 
 
 def _numbered(file, number):
-    """The name of a shard with a number, which replaces one that it has; 1 is not written."""
+    """A shard's file name with its number set or replaced; 1 is omitted from the name."""
     stem = re.sub(r"(-of-\d{5})(-\d+)?\.tfrecord$", r"\1", file)
     return f"{stem}.tfrecord" if number == 1 else f"{stem}-{number}.tfrecord"
 
 
 def _is_sound(path, shard, *, thoroughly):
-    """Returns True if a shard exists in full size; `thoroughly`: with the right checksum."""
+    """Returns True if a shard has its full size and, if `thoroughly`, the right checksum."""
     try:
         if paths.size(path) != shard["bytes"]:
             return False
@@ -427,7 +428,7 @@ def _is_sound(path, shard, *, thoroughly):
 
 
 def _delete_replaced(folder):
-    """Deletes the shards of a data set that another one has taken the place of."""
+    """Deletes the shards of a data set that has been replaced by another."""
     path = paths.join(folder, _UNFINISHED, _REPLACED_FILE)
     try:
         replaced = set(parse_json(paths.read_bytes(path)))
@@ -436,7 +437,7 @@ def _delete_replaced(folder):
     except (ValueError, TypeError):
         replaced = set()
     in_use = _shard_files(folder)
-    if in_use and not replaced & in_use:  # Else the new manifest was never written.
+    if in_use and not replaced & in_use:  # Otherwise the new manifest was never written.
         for name in replaced:
             if isinstance(name, str) and os.path.basename(name) == name:
                 paths.remove(paths.join(folder, name))
@@ -444,7 +445,7 @@ def _delete_replaced(folder):
 
 
 def _read_description(path):
-    """Reads the description of a finished shard; empty if the file is damaged."""
+    """Reads the description of a finished shard; returns an empty dict if it is damaged."""
     try:
         shard = parse_json(paths.read_bytes(path))
     except ValueError:
@@ -453,10 +454,10 @@ def _read_description(path):
 
 
 def _write_shard(folder, job, work):
-    """Writes one shard; gives what the manifest needs of it as a dict, None if it failed."""
-    import tensorflow as tf  # Here: what is complete, or wrong, is found without it.
+    """Writes one shard and returns its description as a dict, or None if it failed."""
+    import tensorflow as tf  # Imported here: complete or wrong data is detected without it.
 
-    # Two processes may be at the same shard: a runner repeats what seems to hang.
+    # Two processes may write the same shard: a runner restarts a task that seems to hang.
     unfinished = paths.join(folder, _UNFINISHED, f"{job.file}.{uuid.uuid4().hex}.tmp")
     target = paths.join(folder, job.target)
     try:
@@ -474,7 +475,7 @@ def _write_shard(folder, job, work):
 
 
 def _write_records(path, job, work):
-    """Writes the records of a shard; gives its description, None if an example is unusable."""
+    """Writes a shard's records; returns its description, or None if an example is unusable."""
     import tensorflow as tf
 
     offsets, position, sizes, classes, failed = [], 0, set(), [], False
@@ -488,7 +489,7 @@ def _write_records(path, job, work):
             try:
                 record, labels, digest, code, is_deep = _encode(example, job, number)
             except DataError as error:
-                work.problems.append(str(error))  # The others are looked at, too.
+                work.problems.append(str(error))  # Go on, to report the problems of all examples.
                 failed = True
                 continue
             writer.write(record)
@@ -523,7 +524,7 @@ def _write_records(path, job, work):
 
 
 def _write_alone(folder, job):
-    """Writes one shard in any process; what came of it is left in files, for `_read_alone`."""
+    """Writes one shard in any process and leaves the outcome in files, for `_read_alone`."""
     work = _Work(Progress("writing", shown=False))
     _write_shard(folder, job, work)
     if work.problems:
@@ -532,10 +533,10 @@ def _write_alone(folder, job):
 
 
 def _read_alone(folder, job):
-    """Returns `(shard, problems)`, as `_write_alone` left them; the shard is None if it failed.
+    """Returns `(shard, problems)` as left by `_write_alone`; the shard is None if it failed.
 
     Raises:
-        DataError: if there is neither.
+        DataError: if `_write_alone` left neither.
     """
     stored = []
     for kind in ("json", "problems"):
@@ -549,12 +550,12 @@ def _read_alone(folder, job):
 
 
 def _encode(example, job, number):
-    """Checks an example.
+    """Checks an example and encodes it as a record.
 
     Returns:
-        `(record, labels, digest, stored, deep)`: labels uint8 `(height, width)`; `digest` is of
-        the picture, `stored` of image and labels as the record holds them; `deep` tells if the
-        image's file has more than 8 bits a channel.
+        `(record, labels, digest, stored, deep)`: labels uint8 `(height, width)`; `digest`, a hash
+        of the decoded picture; `stored`, a hash of image and labels as stored in the record;
+        `deep`, whether the image file has more than 8 bits per channel.
     """
     from pipelines.encoding import encode_jpeg, encode_record
 
@@ -571,6 +572,6 @@ def _encode(example, job, number):
 
 
 def classes_in(labels):
-    """The classes that occur, ascending; list of int."""
+    """The classes that occur in the labels, as an ascending list of int."""
     counts = count_values(labels)
     return np.flatnonzero(counts[:IGNORE_LABEL]).tolist()

@@ -1,10 +1,10 @@
 """Sources of a dataset's files: folders and archives, which need not be unpacked.
 
 A source is a folder, a zip file or a tar file (plain, or compressed with gzip, bzip2 or xz), or
-several of them. An archive that lies in a source folder is a part of that source.
+several of them. An archive directly inside a source folder is part of that source.
 
-A member of a zip or a plain tar is read where it stands. A compressed tar has no random access: it
-is decompressed once, to a temporary file without a name that is gone with the process.
+Members of a zip or a plain tar are read in place. A compressed tar has no random access: it is
+decompressed once, to an unnamed temporary file that vanishes when the process ends.
 """
 
 import bz2
@@ -28,7 +28,7 @@ from pipelines.errors import DataError
 _SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
 _COMPRESSIONS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
 _MAX_DEPTH = 3
-_MAX_FOLDERS = 5000  # Looked into, when the data set's folder is searched for.
+_MAX_FOLDERS = 5000  # Limit on the search for the data set's folder.
 _SHOWN = 6
 
 
@@ -38,7 +38,7 @@ class Member:
 
     Attributes:
         archive: `Archive`.
-        path: str, in the archive, with `/`.
+        path: str, path in the archive, separated by `/`.
     """
 
     archive: "Archive"
@@ -59,19 +59,19 @@ class Member:
 
     @property
     def suffix(self):
-        """The suffix, with the point."""
+        """The suffix, including the dot."""
         return posixpath.splitext(self.name)[1]
 
     @property
     def fingerprint(self):
-        """The name, and what the archive knows about the content."""
+        """The name and what the archive states about the content: size, and checksum or time."""
         return [self.name, *self.archive.state(self.path)]
 
     def read_bytes(self):
         """The content.
 
         Raises:
-            DataError: if the archive is damaged there.
+            DataError: if this part of the archive is damaged.
         """
         return self.archive.read(self.path)
 
@@ -80,8 +80,8 @@ def fingerprint(file):
     """Returns JSON-able values that change when a file changes.
 
     Args:
-        file: what has a `fingerprint`, as `Member`; or `pathlib.Path`, whose size and time of
-            change are taken.
+        file: object with a `fingerprint`, such as `Member`; or a `pathlib.Path`, for which name,
+            size and modification time are returned.
     """
     if hasattr(file, "fingerprint"):
         return file.fingerprint
@@ -95,7 +95,7 @@ class SourceFolder:
 
     Attributes:
         tree: `_Folder` or `Archive`.
-        path: str, below the tree's top, with `/`; empty for the top.
+        path: str, relative to the tree's root, separated by `/`; empty for the root.
     """
 
     tree: object
@@ -110,36 +110,36 @@ class SourceFolder:
 
     @property
     def in_archive(self):
-        """True if it is in an archive, not on disk."""
+        """True if the folder is in an archive, not on disk."""
         return isinstance(self.tree, Archive)
 
     def has(self, name):
-        """Returns True if there is a file or a folder of that name, which may be a path."""
+        """Returns True if a file or folder of that name exists; the name may be a path."""
         head, tail = posixpath.split(posixpath.join(self.path, name))
         return self.tree.is_folder(posixpath.join(head, tail)) or tail in self.tree.files(head)
 
     def folders(self):
-        """Names of the folders in it, sorted; hidden ones are left out."""
+        """Sorted names of the subfolders, without hidden ones."""
         return sorted(self.tree.folders(self.path))
 
     def files(self):
-        """dict from name to file, sorted; hidden ones are left out."""
+        """Files of the folder without hidden ones, as a dict from name to file, sorted by name."""
         return dict(sorted(self.tree.files(self.path).items()))
 
     def file(self, name):
-        """The file of that name, which may be a path; None if missing."""
+        """The file of that name, or None if missing; the name may be a path."""
         head, tail = posixpath.split(posixpath.join(self.path, name))
         return self.tree.files(head).get(tail)
 
 
 class Source:
-    """Everything that a data set is read from.
+    """All folders and archives that a data set is read from.
 
     Args:
         paths: list of `pathlib.Path`, folders and archives.
 
     Raises:
-        DataError: if one is neither, or is a damaged archive.
+        DataError: if a path is missing, is neither, or is a damaged archive.
     """
 
     def __init__(self, paths):
@@ -158,18 +158,18 @@ class Source:
         self.name = ", ".join(map(str, paths))
 
     def find(self, *names):
-        """Finds the folder in which all of some names are.
+        """Finds the folder that contains all the given names.
 
-        Folders come before archives, then what is less deep before what is deeper.
+        Folders on disk take precedence over archives, and shallower folders over deeper ones.
 
         Args:
-            *names: str, of files or folders; may be paths.
+            *names: str, names of files or folders; may be paths.
 
         Returns:
-            `SourceFolder`, None if missing.
+            `SourceFolder`, or None if there is no such folder.
 
         Raises:
-            DataError: if there are two of the same rank, or an archive cannot be used.
+            DataError: if several folders match equally well, or an archive cannot be used.
         """
         for trees in (self._folders, (open_archive(path) for path in self._archives)):
             parents = {}
@@ -189,13 +189,14 @@ class Source:
         return None
 
     def find_all(self, name):
-        """Finds all folders in which a file is, those that are equally little deep.
+        """Finds the shallowest folders that contain a file.
 
         Args:
-            name: str, of a file; may be a path.
+            name: str, name of a file; may be a path.
 
         Returns:
-            list of `SourceFolder`; folders come before archives, then what is less deep.
+            list of `SourceFolder`, all at the smallest depth that has any; folders in archives
+            only if none on disk matches; empty if nothing matches.
         """
         for trees in (self._folders, (open_archive(path) for path in self._archives)):
             parents = {}
@@ -208,7 +209,7 @@ class Source:
         return []
 
     def tops(self):
-        """The top of each folder and archive, as `SourceFolder`; folders come first."""
+        """The root of each folder and archive as `SourceFolder`, folders on disk first."""
         return [SourceFolder(tree) for tree in [*self._folders, *map(open_archive, self._archives)]]
 
     def describe(self):
@@ -227,7 +228,7 @@ def open_source(source):
     """Opens a source.
 
     Args:
-        source: path of a folder or an archive, or a list of them; or a `Source`.
+        source: path of a folder or archive, a list of such paths, or a `Source`.
 
     Returns:
         `Source`.
@@ -268,12 +269,12 @@ class _Folder:
                         folders.append(entry.name)
                     elif entry.is_file():
                         files[entry.name] = self.path / path / entry.name
-        except OSError:  # One that may not be read is as good as empty.
+        except OSError:  # A folder without read permission counts as empty.
             pass
         return folders, files
 
     def parents_of(self, name):
-        """Yields `(depth, place)` of the folders in which a name is, down to a limit."""
+        """Yields `(depth, folder)` for each folder that contains a name, down to a limit."""
         level, looked = [""], 0
         for depth in range(_MAX_DEPTH + 1):
             below = []
@@ -293,7 +294,7 @@ class Archive:
         path: `pathlib.Path`.
 
     Raises:
-        DataError: if it is no archive, is damaged, or has a member that lies or points outside.
+        DataError: if the file is not an archive or is damaged, or a member lies or points outside.
     """
 
     def __init__(self, path):
@@ -340,25 +341,25 @@ class Archive:
         return open_archive, (self.path,)
 
     def is_folder(self, path):
-        """Returns True if there is a folder of that path."""
+        """Returns True if the path is a folder in the archive."""
         return path in self._folders
 
     def folders(self, path):
-        """Names of the folders in a folder."""
+        """Names of the subfolders of a folder."""
         return self._folders.get(path, ())
 
     def files(self, path):
-        """dict from name to `Member`, of the files in a folder."""
+        """Files in a folder, as a dict from name to `Member`."""
         return self._files.get(path, {})
 
     def parents_of(self, name):
-        """Yields `(depth, place)` of the folders in which a name is."""
+        """Yields `(depth, folder)` for each folder that contains a name."""
         for path in self._folders:
             if SourceFolder(self, path).has(name):
                 yield (path.count("/") + 1 if path else 0), SourceFolder(self, path)
 
     def state(self, path):
-        """Returns the size of a member, and its checksum or time."""
+        """Returns a member's size and its checksum (zip) or modification time (tar)."""
         return self._entries[path].state
 
     def read(self, path):
@@ -380,10 +381,10 @@ class Archive:
             self._files.setdefault("/".join(parts[: i + 1]), {})
 
     def _check(self, name, link=None):
-        """Returns a member's path without `.` parts; None for what is hidden.
+        """Returns a member's path without `.` parts, or None for a hidden member.
 
         Raises:
-            DataError: if it is outside of the archive.
+            DataError: if the path leads outside the archive.
         """
         parts = name.replace("\\", "/").split("/")
         outside = ".." in parts or not parts[0] or re.match(r"[A-Za-z]:", name)
@@ -415,7 +416,7 @@ class Archive:
         for magic, opener in _COMPRESSIONS:
             if head.startswith(magic):
                 with file, opener(file) as packed:
-                    file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as we do)
+                    file = tempfile.TemporaryFile()  # noqa: SIM115 (kept open until exit)
                     shutil.copyfileobj(packed, file, 1 << 20)
                 file.seek(0)
         with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -456,7 +457,7 @@ class _TarEntry:
 
 
 def open_archive(path):
-    """Opens an archive; one that is open already is given again.
+    """Opens an archive, or returns it if it is already open.
 
     Args:
         path: `pathlib.Path`.
@@ -477,7 +478,7 @@ def _open_archive(path, size, time):
 
 
 def _resolve(name, target):
-    """A symbolic link's target as a path from the top; unchanged where it leads outside."""
+    """A symbolic link's target as a path from the archive's root; absolute targets unchanged."""
     target = target.replace("\\", "/")
     if target.startswith("/"):
         return target

@@ -13,29 +13,29 @@ from pipelines import encoding, paths
 from pipelines.errors import DataError
 from pipelines.manifest import again, file_sha256, find_lost_shard, read_manifest, split_ratios
 
-_READ_BUFFER = 1 << 16  # Bytes; one record needs no more look-ahead.
+_READ_BUFFER = 1 << 16  # Bytes; reading a single record needs no more look-ahead.
 _COPY_BLOCK = 1 << 22
 _FAULT = r"The shard .+? is corrupt, gone or another one, at byte \d+ \(image \d+\)"
 
 
 class Records:
-    """The records of a split, read from its shards as they are asked for.
+    """The records of a split, read from its shards on demand.
 
     Args:
         folder: prepared data, see `pipelines.records`.
         split: as for `pipelines.manifest.Manifest.union`.
-        cache: path of a local folder or None. The split's shards are copied there, once and
-            checked, and read from there.
+        cache: path of a local folder or None. The split's shards are copied there once, verified,
+            and read from there.
 
     Attributes:
         split: `pipelines.manifest.Split`.
-        factors: float64 array `(count,)`, how often an epoch shows each image; all 1 but for
-            several splits in different ratios.
+        factors: float64 array `(count,)`, how often each image occurs in an epoch; all 1 unless
+            several splits are combined in different ratios.
         count: int, number of images.
         num_classes: int.
 
     Raises:
-        DataError: if the data is missing or incomplete, or a copy is not what the manifest says.
+        DataError: if the data is missing or incomplete, or a copy does not match the manifest.
     """
 
     def __init__(self, folder, split, *, cache=None):
@@ -68,7 +68,7 @@ class Records:
     window_ratio = staticmethod(encoding.window_ratio)
 
     def read(self, index):
-        """Reads a record. Its checksum is checked, and that it is the one that was asked for.
+        """Reads a record and verifies its checksum and that it is the requested one.
 
         Args:
             index: int64 scalar in `[0, count)`.
@@ -77,10 +77,10 @@ class Records:
             dict, see `pipelines.encoding.parse_record`.
 
         Raises:
-            tf.errors.InvalidArgumentError: if that cannot be; names the shard.
+            tf.errors.InvalidArgumentError: if the record is unreadable or wrong; names the shard.
         """
-        # TensorFlow's own error does not name the file. So a record that cannot be read becomes an
-        # empty one, which does not pass the check.
+        # TensorFlow's own error does not name the file. Therefore an unreadable record is replaced
+        # by an empty one, which fails the check below.
         nothing = tf.data.Dataset.from_tensors("")
         dataset = self._open(index).ignore_errors().concatenate(nothing).take(1)
         record = dataset.get_single_element()
@@ -90,16 +90,16 @@ class Records:
             return {name: tf.identity(value) for name, value in example.items()}
 
     def try_map(self, index, function):
-        """Computes something of a record, unless that fails: slower than `read`.
+        """Applies a function to a record and tolerates failure; slower than `read`.
 
         Args:
             index: int64 scalar in `[0, count)`.
-            function: from an example, as `pipelines.encoding.parse_record` gives it, to a tuple of
-                tensors of known rank.
+            function: maps an example, as returned by `pipelines.encoding.parse_record`, to a tuple
+                of tensors of known rank.
 
         Returns:
-            `(values, usable)`: the tuple, and True; or, if the record cannot be read or `function`
-            failed on it, empty tensors, and False. Static shapes are unknown.
+            `(values, usable)`: the tuple and True; or empty tensors and False if the record cannot
+            be read or `function` failed on it. Static shapes are unknown.
         """
 
         def compute(record):
@@ -108,8 +108,8 @@ class Records:
                 example = {name: tf.identity(value) for name, value in example.items()}
             return *function(example), True
 
-        # A graph cannot catch an error: what fails is left out of a data set, and something empty
-        # comes in its place.
+        # A graph cannot catch an error: instead, a failing element is dropped from a data set and
+        # an empty one takes its place.
         dataset = self._open(index).map(compute).ignore_errors()
         *specs, _ = dataset.element_spec
         blank = tuple(tf.zeros([0] * spec.shape.rank, spec.dtype) for spec in specs)
@@ -118,7 +118,7 @@ class Records:
         return tuple(values), usable
 
     def fault(self, index):
-        """Names a record that is unusable.
+        """Describes an unusable record: its shard, byte offset and index.
 
         Args:
             index: int64 scalar in `[0, count)`.
@@ -127,13 +127,13 @@ class Records:
             string scalar.
         """
         parts = ["The shard ", self._files[self._shards[index]]]
-        # As `_FAULT` finds it.
+        # Must match `_FAULT`.
         parts += [" is corrupt, gone or another one, at byte "]
         parts += [tf.strings.as_string(self._offsets[index])]
         return tf.strings.join([*parts, " (image ", tf.strings.as_string(index), ")"])
 
     def _open(self, index):
-        """A data set of the one record; `ignore_errors` makes it an empty one if there is none."""
+        """A data set of one record; `ignore_errors` makes it empty if the record is unreadable."""
 
         def open_shard(file, offset):
             variant = tf.raw_ops.TFRecordDatasetV2(
@@ -145,14 +145,14 @@ class Records:
             spec = tf.TensorSpec((), tf.string)
             return tf.data.experimental.from_variant(variant, spec).take(1).get_single_element()
 
-        # Not the shard's data set itself: where a file cannot be opened, that tries again for each
-        # element that is asked of it, so that `ignore_errors` would never come to an end. Here an
-        # error uses up the only element.
+        # Not the shard's data set itself: if a file cannot be opened, that retries for every
+        # requested element, so `ignore_errors` would loop forever. Here an error consumes the only
+        # element.
         file = self._files[self._shards[index]]
         return tf.data.Dataset.from_tensors((file, self._offsets[index])).map(open_shard)
 
     def _is(self, example, index):
-        """Returns True if an example is the one of that index."""
+        """Returns True if an example's shard key and number match the index."""
         key, number = self._keys[self._shards[index]], self._numbers[index]
         return (example["shard"] == key) & (example["index"] == number)
 
@@ -162,7 +162,7 @@ class Records:
 
 
 class MemoryRecords(Records):
-    """The records of a split, decoded once and held in memory: about 4 bytes a pixel.
+    """The records of a split, decoded once and held in memory, about 4 bytes per pixel.
 
     Args:
         folder, split: as for `Records`.
@@ -182,26 +182,26 @@ class MemoryRecords(Records):
         offsets = np.cumsum([0, *(labels.size for _, labels in examples)])[:-1]
         self._sizes = tf.constant(sizes, "int32")
         self._places = tf.constant(offsets, "int64")
-        # On the host, wherever the network is trained.
+        # Keep in host memory, whatever device the network is trained on.
         with tf.device("CPU"):
             self._pixels = tf.constant(np.concatenate([x.reshape(-1, 3) for x, _ in examples]))
             self._labels = tf.constant(np.concatenate([x.reshape(-1) for _, x in examples]))
 
     def read(self, index):
-        """Returns what the other methods need of an image."""
+        """Returns an image's size and offset, which the other methods need."""
         height, width = self._sizes[index, 0], self._sizes[index, 1]
         return {"height": height, "width": width, "place": self._places[index]}
 
     def decode_window(self, example, first, extent, ratio):
-        """Does the same as `pipelines.encoding.decode_window` for a ratio of 1."""
+        """Equivalent of `pipelines.encoding.decode_window` for a ratio of 1."""
         return self._window(self._pixels, example, first, extent)
 
     def decode_label_window(self, example, first, extent):
-        """Does the same as `pipelines.encoding.decode_label_window`."""
+        """Equivalent of `pipelines.encoding.decode_label_window`."""
         return self._window(self._labels, example, first, extent)
 
     def window_ratio(self, example, extent, shape):
-        """1: what is decoded already is not reduced."""
+        """Always 1: decoded images are not reduced."""
         return tf.constant(1)
 
     def _window(self, values, example, first, extent):
@@ -225,13 +225,13 @@ def open_records(folder, split, cache=None):
 
     Args:
         folder, split: as for `Records`.
-        cache: None; `"memory"`: `MemoryRecords`; or the path of a local folder, see `Records`.
+        cache: None; `"memory"` for `MemoryRecords`; or the path of a local folder, see `Records`.
 
     Returns:
         `Records`.
 
     Raises:
-        DataError: as they do.
+        DataError: as `Records` and `MemoryRecords`.
     """
     if cache == "memory":
         return MemoryRecords(folder, split)
@@ -239,11 +239,11 @@ def open_records(folder, split, cache=None):
 
 
 def explain(folder, error):
-    """Turns an error of a graph that read records into one that names the shard.
+    """Turns an error raised by a graph that reads records into one that names the shard.
 
     Args:
         folder: prepared data.
-        error: exception that the iterator of a dataset raised.
+        error: exception raised by the iterator of a `tf.data` dataset.
 
     Returns:
         `DataError`; None if the error is about something else.
@@ -252,18 +252,18 @@ def explain(folder, error):
     if not faults:
         return None
     limit = re.findall(r"These are more than data\.max_errors, \d+", str(error))[:1]
-    # What is wrong with the file itself says more than that a record of it cannot be read.
+    # A problem of the file itself says more than an unreadable record.
     if not limit and (lost := find_lost_shard(folder)):
         return DataError(lost)
     return DataError(". ".join([*faults, *limit, again()]))
 
 
 def _copy(file, shard, cache):
-    """Copies a shard into the cache, unless it is there; gives its path."""
+    """Copies a shard into the cache unless it is already there; returns the copy's path."""
     copy = os.path.join(cache, f"{shard.key}-{shard.sha256[:16]}.tfrecord")
     if os.path.exists(copy) and os.path.getsize(copy) == shard.bytes:
         return copy
-    # Of several processes that copy at the same time, the last one wins: all copies are equal.
+    # If several processes copy at once, the last one wins: all copies are identical.
     try:
         with files.replace_file(copy) as new:
             print(f"copying {file} to {cache}", file=sys.stderr, flush=True)

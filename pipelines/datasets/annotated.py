@@ -1,7 +1,7 @@
-"""The common part of the importers of annotation files: images, classes, splits, examples.
+"""The shared part of the importers of annotation files: images, classes, splits, examples.
 
-The areas of an image are drawn in the order of its file. `overlap` says which of two that overlap
-is seen. What no area covers is the class `unlabeled`, or is ignored.
+The areas of an image are drawn in the order of its file. `overlap` decides which of two overlapping
+areas is visible. Pixels outside all areas get the class `unlabeled`, or are ignored.
 """
 
 import collections
@@ -27,14 +27,14 @@ _HEAD = 1 << 16
 
 
 class AnnotatedImage(typing.NamedTuple):
-    """An image and its areas, by class name.
+    """An image and its areas, labeled by class name.
 
     Attributes:
         id: str.
-        file: of the image.
-        annotations: file that the areas were read from; None if there is none.
-        size: `(height, width)` that the annotations are for, None where they do not say.
-        areas: list of `(class name, area)`; None for the name: its pixels are ignored.
+        file: the image file.
+        annotations: file from which the areas were read; None if there is none.
+        size: `(height, width)` stated by the annotations; None if they state none.
+        areas: list of `(class name, area)`; a name of None means that the pixels are ignored.
         split: str or None.
         mask: file of a picture that the areas are parts of, None where there is none.
     """
@@ -56,9 +56,9 @@ class DrawnExample:
         id: str.
         image: file.
         label: file of the annotations; None if there is none.
-        size: `(height, width)` of the annotations, None: as the upright image.
+        size: `(height, width)` of the annotations; None: that of the upright image.
         areas: list of `(label, area)`.
-        unlabeled: int, the label of what no area covers.
+        unlabeled: int, the label of pixels outside all areas.
         overlap: str, see `pipelines.datasets.areas.rasterize`.
         mask: file of a picture that the areas are parts of, None where there is none.
     """
@@ -74,7 +74,7 @@ class DrawnExample:
 
     @property
     def fingerprint(self):
-        """Names, sizes and times of change of the files, and how areas are drawn."""
+        """Names, sizes and modification times of the files, and the drawing parameters."""
         files = [file for file in (self.image, self.label, self.mask) if file is not None]
         labels = hashlib.sha256(repr([label for label, _ in self.areas]).encode()).hexdigest()[:16]
         return [*map(fingerprint, files), self.size, labels, self.unlabeled, self.overlap]
@@ -100,7 +100,7 @@ class DrawnExample:
 
 
 class Files:
-    """All files of a source, by name. What is unpacked comes before archives.
+    """All files of a source, by name; files on disk take precedence over those in archives.
 
     Args:
         source: as for `pipelines.sources.open_source`.
@@ -125,14 +125,14 @@ class Files:
                 self._walk(place / name, f"{prefix}{name}/", depth + 1)
 
     def with_end(self, *ends):
-        """The files whose names end so (in lower case), as `(path, file)`, sorted by path."""
+        """Files with one of the lower-case endings, as `(path, file)`, sorted by path."""
         return sorted(
             ((path, file) for path, file in self.all if path.lower().endswith(ends)),
             key=lambda item: item[0],
         )
 
     def given(self, annotations):
-        """The annotation files that the user names.
+        """The annotation files named by the user.
 
         Args:
             annotations: dict from split to a path, on disk or in the source.
@@ -164,16 +164,16 @@ class Files:
         """Finds the image that an annotation file names.
 
         Args:
-            name: str, a name or path, of which the last parts count.
-            near: str, path of the annotation file: of equal images the one nearest to it counts.
-            split: str or None, the split it is of.
-            without: paths that it is not.
+            name: str, a name or path; an image whose path shares more final parts matches better.
+            near: str, path of the annotation file; among equal matches, the nearest image is taken.
+            split: str or None, the split of the image.
+            without: paths to exclude.
 
         Returns:
-            `(path, file)`, None if missing.
+            `(path, file)`, or None if missing.
 
         Raises:
-            DataError: if there are several.
+            DataError: if several images match equally well.
         """
         parts = unicodedata.normalize("NFC", name.replace("\\", "/")).split("/")
         found = [item for item in self._images.get(parts[-1], []) if item[0] not in without]
@@ -205,7 +205,7 @@ def read_json(file):
     """Reads a JSON file of annotations.
 
     Raises:
-        DataError: if it is empty or no JSON.
+        DataError: if the file is empty or is not JSON.
     """
     content = file.read_bytes()
     if not content.strip():
@@ -217,7 +217,7 @@ def read_json(file):
 
 
 def head_of(file):
-    """The first bytes of a file, to see what it is."""
+    """The first bytes of a file, for detecting its format."""
     if isinstance(file, Member):
         return file.read_bytes()[:_HEAD]
     with open(file, "rb") as stream:
@@ -225,10 +225,10 @@ def head_of(file):
 
 
 def check_choice(name, value, choices):
-    """Refuses a value of an option that is none of the choices.
+    """Checks that an option's value is one of its choices.
 
     Raises:
-        DataError: then.
+        DataError: if it is not.
     """
     if value not in choices:
         raise DataError(f"{option(name)} must be one of {', '.join(choices)}. Received: {value!r}")
@@ -247,27 +247,27 @@ def assemble(
     seed=0,
     notes=(),
 ):
-    """Makes a data set of annotated images.
+    """Builds a data set from annotated images.
 
     Args:
         files: `Files`.
         images: list of `AnnotatedImage`.
-        names: list of str, the classes of the source, in order; None: those that areas have, by
-            the alphabet, `unlabeled` first.
+        names: list of str, the classes of the source, in order; None: the classes of the areas in
+            alphabetical order, `unlabeled` first.
         colors: dict from class name to `[red, green, blue]`; may lack some.
         class_map: see `pipelines.datasets.class_map`; a path, a dict or None.
-        unlabeled: str, the class of what no area covers; made first if the source has none of
-            that name. `ignore`: those pixels are ignored.
-        overlap: str, `later` or `smaller`: which of two overlapping areas is seen.
-        split: dict from split to ratio or list file, for data that is not divided.
-        seed: int, chooses the images where ratios divide them.
-        notes: list of str, for the user.
+        unlabeled: str, the class of pixels outside all areas; added as the first class if the
+            source has no class of that name. `ignore`: those pixels are ignored.
+        overlap: str, `later` or `smaller`: which of two overlapping areas is visible.
+        split: dict from split to ratio or list file, for data without splits of its own.
+        seed: int, seed of the division by ratios.
+        notes: list of str, lines for the user.
 
     Returns:
         `Found`.
 
     Raises:
-        DataError: if images are annotated twice, a class is not among `names`, the division is
+        DataError: if an image is annotated twice, a class is not among `names`, the splits are
             missing or wrong, or an option is out of range.
     """
     check_choice("overlap", overlap, OVERLAPS)
@@ -324,19 +324,19 @@ def assemble(
 
 
 def split_examples(files, images, examples, split, seed):
-    """Divides examples as their images are divided, or by lists or ratios.
+    """Divides examples into the splits of their images, or by list files or ratios.
 
     Args:
         files: `Files`.
-        images: list of what has a `split`.
-        examples: list of examples of them, in the same order.
+        images: list of objects with a `split`.
+        examples: list of their examples, in the same order.
         split, seed: as for `assemble`.
 
     Returns:
         dict from split to list of examples, sorted by id.
 
     Raises:
-        DataError: if the division is missing or wrong.
+        DataError: if the splits are missing or wrong.
     """
     own = {image.split for image in images}
     if own != {None} and None not in own:
@@ -364,17 +364,17 @@ def split_examples(files, images, examples, split, seed):
     files_by_id = {example.id: example.image for example in examples}
 
     def listed(names, file):
-        pair_listed(names, files_by_id, files_by_id, file)  # Checks them.
+        pair_listed(names, files_by_id, files_by_id, file)  # Only for its checks.
         return [by_id[name] for name in sorted(names)]
 
     return divide(files.source, by_id, lambda: ordered, listed, files.name, split, seed)
 
 
 def as_shape(height, width, where):
-    """Checks the size that an annotation file states; `(height, width)`.
+    """Checks the size stated by an annotation file and returns it as `(height, width)`.
 
     Raises:
-        DataError: unless both are positive whole numbers.
+        DataError: unless both are positive integers.
     """
     try:
         size = int(height), int(width)
@@ -386,7 +386,7 @@ def as_shape(height, width, where):
 
 
 def missing_images(file, names):
-    """The error for images that are annotated and not there."""
+    """The error for annotated images that are missing."""
     names = sorted(map(str, names))
     return DataError(
         f"{file} names images that are missing: {shorten(names)}. Put them into the source, or "
@@ -395,7 +395,7 @@ def missing_images(file, names):
 
 
 def stem_of(path):
-    """A path without its suffix, in composed form, with `/`."""
+    """A path without its suffix, in composed form (NFC), separated by `/`."""
     return unicodedata.normalize("NFC", posixpath.splitext(path.replace("\\", "/"))[0])
 
 

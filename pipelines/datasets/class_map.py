@@ -1,14 +1,15 @@
-r"""Classes of a source renamed, merged, ignored and dropped by a map, as JSON or CSV.
+r"""Class maps: rename, merge, ignore or drop the classes of a source, from JSON or CSV.
 
     {"car": "vehicle", "truck": "vehicle",     class,becomes
      "unclear": "ignore", "logo": null,        car,vehicle
      "*": "*"}                                 logo,
 
-Left is the source's name, right that of the class it becomes: two that become the same are merged.
-`ignore`: its pixels are neither trained on nor scored. null (an empty cell): an area is not drawn,
-so what lies beneath is seen; in a mask, where nothing lies beneath, its pixels are ignored. `*` is
-every class that the map does not name, and `"*": "*"` keeps those as they are; without it, the map
-must name all. The new classes are numbered in the order of the map.
+On the left is the name in the source, on the right the name of the new class; classes with the same
+new name are merged. `ignore`: the pixels are neither trained on nor scored. null (an empty cell)
+drops the class: its areas are not drawn, so areas beneath them show; in a mask, which has nothing
+beneath, its pixels are ignored. `*` stands for every class that the map does not name, and
+`"*": "*"` keeps those unchanged; without `*`, the map must name all classes. The new classes are
+numbered in the order of the map.
 """
 
 import csv
@@ -31,18 +32,18 @@ _HEADS = (["class", "becomes"], ["from", "to"], ["source", "target"])
 
 
 class ClassMap:
-    """A map of class names; see the module.
+    """A map of class names, see the module docstring.
 
     Args:
-        value: path of a JSON or CSV file, a dict of str to str or None, or None: all stay as
-            they are.
+        value: path of a JSON or CSV file; a dict from str to str or None; or None, which leaves all
+            classes unchanged.
 
     Attributes:
-        name: str, for messages.
-        targets: dict from the source's name to str or None; empty for None.
+        name: str, used in messages.
+        targets: dict from the source's name to str or None; empty if `value` is None.
 
     Raises:
-        DataError: if it cannot be read or used.
+        DataError: if the map cannot be read or used.
     """
 
     def __init__(self, value):
@@ -106,8 +107,8 @@ class ClassMap:
             names: list of str, all classes of the source.
 
         Returns:
-            `(targets, notes)`: dict from each name to its new one, `IGNORE`, or None if it is
-            dropped; and a list of str, what the map names that is not in the source.
+            `(targets, notes)`: dict from each name to its new name, `IGNORE`, or None if it is
+            dropped; list of str, notes on classes of the map that the source lacks.
 
         Raises:
             DataError: if the map lacks a class.
@@ -130,10 +131,10 @@ class ClassMap:
         return found, notes
 
     def order(self, targets):
-        """The new classes: those that the map names, in its order, then the others.
+        """The new classes: first those that the map names, in its order, then the others.
 
         Args:
-            targets: dict, of `resolve`.
+            targets: dict, as returned by `resolve`.
 
         Returns:
             list of str.
@@ -146,13 +147,13 @@ class ClassMap:
 
 @dataclasses.dataclass(frozen=True)
 class RelabeledExample:
-    """An example whose labels are translated, perhaps under another id.
+    """An example with translated labels and possibly another id.
 
     Attributes:
         id: str.
-        example: the example itself, as `pipelines.examples.read_checked` takes it.
-        taxonomy: `Taxonomy` of its own classes.
-        table: tuple of int, the new label of each of them.
+        example: the original example, as accepted by `pipelines.examples.read_checked`.
+        taxonomy: `Taxonomy` of the original classes.
+        table: tuple of int, the new label of each original class.
     """
 
     id: str
@@ -162,13 +163,13 @@ class RelabeledExample:
 
     @property
     def fingerprint(self):
-        """That of the example, and the labels."""
+        """The fingerprint of the example and the translation of its labels."""
         label_map = sorted(self.taxonomy.label_map.items())
         return [self.example.id, self.example.fingerprint, label_map, list(self.table)]
 
 
 def relabel(found, class_map):
-    """Applies a class map to a data set of masks.
+    """Applies a class map to a data set whose labels are masks.
 
     Args:
         found: `Found`.
@@ -189,13 +190,13 @@ def relabel(found, class_map):
 
 
 def relabeled(found, targets, taxonomy, prefix=""):
-    """The splits of a data set with the labels of other classes.
+    """The splits of a data set, with labels translated to other classes.
 
     Args:
         found: `Found`.
-        targets: dict from each of its class names to the new one; None or `IGNORE`: ignored.
+        targets: dict from each of its class names to the new name; None or `IGNORE`: ignored.
         taxonomy: `Taxonomy` of the new classes.
-        prefix: str, put before the ids.
+        prefix: str, prepended to the ids.
 
     Returns:
         dict from split to list of `RelabeledExample`.
@@ -209,18 +210,18 @@ def relabeled(found, targets, taxonomy, prefix=""):
 
 
 def new_taxonomy(names, targets, colors):
-    """Describes classes that a map made.
+    """Builds the taxonomy of the classes that result from a map.
 
     Args:
         names: list of str, the new classes.
-        targets: dict from the source's names to new ones.
+        targets: dict from the source's names to the new names.
         colors: dict from the source's names to `[red, green, blue]`; may lack some.
 
     Returns:
-        `Taxonomy`, whose labels are translated already: a merged class has the color of the first.
+        `Taxonomy` with an identity label map; a merged class takes the color of its first source.
 
     Raises:
-        DataError: if there is no class left, or too many.
+        DataError: if no class is left, or too many.
     """
     if not names:
         raise DataError("No class is left: all are ignored or dropped by the class map")
@@ -234,5 +235,5 @@ def new_taxonomy(names, targets, colors):
 
 
 def clean_name(name):
-    """A class name in composed letters, with single blanks."""
+    """A class name in composed form (NFC), with single spaces."""
     return " ".join(unicodedata.normalize("NFC", name).split())

@@ -1,4 +1,4 @@
-"""A user's own table of classes, as JSON or CSV, or as annotation tools write it.
+"""Class tables of the user, in JSON, CSV or the formats of annotation tools.
 
     [{"name": "road", "color": [128, 64, 128]},      name,color,value,ignore     name,r,g,b
      {"name": "void", "color": "#000000",            road,#804080,7,             road,128,64,128
@@ -8,9 +8,9 @@
                                      0, road                        void:0,0,0::
     classes.txt: one name a line     Roboflow's _classes.csv        CVAT's labelmap.txt
 
-`value` is what a mask of numbers holds; without that column, the place in the table, from 0.
-`color` is what a color-coded mask holds, and how the class is drawn. Rows with `ignore` are not
-trained on. A CSV file may be divided by commas, semicolons or tabs.
+`value` is the class's value in index masks; without that column, its position in the table, from 0.
+`color` is its color in color-coded masks and in visualizations. Rows with `ignore` are not trained
+on. The separator of a CSV file may be a comma, a semicolon or a tab.
 """
 
 import colorsys
@@ -35,7 +35,7 @@ _YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table.
+    """A row of the class table.
 
     Attributes:
         name: str.
@@ -51,20 +51,20 @@ class Row:
 
 
 class ClassTable:
-    """Classes, their colors and values.
+    """A table of classes, their colors and their values.
 
     Args:
         content: bytes of the file.
-        name: of the file, for messages; `.csv`, `.tsv` or `.txt` at its end tells the format.
+        name: name of the file, for messages; an ending `.csv`, `.tsv` or `.txt` sets the format.
 
     Attributes:
         name: str.
         rows: list of `Row`.
-        has_values: bool, if the table gives the values; else they count from 0.
-        notes: list of str, what the user should know about how it was read.
+        has_values: bool, whether the table gives the values; otherwise they count from 0.
+        notes: list of str, remarks for the user on how the table was read.
 
     Raises:
-        DataError: naming the row, if it cannot be used.
+        DataError: if the table cannot be used; names the row.
     """
 
     def __init__(self, content, name):
@@ -82,7 +82,7 @@ class ClassTable:
         self.has_values = any(has_value)
         count = 0
         for i, entry in enumerate(entries):
-            # A class too many, which is refused below, must not look ignored.
+            # The label 255 must not make a surplus class, rejected below, look ignored.
             self.rows.append(self._row(i, entry, count + (count == IGNORE_LABEL)))
             count += self.rows[-1].label != IGNORE_LABEL
         if not 0 < count <= MAX_CLASSES:
@@ -100,10 +100,10 @@ class ClassTable:
         return all(row.color for row in self.rows)
 
     def taxonomy(self):
-        """The classes, for labels that are translated already.
+        """The classes, as a taxonomy for labels that are already translated.
 
         Returns:
-            `Taxonomy`; classes without a color get one.
+            `Taxonomy`; classes without a color are given one.
         """
         classes = [row for row in self.rows if row.label != IGNORE_LABEL]
         palette = [list(row.color or invented_color(row.label)) for row in classes]
@@ -142,7 +142,7 @@ class ClassTable:
         return dict(pairs)
 
     def _read_lines(self, text):
-        """Names, one a line; or what CVAT writes."""
+        """Reads one name per line, or CVAT's labelmap.txt."""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if not lines or not lines[0].startswith(_CVAT):
             return [{"name": line} for line in lines]
@@ -155,7 +155,7 @@ class ClassTable:
         return entries
 
     def _read_csv(self, text):
-        # Excel's own first line, which names the separator.
+        # Excel's optional first line, which declares the separator.
         declared = re.match(r"sep=(.)\r?\n", text, flags=re.IGNORECASE)
         text = text[declared.end() :] if declared else text
         head = next((line for line in text.splitlines() if line.strip()), "")
@@ -202,7 +202,7 @@ class ClassTable:
         name = entry.get("name")
         if not isinstance(name, str) or not name.strip():
             self._fail(f"a class must have a name, not {name!r}", number)
-        # Spaces and line breaks in a row are one space; letters are composed, as people type them.
+        # Collapse whitespace to single spaces; compose letters (NFC), as typed on a keyboard.
         name = " ".join(unicodedata.normalize("NFC", name).split())
         if any(c == "\ufffd" or unicodedata.category(c) in ("Cc", "Cs") for c in name):
             self._fail(f"a name must consist of printable characters, not {name!r}", number)
@@ -245,19 +245,19 @@ class ClassTable:
 
 
 def _whole_number(text):
-    """The number that a cell holds, such as `2`, `2.0` or Excel's `2,0`; -1 if it is none."""
+    """The integer in a cell such as `2`, `2.0` or Excel's `2,0`; -1 if there is none."""
     match = re.fullmatch(r"(\d{1,6})([.,]0*)?", str(text).strip(), flags=re.ASCII)
     return int(match[1]) if match else -1
 
 
 def _without_empty_ends(cells):
-    """Leaves out the empty cells at the end, as spreadsheets write them."""
+    """Drops trailing empty cells, which spreadsheets tend to write."""
     while cells and not cells[-1]:
         cells = cells[:-1]
     return cells
 
 
 def invented_color(label):
-    """Colors that are far apart: hues by the golden ratio."""
+    """The color for a label: hues spaced by the golden ratio, so that they are far apart."""
     channels = colorsys.hsv_to_rgb(label * 0.618034 % 1, (0.9, 0.55)[label % 2], 0.9)
     return [round(255 * channel) for channel in channels]

@@ -1,4 +1,4 @@
-"""The interface of datasets to the writer of records: examples, classes, a label map."""
+"""Interface between data sets and the record writer: examples, classes and a label map."""
 
 import dataclasses
 import functools
@@ -23,17 +23,17 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @dataclasses.dataclass(frozen=True)
 class Taxonomy:
-    """The classes of a data set and how its label files write them.
+    """The classes of a data set and their encoding in its label files.
 
     Attributes:
         class_names: list of str, in the order of the labels 0..N-1.
         palette: list of `[red, green, blue]`.
         label_map: dict from the value in a label file to a label, 255 = ignored. Any other value
-            is a fault of the file.
+            in a file is an error.
         categories: dict from the name of a category to the labels of its classes. A category is
-            scored as if they were one class (Cityscapes).
+            scored as if its classes were one (Cityscapes).
         groups: dict from the name of a group to the labels of its classes. A group is scored by
-            the mean over them (CaDIS).
+            the mean over its classes (CaDIS).
 
     Raises:
         UserError: unless there are 1 to `kseg.classes.MAX_CLASSES` classes.
@@ -50,12 +50,12 @@ class Taxonomy:
 
     @classmethod
     def load(cls, name):
-        """Reads `<name>.json` beside this module."""
+        """Reads `<name>.json` in this module's folder."""
         return cls.from_facts(facts(name))
 
     @classmethod
     def from_facts(cls, values):
-        """Reads the keys `classes`, `label_map` and, where they are, `categories`, `groups`."""
+        """Reads the keys `classes` and `label_map` and, if present, `categories` and `groups`."""
         return cls(
             class_names=[c["name"] for c in values["classes"]],
             palette=[c["color"] for c in values["classes"]],
@@ -101,7 +101,7 @@ class Found(typing.NamedTuple):
     Attributes:
         taxonomy: `Taxonomy`.
         splits: dict from split to list of examples.
-        notes: list of str, lines for the user: what was assumed.
+        notes: list of str, assumptions made, as lines for the user.
     """
 
     taxonomy: Taxonomy
@@ -127,36 +127,36 @@ class FileExample:
 
     @property
     def fingerprint(self):
-        """Names, sizes and times of change of both files, and how the label is read."""
+        """Names, sizes and modification times of both files, and the reader of the label."""
         files = [file for file in (self.image, self.label) if file is not None]
         return [*map(fingerprint, files), repr(self.decode)]
 
     def read(self):
-        """The bytes of both files, as they are; None for a label that is not there."""
+        """The bytes of both files, unchanged; None for a missing label."""
         return self.image.read_bytes(), None if self.label is None else self.label.read_bytes()
 
 
 @functools.cache
 def facts(name):
-    """The content of `<name>.json` beside this module."""
+    """The content of `<name>.json` in this module's folder."""
     return json.loads(importlib.resources.files(__package__).joinpath(f"{name}.json").read_text())
 
 
 def as_label_map(values):
-    """A label map as JSON writes it, with whole numbers as keys."""
+    """A label map read from JSON, with its keys converted to int."""
     return {int(value): label for value, label in values.items()}
 
 
 def find_splits(
     source, folders, *, expected=None, image_end=IMAGE_SUFFIXES, label_end=(".png",), **arguments
 ):
-    """Lists the examples of each split that is there.
+    """Lists the examples of each split that is present.
 
     Args:
         source: as for `open_source`.
-        folders: dict from split to `(image folder, label folder)`, below the data set's folder,
-            which may lie a few folders below the source.
-        expected: str, the layout in words; default: all of `folders`.
+        folders: dict from split to `(image folder, label folder)`, relative to the data
+            set's folder, which may be a few levels below the source.
+        expected: str, the expected layout in words, for messages; default: all of `folders`.
         image_end, label_end: tuples of str, as for `list_files`.
         **arguments: as for `pair_files`.
 
@@ -164,7 +164,7 @@ def find_splits(
         dict from split to list of `FileExample`.
 
     Raises:
-        DataError: if there is no split or half of one, or a file lacks its partner.
+        DataError: if there is no split, a split lacks images or labels, or a file has no partner.
     """
     source = open_source(source)
     parents = {split: _find_pair(source, *pair) for split, pair in folders.items()}
@@ -188,9 +188,9 @@ def find_splits(
 
 
 def _find_pair(source, images, labels):
-    """Returns the places of both folders, None if the labels are nowhere.
+    """Returns the parents of both folders, or None if there is no label folder.
 
-    The labels' folder is searched for first: images lie in `train/` with many data sets.
+    The label folder is searched for first: many other data sets keep images in `train/`, too.
     """
     if whole := source.find(images, labels):
         return whole, whole
@@ -208,11 +208,11 @@ def _half(folder, images, labels, missing):
 
 
 def wrong_layout(source, expected):
-    """The error for a source that is something else.
+    """The error for a source with an unexpected layout.
 
     Args:
         source: `Source`.
-        expected: str, what has to be in it.
+        expected: str, the required content.
 
     Returns:
         `DataError`.
@@ -224,17 +224,17 @@ def wrong_layout(source, expected):
 
 
 def list_files(root, ends):
-    """Lists the files of one kind in a folder and one level of folders below it.
+    """Lists the files with given endings in a folder and its immediate subfolders.
 
     Args:
         root: `SourceFolder`.
-        ends: tuple of str, in lower case: how their names end. What comes before is the id.
+        ends: tuple of str, endings in lower case; the rest of a file's name is its id.
 
     Returns:
         dict from id to file.
 
     Raises:
-        DataError: if two files have one id.
+        DataError: if two files have the same id.
     """
     files = {}
     for folder in [root, *(root / name for name in root.folders())]:
@@ -254,14 +254,14 @@ def pair_files(images, labels, where, *, decode=INDEX_MASK):
 
     Args:
         images, labels: dicts from id to file.
-        where: the folder of the images, for a message.
+        where: the folder of the images, for error messages.
         decode: as for `FileExample`.
 
     Returns:
         list of `FileExample`, sorted by id.
 
     Raises:
-        DataError: if a file has no partner, or there is none.
+        DataError: if a file has no partner, or there are no files.
     """
     unmatched = [str(images[key]) for key in sorted(images.keys() - labels.keys())]
     unmatched += [str(labels[key]) for key in sorted(labels.keys() - images.keys())]
@@ -276,19 +276,19 @@ def pair_files(images, labels, where, *, decode=INDEX_MASK):
 
 
 def pair_listed(names, images, labels, where, *, decode=INDEX_MASK):
-    """Pairs the images and labels that a list names; there may be others.
+    """Pairs the images and labels that a list names; unlisted ones are left out.
 
     Args:
         names: list of str, ids.
         images, labels: dicts from id to file.
-        where: the list file, for a message.
+        where: the list file, for error messages.
         decode: as for `FileExample`.
 
     Returns:
-        list of `FileExample`, in the order of their ids.
+        list of `FileExample`, sorted by id.
 
     Raises:
-        DataError: if a name is there twice, or has no image or no label.
+        DataError: if the list is empty, or a name is listed twice or lacks an image or a label.
     """
     twice = sorted({name for name in names if names.count(name) > 1}) if _has_twins(names) else []
     if twice:
@@ -303,23 +303,23 @@ def pair_listed(names, images, labels, where, *, decode=INDEX_MASK):
 
 
 def read_list(file):
-    """The lines of a list file that are not empty, without blanks at their ends.
+    """The non-empty lines of a list file, stripped of surrounding whitespace.
 
     Raises:
-        DataError: if it is no text file.
+        DataError: if it is not a text file.
     """
-    text, _ = decode_text(file.read_bytes(), file)  # A name that was misread names no file.
+    text, _ = decode_text(file.read_bytes(), file)  # A misread name matches no file.
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def shorten(names, shown=3):
-    """Writes the first few names and how many there are more."""
+    """The first few names and the number of the others, as text."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 
 
 def _look_up(table, values):
-    """`table[values]`; OpenCV is faster where values have 8 bits."""
+    """`table[values]`; uses OpenCV for 8-bit values, where it is faster."""
     return cv2.LUT(values, table) if values.itemsize == 1 and values.ndim == 2 else table[values]
 
 
@@ -328,7 +328,7 @@ def _has_twins(names):
 
 
 def _ranges(values):
-    """Writes whole numbers as `0..11, 255`."""
+    """Integers as ranges in text, such as `0..11, 255`."""
     text, first = [], None
     for value in sorted(values):
         if first is None:
