@@ -8,7 +8,7 @@ __all__ = ["ServedModel", "export_saved_model", "load_saved_model"]
 def __getattr__(name):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # When it is first used: `kseg.serving.checks` needs no TensorFlow.
+    # Imported on first use, because `kseg.serving.checks` must work without TensorFlow.
     return getattr(importlib.import_module("kseg.serving.saved_model"), name)
 
 

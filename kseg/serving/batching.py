@@ -1,4 +1,4 @@
-"""Requests that arrive one by one, labeled in batches."""
+"""Batching of concurrent requests for inference."""
 
 import collections
 import concurrent.futures
@@ -9,22 +9,22 @@ import numpy as np
 
 
 class QueueFullError(Exception):
-    """More images wait than the queue holds."""
+    """Raised when the queue of waiting images is full."""
 
 
 class Batcher:
-    """Labels images of concurrent requests in batches, in a thread of its own.
+    """Labels images of concurrent requests in batches, in a separate thread.
 
-    A batch holds images of one size, in the order of their arrival; it starts when it is full, when
-    its first image has waited long enough, or when an image of another size has come.
+    A batch holds images of equal size in order of arrival. It is run when it is full, when its
+    first image has waited long enough, or when an image of another size arrives.
 
     Args:
         label: function from uint8 `(batch, height, width, 3)` to a tuple of arrays whose first axis
             is the batch.
-        max_batch: int, images of a batch.
-        max_wait: float, seconds that the first image of a batch waits for others.
-        max_queue: int, images that may wait.
-        on_batch: function of the number of images of each batch, for statistics.
+        max_batch: int, maximum number of images in a batch.
+        max_wait: float, maximum seconds that the first image of a batch waits for others.
+        max_queue: int, maximum number of waiting images.
+        on_batch: function called with the number of images in each batch, for statistics.
     """
 
     def __init__(
@@ -33,14 +33,14 @@ class Batcher:
         self._label = label
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
         self._on_batch = on_batch
-        self._waiting = collections.deque()  # Of (arrival, image, future).
+        self._waiting = collections.deque()  # Tuples (arrival, image, future).
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
     def __len__(self):
-        """Images that wait."""
+        """Number of waiting images."""
         return len(self._waiting)
 
     def submit(self, image):
@@ -53,7 +53,7 @@ class Batcher:
             `concurrent.futures.Future` of the tuple of this image's arrays.
 
         Raises:
-            QueueFullError: if too many images wait.
+            QueueFullError: if too many images are waiting.
         """
         future = concurrent.futures.Future()
         with self._changed:
@@ -64,7 +64,7 @@ class Batcher:
         return future
 
     def close(self):
-        """Labels what waits, and ends the thread."""
+        """Labels the waiting images, then ends the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -79,7 +79,7 @@ class Batcher:
             self._on_batch(len(images))
             try:
                 results = list(zip(*self._label(np.stack(images)), strict=True))
-            except Exception as error:  # Belongs to the requests: the next batch may be better.
+            except Exception as error:  # Passed on to these requests; the next batch may succeed.
                 for future in futures:
                     future.set_exception(error)
                 continue
@@ -87,7 +87,7 @@ class Batcher:
                 future.set_result(result)
 
     def _next_batch(self):
-        """Waits for a batch; an empty list when all is done."""
+        """Waits for a batch; returns an empty list when closed and all images are labeled."""
         with self._changed:
             while not self._waiting:
                 if self._closed:
@@ -98,7 +98,7 @@ class Batcher:
             return [self._waiting.popleft() for _ in range(self._ready())]
 
     def _ready(self):
-        """Number of images at the head of the queue that make a batch."""
+        """Number of images at the head of the queue that form the next batch."""
         shape, count = self._waiting[0][1].shape, 0
         for _, image, _ in self._waiting:
             if image.shape != shape or count == self._max_batch:

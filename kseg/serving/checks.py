@@ -1,6 +1,6 @@
 """Checks of export targets, packages, networks and exported files.
 
-They are apart from the exporters because the commands call them before TensorFlow is imported.
+They are separate from the exporters because the commands call them before importing TensorFlow.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ from kseg.classes import Classes
 from kseg.errors import UserError, option
 
 CLASSES_FILE = "classes.json"  # In the assets of a SavedModel.
-CLASSES_SUFFIX = ".classes.json"  # Of the file beside one for LiteRT or ONNX.
+CLASSES_SUFFIX = ".classes.json"  # Suffix of the file beside a LiteRT or ONNX file.
 _PACKAGES = {
     "tf2onnx": "Writing ONNX needs the extra `onnx`: pip install 'kseg[onnx]'",
     "onnxruntime": "Running ONNX needs the extra `onnx`: pip install 'kseg[onnx]'",
@@ -34,14 +34,15 @@ def require(package):
 
 
 def check_folder_target(path, overwrite):
-    """Refuses a folder that a SavedModel must not be written to.
+    """Rejects a folder to which a SavedModel must not be written.
 
     Args:
         path: `pathlib.Path`.
-        overwrite: bool, a SavedModel that is there may be replaced.
+        overwrite: bool, whether an existing SavedModel may be replaced.
 
     Raises:
-        UserError: if it is a file, holds something else, or a SavedModel that is to stay.
+        UserError: if it is a file, has other content, or holds a SavedModel and `overwrite` is
+            False.
     """
     if not path.exists():
         return
@@ -58,14 +59,14 @@ def check_folder_target(path, overwrite):
 
 
 def check_file_target(path, overwrite):
-    """Refuses a file that a network must not be written to.
+    """Rejects a path to which a network file must not be written.
 
     Args:
         path: `pathlib.Path`.
-        overwrite: bool, a file that is there may be replaced.
+        overwrite: bool, whether an existing file may be replaced.
 
     Raises:
-        UserError: if it is a folder, or a file that is to stay.
+        UserError: if it is a folder, or an existing file and `overwrite` is False.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder. Give a file to write")
@@ -74,7 +75,7 @@ def check_file_target(path, overwrite):
 
 
 def exportable_model(segmenter, classes, purpose):
-    """Builds the inference view of a segmenter, checked for export.
+    """Checks a segmenter for export and builds its inference view.
 
     Args:
         segmenter: model from `kseg.segmenters.build_segmenter`.
@@ -85,7 +86,7 @@ def exportable_model(segmenter, classes, purpose):
         keras model, see `kseg.segmenters.inference_model`.
 
     Raises:
-        ValueError: if the segmenter has another number of classes.
+        ValueError: if the segmenter and `classes` differ in the number of classes.
         UserError: if a weight is NaN or infinite.
     """
     # Imported late: the other checks work without Keras.
@@ -106,13 +107,13 @@ def read_classes(path):
     """Reads the classes of a SavedModel without loading it.
 
     Args:
-        path: folder that `kseg.export` wrote.
+        path: folder written by `kseg.export`.
 
     Returns:
         `(classes, more)`: `kseg.classes.Classes`, and a dict of the other values in its file.
 
     Raises:
-        UserError: if there is no such SavedModel, or it is seen to be damaged.
+        UserError: if there is no such SavedModel, or it is recognizably damaged.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -128,7 +129,7 @@ def read_classes(path):
 
 
 def broken_saved_model(path, error):
-    """The UserError about a SavedModel whose reading ended in `error`."""
+    """Returns the UserError for a SavedModel that could not be read because of `error`."""
     reason = " ".join(str(error).split())[:200]
     return UserError(
         f"{path} is not a SavedModel of kseg, or is damaged ({reason}). Write one with "
@@ -137,7 +138,7 @@ def broken_saved_model(path, error):
 
 
 def check_network_file(path):
-    """Refuses a file that is not for LiteRT or ONNX, or whose runtime is missing.
+    """Rejects a file that is not for LiteRT or ONNX, or whose runtime is missing.
 
     Args:
         path: `pathlib.Path`.
@@ -146,7 +147,7 @@ def check_network_file(path):
         str, the package that runs it.
 
     Raises:
-        UserError: if it, or the file of its classes, cannot be read, or the package is missing.
+        UserError: if the file or its classes file cannot be read, or the package is missing.
     """
     try:
         with open(path, "rb") as file:

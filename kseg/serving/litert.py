@@ -1,4 +1,4 @@
-"""Export of networks to LiteRT (formerly TensorFlow Lite), and loading in its interpreter."""
+"""Export of networks to LiteRT (formerly TensorFlow Lite), and loading into its interpreter."""
 
 import tensorflow as tf
 
@@ -9,22 +9,24 @@ from kseg.serving.network_file import export_file
 def export_tflite(segmenter, path, classes, size, *, value_range=None, overwrite=False):
     """Writes a float32 network for LiteRT, formerly TensorFlow Lite.
 
-    Its input `images` is uint8 RGB `(1, height, width, 3)`, its output `logits` float32 `(1,
-    height, width, num_classes)`. The names and colors of the classes go to a JSON file beside it,
-    of the same name with `.classes.json` in place of the ending. Only operations built into LiteRT
-    are used, so that an interpreter without TensorFlow runs it.
+    The input `images` is uint8 RGB `(1, height, width, 3)`, the output `logits` float32 `(1,
+    height, width, num_classes)`. The names and colors of the classes are written to a JSON file
+    beside it, with `.classes.json` in place of its suffix. Only operations built into LiteRT are
+    used, so that an interpreter without TensorFlow can run the network.
 
     Args:
         segmenter: float32 model from `kseg.segmenters.build_segmenter`.
-        path: file to write. It is complete or not there at all.
+        path: file to write, atomically.
         classes: `kseg.classes.Classes`.
         size: `(height, width)` of the images.
-        value_range: as for `kseg.serving.export_saved_model`; it goes to the JSON file.
-        overwrite: bool, replace the file that is there.
+        value_range: as for `kseg.serving.export_saved_model`; stored in the JSON file.
+        overwrite: bool, whether to replace an existing file.
 
     Raises:
-        UserError: if the file is there, cannot be written, or the converter cannot do this network.
-        ValueError: if the segmenter computes in another precision, or has other classes.
+        UserError: if the file exists or cannot be written, or the converter cannot handle this
+            network.
+        ValueError: if the segmenter computes in another precision, or differs from `classes` in the
+            number of classes.
     """
 
     def convert(function):

@@ -1,4 +1,4 @@
-"""One way to load whatever `kseg export` wrote."""
+"""Loading of exported networks in any of the formats of `kseg export`."""
 
 import pathlib
 
@@ -7,13 +7,13 @@ def load(path):
     """Loads an exported network.
 
     Args:
-        path: folder of a SavedModel, or file for LiteRT or ONNX.
+        path: folder of a SavedModel, or a file for LiteRT or ONNX.
 
     Returns:
         `kseg.serving.ServedModel`, a compiled Keras model, for a folder;
-        `kseg.serving.network_file.PortableModel` for a file. Both take uint8 images
-        `(batch, height, width, 3)` and give float32 logits `(batch, height, width, num_classes)`,
-        and have the names and colors of the classes as `classes`.
+        `kseg.serving.network_file.PortableModel` for a file. Both map uint8 images `(batch,
+        height, width, 3)` to float32 logits `(batch, height, width, num_classes)`, and hold the
+        names and colors of the classes as `classes`.
 
     Raises:
         UserError: if there is no such network, it is damaged, or its runtime is not installed.

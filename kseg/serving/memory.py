@@ -1,7 +1,7 @@
-"""Memory that a SavedModel needs for an image, estimated before it runs.
+"""Estimate of the memory that a SavedModel needs for an image, made before running it.
 
-On a CPU there is no error to catch: the system ends the process, or an operation that counts
-elements in 32 bits writes where it must not.
+On a CPU, running out of memory raises no error that could be caught: the system kills the process,
+or an operation with 32-bit indices writes out of bounds.
 """
 
 import pathlib
@@ -11,24 +11,25 @@ import tensorflow as tf
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 # Operations that reuse the memory of their first input.
 _VIEWS = {"Identity", "Reshape", "Squeeze", "ExpandDims"}
-# They write into an input that nothing else reads, or are computed together with what is before.
+# Operations that overwrite an input without other readers, or are fused with the previous one.
 _IN_PLACE = {"AddV2", "BiasAdd", "FusedBatchNormV3", "Mul", "Relu", "Softmax", "Sub"}
 _MOST_ELEMENTS = 2**31 - 1
 
 
 def estimate(signature, size):
-    """Estimates what one call of a SavedModel takes at its peak, besides the weights.
+    """Estimates the peak memory of one call of a SavedModel, excluding the weights.
 
-    The shapes of all tensors follow from the graph; each is held from its making to its last use.
-    Scratch memory of operations is not in it, nor what is held longer as branches run in parallel.
+    The shapes of all tensors follow from the graph; each tensor is held from its creation to its
+    last use. The estimate excludes scratch memory of operations, and tensors that are held longer
+    because branches run in parallel.
 
     Args:
-        signature: `serving_default` of a SavedModel that `export_saved_model` wrote.
+        signature: `serving_default` of a SavedModel written by `export_saved_model`.
         size: `(height, width)` of one image.
 
     Returns:
-        int, bytes; infinite where a tensor has more elements than operations can count (2^31); None
-        if this version of TensorFlow does not expose the shapes.
+        int, bytes; infinity if a tensor has more elements than operations can index (2^31 - 1);
+        None if this version of TensorFlow does not expose the shapes.
     """
     try:
         # Not part of TensorFlow's documented interface.
@@ -51,18 +52,19 @@ def estimate(signature, size):
 
 
 def _find_network(graph):
-    """Finds the function of the network below that of a signature.
+    """Finds the network's function, which is called by that of a signature.
 
     Returns:
         `(function, weights)`: a FunctionDef whose first argument is the images, and a dict from the
-        names of the others to their variables' shapes; None if it is not there.
+        names of the other arguments to the shapes of their variables; None if there is no such
+        function.
     """
     functions = {f.signature.name: f for f in graph.as_graph_def().library.function}
     calls = [o for o in graph.get_operations() if o.type in _CALLS]
     if not calls:
         return None
     call = max(calls, key=lambda operation: len(operation.inputs))
-    # What a variable holds stands with the tensor of its handle, only in this outermost graph.
+    # The shape of a variable is stored with its handle tensor, and only in this outermost graph.
     data = [getattr(tensor, "_handle_data", None) for tensor in call.inputs]
     shapes = [d.shape_and_type[0].shape if d and d.shape_and_type else None for d in data]
     function = functions.get(call.get_attr("f").name)
@@ -83,11 +85,11 @@ def _find_network(graph):
 def _open_shapes(network, weights):
     """Removes the static shapes of the export from a FunctionDef.
 
-    That would come before what follows from the size of the images. Reading a variable becomes a
-    placeholder of its shape.
+    They would take precedence over the shapes inferred from the image size. Each read of a variable
+    is replaced by a placeholder of its shape.
 
     Args:
-        network, weights: as `_find_network` gives them.
+        network, weights: as returned by `_find_network`.
     """
     for node in network.node_def:
         if "_output_shapes" in node.attr:
@@ -107,10 +109,10 @@ def _open_shapes(network, weights):
 
 
 def _peak(graph):
-    """The largest sum of the tensors that are held at one time; in bytes."""
+    """Computes the maximum total size of the tensors held at the same time, in bytes."""
     operations = graph.get_operations()
-    images = graph.inputs[0].op  # The network captures its weights behind its argument.
-    base, sizes = {}, {}  # Of each tensor: the one whose memory it uses; of those: bytes.
+    images = graph.inputs[0].op  # The captured weights follow this argument.
+    base, sizes = {}, {}  # Tensor -> owner of its memory; owner -> bytes.
     last = {}
     for number, operation in enumerate(operations):
         for tensor in operation.inputs:
@@ -148,7 +150,7 @@ def _peak(graph):
 
 
 def available():
-    """Bytes of memory that this process may still take; None if the system does not report it."""
+    """Returns the bytes of memory available to this process, or None if unknown."""
     limits = []
     try:
         for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
@@ -156,7 +158,7 @@ def available():
                 limits.append(1024 * int(line.split()[1]))
     except (OSError, ValueError):
         pass
-    # Containers have limits of their own.
+    # Containers have separate limits.
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         (
@@ -166,7 +168,7 @@ def available():
     ):
         try:
             room = int(pathlib.Path(limit).read_text()) - int(pathlib.Path(used).read_text())
-        except (OSError, ValueError):  # Also "max": there is no limit.
+        except (OSError, ValueError):  # "max", which means no limit, is a ValueError too.
             continue
         limits.append(max(room, 0))
     return min(limits) if limits else None

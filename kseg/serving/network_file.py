@@ -1,4 +1,4 @@
-"""Networks as single files with the classes beside them: code shared by LiteRT and ONNX."""
+"""Network files with a classes file beside them: code shared by LiteRT and ONNX."""
 
 import contextlib
 import hashlib
@@ -14,16 +14,17 @@ from kseg.serving.checks import CLASSES_SUFFIX, check_file_target, exportable_mo
 
 
 class PortableModel:
-    """A loaded file for LiteRT or ONNX.
+    """Network loaded from a file for LiteRT or ONNX.
 
     Args:
         classes: `kseg.classes.Classes`.
-        size: `(height, width)` that images must have, or None: any.
-        run: function of images, as a call takes them.
+        size: `(height, width)` that images must have; None: any.
+        run: function from images to logits, with the shapes and dtypes of a call.
         value_range: as for `kseg.serving.export_saved_model`.
 
     Call arguments:
-        images: uint8 array `(batch, height, width, 3)`, a batch of one if `size` is not None.
+        images: uint8 array `(batch, height, width, 3)`; the batch size must be 1 unless `size` is
+            None.
 
     Returns:
         float32 array of logits `(batch, height, width, num_classes)`.
@@ -34,25 +35,25 @@ class PortableModel:
         self.value_range = value_range
 
     def __call__(self, images):
-        """Logits of images."""
+        """Computes the logits of images."""
         return self._run(images)
 
     def label(self, image):
-        """Labels an image of any size, which is resized to that of the file and back.
+        """Labels an image of any size, resized to the network's image size and back.
 
         Args:
             image: uint8 RGB array `(height, width, 3)`.
 
         Returns:
-            uint8 array `(height, width)` of class numbers.
+            uint8 array `(height, width)` of class indices.
         """
         return self.label_with_confidence(image)[0]
 
     def label_with_confidence(self, image):
-        """Labels an image as `label` does.
+        """Labels an image in the same way as `label`, with probabilities.
 
         Returns:
-            `(labels, confidence)`: uint8 class numbers and the float32 probability of each, both
+            `(labels, confidence)`: uint8 class indices and their float32 probabilities, both
             `(height, width)`.
         """
         height, width = image.shape[:2]
@@ -69,22 +70,23 @@ class PortableModel:
 
 
 def export_file(segmenter, path, classes, size, value_range, overwrite, target, convert):
-    """Converts the inference view of a segmenter and writes it, with its classes beside it.
+    """Converts the inference view of a segmenter and writes it with a classes file beside it.
 
     Args:
         segmenter: float32 model from `kseg.segmenters.build_segmenter`.
-        path: file to write; it is complete or not there at all.
+        path: file to write, atomically.
         classes: `kseg.classes.Classes`.
-        size: `(height, width)` of the images, in a batch of one; None: any size and batch.
+        size: `(height, width)` of the images, with a batch size of 1; None: any image and batch
+            size.
         value_range: as for `kseg.serving.export_saved_model`.
-        overwrite: bool.
-        target: str, the runtime, for messages.
+        overwrite: bool, whether to replace an existing file.
+        target: str, name of the runtime, for error messages.
         convert: function from a `tf.function` with one input, uint8 `images`, to bytes.
 
     Raises:
-        UserError, ValueError: as `kseg.serving.litert.export_tflite` says.
+        UserError, ValueError: as in `kseg.serving.litert.export_tflite`.
     """
-    import tensorflow as tf  # Imported late: the files run without it.
+    import tensorflow as tf  # Imported here, because exported files run without it.
 
     path = pathlib.Path(path)
     check_file_target(path, overwrite)
@@ -99,7 +101,7 @@ def export_file(segmenter, path, classes, size, value_range, overwrite, target, 
 
     try:
         content = convert(serve)
-    except Exception as error:  # Converters raise whatever their stages raise.
+    except Exception as error:  # Converters raise exceptions of any type.
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The converter to {target} cannot do this network ({reason})") from None
     digests = [hashlib.sha256(content).hexdigest(), *_digests_beside(path, classes, value_range)]
@@ -108,13 +110,13 @@ def export_file(segmenter, path, classes, size, value_range, overwrite, target, 
 
 
 def _digests_beside(path, classes, value_range):
-    """Digests of the other files that the file of the classes belongs to.
+    """Returns the digests of the other network files that share the classes file.
 
     `model.tflite` and `model.onnx` share `model.classes.json`.
 
     Args:
         path: file that is about to be written.
-        classes, value_range: as for `export_file`; files of others are left out.
+        classes, value_range: as for `export_file`; network files that differ in them are omitted.
 
     Returns:
         list of str.
@@ -132,7 +134,7 @@ def _digests_beside(path, classes, value_range):
 
 
 def _write(contents):
-    """Writes files of one folder: all, or none of them in part."""
+    """Writes files to one folder; none is ever left partially written."""
     with contextlib.ExitStack() as stack:
         for file, content in contents.items():
             stack.enter_context(files.replace_file(file)).write_bytes(content)

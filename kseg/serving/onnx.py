@@ -1,4 +1,4 @@
-"""Export of networks to ONNX, and loading in ONNX Runtime."""
+"""Export of networks to ONNX, and loading into ONNX Runtime."""
 
 import os
 
@@ -11,17 +11,18 @@ _OPSET = 18
 def export_onnx(segmenter, path, classes, size=None, *, value_range=None, overwrite=False):
     """Writes a float32 network as ONNX, opset 18.
 
-    Its input `images` is uint8 RGB `(batch, height, width, 3)`, its output `logits` float32
-    `(batch, height, width, num_classes)`; names and colors are beside it as for
-    `kseg.serving.litert.export_tflite`.
+    The input `images` is uint8 RGB `(batch, height, width, 3)`, the output `logits` float32
+    `(batch, height, width, num_classes)`. The names and colors of the classes are written beside
+    it, as in `kseg.serving.litert.export_tflite`.
 
     Args:
         segmenter, path, classes, value_range, overwrite: as for `export_tflite`.
-        size: `(height, width)` of the images, with a batch of one; or None: any size and batch.
+        size: `(height, width)` of the images, with a batch size of 1; None: any image and batch
+            size.
 
     Raises:
-        UserError: if tf2onnx is not installed; else as for `kseg.serving.litert.export_tflite`.
-        ValueError: as for `kseg.serving.litert.export_tflite`.
+        UserError: if tf2onnx is not installed, or as in `kseg.serving.litert.export_tflite`.
+        ValueError: as in `kseg.serving.litert.export_tflite`.
     """
     require("tf2onnx")
 
@@ -29,10 +30,10 @@ def export_onnx(segmenter, path, classes, size=None, *, value_range=None, overwr
         import onnx
         import tf2onnx
 
-        # Else the converter keeps a copy of the graph for each pass over it, in half of its time.
+        # Otherwise the converter copies the graph in each pass, which takes half of its time.
         os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "FALSE")
-        # Of any size, and fixed afterwards: what the converter makes of resizing between known
-        # sizes is a rounded factor, which now and then comes out a pixel short.
+        # Converted for any size, then fixed: for resizing between known sizes, the converter
+        # writes a rounded factor, whose result is sometimes a pixel too small.
         model, _ = tf2onnx.convert.from_function(
             function, input_signature=function.input_signature, opset=_OPSET
         )
@@ -41,18 +42,18 @@ def export_onnx(segmenter, path, classes, size=None, *, value_range=None, overwr
             shape = model.graph.input[0].type.tensor_type.shape
             for axis, length in zip(shape.dim, (1, *size, 3), strict=True):
                 axis.dim_value = length
-        onnx.checker.check_model(model)  # The converter passes over what it does not know.
+        onnx.checker.check_model(model)  # The converter does not report operations unknown to it.
         return model.SerializeToString()
 
     export_file(segmenter, path, classes, None, value_range, overwrite, "ONNX", convert)
 
 
 def open_onnx(path, threads):
-    """Opens a file in ONNX Runtime, on the CPU.
+    """Opens a file in ONNX Runtime on the CPU.
 
     Returns:
-        `(size, run)`: `(height, width)` of the images or None: any; and a function from uint8
-        images to float32 logits.
+        `(size, run)`: `(height, width)` of the images, or None for any size; and a function from
+        uint8 images to float32 logits.
 
     Raises:
         UserError: if the runtime is not installed.
@@ -69,9 +70,9 @@ def open_onnx(path, threads):
 
 
 def _pad_explicitly(graph):
-    """Replaces the automatic padding of ONNX convolutions, which runtimes refuse with a dilation.
+    """Makes the automatic padding of dilated convolutions explicit, for runtimes that reject it.
 
-    Only without a stride, where the padding does not depend on the size of the image.
+    Only convolutions of stride 1 are changed: their padding does not depend on the image size.
     """
     import onnx
 

@@ -1,4 +1,4 @@
-"""Loading of files for LiteRT or ONNX, and comparison of their logits with the original's."""
+"""Loading of LiteRT and ONNX files, and comparison of their logits with the original network's."""
 
 import hashlib
 import os
@@ -15,11 +15,11 @@ from kseg.serving.onnx import open_onnx
 
 
 def load(path, *, threads=None):
-    """Loads a file for LiteRT or ONNX, whichever it is, to be run on the CPU.
+    """Loads a LiteRT or ONNX file for inference on the CPU.
 
     Args:
-        path: file that `export_tflite` or `export_onnx` wrote, with the classes beside it.
-        threads: int, or None: as many as cores.
+        path: file written by `export_tflite` or `export_onnx`, with its classes file beside it.
+        threads: int; None: one per core.
 
     Returns:
         `PortableModel`.
@@ -45,7 +45,7 @@ def load(path, *, threads=None):
         return PortableModel(classes, *runtime(path, threads or os.cpu_count()), value_range)
     except UserError:
         raise
-    except Exception as error:  # The runtimes raise whatever they like.
+    except Exception as error:  # Runtimes raise exceptions of any type.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} is no file for LiteRT or ONNX, or is damaged ({reason}). Write it again with "
@@ -60,8 +60,8 @@ def compare(expected, actual):
         expected, actual: float arrays `(..., num_classes)` of one shape.
 
     Returns:
-        `(agreement, difference)`, floats: the part of the pixels that get the same class, and the
-        largest absolute difference of logits.
+        `(agreement, difference)`, floats: the fraction of pixels with the same predicted class, and
+        the largest absolute difference between logits.
 
     Raises:
         ValueError: if the shapes differ.

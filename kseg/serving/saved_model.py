@@ -26,37 +26,41 @@ def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=
     """Writes a SavedModel for serving.
 
     The signature `serving_default` takes RGB images `images`, uint8 `(batch, height, width, 3)` of
-    any size; `serving_float` takes float32 in 0 to 255. Both give `logits`, float32 `(batch,
+    any size; `serving_float` takes float32 in 0 to 255. Both return `logits`, float32 `(batch,
     height, width, num_classes)` at the size of the images. `serving_image` takes one `image`, uint8
-    `(height, width, 3)`, and `serving_bytes` the bytes of one JPEG or PNG file, `encoded`, a string
-    without axes; both give `classes`, uint8 `(height, width)`, and `confidence`, float32 alike, the
-    probability of that class; a file is decoded upright, see `kseg.serving.serving_input.decode`.
-    Images of another shape, and float images that are not in 0 to 255, end in an error that says
-    so. On the loaded object, `serve` takes either dtype, `class_names()` gives the names, string
+    `(height, width, 3)`; `serving_bytes` takes `encoded`, a scalar string with the bytes of a JPEG
+    or PNG file, which is decoded upright, see `kseg.serving.serving_input.decode`. Both return
+    `classes`, uint8 `(height, width)`, and `confidence`, the probability of that class, float32 of
+    the same shape. Images of another shape and float images outside 0 to 255 raise a descriptive
+    error.
+
+    On the loaded object, `serve` takes either dtype; `class_names()` returns the names, string
     `(num_classes,)`, `palette()` the colors, uint8 `(num_classes, 3)`, and `value_range()` the
-    range of deep images, float64 `(2,)`, or `(0,)` if there is none; all of them are also in
-    `assets/classes.json`. Only the weights that these logits need are in it: no projector, no
-    auxiliary head (but the coarse logits of OCR, which its context is made of), no memory bank.
+    range of deep images, float64 `(2,)`, or `(0,)` if there is none. All of these are also stored
+    in `assets/classes.json`. The SavedModel contains only the weights that these logits need: no
+    projector, no memory bank, and no auxiliary head, except for the coarse logits of OCR, from
+    which its context is computed.
 
     Args:
         segmenter: model from `kseg.segmenters.build_segmenter`.
-        path: folder to write. It is complete or not there at all; a SavedModel that it replaces
-            stays until the new one is complete.
+        path: folder to write, atomically; an existing SavedModel is replaced only once the new one
+            is complete.
         classes: `kseg.classes.Classes`.
-        value_range: `(low, high)`, the values of images of more than 8 bits a channel that became 0
-            and 255 in the training data; None if it had none, or that is not known.
-        overwrite: bool, replace the SavedModel that is there.
+        value_range: `(low, high)`, the values in images of more than 8 bits per channel that were
+            mapped to 0 and 255 in the training data; None if it had no such images, or if the range
+            is unknown.
+        overwrite: bool, whether to replace an existing SavedModel.
 
     Raises:
-        UserError: if `path` is a SavedModel and `overwrite` is False, or holds something else, or
-            cannot be made.
-        ValueError: if the segmenter has another number of classes.
+        UserError: if `path` is a SavedModel and `overwrite` is False, has other content, or cannot
+            be created.
+        ValueError: if the segmenter and `classes` differ in the number of classes.
     """
     path = pathlib.Path(path)
     check_folder_target(path, overwrite)
     model = exportable_model(segmenter, classes, "a SavedModel")
     with files.replace_folder(path) as new:
-        # The asset's name is that of the file it is copied from.
+        # An asset keeps the name of the file that it is copied from.
         asset = pathlib.Path(tempfile.mkdtemp(dir=new.parent)) / CLASSES_FILE
         asset.write_text(classes.to_json(value_range=value_range))
         module = _served_module(model, classes, value_range)
@@ -69,7 +73,7 @@ def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=
         }
         try:
             tf.saved_model.save(module, str(new), signatures=signatures)
-        except tf.errors.OpError as error:  # A full disk; of the names in it none will remain.
+        except tf.errors.OpError as error:  # Such as a full disk; the paths in it are temporary.
             reason = error.message.rsplit("; ", 1)[-1]
             reason = re.sub(r" *\[Op:\w+\]$", "", reason)
             raise UserError(f"{path}: {reason}") from error
@@ -79,10 +83,10 @@ def load_saved_model(path):
     """Loads an exported SavedModel as a compiled Keras model.
 
     Args:
-        path: folder that `export_saved_model` wrote.
+        path: folder written by `export_saved_model`.
 
     Returns:
-        `ServedModel`: `predict` and calls give logits; `evaluate(dataset)` gives the mean IoU.
+        `ServedModel`: `predict` and calls return logits; `evaluate(dataset)` returns the mean IoU.
 
     Raises:
         UserError: if there is no such SavedModel, or it is damaged.
@@ -94,7 +98,7 @@ def load_saved_model(path):
             loaded = tf.saved_model.load(str(plain))
         names = [name.decode() for name in loaded.class_names().numpy()]
         known = Classes(names, loaded.palette().numpy().tolist())
-        # SavedModels of earlier versions have none.
+        # SavedModels of earlier versions lack it.
         known_range = loaded.value_range().numpy().tolist() if "value_range" in more else []
         value_range = list(more.get("value_range") or [])
     except Exception as error:  # TensorFlow's readers raise IndexError, KeyError and more.
@@ -106,14 +110,14 @@ def load_saved_model(path):
             "it again with `kseg export`"
         )
     model = ServedModel(loaded, classes, tuple(value_range) or None)
-    # No XLA: it would compile the network anew for every size of images.
+    # No XLA, which would compile the network again for every image size.
     model.compile(jit_compile=False)
     return model
 
 
 @contextlib.contextmanager
 def _without_pattern(path):
-    """Yields another path of a folder in whose own TensorFlow's loader would see a pattern."""
+    """Yields an alternative path if TensorFlow's loader would read the folder's as a pattern."""
     if not re.search(r"[][*?{}\\]", str(path.absolute())):
         yield path
         return
@@ -124,12 +128,12 @@ def _without_pattern(path):
 
 
 class ServedModel(keras.Model):
-    """A SavedModel with Keras' `predict` and `evaluate`; it cannot be trained.
+    """SavedModel with Keras' `predict` and `evaluate`; it cannot be trained.
 
-    Batches of `evaluate` are `{"image", "label"}`, other keys are passed over, or `(image,
+    `evaluate` takes batches `{"image", "label"}`, in which other keys are ignored, or `(image,
     label)`: image uint8 or float RGB `(batch, height, width, 3)` in 0 to 255, label int `(batch,
     height, width)`, 255 = ignored. Sizes may differ between batches. `predict` also takes images
-    alone; what it joins must have one size.
+    alone; because it concatenates the results, all images must have the same size.
 
     Args:
         loaded: the result of `tf.saved_model.load`.
@@ -139,7 +143,7 @@ class ServedModel(keras.Model):
     Attributes:
         classes: `kseg.classes.Classes`.
         value_range: as for `export`.
-        signature: the function of `serving_default`.
+        signature: function of the signature `serving_default`.
     """
 
     def __init__(self, loaded, classes, value_range=None):
@@ -153,16 +157,16 @@ class ServedModel(keras.Model):
 
     @property
     def metrics(self):
-        """The metrics that `evaluate` reports."""
+        """Metrics reported by `evaluate`."""
         return [self.mean_iou]
 
     def call(self, images, training=None):
-        """Float32 logits `(batch, height, width, num_classes)`; training changes nothing.
+        """Computes float32 logits `(batch, height, width, num_classes)`; ignores `training`.
 
         Raises:
-            ValueError: if the shape of the images is another, or they hold no numbers.
-            tf.errors.InvalidArgumentError: if it is found only in the graph, or float images are
-                not in 0 to 255, see `kseg.serving.serving_input.check_images`.
+            ValueError: if the images have another shape or are not numeric.
+            tf.errors.InvalidArgumentError: if a wrong shape is detected only in the graph, or float
+                images are not in 0 to 255, see `kseg.serving.serving_input.check_images`.
         """
         images = tf.convert_to_tensor(images)
         shape = images.shape
@@ -179,11 +183,11 @@ class ServedModel(keras.Model):
         return self._loaded.serve(images)["logits"]
 
     def train_step(self, data):
-        """Raises: there is nothing to train."""
+        """Raises an error, because a SavedModel cannot be trained."""
         raise NotImplementedError("A SavedModel cannot be trained. Use `kseg train`")
 
     def test_step(self, data):
-        """Counts a batch."""
+        """Updates the metrics with a batch."""
         if isinstance(data, dict):
             images, labels = data["image"], data["label"]
         else:
@@ -192,18 +196,18 @@ class ServedModel(keras.Model):
         return {"mean_iou": self.mean_iou.result()}
 
     def predict_step(self, data):
-        """Logits of a batch: images, or a dict or tuple with them."""
+        """Computes the logits of a batch: images, or a dict or tuple that contains them."""
         if isinstance(data, dict):
             return self(data["image"])
         return self(data[0] if isinstance(data, (tuple, list)) else data)
 
 
 def _served_module(model, classes, value_range):
-    """The inference model and its classes as what a SavedModel keeps: functions and weights."""
+    """Builds the module to save, with the functions and weights of an inference model."""
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]
 
-    # The network is stored once, however many signatures and dtypes use it.
+    # The network is stored only once for all signatures and dtypes.
     @tf.function(input_signature=[_images("float32")], autograph=False)
     def network(images):
         return model(images, training=False)

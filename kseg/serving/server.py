@@ -1,4 +1,4 @@
-"""An HTTP server for a network: a picture in; mask, overlay or JSON out."""
+"""HTTP server for a network: a picture in; mask, overlay or JSON out."""
 
 import asyncio
 import base64
@@ -19,21 +19,21 @@ from kseg.evaluation import drawing
 from kseg.serving.batching import Batcher, QueueFullError
 
 OUTPUTS = ("mask", "overlay", "confidence", "json", "all")
-_FORGET = 600.0  # Seconds without a request, after which a client's allowance is dropped.
+_FORGET = 600.0  # Seconds without a request after which a client's allowance is dropped.
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The limits of a server.
+    """Limits of a server.
 
     Attributes:
-        max_bytes: int, of a request's body.
-        max_pixels: int, height times width of an image.
-        max_batch: int, images of a batch.
-        max_wait: float, seconds that an image waits for others of its size.
-        max_queue: int, images that wait; more are answered with 503.
-        rate: float, requests a second of one client's address on average, twice as many (at least
-            one) at once; more are answered with 429. None: no limit.
+        max_bytes: int, maximum size of a request body.
+        max_pixels: int, maximum height times width of an image.
+        max_batch: int, maximum number of images in a batch.
+        max_wait: float, maximum seconds that an image waits for others of its size.
+        max_queue: int, maximum number of waiting images; further requests are answered with 503.
+        rate: float, average requests per second allowed per client address, with bursts of twice as
+            many (at least one); further requests are answered with 429. None: no limit.
     """
 
     max_bytes: int = 16 << 20
@@ -45,11 +45,11 @@ class Limits:
 
 
 class RejectedError(Exception):
-    """A request that is answered with an error.
+    """Raised to answer a request with an error.
 
     Attributes:
-        status: int, of HTTP.
-        headers: dict, of the answer.
+        status: int, HTTP status code.
+        headers: dict, headers of the response.
     """
 
     def __init__(self, status, message, **headers):
@@ -58,7 +58,7 @@ class RejectedError(Exception):
 
 
 class _Metrics:
-    """The values of `/metrics`, in the text format of Prometheus."""
+    """Metrics served at `/metrics` in the text format of Prometheus."""
 
     def __init__(self, waiting):
         self.registry = prometheus_client.CollectorRegistry()
@@ -77,7 +77,7 @@ class _Metrics:
 
 
 class _Allowances:
-    """A token bucket for each client."""
+    """Token buckets, one for each client."""
 
     def __init__(self, rate):
         self._rate = rate
@@ -85,7 +85,7 @@ class _Allowances:
         self._left = {}  # Client -> (tokens, time).
 
     def take(self, client):
-        """Takes a token; returns 0, or the seconds until there is one."""
+        """Takes a token and returns 0, or returns the seconds until one is available."""
         if not self._rate:
             return 0.0
         now = time.monotonic()
@@ -101,24 +101,24 @@ class _Allowances:
 
 
 def build_app(label, classes, decode, *, limits=None, name="kseg"):
-    """Builds the application.
+    """Builds the ASGI application.
 
     Routes: `POST /predict?output=mask|overlay|confidence|json|all` takes the bytes of a picture as
-    body; `GET /` is a page for a browser, `/health` JSON, `/metrics` the text of Prometheus. The
-    first three outputs are PNG images; `json` lists the classes that occur, `all` adds mask and
+    body; `GET /` returns a page for a browser, `/health` JSON, `/metrics` Prometheus text. The
+    first three outputs are PNG images; `json` lists the classes that occur; `all` adds mask and
     overlay as data URLs.
 
     Args:
         label: function from uint8 `(batch, height, width, 3)` to `(classes, confidence)`: uint8
             and float32 `(batch, height, width)`.
         classes: `kseg.classes.Classes`.
-        decode: function from bytes and the most pixels allowed to uint8 RGB `(height, width, 3)`;
-            raises `RejectedError`.
+        decode: function from bytes and the maximum number of pixels to uint8 RGB `(height, width,
+            3)`; raises `RejectedError`.
         limits: `Limits`; None: the defaults.
-        name: str, of the network, for `/health`.
+        name: str, name of the network, for `/health`.
 
     Returns:
-        `fastapi.FastAPI`; when it shuts down it answers what it has accepted.
+        `fastapi.FastAPI`, which answers all accepted requests before it shuts down.
     """
     limits = limits or Limits()
     metrics = _Metrics(lambda: len(batcher))
@@ -195,7 +195,7 @@ def build_app(label, classes, decode, *, limits=None, name="kseg"):
     return app
 
 
-# The page is one file, without scripts or styles from elsewhere.
+# The page is self-contained: no external scripts or styles.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
 _POLICY += "img-src 'self' blob: data:; connect-src 'self'"
 
@@ -220,7 +220,7 @@ async def _body(request, max_bytes):
 
 
 def _encode(output, image, labels, confidence, classes):
-    """Makes the answer to a request from its image, labels and confidence."""
+    """Builds the response to a request from its image, labels and confidence."""
     pictures = {
         "mask": lambda: labels,
         "overlay": lambda: drawing.overlay(image, labels, classes.palette)[..., ::-1],

@@ -1,7 +1,7 @@
-"""Inputs of a served network, checked and decoded inside its graph.
+"""Checks and decoding of a served network's inputs, inside its graph.
 
-A SavedModel runs where no Python is: what is wrong with an image has to be found by its graph, or
-it ends in another operation's error, in a wrong answer, or in the end of the process.
+A SavedModel also runs without Python, so its graph must detect invalid images. Otherwise these
+cause an unrelated operation's error, a wrong result, or a crash.
 """
 
 import tensorflow as tf
@@ -11,32 +11,32 @@ from kseg import pixel_depth
 _ORIENTATION_TAG = 0x112
 _EXIF = b"Exif\0\0"
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-# Orientations of EXIF that mirror rows and columns, after axes were exchanged (5 to 8).
+# EXIF orientations that mirror rows and columns, after the axes are swapped (5 to 8).
 _ROWS, _COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)
 
 
 def check_images(images):
-    """Returns RGB images unchanged, and refuses others.
+    """Returns RGB images unchanged and rejects all other input.
 
-    Floating-point values must be those of pixels, 0 to 255. Resampling may overshoot that by a
-    quarter; images in 0 to 1 or -1 to 1, and those whose mean was subtracted, are refused: the
-    network does that itself.
+    Floating-point values must be pixel values in 0 to 255, with a tolerance of a quarter of that
+    range for overshoot by resampling. Images in 0 to 1 or -1 to 1, and images with the mean
+    subtracted, are rejected, because the network normalizes its input itself.
 
     Args:
         images: tensor `(batch, height, width, 3)`, or one image `(height, width, 3)`.
 
     Returns:
-        the tensor.
+        The tensor `images`.
 
     Raises:
-        tf.errors.InvalidArgumentError: as it is computed, if its shape or its values are others.
+        tf.errors.InvalidArgumentError: when evaluated, if the shape or the values are invalid.
     """
-    # The shape that a tensor arrives with is not checked before: only this operation looks at it.
+    # No earlier operation checks the runtime shape of the tensor.
     images = tf.ensure_shape(images, (*[None] * (images.shape.rank - 1), 3))
     if not images.dtype.is_floating:
         return images
     low, high = tf.reduce_min(images), tf.reduce_max(images)
-    # Not to be mistaken for an almost black image, whose few values are whole numbers.
+    # Distinguishes normalized images from almost black ones, whose values are integers.
     normalized = (high <= 4) & tf.reduce_any(images != tf.round(images))
     # NaN fails every comparison.
     usable = (low >= -64) & (high <= 319) & tf.logical_not(normalized)
@@ -52,20 +52,21 @@ def check_images(images):
 
 
 def decode(encoded, value_range=None):
-    """Decodes a picture file as `predict.py` and the preparation of data do, bit for bit.
+    """Decodes a picture file, bit-identical to `predict.py` and the preparation of data.
 
     Args:
-        encoded: string scalar, a JPEG or PNG file.
-        value_range: `(low, high)`, the values of a PNG of 16 bits that become 0 and 255, see
-            `kseg.pixel_depth`; None: the higher 8 bits are taken.
+        encoded: string scalar, the bytes of a JPEG or PNG file.
+        value_range: `(low, high)`, the values of a 16-bit PNG that are mapped to 0 and 255, see
+            `kseg.pixel_depth`; None: the upper 8 bits are used.
 
     Returns:
-        uint8 RGB `(height, width, 3)`, turned upright as EXIF says. One channel is repeated,
-        opacity dropped.
+        uint8 RGB `(height, width, 3)`, rotated upright according to EXIF. A single channel is
+        repeated; opacity is dropped.
 
     Raises:
-        tf.errors.InvalidArgumentError: as it is computed, if the file is another one or damaged, or
-            has 16 bits, no range is given, and it uses less than half of their range.
+        tf.errors.InvalidArgumentError: when evaluated, if the file is damaged or has another
+            format; or if it has 16 bits, no range is given, and its largest value is not 0 but in
+            the lower half of the 16-bit range.
     """
     is_jpeg = tf.strings.substr(encoded, 0, 3) == _JPEG
     is_png = tf.strings.substr(encoded, 0, 8) == _PNG
@@ -110,7 +111,7 @@ def _decode_png(encoded, data, value_range):
 
 
 def _exif_in_jpeg(encoded, data):
-    """Start and end of the EXIF data of a JPEG, int32 `(2,)`; equal if there is none."""
+    """Finds the start and end of a JPEG's EXIF data, int32 `(2,)`; equal if there is none."""
     size = tf.size(data)
 
     def looking(position, bounds):
@@ -133,7 +134,7 @@ def _exif_in_jpeg(encoded, data):
 
 
 def _exif_in_png(encoded, data):
-    """Does the same as `_exif_in_jpeg` for a PNG."""
+    """Finds the start and end of a PNG's EXIF data, int32 `(2,)`; equal if there is none."""
     size = tf.size(data, out_type=tf.int64)
 
     def looking(position, bounds):
@@ -157,7 +158,7 @@ def _exif_in_png(encoded, data):
 
 
 def _orientation(exif):
-    """The orientation in EXIF data, uint8 `(size,)`; int32 scalar, 1 where there is none."""
+    """Reads the orientation from EXIF data, uint8 `(size,)`: int32 scalar, 1 if missing."""
     size = tf.size(exif, out_type=tf.int64)
 
     def read():
@@ -170,7 +171,7 @@ def _orientation(exif):
         count = tf.where(known, count, 0)
         entries = tf.reshape(exif[first + 2 : first + 2 + twelve * count], (-1, twelve))
         found = tf.boolean_mask(entries, _number(entries[:, :2], little) == _ORIENTATION_TAG)
-        # One entry more, which says 1, if there is none.
+        # An extra entry with value 1, in case there is none.
         nothing = tf.constant([[1] * 12], "uint8")
         entry = tf.concat([found, nothing], axis=0)[0]
         form, number = _number(entry[2:4], little), _number(entry[4:8], little)
@@ -183,7 +184,7 @@ def _orientation(exif):
 
 
 def _number(values, little):
-    """Bytes `(..., size)` as unsigned numbers, int64."""
+    """Converts bytes `(..., size)` to unsigned integers, as int64."""
     values = tf.cast(values, "int64")
     exponents = tf.range(tf.shape(values, tf.int64)[-1])
     weights = tf.bitwise.left_shift(tf.constant(1, "int64"), 8 * exponents)
@@ -191,7 +192,7 @@ def _number(values, little):
 
 
 def _turn(image, orientation):
-    """Turns an image `(height, width, 3)` as EXIF says."""
+    """Rotates and mirrors an image `(height, width, 3)` according to its EXIF orientation."""
     axes = tf.where(orientation > 4, tf.constant([1, 0, 2]), tf.constant([0, 1, 2]))
     mirrored = [tf.reduce_any(orientation == tf.constant(n)) for n in (_ROWS, _COLUMNS)]
     return tf.raw_ops.Reverse(tensor=tf.transpose(image, axes), dims=[*mirrored, False])
