@@ -14,7 +14,7 @@ def taxonomy():
 
 
 def find(source):
-    """Lists the examples of each split that is there.
+    """Lists the examples of each split that is present.
 
     Args:
         source: where `images/training/` and `annotations/training/`, or `validation/` in place of
@@ -24,6 +24,6 @@ def find(source):
         `Found`, with splits `train`, `val`.
 
     Raises:
-        DataError: if the layout is another, or a file lacks its partner.
+        DataError: if the layout is not the expected one, or a file lacks its partner.
     """
     return Found(taxonomy(), find_splits(source, _FOLDERS))

@@ -1,8 +1,8 @@
-"""Areas of annotation files, drawn as masks by the rule of each format's own tool.
+"""Areas of annotation files, rasterized to masks by the rules of each format's own tool.
 
-An area has `draw(height, width)`, which gives `(top, left, mask)`: a bool array, and the row and
-column of the image that its first element lies on. Coordinates are in pixels, x to the right, y
-down; 0 is the left (upper) edge of the image for `crossings`, the first pixel's center for others.
+An area has `draw(height, width)`, which returns `(top, left, mask)`: a bool array, and the row and
+column of the image at which its first element lies. Coordinates are in pixels, x to the right, y
+down; 0 is the left (top) edge of the image for `crossings`, otherwise the first pixel's center.
 """
 
 import base64
@@ -22,22 +22,22 @@ from pipelines.errors import DataError
 
 _SUBPIXELS = 5
 _EMPTY = (0, 0, np.zeros((0, 0), bool))
-_LINE_WIDTH, _POINT_RADIUS = 10, 5  # Of labelme's own masks, in pixels.
+_LINE_WIDTH, _POINT_RADIUS = 10, 5  # As in labelme's own masks, in pixels.
 _MAX_COORDINATE = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Polygons:
-    """One or several rings of points; an area is their union, less the holes.
+    """One or several rings of points; the area is their union minus the holes.
 
     Attributes:
         rings: tuple of float arrays `(points, 2)` of x and y, three points or more each.
-        rule: str, which pixels an edge takes. `crossings`: those whose centers lie inside, found
-            on a grid of 5 x 5 steps a pixel (pycocotools). `outline`: edges belong to the area
-            (Pillow's polygons, labelme). `filled`: whole coordinates, edges belong to the area
+        rule: str, which pixels belong to the area. `crossings`: those whose centers lie inside,
+            found on a grid of 5 x 5 steps per pixel (pycocotools). `outline`: edges are included
+            (Pillow's polygons, labelme). `filled`: integer coordinates, edges are included
             (`cv2.fillPoly`: Ultralytics, Supervisely).
-        holes: tuple of arrays as `rings`; for `filled` only.
-        relative: bool, whether coordinates are shares of the image's width and height.
+        holes: tuple of arrays like `rings`; for `filled` only.
+        relative: bool, whether coordinates are fractions of the image's width and height.
     """
 
     rings: tuple
@@ -54,7 +54,7 @@ class Polygons:
         )
         if self.rule == "crossings":
             return _union([_by_crossings(ring, height, width) for ring in rings])
-        # Holes, too: OpenCV moves lines a little where it cuts them off.
+        # Include holes: OpenCV shifts lines slightly where it clips them.
         everything = np.concatenate([*rings, *holes])
         left, top = np.clip(np.floor(everything.min(0)) - 1, 0, (width, height)).astype(int)
         right, bottom = np.clip(np.ceil(everything.max(0)) + 2, 0, (width, height)).astype(int)
@@ -73,11 +73,12 @@ class Polygons:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Figure:
-    """A figure of labelme other than a polygon, drawn by Pillow as labelme does.
+    """A labelme shape other than a polygon, drawn with Pillow as labelme does.
 
     Attributes:
         kind: str, `rectangle`, `circle`, `line`, `linestrip` or `point`.
-        points: float array `(points, 2)`: two corners; center and a point of the circle; points.
+        points: float array `(points, 2)`: two corners; center and a point on the
+            circle; or a list of points.
     """
 
     kind: str
@@ -90,7 +91,7 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ColumnRuns:
-    """COCO's run lengths: pixels outside and inside in turn, column by column.
+    """COCO's run lengths: pixels outside and inside, alternating, column by column.
 
     Attributes:
         counts: str (compressed) or int array.
@@ -113,11 +114,11 @@ class ColumnRuns:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RowRuns:
-    """CVAT's run lengths: pixels outside and inside in turn, row by row, of a part of the image.
+    """CVAT's run lengths: pixels outside and inside, alternating, by rows of an image section.
 
     Attributes:
         counts: int array.
-        top, left, height, width: int, of the part.
+        top, left, height, width: int, position and size of the section.
     """
 
     counts: np.ndarray
@@ -136,11 +137,11 @@ class RowRuns:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bitmap:
-    """A small picture, base64 of a PNG or of a PNG in zlib; what is not 0 is inside.
+    """A small picture: base64 of a PNG, perhaps zlib-compressed; nonzero pixels are inside.
 
     Attributes:
         content: str, base64.
-        top, left: int, of its first pixel in the image.
+        top, left: int, position of its first pixel in the image.
     """
 
     content: str
@@ -159,7 +160,7 @@ class Bitmap:
         if picture is None:
             raise DataError("a bitmap holds no PNG")
         if picture.ndim == 3:
-            # With opacity that alone counts, as in Supervisely's own bitmaps.
+            # Opacity, if present, decides alone, as in Supervisely's own bitmaps.
             opacity = picture.shape[2] == 4 and picture[..., 3].min() < 255
             picture = picture[..., 3] if opacity else picture[..., :3].max(2)
         return _clipped(self.top, self.left, picture > 0, height, width)
@@ -167,11 +168,11 @@ class Bitmap:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BrushRuns:
-    """Label Studio's run lengths of an RGBA picture, in bits; what is opaque by half is inside.
+    """Label Studio's bitwise run lengths of an RGBA picture; pixels of alpha above 127 are inside.
 
-    32 bits hold the number of bytes, 5 the bits of a value less one, four times 4 those of a
-    length less one. Then follow runs: a bit (1: one value repeated), two bits that choose the
-    width of the length, the length less one, and the value or values.
+    The header holds the number of bytes (32 bits), the bits per value minus one (5 bits), and four
+    bit widths of lengths minus one (4 bits each). Runs follow: a bit (1: one repeated value), two
+    bits that choose the width of the length, the length minus one, and the value or values.
 
     Attributes:
         content: bytes.
@@ -197,8 +198,8 @@ class SegmentPicture:
 
     Attributes:
         file: the picture.
-        ids: frozenset of int, of its segments; 0 besides is what has no label.
-        path: str, of the file in its source.
+        ids: frozenset of int, ids of its segments; 0 marks unlabeled pixels.
+        path: str, path of the file in its source.
     """
 
     file: object
@@ -206,7 +207,7 @@ class SegmentPicture:
     path: str = ""
 
     def read(self):
-        """Decodes; int32 `(height, width)` of ids."""
+        """Decodes the picture to segment ids, int32 `(height, width)`."""
         return _read_segments(self)
 
 
@@ -244,14 +245,14 @@ class Segment:
 
 
 def rasterize(areas, size, *, unlabeled, overlap):
-    """Draws the areas of an image.
+    """Draws the areas of an image into a label map.
 
     Args:
         areas: list of `(label, area)`, label 0 to 255.
         size: `(height, width)`.
-        unlabeled: int, the label of what no area covers.
-        overlap: str, `later`: where areas overlap, the later one stays. `smaller`: the one of
-            fewer pixels, of equal ones the later.
+        unlabeled: int, the label of pixels outside all areas.
+        overlap: str, `later`: where areas overlap, the later one is visible. `smaller`: the one
+            with fewer pixels, or the later of two equally large ones.
 
     Returns:
         uint8 `size`.
@@ -273,14 +274,14 @@ def as_ring(numbers, what="a polygon"):
     """Checks the points of a polygon.
 
     Args:
-        numbers: list of x and y in turn, or of pairs; or an array.
+        numbers: list of alternating x and y, or of pairs; or an array.
         what: str, its name in messages.
 
     Returns:
         float64 array `(points, 2)`.
 
     Raises:
-        DataError: unless there are three points or more, of finite numbers.
+        DataError: unless there are at least three points with finite coordinates.
     """
     try:
         flat = np.asarray(numbers, "float64").reshape(-1)
@@ -299,14 +300,14 @@ def as_ring(numbers, what="a polygon"):
 def _by_crossings(ring, height, width):
     """Fills a ring as pycocotools does (Lin et al., Microsoft COCO API, `rleFrPoly`).
 
-    Each edge is a digital line on a grid of 5 x 5 steps a pixel. Wherever the outline enters
-    another column of pixels, at its middle, the mask changes from there to the column's end.
+    Each edge is a digital line on a grid of 5 x 5 steps per pixel. Wherever the outline crosses the
+    middle of a pixel column, the mask is inverted from there to the column's end.
     """
     points = np.trunc(_SUBPIXELS * ring + 0.5).astype("int64")
     start, end = points, np.roll(points, -1, axis=0)
     across, down = np.abs(end - start).T
     steep = across < down
-    # Lines are drawn from the left, steep ones from above, whichever way the ring runs.
+    # Lines are drawn from left to right, steep ones from top to bottom, in either ring direction.
     axis = np.where(steep, 1, 0)
     rows = np.arange(len(points))
     turned = start[rows, axis] > end[rows, axis]
@@ -331,7 +332,7 @@ def _by_crossings(ring, height, width):
     if not column.size:
         return _EMPTY
     left, right = int(column.min()), int(column.max()) + 1
-    # Columns are one run after the other: a change at the end of one is the beginning of the next.
+    # Columns are consecutive: a change at the end of one lies at the start of the next.
     changes = np.bincount((column - left) * height + row, minlength=(right - left) * height + 1)
     mask = (np.cumsum(changes[: (right - left) * height]) & 1).astype(bool)
     return 0, left, mask.reshape(right - left, height).T

@@ -9,11 +9,12 @@ _VIDEOS = range(1, 26)
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A data set like the other modules are: it has `taxonomy` and `find`.
+    """A data set with the interface of the other modules: `taxonomy` and `find`.
 
     Attributes:
-        number: int: 1 has all instruments as one class; 2 merges them by type (17 classes; 7 of
-            the 36 raw classes are ignored), 3 tells their handles apart (25 classes; 11 ignored).
+        number: int: 1 merges all instruments into one class; 2 merges them by type (17 classes; 7
+            of the 36 raw classes are ignored); 3 also distinguishes their handles (25 classes; 11
+            ignored).
     """
 
     number: int
@@ -23,7 +24,7 @@ class Task:
         return Taxonomy.from_facts(facts("cadis")["tasks"][str(self.number)])
 
     def find(self, source):
-        """Lists the examples of each split that is there, divided by video.
+        """Lists the examples of each split that is present; videos decide the split.
 
         Args:
             source: where the folders `Video01` to `Video25`, or some of them, are; as for
@@ -33,7 +34,7 @@ class Task:
             `Found`, with splits `train`, `val`, `test`.
 
         Raises:
-            DataError: if the layout is another, or a file lacks its partner.
+            DataError: if the layout is not the expected one, or a file lacks its partner.
         """
         folders = {n: (f"Video{n:02d}/Images", f"Video{n:02d}/Labels") for n in _VIDEOS}
         expected = "Video01/Images/ and Video01/Labels/, and so on up to Video25"

@@ -1,4 +1,4 @@
-"""Cityscapes, 19 classes: fine annotations, and the coarse ones of 19,998 more images."""
+"""Cityscapes, 19 classes: fine annotations, and coarse ones for 19,998 more images."""
 
 from pipelines.datasets.dataset import FileExample, Found, Taxonomy, find_splits, list_files
 from pipelines.sources import open_source
@@ -10,14 +10,14 @@ _EXTRA = {"train_extra": ("leftImg8bit/train_extra", "gtCoarse/train_extra")}
 
 
 def taxonomy():
-    """The 19 classes that are scored, and their 7 categories; all else is ignored."""
+    """The 19 evaluated classes and their 7 categories; everything else is ignored."""
     return Taxonomy.load("cityscapes")
 
 
 def find(source):
-    """Lists the examples of each split that is there.
+    """Lists the examples of each split that is present.
 
-    The labels of `test` are secret: all its pixels are ignored. It is there for predictions.
+    The labels of `test` are not public: all its pixels are ignored. It serves for predictions.
 
     Args:
         source: where `leftImg8bit/` and `gtFine/` are, and `gtCoarse/` for `train_extra`, such as
@@ -27,7 +27,7 @@ def find(source):
         `Found`, with splits `train`, `val`, `test`, `train_extra`.
 
     Raises:
-        DataError: if the layout is another, or a file lacks its partner.
+        DataError: if the layout is not the expected one, or a file lacks its partner.
     """
     source = open_source(source)
     fine = {**_FOLDERS}

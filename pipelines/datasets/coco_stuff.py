@@ -31,7 +31,7 @@ def taxonomy():
 
 
 def find(source, encoding=ENCODINGS[0]):
-    """Lists the examples of each split that is there.
+    """Lists the examples of each split that is present.
 
     Args:
         source: where `images/`, `annotations/` (MATLAB files, or PNGs) and `imageLists/` are, or
@@ -44,7 +44,7 @@ def find(source, encoding=ENCODINGS[0]):
         `Found`, with splits `train`, `test`.
 
     Raises:
-        DataError: if the layout is another, a file lacks its partner, or the encoding is unknown.
+        DataError: if the layout or the encoding is unknown, or a file lacks its partner.
     """
     if encoding not in ENCODINGS:
         raise DataError(
@@ -73,7 +73,7 @@ def find(source, encoding=ENCODINGS[0]):
 
 
 def _reader(reader, encoding):
-    """Adds a translation to the numbers of release 1.1."""
+    """Wraps a reader so that its values become the numbers of release 1.1."""
     if encoding == "release_1_1":
         return reader
     back = {label: value for value, label in taxonomy().label_map.items()}

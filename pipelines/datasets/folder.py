@@ -1,14 +1,14 @@
-"""Any folder of images and masks, with a table of its classes.
+"""Folders of images and masks, with a class table.
 
 Detected below the source (case-insensitive):
 
     images/train/ labels/train/     or   train/images/ train/labels/   or   train/ train_labels/
     images/ labels/                 with list files train.txt, val.txt, ... or with ratios
-    train/ valid/                   with both in one folder: x.jpg and x_mask.png (Roboflow)
+    train/ valid/                   each with both kinds: x.jpg and x_mask.png (Roboflow)
     JPEGImages/ SegmentationClass/  with labelmap.txt (CVAT, Pascal VOC)
 
-Instead of `images` and `labels` there may be the other names of `IMAGE_FOLDERS`, `LABEL_FOLDERS`.
-Names are compared in Unicode's composed form (NFC): macOS writes them decomposed.
+`IMAGE_FOLDERS` and `LABEL_FOLDERS` list the accepted alternatives to `images` and `labels`. Names
+are compared in Unicode's composed form (NFC), because macOS writes them decomposed.
 """
 
 import collections
@@ -41,14 +41,14 @@ LABEL_FOLDERS = (
     "segmentationclass", "segmentationclassraw",
 )  # fmt: skip
 UNKNOWN = ("error", "ignore")
-# What masks of other kinds are called, to be named: none of them is read.
+# File endings of unsupported kinds of mask, to name the kind in error messages.
 _OTHER_ENDS = {
     **dict.fromkeys(JPEG_ENDS, "JPEG"), ".gif": "GIF", ".webp": "WebP", ".npy": "NumPy",
     ".npz": "NumPy", ".mat": "MATLAB", ".json": "JSON", ".xml": "XML", ".txt": "text",
     ".svg": "SVG", ".heic": "HEIC", ".avif": "AVIF", ".jp2": "JPEG 2000", ".pgm": "PGM",
     ".ppm": "PPM", ".tga": "TGA", ".psd": "PSD", ".pdf": "PDF",
 }  # fmt: skip
-# How a mask is called that lies beside its image.
+# The name of a mask stored in the same folder as its image.
 _MASK_NAME = re.compile(r"(.+?)([ _.-](?:masks?|labels?|gt|seg|segmentation|annotation))$", re.I)
 _MAX_DEPTH = 3
 _EXPECTED = (
@@ -74,18 +74,17 @@ def find(
         source: as for `pipelines.sources.open_source`.
         classes: path of the class table, see `class_table`; default: one of `CLASS_FILES` in the
             source.
-        images, labels: str, folders in the source, both or none; default: found as in the module's
-            description.
+        images, labels: str, folders in the source, both or neither; default: detected as described
+            in the module docstring.
         split: dict from split to its ratio, or to its list file: a path, or a file in the source.
-            A line of it names an image, with or without folder and suffix; more columns are left
-            out. Only for data that is not divided by folders. Default: list files that are found.
-        masks: str, `index`: masks hold values; `colors`: they hold colors; `binary`: of two
-            classes the first is dark and the second bright; `auto`: the one reading that fits the
-            table and the masks, see `pipelines.datasets.masks`.
-        unknown: str, what happens to values and colors that are not in the table: `error` or
-            `ignore`.
-        seed: int, chooses the images where ratios divide them. An image that is added or removed
-            moves few others.
+            Each line names an image, with or without folder and suffix; further columns are
+            ignored. Only for data not divided into folders. Default: the list files found.
+        masks: str, `index`: masks hold values; `colors`: they hold colors; `binary`: there are two
+            classes, the first dark and the second bright; `auto`: the only interpretation that fits
+            the table and the masks, see `pipelines.datasets.masks`.
+        unknown: str, treatment of values and colors that are not in the table: `error` or `ignore`.
+        seed: int, seed of the division by ratios. Adding or removing an image moves few others
+            between splits.
 
     Returns:
         `Found`.
@@ -129,7 +128,7 @@ def find(
             seed,
             labels,
         )
-    # Each mask once: a list may name an image for several splits.
+    # Each mask only once: list files may name an image for several splits.
     used = {str(e.label): e.label for examples in splits.values() for e in examples}
     reader, note = choose_reader(table, [used[key] for key in sorted(used)], masks, unknown)
     splits = {
@@ -150,7 +149,7 @@ def read_table(source, classes):
         `(table, notes)`: `ClassTable`, and list of str for the user.
 
     Raises:
-        DataError: if there is none, there are several, or it cannot be used.
+        DataError: if there is no class table, there are different ones, or it cannot be used.
     """
     if classes is not None:
         path = pathlib.Path(classes).expanduser()
@@ -166,7 +165,7 @@ def read_table(source, classes):
         )
     name, places = next(iter(found.items()))
     contents = [place.file(name).read_bytes() for place in places]
-    # Roboflow writes the same table into each split.
+    # Roboflow writes the same table into every split.
     for place, content in zip(places, contents, strict=True):
         if content != contents[0]:
             raise DataError(
@@ -196,19 +195,19 @@ def _given(source, images, labels):
 
 
 def _search(source):
-    """Finds the folders.
+    """Finds the folders of images and labels.
 
     Returns:
-        dict from split to `(image place, label place)`; the key is None for data that is not
-        divided.
+        dict from split to `(image folder, label folder)`; the only key is None for data that is
+        not divided.
 
     Raises:
-        DataError: if there are none.
+        DataError: if no such folders are found, or several sets of them.
     """
     level = source.tops()
     for _ in range(_MAX_DEPTH + 1):
         found = {root: places for root in level if (places := _look(root))}
-        # What is unpacked comes before archives.
+        # Folders on disk take precedence over archives.
         found = {r: p for r, p in found.items() if not r.in_archive} or found
         if len(found) > 1:
             raise DataError(
@@ -222,7 +221,7 @@ def _search(source):
 
 
 def _look(root):
-    """Finds the folders in one place; None if they are not there."""
+    """Finds the folders of images and labels directly below `root`; None if there are none."""
     here = {name.lower(): name for name in root.folders()}
     if pair := _pair(root, here):
         return _divided(*pair)
@@ -244,13 +243,13 @@ def _look(root):
 
 
 def _pair(root, here):
-    """The folders of images and of labels in one place; None if one is missing."""
+    """The image folder and the label folder below `root`; None if either is missing."""
     pair = [next((n for n in names if n in here), None) for names in (IMAGE_FOLDERS, LABEL_FOLDERS)]
     return [root / here[name] for name in pair] if all(pair) else None
 
 
 def _divided(images, labels):
-    """Divides by the folders below, if they are called after splits."""
+    """Divides by subfolders, if they are named after splits."""
     below = [
         {SPLITS[name.lower()]: name for name in place.folders() if name.lower() in SPLITS}
         for place in (images, labels)
@@ -270,7 +269,7 @@ def _list_both(image_place, label_place, label_ends):
         `(images, labels, image_place)`: dicts from id to file.
 
     Raises:
-        DataError: if masks are of a kind that is not read.
+        DataError: if files are of an unsupported kind.
     """
     if image_place == label_place:
         images = _list(image_place, IMAGE_ENDS)
@@ -292,7 +291,7 @@ def _list_both(image_place, label_place, label_ends):
 
 
 def _list(place, ends):
-    """dict from the path below a place, without its end, to the file; all folders below count."""
+    """Files below `place`, at any depth, as a dict from relative path without suffix to file."""
     found = {}
     for key, file in _walk(place):
         stem, end = posixpath.splitext(key)
@@ -307,7 +306,7 @@ def _list(place, ends):
 
 
 def _walk(place, prefix=""):
-    """Yields `(path below a place, file)` of all files; paths are in composed form (NFC)."""
+    """Yields `(relative path, file)` for all files below `place`; paths in NFC."""
     for name, file in place.files().items():
         yield unicodedata.normalize("NFC", prefix + name), file
     for name in place.folders():
@@ -315,7 +314,7 @@ def _walk(place, prefix=""):
 
 
 def _check_kinds(missing, place, images=False):
-    """Explains why partners are missing: their files are of a kind that is not read."""
+    """Raises a DataError if partners are missing because their files are of an unsupported kind."""
     kinds = collections.Counter()
     for key, _ in _walk(place):
         stem, end = posixpath.splitext(key)
@@ -341,13 +340,13 @@ def _check_kinds(missing, place, images=False):
 
 
 def _masks_beside(place):
-    """Returns True if masks lie beside their images, as `x_mask.png` for `x.jpg`."""
+    """Returns True if the folder also holds its images' masks: `x_mask.png` for `x.jpg`."""
     stems = {posixpath.splitext(name)[0] for name in place.files()}
     return any((name := _MASK_NAME.match(stem)) and name[1] in stems for stem in stems)
 
 
 def _without_common_end(images, labels):
-    """Takes off what all labels' names have more than their images': `x_mask.png` for `x.jpg`."""
+    """Strips the suffix that all label names share, such as `_mask` in `x_mask.png` for `x.jpg`."""
     if not images or not labels or images.keys() & labels.keys():
         return labels
     first = min(labels)

@@ -1,7 +1,8 @@
 """Readers of label files: from bytes to an array of values.
 
-A reader is called with the bytes and gives a uint8 or uint16 array `(height, width)`; it raises
-`DataError` for what it cannot read. Its `repr` says all that its result depends on besides.
+A reader is called with the bytes and returns a uint8 or uint16 array `(height, width)`; it raises
+`DataError` for a file that it cannot read. Its `repr` states everything else that determines the
+result.
 """
 
 import collections
@@ -24,7 +25,7 @@ _BLOCK = 1 << 22  # Pixels.
 class IndexMask:
     """A picture whose values are the labels, see `pipelines.datasets.mask_files.Mask.values`.
 
-    Three channels, and a fourth for opacity, are as good as one where they are equal.
+    Three equal channels, with or without an opacity channel, count as one.
     """
 
     def __call__(self, content):
@@ -42,10 +43,10 @@ class ValueMask:
     Attributes:
         rows: tuple of `(value, color, label)`; `color` is `(red, green, blue)` or None, `label` 0
             to 255.
-        unknown: int, the label of any other value; None where that is a fault.
-        check_palette: bool. A palette that gives a value the color of another label's row is a
-            fault: by its colors the mask would mean something else.
-        hint: str, what the message about unknown values ends with.
+        unknown: int, the label of any other value; None if other values are errors.
+        check_palette: bool, raise an error if the palette gives a value the color of a row with
+            another label: read by its colors, the mask would mean something else.
+        hint: str, the end of the message about unknown values.
     """
 
     rows: tuple
@@ -59,7 +60,7 @@ class ValueMask:
         values = _one_channel(mask)
         if self.check_palette and mask.has_palette_colors:
             self._check_palette(values, mask.palette)
-        # Tables of bytes: aerial masks have hundreds of millions of pixels.
+        # 8-bit tables save memory: aerial masks have hundreds of millions of pixels.
         table = np.zeros(1 << 8 * values.itemsize, "uint8")
         unknown = np.ones(len(table), bool)
         for value, _, label in self.rows:
@@ -91,13 +92,13 @@ class ValueMask:
 
 @dataclasses.dataclass(frozen=True)
 class ColorMask:
-    """A picture whose colors are the labels; opacity does not count.
+    """A picture whose colors are the labels; opacity is ignored.
 
     Attributes:
         colors: tuple of `(red, green, blue)`.
         values: tuple of int below 65535, the value of each color.
-        unknown: int, the value of any other color; None where that is a fault.
-        hint: str, what the message about unknown colors ends with.
+        unknown: int, the value of any other color; None if other colors are errors.
+        hint: str, the end of the message about unknown colors.
     """
 
     colors: tuple
@@ -110,7 +111,7 @@ class ColorMask:
         mask = decode_mask(content)
         table, found = _color_table(self.colors, self.values), collections.Counter()
         values = np.empty(mask.values.shape[:2], "uint16")
-        # Row by row: numbers of 32 bits for a whole aerial mask would fill the memory.
+        # Row by row: 32-bit codes for a whole aerial mask would exhaust the memory.
         for row, target in zip(mask.values[:, None], values[:, None], strict=True):
             codes = color_codes(dataclasses.replace(mask, values=row))
             target[...] = table[codes]
@@ -129,11 +130,11 @@ class ColorMask:
 
 @dataclasses.dataclass(frozen=True)
 class BinaryMask:
-    """A gray picture, dark for one label and bright for another; blur and JPEG do no harm.
+    """A gray picture, dark for one label and bright for another; tolerates blur and JPEG.
 
     Attributes:
-        dark, bright: int, the labels of what is below and from half of the brightest possible
-            value on.
+        dark, bright: int, the labels of pixels below half of the largest possible value, and of
+            the others.
     """
 
     dark: int
@@ -156,7 +157,7 @@ class BinaryMask:
 
 @dataclasses.dataclass(frozen=True)
 class RedChannel:
-    """A picture whose red channel is the label; the others hold something else."""
+    """A picture whose red channel holds the labels; the other channels are ignored."""
 
     def __call__(self, content):
         """Decodes; see the module."""
@@ -168,7 +169,7 @@ class RedChannel:
 
 @dataclasses.dataclass(frozen=True)
 class MatVariable:
-    """A MATLAB file with a map of whole numbers; needs SciPy.
+    """A variable of a MATLAB file that is an integer label map; needs SciPy.
 
     Attributes:
         variable: str.
@@ -186,7 +187,7 @@ class MatVariable:
             ) from None
         try:
             found = scipy.io.loadmat(io.BytesIO(content), variable_names=[self.variable])
-        except Exception as error:  # SciPy has no error of its own: anything may come.
+        except Exception as error:  # SciPy has no error class of its own: it may raise anything.
             raise DataError(f"the MATLAB file cannot be read ({error})") from None
         if self.variable not in found:
             raise DataError(f"the MATLAB file must hold the variable {self.variable!r}")
@@ -202,10 +203,10 @@ class MatVariable:
 
 @dataclasses.dataclass(frozen=True)
 class RunLengths:
-    """JSON with the masks of an image as COCO's compressed run lengths.
+    """JSON with the masks of an image in COCO's compressed run-length encoding.
 
-    `{"size": [height, width], "masks": [[value, counts], ...]}`; a later mask covers earlier ones,
-    what none covers is 0.
+    `{"size": [height, width], "masks": [[value, counts], ...]}`; later masks cover earlier
+    ones, and pixels outside all masks are 0.
     """
 
     def __call__(self, content):
@@ -218,19 +219,19 @@ class RunLengths:
             if sum(runs) != height * width or min(runs, default=0) < 0:
                 raise DataError(f"a mask of class {value} does not fill {height}x{width} pixels")
             values[np.repeat(np.arange(len(runs)) % 2 == 1, runs)] = value
-        # Masks are written column by column.
+        # Masks are stored column by column.
         return values.reshape(width, height).T
 
 
 @dataclasses.dataclass(frozen=True)
 class Recoded:
-    """Another reader's values, translated.
+    """Translation of another reader's values.
 
     Attributes:
-        reader: one of this module.
-        name: str, what the table is called in messages.
-        table: tuple of int: the new value of 0, 1, ...; -1 is an unknown one.
-        unknown: int, the new value of others; None where they are a fault.
+        reader: a reader of this module.
+        name: str, name of the table in messages.
+        table: tuple of int: the new values of 0, 1, ...; -1 marks an unknown value.
+        unknown: int, the new value of unknown values; None if they are errors.
     """
 
     reader: object
@@ -253,7 +254,7 @@ class Recoded:
 
 
 def color_codes(mask):
-    """The colors of a mask as numbers.
+    """The colors of a mask, each encoded as one integer.
 
     Args:
         mask: `pipelines.datasets.mask_files.Mask`.
@@ -262,7 +263,7 @@ def color_codes(mask):
         int32 `(height, width)`: red * 65536 + green * 256 + blue.
 
     Raises:
-        DataError: if there are more than 8 bits a channel.
+        DataError: if there are more than 8 bits per channel.
     """
     values = mask.values
     if mask.palette is not None:
@@ -271,7 +272,7 @@ def color_codes(mask):
         codes[: len(red)] = red << 16 | green << 8 | blue
         return codes[values]
     if values.dtype != np.uint8:
-        # 8 bits that were widened: every value is the same byte twice.
+        # 8-bit values widened to 16 bits consist of the same byte twice.
         if (values % 257).any():
             raise DataError(f"a color-coded label must have 8 bits, this has {values.dtype}")
         values = (values // 257).astype("uint8")
@@ -286,7 +287,7 @@ def color_codes(mask):
 
 
 def _one_channel(mask):
-    """The values of a mask without colors."""
+    """The single channel of a mask; raises a DataError if the mask is colored."""
     if mask.is_colored:
         raise DataError(
             "a label must have one channel, or three that are equal, this has colors. Colors "
@@ -306,7 +307,7 @@ def count_values(values):
     """
     counts = np.zeros(1 << 8 * values.itemsize, "int64")
     flat = values.reshape(-1)
-    for start in range(0, flat.size, _BLOCK):  # NumPy counts in 64 bits a pixel.
+    for start in range(0, flat.size, _BLOCK):  # `np.bincount` needs 64 bits per pixel.
         counts += np.bincount(flat[start : start + _BLOCK], minlength=len(counts))
     return counts
 
@@ -318,18 +319,18 @@ def _as_counter(values, unknown):
 
 
 def _frequent(counts, form):
-    """Writes the most frequent values and their numbers; `counts` is a Counter."""
+    """The most frequent values and their pixel counts, as text; `counts` is a Counter."""
     frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
     more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
     return ", ".join(f"{form.format(value)} ({count} pixels)" for value, count in frequent) + more
 
 
 def expand_runs(counts):
-    """Reads COCO's run lengths: pixels without and with the mask in turn.
+    """Decodes COCO's run lengths: pixels outside and inside the mask, alternating.
 
-    A number is written in groups of 5 bits, the lowest first, each as the character of 48 plus
-    the group, plus 32 where more follow; the last group's highest bit is the sign. From the fourth
-    on, it is the difference to the number two places before.
+    A number is written in groups of 5 bits, lowest first. Each group is a character of code 48 plus
+    the group, plus 32 if more groups follow; the highest bit of the last group is the sign. From
+    the fourth number on, the difference from the number two places earlier is stored.
     """
     runs, number, shift = [], 0, 0
     for character in counts:

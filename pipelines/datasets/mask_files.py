@@ -1,7 +1,7 @@
-"""The pixels of a mask's file, exactly as they are stored.
+"""Reading of mask files: pixel values exactly as stored.
 
-What shows a picture stretches values, looks palettes up and guesses at what is cut off: a mask must
-not be read in that way. PNG, BMP and TIFF are read, and JPEG where its changes do no harm.
+Ordinary picture decoding stretches values, applies palettes and fills in truncated data, which
+would corrupt a mask. PNG, BMP and TIFF are read, and JPEG where its lossy compression does no harm.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from kseg.errors import option
 from pipelines import pictures
 from pipelines.errors import DataError
 
-# Pillow's remarks on damaged files, which are refused or read in spite of them.
+# Silence Pillow's warnings about damaged files: they are rejected, or read all the same.
 warnings.filterwarnings("ignore", "Corrupt EXIF data|Truncated File Read", module="PIL")
 
 _READERS = {
@@ -31,7 +31,7 @@ _TIFF_BITS, _TIFF_COMPRESSION, _TIFF_MEANING = 258, 259, 262
 _TIFF_JPEG = (6, 7, 34892)
 _TIFF_WHITE_IS_ZERO = 0
 _TIFF_ORIENTATION = 274
-# Pillow turns a TIFF upright: which orientation turns it back.
+# Pillow turns a TIFF upright: the orientation that undoes this.
 _TURNED_BACK = {6: 8, 8: 6}
 _WHOLE = ("I", "I;16", "I;16B", "I;16L", "F")
 
@@ -42,8 +42,8 @@ class Mask:
 
     Attributes:
         values: uint8 or uint16 `(height, width)`, or `(height, width, 3)` for red, green, blue, as
-            they lie in the file, whatever an orientation tag says. Below 8 bits a pixel they are
-            0, 1, ... as stored, not stretched to 255. A palette counts by its indices.
+            stored, disregarding any orientation tag. Values of less than 8 bits are 0, 1, ... as
+            stored, not stretched to 255. With a palette, they are its indices.
         palette: uint8 `(colors, 3)`, or None.
         white: int, the largest value that the file's bit depth can hold.
     """
@@ -54,7 +54,7 @@ class Mask:
 
     @functools.cached_property
     def is_colored(self):
-        """True if there are three channels that differ; a palette does not count."""
+        """True if there are three channels and they differ; a palette is disregarded."""
         if self.values.ndim == 2:
             return False
         first = self.values[..., 0]
@@ -62,7 +62,7 @@ class Mask:
 
     @property
     def has_palette_colors(self):
-        """True if there is a palette other than shades of gray in order."""
+        """True if there is a palette that is not simply the shades of gray in order."""
         if self.palette is None:
             return False
         grey = np.arange(len(self.palette))[:, None]
@@ -74,14 +74,14 @@ def decode_mask(content, *, lossy=False):
 
     Args:
         content: bytes of a PNG, BMP or TIFF file.
-        lossy: bool: read JPEG, too.
+        lossy: bool, also accept JPEG.
 
     Returns:
         `Mask`.
 
     Raises:
-        DataError: if it is no such file, is damaged or cut off, holds several pictures or values
-            other than 0 to 65535, or if opacity tells apart what has one color.
+        DataError: if it is not such a file, is damaged or truncated, holds several pictures or
+            values outside 0 to 65535, or if one color is both visible and transparent.
     """
     if content.startswith(b"\xff\xd8\xff") and not lossy:
         raise DataError(
@@ -98,13 +98,13 @@ def decode_mask(content, *, lossy=False):
         return _decode(content, kind)
     except DataError:
         raise
-    except Exception as error:  # Pillow has no error of its own: of a damaged TIFF anything comes.
+    except Exception as error:  # Pillow has no error class of its own and may raise anything.
         reason = " ".join(str(error).split())
         raise DataError(f"the label cannot be decoded ({reason or type(error).__name__})") from None
 
 
 def _decode(content, kind):
-    # The plugin's class, since `PIL.Image.open` refuses more than 179 million pixels.
+    # The plugin's class, because `PIL.Image.open` rejects more than 179 million pixels.
     with _READERS[kind](io.BytesIO(content)) as picture:
         pictures.check_size(picture.height, picture.width)
         if getattr(picture, "n_frames", 1) > 1:
@@ -133,7 +133,7 @@ def _decode(content, kind):
 
 
 def _bits(picture, content, kind):
-    """The bits of a pixel's channel, as the file stores it."""
+    """Bits per channel, as stored in the file."""
     if kind == "PNG":
         return content[24]
     if kind == "TIFF":
@@ -147,7 +147,7 @@ def _bits(picture, content, kind):
 
 
 def _decode_deep_colors(content):
-    """Several channels of 16 bits: Pillow would halve them."""
+    """Decodes several 16-bit channels, which Pillow would reduce to 8 bits."""
     values = cv2.imdecode(np.frombuffer(content, "uint8"), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
         raise DataError("the label cannot be decoded")
@@ -164,7 +164,7 @@ def _as_uint16(values):
 
 
 def _check_opacity(colors, opacity):
-    """Refuses a color that is there both invisible and visible: which of them counts?"""
+    """Raises a DataError if a color is both visible and transparent, which is ambiguous."""
     hidden = opacity == 0
     if hidden.all() or not hidden.any():
         return
@@ -181,7 +181,7 @@ def _check_opacity(colors, opacity):
 
 
 def _check_png(content):
-    """Checks the checksums of a PNG's chunks: Pillow leaves those of pixels out."""
+    """Checks the checksums of a PNG's chunks: Pillow skips those of the pixel data."""
     position, kind = 8, b""  # After the signature.
     while kind != b"IEND":
         length = int.from_bytes(content[position : position + 4], "big")

@@ -1,8 +1,8 @@
-"""The meaning of the values in a user's masks; an ambiguous one is an error that asks.
+"""Interpretation of the values in a user's masks; ambiguity raises an error that asks for a choice.
 
-A mask of numbers can be read by its values, or by the colors that its palette or its shades of
-gray have in the class table; 255 can be the ignored value, or the second of two classes. The masks
-themselves are looked at, and each reading is checked against the class table.
+An index mask can be read by its values, or by matching the colors of its palette or its shades of
+gray with the class table; 255 can be the ignored value or the second of two classes. The masks are
+inspected, and each possible interpretation is checked against the class table.
 """
 
 import collections
@@ -34,11 +34,11 @@ _SHOWN = 8
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """The content of one mask.
+    """Summary of the content of one mask.
 
     Attributes:
-        pixels: dict from `(value, color code, whether a palette gives the color)` to the number
-            of pixels; None for a picture with colors.
+        pixels: dict from `(value, color code, whether the color is from a palette)` to the number
+            of pixels; None for a color picture.
         white: int, see `pipelines.datasets.mask_files.Mask`.
     """
 
@@ -47,22 +47,22 @@ class Look:
 
 
 class Masks:
-    """The content of a set of masks.
+    """Summary of the content of a set of masks.
 
     Args:
         files: list of files, not empty.
-        taken: list of int, which of them to look at.
+        indices: list of int, indices of the files to inspect.
 
     Raises:
         DataError: if none of them can be read.
 
     Attributes:
-        colored: the first file that is a picture with colors, else None.
-        gray: the first file that is none, else None.
-        pixels: `collections.Counter`, as `Look.pixels`.
-        values: set of int.
-        patterns: set of frozensets, the values of each mask that has at most 3 of them.
-        white: int, the largest of any.
+        colored: the first file that is a color picture, or None.
+        gray: the first file that is not a color picture, or None.
+        pixels: `collections.Counter`, the sum of all `Look.pixels`.
+        values: set of int, all values that occur.
+        patterns: set of frozensets, the sets of values of masks with at most 3 values.
+        white: int, the largest `white` of the masks.
     """
 
     def __init__(self, files, indices):
@@ -74,7 +74,7 @@ class Masks:
             looks = pool.map(lambda i: _look(files[i]), indices)
             faults = []
             for i, look in zip(indices, looks, strict=True):
-                if isinstance(look, str):  # Reported when it is prepared, unless all are faulty.
+                if isinstance(look, str):  # Reported in preparation, unless all are faulty.
                     faults.append(f"{files[i]}: {look}")
                     continue
                 if look.pixels is None:
@@ -95,21 +95,21 @@ class Masks:
 
 
 def choose_reader(table, files, masks="auto", unknown="error", *, progress=True):
-    """Chooses how masks are read.
+    """Chooses the reader of the masks.
 
     Args:
         table: `pipelines.datasets.class_table.ClassTable`.
-        files: list of mask files. Where the first few leave it open, all of them are looked at.
+        files: list of mask files. All are inspected if a first sample is inconclusive.
         masks: str, one of `MASKS`.
-        unknown: str, what values and colors outside the table are: `error` or `ignore`.
-        progress: bool, say so where many masks are looked at.
+        unknown: str, treatment of values and colors outside the table: `error` or `ignore`.
+        progress: bool, print a message before inspecting many masks.
 
     Returns:
-        `(reader, note)`: one of `pipelines.datasets.label_files`, and a line for the user where the
-        reading is not the usual one, else None.
+        `(reader, note)`: one of `pipelines.datasets.label_files`, and a line for the user if the
+        interpretation is not the usual one, else None.
 
     Raises:
-        DataError: if none or several readings fit.
+        DataError: if no interpretation fits, or several do.
     """
     outside = IGNORE_LABEL if unknown == "ignore" else None
     choice = _Choice(table, outside)
@@ -134,7 +134,7 @@ def choose_reader(table, files, masks="auto", unknown="error", *, progress=True)
 
 
 class _Choice:
-    """The readings that a class table allows, and which of them fit."""
+    """The interpretations that a class table allows, and the choice among those that fit."""
 
     def __init__(self, table, outside):
         self._table, self._outside = table, outside
@@ -157,7 +157,7 @@ class _Choice:
         return ColorMask(colors, labels, self._outside, hint)
 
     def is_settled(self, scan):
-        """Returns True if the other masks cannot change the choice."""
+        """Returns True if inspecting further masks cannot change the choice."""
         if scan.colored:
             return True
         ordinary = scan.values & self._rows.keys() - {0, *_WHITES}
@@ -202,7 +202,7 @@ class _Choice:
                     f"{self._meaning(labels)}; by {second}, {self._meaning(other)}. {_choose()}, "
                     "or give the table a column `value`"
                 )
-        return reader, None if others else note  # Two readings that agree need no word.
+        return reader, None if others else note  # Interpretations that agree need no note.
 
     def _label(self, value):
         return self._rows[value].label if value in self._rows else IGNORE_LABEL
@@ -216,7 +216,7 @@ class _Choice:
         )
 
     def _contradiction(self, scan):
-        """Says which value has the color of another row in a palette; None if missing."""
+        """Describes a value whose palette color is that of another row; None if there is none."""
         for value, code, in_palette in sorted(scan.pixels):
             other = self._by_color.get(_rgb(code))
             if not in_palette or other is None or value not in self._rows:
@@ -237,7 +237,7 @@ class _Choice:
         )
 
     def _is_binary(self, scan):
-        """Returns True for two rows, of 0 and 1 (or 255), and masks of black and white."""
+        """Returns True for black and white masks and a table of two rows, 0 and 1 (or 255)."""
         bright = max(scan.values, default=0)
         return (
             len(self._table.rows) == 2
@@ -261,7 +261,7 @@ class _Choice:
         return "black and white", labels, ValueMask(rows, self._outside), note
 
     def _check_two_kinds_of_binary(self, scan):
-        """Refuses masks of 0 and 1 together with masks of 0 and 255."""
+        """Raises a DataError if some masks hold 0 and 1 and others 0 and 255."""
         if len(self._table.rows) != 2 or not {1, IGNORE_LABEL} <= scan.values <= {0, 1, 255}:
             return
         if IGNORE_LABEL in self._rows or any({1, 255} <= pattern for pattern in scan.patterns):
@@ -274,7 +274,7 @@ class _Choice:
         )
 
     def _nothing_fits(self, scan):
-        """Explains masks that have no reading, or reads what can be read."""
+        """Raises an explanatory DataError if nothing fits, or returns the closest reader."""
         name, counts = self._table.name, collections.Counter()
         for (value, _, _), count in scan.pixels.items():
             counts[value] += count
@@ -302,7 +302,7 @@ class _Choice:
         return readings[0], None
 
     def _is_blurred(self, counts, white):
-        """Returns True if nearly all values are near black or white, with some between."""
+        """Returns True if nearly all pixels are almost black or white, with some in between."""
         total, margin = sum(counts.values()), white // 8
         dark = sum(n for value, n in counts.items() if value <= margin)
         bright = sum(n for value, n in counts.items() if value >= white - margin)
@@ -349,7 +349,7 @@ def _smooth():
 
 
 def _look(file):
-    """Inspects a mask; a str with the reason, if it cannot be read."""
+    """Inspects a mask; returns the reason as str if it cannot be read."""
     try:
         mask = decode_mask(file.read_bytes())
     except DataError as error:
@@ -366,7 +366,7 @@ def _look(file):
     try:
         codes = color_codes(one_each)[0].tolist()
     except DataError:
-        codes = [-1] * len(values)  # 16 bits are no colors.
+        codes = [-1] * len(values)  # 16-bit values are not colors.
     in_palette = mask.has_palette_colors
     keys = ((int(v), code, in_palette) for v, code in zip(values, codes, strict=True))
     return Look(dict(zip(keys, counts[values].tolist(), strict=True)), mask.white)
@@ -377,7 +377,7 @@ def _rgb(code):
 
 
 def _listed(values):
-    """Writes the first values, and how many there are."""
+    """The first few values and the number of the others, as text."""
     shown = ", ".join(map(str, sorted(values)[:_SHOWN]))
     rest = len(values) - _SHOWN
     return f"{shown} and {rest} more up to {max(values)}" if rest > 0 else shown

@@ -15,12 +15,12 @@ _LISTS = {"train": "trainval.txt", "test": "test.txt"}
 
 
 def taxonomy():
-    """Pet (1 in the files) and background (2); what is not classified (3), the edge, is ignored."""
+    """Pet (1 in the files) and background (2); the unclassified edge (3) is ignored."""
     return Taxonomy.load("oxford_iiit_pet")
 
 
 def find(source):
-    """Lists the examples of each split that is there.
+    """Lists the examples of each split that is present.
 
     Args:
         source: where `images/` and `annotations/` are, such as images.tar.gz and
@@ -30,7 +30,7 @@ def find(source):
         `Found`, with splits `train` (the official trainval), `test`.
 
     Raises:
-        DataError: if the layout is another, or a file lacks its partner.
+        DataError: if the layout is not the expected one, or a file lacks its partner.
     """
     source = open_source(source)
     images, labels = source.find("images"), source.find("annotations/trimaps")

@@ -37,9 +37,9 @@ def taxonomy():
 
 
 def find(source):
-    """Lists the examples of each split that is there.
+    """Lists the examples of each split that is present.
 
-    There are three distributions; the first of them that is there is taken:
+    There are three distributions, of which the first one found is used:
 
     * PNGs derived from the third, in either of two usual layouts;
     * the official annotations: MATLAB files in `trainval/`, numbered by the list of 459 classes;
@@ -52,7 +52,7 @@ def find(source):
         `Found`, with splits `train`, `val`.
 
     Raises:
-        DataError: if the layout is another, or a file lacks its partner.
+        DataError: if the layout is not the expected one, or a file lacks its partner.
     """
     source = open_source(source)
     if source.find("train/image", "train/label") or source.find("val/image", "val/label"):
@@ -90,12 +90,12 @@ def _recoded(reader):
 
 @dataclasses.dataclass(frozen=True)
 class DetailExample:
-    """An image whose labels are a part of `trainval_merged.json`.
+    """An image with its labels from `trainval_merged.json`.
 
     Attributes:
         id: str.
         image: file.
-        file: that of all labels.
+        file: the file that holds the labels of all images.
         label: str, this image's labels as JSON, for `label_files.RunLengths`.
         decode: from the bytes of `label` to an array of values.
     """
@@ -108,7 +108,7 @@ class DetailExample:
 
     @property
     def fingerprint(self):
-        """Names, sizes and times of change of both files."""
+        """Names, sizes and modification times of both files, and the reader of the label."""
         return [fingerprint(self.image), fingerprint(self.file), repr(self.decode)]
 
     def read(self):
@@ -117,7 +117,7 @@ class DetailExample:
 
 
 def _read_detail(file, images):
-    """Lists the examples of both splits; the file is read whole."""
+    """Lists the examples of both splits; reads the whole file at once."""
     decode = _recoded(RunLengths())
     splits = {split: [] for split in _SPLITS}
     try:

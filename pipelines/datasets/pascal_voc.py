@@ -1,10 +1,11 @@
-"""PASCAL VOC segmentation, 20 classes and the background, with its own palette.
+"""PASCAL VOC segmentation: 20 classes and the background, with the standard palette.
 
     VOCdevkit/VOC2012/JPEGImages/  SegmentationClass/  ImageSets/Segmentation/train.txt, val.txt
 
-Masks hold the classes' numbers or (converted to RGB by other tools) their colors; the border, 255
-or (224, 224, 192), is ignored. `SegmentationClassAug` takes the place of `SegmentationClass` where
-that is missing. Of another set in this layout the classes are those of its labelmap.txt: `folder`.
+Masks hold the class numbers or, if converted to RGB by other tools, the class colors; the border,
+255 or (224, 224, 192), is ignored. `SegmentationClassAug` is used where `SegmentationClass` is
+missing. Other data sets in this layout, with a labelmap.txt of their own classes, are read by
+`folder`.
 """
 
 import dataclasses
@@ -35,16 +36,16 @@ def taxonomy():
 
 
 def find(source):
-    """Lists the examples of each split that is there and has masks.
+    """Lists the examples of each split that is present and has masks.
 
     Args:
         source: as for `pipelines.sources.open_source`.
 
     Returns:
-        `Found`, with splits `train` and `val`; the larger `trainaug`, where it is, is `train`.
+        `Found`, with splits `train` and `val`; the larger `trainaug`, if present, becomes `train`.
 
     Raises:
-        DataError: if the layout is another, or a file lacks its partner.
+        DataError: if the layout is not the expected one, or a file lacks its partner.
     """
     source = open_source(source)
     for folder in ("SegmentationClass", "SegmentationClassAug"):

@@ -1,4 +1,4 @@
-"""The division of a data set into splits: by folders and names, list files or ratios."""
+"""Division of a data set into splits by folder and file names, list files or ratios."""
 
 import hashlib
 import pathlib
@@ -21,13 +21,14 @@ _LIST_FOLDERS = ("", "splits", "lists", "ImageSets", "ImageSets/Segmentation")
 
 
 def split_of(path):
-    """The split that a path is of: a word of its name, else of the last folder that has one.
+    """The split named in a path: by a word of the file name, else of the innermost folder.
 
     Args:
-        path: str, with `/`, such as `annotations/instances_val2017.json` or `valid/images/a.jpg`.
+        path: str, separated by `/`, such as `annotations/instances_val2017.json` or
+            `valid/images/a.jpg`.
 
     Returns:
-        str, `train`, `val` or `test`; None if no part of it is called after a split.
+        str, `train`, `val` or `test`; None if no part of the path names a split.
     """
     for part in reversed(posixpath.splitext(path)[0].lower().split("/")):
         found = {SPLITS[word] for word in re.findall("[a-z]+", part) if word in SPLITS}
@@ -40,20 +41,20 @@ def divide(source, images, pair_all, pair_some, place, split, seed, labels=()):
     """Divides by list files or by ratios.
 
     Args:
-        source: `Source`, in which list files are looked for.
+        source: `Source`, searched for list files.
         images: dict from id to image file.
-        pair_all: function that gives all examples, sorted by id.
-        pair_some: function of a list of ids and the list file, that gives their examples.
-        place: where the images are, for messages.
-        split: dict from split to its ratio, or to its list file; None: list files that are found.
-        seed: int, chooses the images where ratios divide them.
-        labels: dict from id to mask file, to check lists that name masks as well.
+        pair_all: function without arguments that returns all examples, sorted by id.
+        pair_some: function `(ids, list file)` that returns the examples with those ids.
+        place: location of the images, for messages.
+        split: dict from split to its ratio or list file; None: use the list files found.
+        seed: int, seed of the division by ratios.
+        labels: dict from id to mask file, to check list files that also name masks.
 
     Returns:
         dict from split to list of examples.
 
     Raises:
-        DataError: if there is neither, or a list or ratio cannot be used.
+        DataError: if there are neither lists nor ratios, or one cannot be used.
     """
     lists = split or _find_lists(source)
     if not lists:
@@ -112,14 +113,14 @@ def _list_file(source, value):
 
 
 def _match(line, images, labels, file):
-    """The id of the image that a line names, with or without more columns.
+    """The id of the image that a line names; the line may have further columns.
 
     Raises:
-        DataError: if there is no such image or several, or if a second column names the mask of
+        DataError: if no image or several images match, or if a further column names the mask of
             another image.
     """
     key, rest = None, ""
-    # Names may hold blanks and commas: the whole line counts, else its shortest beginning that
+    # Names may contain spaces and commas: try the whole line first, then the shortest prefix that
     # names an image.
     whole = _clean(line)
     stem, end = posixpath.splitext(whole)
@@ -146,12 +147,12 @@ def _match(line, images, labels, file):
 
 
 def _clean(text):
-    """A path of a list: without quotation marks, with `/`, in composed form."""
+    """Normalizes a path of a list file: no quotation marks, `/` as separator, NFC."""
     return unicodedata.normalize("NFC", text.strip().strip("\"'").replace("\\", "/"))
 
 
 def _look_up(text, files, ends, file):
-    """The id of the file that a path names, given with or without its suffix and folders."""
+    """The id of the file named by a path, which may lack its suffix and folders; or None."""
     stem, end = posixpath.splitext(text)
     parts = (stem if end.lower() in ends else text).split("/")
     for start in range(len(parts)):

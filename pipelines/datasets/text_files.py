@@ -1,4 +1,4 @@
-"""Text files in the encodings of common tools: UTF-8, UTF-16 (with or without BOM), ANSI."""
+"""Decoding of text files as common tools write them: UTF-8, UTF-16 (BOM or not), ANSI."""
 
 import codecs
 import unicodedata
@@ -7,7 +7,7 @@ from pipelines.errors import DataError
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # Before UTF-16, whose mark its own begins with.
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # Before UTF-16, whose mark is a prefix of this one.
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -16,18 +16,18 @@ _ALLOWED = "\t\n\r\f\v\x85"
 
 
 def decode_text(content, name):
-    """Decodes a text file; nothing is replaced or left out.
+    """Decodes a text file without replacing or dropping characters.
 
     Args:
         content: bytes.
-        name: of the file, for messages.
+        name: name of the file, for messages.
 
     Returns:
-        `(text, note)`: str without byte order mark, and a line for the user where the encoding is
+        `(text, note)`: str without byte order mark, and a line for the user if the encoding is
         an assumption, else None.
 
     Raises:
-        DataError: if it is not text, or in an encoding other than UTF-8, UTF-16, UTF-32 or
+        DataError: if it is not text, or is in an encoding other than UTF-8, UTF-16, UTF-32 or
             Windows-1252.
     """
     encoding, note = _encoding(content), None
@@ -57,7 +57,7 @@ def _encoding(content):
     for mark, encoding in _MARKS:
         if content.startswith(mark):
             return encoding
-    # UTF-16 without its mark: every other byte of plain letters is zero.
+    # UTF-16 without BOM: in plain Latin text every other byte is zero.
     if len(content) >= 4 and len(content) % 2 == 0:
         for start, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
             if content[start::2].count(0) > 0.9 * len(content) / 2:
