@@ -16,26 +16,26 @@ from kseg.config.messages import describe, shown
 from kseg.config.schema import ConfigError, Experiment
 from kseg.errors import option
 
-_MAX_DEPTH = 32  # Of values in each other, and of files that extend each other.
+_MAX_DEPTH = 32  # Of nested values, and of files that extend each other.
 _MAX_BYTES = 1 << 20
 _LIMIT = 1 << 31
-# Two keys of `train` that say how long a run is: the one that is said last holds.
+# Two keys of `train` that set the length of a run: the one set last takes precedence.
 _LENGTHS = {"steps": "epochs", "epochs": "steps"}
 
 
 def load(path, overrides=()) -> Experiment:
     """Reads a config file, and those it extends.
 
-    Values are merged key by key; a list, or a section of another `name` (another head, say),
-    replaces what it stands for.
+    Values are merged key by key; a list, or a section with a different `name` (such as another
+    head), replaces the earlier value.
 
     Args:
         path: JSON file, or the name of a config that comes with kseg, see `find`. Its stem is the
             default of `name`.
-        overrides: strings `"a.b=value"`; the value is JSON, or else a plain string. A number in the
-            key is a position in a list: `"contrast.0.weight=0.2"`. Where a smaller `train.steps`
-            ends before the file's warm-ups or first steps of objectives do, all of these are
-            shortened by the same factor, and a line on stderr tells so.
+        overrides: strings `"a.b=value"`; the value is parsed as JSON, or else kept as a string. A
+            number in the key is a list index: `"contrast.0.weight=0.2"`. If a smaller `train.steps`
+            ends before the file's warm-ups or the start steps of objectives, all of these are
+            shortened by the same factor, which is reported on stderr.
 
     Raises:
         ConfigError: if a file is missing, not JSON, extends itself, or they break the schema.
@@ -59,11 +59,11 @@ def load(path, overrides=()) -> Experiment:
 
 
 def with_steps(experiment, num_images) -> Experiment:
-    """The experiment with `train.epochs` as steps; unchanged if it has steps already.
+    """Converts `train.epochs` of an experiment to steps, unless it already has steps.
 
     Args:
         experiment: `Experiment`.
-        num_images: float > 0, images that an epoch shows.
+        num_images: float > 0, images per epoch.
 
     Raises:
         ConfigError: if a number of steps in it does not fit the run's.
@@ -85,7 +85,7 @@ def _steps(values):
 
 
 def _shorten(values, before, given):
-    """Scales keys that count steps down to a shorter run, if they do not fit.
+    """Scales down keys that count steps if they do not fit a shorter run.
 
     Args:
         values: dict of an experiment, unchecked; changed in place.
@@ -109,7 +109,7 @@ def _shorten(values, before, given):
         counts = {key: section.get(key, 0) for key in ("start_step", "warmup_steps")}
         if any(type(count) is not int or count < 0 for count in counts.values()):
             continue
-        # Something of the run is to be left after the rate's warm-up, not so after a weight's.
+        # The rate's warm-up must end before the run does; a weight's may end with it.
         end = sum(counts.values()) + (place == "schedule")
         misfit |= steps < end <= before
         free += [
@@ -125,14 +125,14 @@ def _shorten(values, before, given):
 
 
 def extend(path, values) -> Experiment:
-    """An experiment that extends a config file, as another file would.
+    """Builds an experiment that extends a config file, as another file would.
 
     Args:
         path: JSON file. Its stem is the default of `name`.
         values: dict, merged over the file's values as by `extends`.
 
     Raises:
-        ConfigError: as `load` does.
+        ConfigError: as in `load`.
     """
     path = find(path)
     merged = _merge(_read(path, (), {}), values)
@@ -239,10 +239,10 @@ def read_json(path) -> dict:
 
 
 def _parse_json(text):
-    """Strict JSON: refuses duplicate keys, NaN, and nesting hundreds of levels deep.
+    """Parses strict JSON: rejects duplicate keys, NaN, and nesting hundreds of levels deep.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the text is not strict JSON.
     """
 
     def unique(pairs):
@@ -265,7 +265,7 @@ def _parse_json(text):
 
 
 def _check_plain(values, depth=0):
-    """Refuses values that no key takes, or that would break messages, file names or tensors."""
+    """Rejects values that no key accepts, or that would break messages, file names or tensors."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"its values are nested deeper than {_MAX_DEPTH} levels")
     if isinstance(values, dict):

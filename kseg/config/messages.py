@@ -1,4 +1,4 @@
-"""One line for each rule of the schema that a config breaks."""
+"""Error messages for configs: one line for each broken rule of the schema."""
 
 import difflib
 from typing import Any
@@ -19,7 +19,7 @@ def describe(error, values, section=None) -> str:
 
 
 def _by_key(errors, values) -> list[list[dict[str, Any]]]:
-    """Puts together what the members of a union say of one key; inside of it, where they go in."""
+    """Groups errors by key, dropping those of a key if there are errors at keys nested in it."""
     groups = {}
     for item in errors:
         groups.setdefault(_visible(item, values), []).append(item)
@@ -31,7 +31,7 @@ def _by_key(errors, values) -> list[list[dict[str, Any]]]:
 
 
 def _visible(item, values) -> tuple[str, ...]:
-    """The key of an error; pydantic's path also has the members of unions, which are not keys."""
+    """Finds the key of an error, without the union members in pydantic's path."""
     visible, node = [], values
     for part in map(str, item["loc"]):
         if isinstance(node, dict) and part in node:

@@ -320,8 +320,8 @@ class Affinity(Loss):
     )
 
 
-# Losses that are computed on the evaluation split, too: those of logits alone, for images of any
-# size. (Lovasz-softmax, RMI and affinity fields need one size; there are no auxiliary logits.)
+# Losses that are also computed on the evaluation split: those that need only logits, for any image
+# size. (Lovasz-softmax, RMI and affinity fields need a single size; auxiliary logits are missing.)
 VALIDATED_LOSSES = ("cross_entropy", "ohem", "dice", "focal")
 
 

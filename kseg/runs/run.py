@@ -437,5 +437,5 @@ def _differences(before, after):
         for key in keys
         if before.get(key) != after.get(key)
     ]
-    # Further cycles change nothing of the steps before them.
+    # Further cycles do not affect earlier steps.
     return changed + ([] if has[: len(had)] == had else [f"train.restarts was {had}, is {has}"])

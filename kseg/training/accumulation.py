@@ -1,8 +1,8 @@
-"""Gradients of a batch that is too large for one pass: forward and backward in parts.
+"""Gradients of a batch that is too large for one pass, computed in parts.
 
 The loss and its objectives see the outputs of the whole batch at once, so that means over pixels,
-hard-pixel mining, contrast and what memory banks receive are those of one pass. The parts run
-twice: forward alone, and, once the gradient with respect to the outputs is known, forward and
+hard-pixel mining, contrast and memory bank entries are the same as in a single pass. Each part runs
+twice: first only forward; then, once the gradient with respect to the outputs is known, forward and
 backward.
 
 Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
@@ -16,11 +16,11 @@ from kseg.training.gradients import with_gradients
 
 
 def accumulated_gradients(segmenter, images, loss_of, variables, count):
-    """Differentiates a loss of a batch's outputs, with the memory of a part of the batch.
+    """Differentiates a loss of a batch's outputs, using the memory of only a part of the batch.
 
-    What depends on a part alone: batch norms normalize by the statistics of their part, and update
-    their moving statistics once for each part. Dropout and stochastic depth draw for each part.
-    Both passes of a part see the same statistics and draws, so the gradient is exact.
+    Batch norms normalize by the statistics of each part and update their moving statistics once per
+    part; dropout and stochastic depth draw separately for each part. Both passes of a part use the
+    same statistics and draws, so the gradient is exact.
 
     Args:
         segmenter: keras model from images to a dict.
@@ -44,7 +44,7 @@ def accumulated_gradients(segmenter, images, loss_of, variables, count):
             f"{tuple(images.shape)}. Use a multiple of {count}, or drop_remainder=True"
         )
     parts = tf.reshape(images, [count, size // count, *images.shape[1:]])
-    # Communication between replicas is not possible inside of a loop.
+    # Replicas cannot communicate inside a loop.
     unrolled = tf.executing_eagerly() or replicas.num_replicas() > 1
     forward = _unrolled_forward if unrolled else _looped_forward
     backward = _unrolled_backward if unrolled else _looped_backward
@@ -89,7 +89,7 @@ def _part_gradients(segmenter, images, upstream, variables):
 def _unrolled_forward(segmenter, parts):
     found = []
     for part in tf.unstack(parts):
-        # One part after the other: a graph may otherwise compute all of them at once.
+        # Forces sequential execution; otherwise a graph may compute all parts at once.
         with tf.control_dependencies(list(found[-1].values()) if found else []):
             part = tf.identity(part)
         found.append(segmenter(part, training=True))

@@ -1,4 +1,4 @@
-"""The application of gradients: loss scaling, accumulation, clipping, and what a step skips."""
+"""Application of gradients: loss scaling, accumulation, clipping, and skipped updates."""
 
 import tensorflow as tf
 
@@ -9,13 +9,13 @@ from kseg.training.optimizers import FusedUpdates
 def apply_gradients(optimizer, gradients, variables, *, clip_norm=None):
     """Applies the gradients of a step, in replica context.
 
-    Under a `keras.optimizers.LossScaleOptimizer` gradients are first divided by the scale; if one
-    of them is not finite then, nothing is updated and the scale is halved. With
-    `gradient_accumulation_steps` = k in the optimizer, gradients are added up, and every k-th step
-    applies their mean. The limit of the norm is that of the gradients that are applied.
+    Under a `keras.optimizers.LossScaleOptimizer`, gradients are first divided by the scale; if any
+    of them is then not finite, nothing is updated and the scale is halved. With
+    `gradient_accumulation_steps` = k in the optimizer, gradients are summed, and every k-th step
+    applies their mean. The norm is clipped on the gradients that are applied.
 
-    Keras' own implementation of the accumulation fails under a strategy with several replicas in a
-    graph: TensorFlow allows no communication in a conditional in replica context.
+    Keras' own gradient accumulation fails in a graph under a strategy with several replicas,
+    because TensorFlow allows no communication in a conditional in replica context.
 
     Args:
         optimizer: `keras.optimizers.Optimizer`, built.
@@ -113,7 +113,7 @@ def _update(optimizer, gradients, variables, clip_norm):
         # A `loss_scale_factor` is divided out by the optimizer, later.
         gradients, _ = tf.clip_by_global_norm(gradients, optimizer.scale_loss(clip_norm))
     if (count := replicas.num_replicas()) > 1 and not isinstance(optimizer, FusedUpdates):
-        gradients = [gradient / count for gradient in gradients]  # Keras' own add them up again.
+        gradients = [gradient / count for gradient in gradients]  # Keras sums them again.
     if not every and not optimizer.ema_overwrite_frequency:
         optimizer.apply(gradients, variables)
         return

@@ -1,4 +1,4 @@
-"""Batches in every form in which Keras users give them, and data sets of whole batches."""
+"""Batches in all forms accepted by Keras, and data sets of whole batches."""
 
 import typing
 
@@ -29,14 +29,14 @@ class Batch(typing.NamedTuple):
 
 
 def unpack(data, *, need_labels=True):
-    """Brings a batch to one form.
+    """Converts a batch to a `Batch`.
 
     Args:
         data: dict with `image`, `label` and optionally `sample_weight` and `draws`; or `(image,)`,
             `(image, label)` or `(image, label, sample_weight)`, where `image` may be such a dict.
             Labels `(batch, height, width)` or `(batch, height, width, 1)`; sample weights as in
             `kseg.losses.labels.pixel_weights`.
-        need_labels: bool, whether labels must be there.
+        need_labels: bool, whether labels are required.
 
     Returns:
         `Batch`.
@@ -73,14 +73,13 @@ def are_arrays(x):
 
 
 def dataset_of_arrays(x, y, sample_weight, batch_size, *, shuffle=False, whole=False):
-    """Makes batches from arrays.
+    """Builds a data set of batches from arrays.
 
     Args:
         x, y, sample_weight: arrays as Keras takes them, the latter two may be None.
         batch_size: int or None: 32, as in Keras. A batch is never larger than the data.
-        shuffle: bool, in another order in each epoch.
-        whole: bool, whether to leave out a last batch that is smaller than the others, and to
-            give all of them a static size.
+        shuffle: bool, whether to reshuffle in each epoch.
+        whole: bool, whether to drop a smaller last batch, so that all batches have a static size.
 
     Returns:
         `tf.data.Dataset` of `(x, y)`, or `(x, y, sample_weight)`.
@@ -98,10 +97,10 @@ def dataset_of_arrays(x, y, sample_weight, batch_size, *, shuffle=False, whole=F
 
 
 def split_arrays(parts, fraction):
-    """Splits arrays as Keras' `validation_split` does: the last part is for validation.
+    """Splits arrays like Keras' `validation_split`: the last part is for validation.
 
     Args:
-        parts: nest of arrays, with None where there is none.
+        parts: nest of arrays or None.
         fraction: float in (0, 1).
 
     Returns:
@@ -127,7 +126,7 @@ def padded(dataset, multiple):
 
     Returns:
         `tf.data.Dataset` of dicts with `image`, `label` and, if there are any, `sample_weight`;
-        `dataset` itself if nothing is to be done.
+        `dataset` itself if no padding is needed.
     """
     declared = unpack(_first_spec(dataset)).images.shape[0]
     if declared is not None and declared % multiple == 0:
@@ -172,7 +171,7 @@ def replica_size(data, num_replicas):
 
 
 def with_size(batch, size):
-    """A batch whose static size is known.
+    """Sets the static size of a batch.
 
     Keras loses it with `steps_per_execution` on several replicas.
 
@@ -189,7 +188,7 @@ def with_size(batch, size):
 
 
 def _first_spec(dataset):
-    """A batch of symbolic tensors of a data set."""
+    """Returns a batch of symbolic tensors with the shapes and dtypes of a data set."""
     return keras.tree.map_structure(
         lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name), dataset.element_spec
     )

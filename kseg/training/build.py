@@ -116,7 +116,7 @@ def build_trainer(run, strategy):
 
 
 def _check_float16(segmenter, precision):
-    """Refuses what TensorFlow cannot differentiate in float16 on a CPU."""
+    """Rejects layers that TensorFlow cannot differentiate in float16 on a CPU."""
     import tensorflow as tf
 
     if precision != "mixed_float16" or tf.config.list_logical_devices("GPU"):

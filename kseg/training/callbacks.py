@@ -1,4 +1,4 @@
-"""Callbacks of a training, named in `train.callbacks`: loggers of other systems, for instance."""
+"""Training callbacks named in `train.callbacks`, such as loggers for other systems."""
 
 import inspect
 
@@ -7,11 +7,11 @@ from kseg.errors import UserError
 
 
 class Callback:
-    """The base class: override what is needed.
+    """Base class of callbacks; override the methods that are needed.
 
-    Callbacks observe; what they change in the network or the optimizer is not part of the config,
-    and a resumed run would differ. In a cluster only the chief calls them. An exception ends the
-    training with one line; the newest checkpoint stays.
+    Callbacks should only observe: a change to the network or the optimizer would not be part of the
+    config, and a resumed run would differ. In a cluster only the chief calls them. An exception
+    ends the training with a one-line message; the newest checkpoint is kept.
     """
 
     def on_start(self, run, step):
@@ -49,7 +49,7 @@ class Callback:
         """
 
     def on_end(self, result):
-        """Called at the end, also when nothing was left to train; not after a stop by a signal.
+        """Called at the end, even if nothing was left to train, but not after a stop by a signal.
 
         Args:
             result: dict as from `kseg.training.loop.train`.
@@ -86,7 +86,7 @@ class Callbacks:
 
 
 def build_callbacks(config):
-    """Makes the callbacks that a config names; needs neither Keras nor TensorFlow.
+    """Builds the callbacks named in a config; needs neither Keras nor TensorFlow.
 
     Args:
         config: `kseg.config.Experiment`.

@@ -1,4 +1,4 @@
-"""Losses that a user gives to `compile`, as named terms of a trainer."""
+"""Losses passed to `compile`, as named terms of a trainer."""
 
 import keras
 
@@ -19,7 +19,7 @@ def terms_of_compile(loss, loss_weights, outputs):
         its output and a slash unless this is `logits`.
 
     Raises:
-        ValueError: if they have another form, name an output that is not there, or a loss of Keras
+        ValueError: if the arguments have another form or name a missing output, or if a Keras loss
             takes probabilities or counts ignored pixels.
     """
     if loss is None:
@@ -57,7 +57,7 @@ def terms_of_compile(loss, loss_weights, outputs):
 
 
 def _check_loss(loss):
-    """Refuses what would train something else than its name says, without a word."""
+    """Rejects losses that would silently compute something other than their name suggests."""
     way_out = "Use a loss of kseg.losses, such as kseg.losses.CrossEntropy()"
     if not callable(loss):
         raise ValueError(

@@ -89,7 +89,7 @@ def build_strategy(devices=None, cluster=None):
 
 @functools.cache
 def _several_workers():
-    """Joins the cluster, which TensorFlow allows once a process."""
+    """Joins the cluster, which TensorFlow allows only once per process."""
     return tf.distribute.MultiWorkerMirroredStrategy()
 
 
@@ -176,13 +176,13 @@ def _sum_of_slots(strategy, cluster, vector):
 
 
 def make_reproducible():
-    """Makes processes that run the same graph on the same machine compute the same bits.
+    """Makes the same graph compute bit-identical results in different processes on one machine.
 
-    Grappler's arithmetic optimizer walks over hash tables whose order differs from process to
-    process, and with it the order in which it factors and combines sums and products. On
-    HRNet-W48 its rewrites buy neither speed nor memory (docs/benchmarks.md). Constant folding,
-    remapping to fused kernels and layout optimization stay on. Holds for every graph that this
-    process compiles from now on. `kseg.training.gradients` has the other half.
+    Turns off Grappler's arithmetic optimizer. It iterates over hash tables whose order differs
+    between processes, and so does the order in which it factors and combines sums and products. On
+    HRNet-W48 its rewrites save neither time nor memory (docs/benchmarks.md). Constant folding,
+    remapping to fused kernels and layout optimization stay on. Applies to every graph that this
+    process compiles afterwards. `kseg.training.gradients` provides the other half.
     """
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
 

@@ -6,10 +6,9 @@ from keras import ops
 def decay_at(step, decay):
     """The decay at a step: low at first, so that the average forgets the initial weights.
 
-    `min(decay, (1 + n) / (10 + n))` with n = step - 2, as TensorFlow's
-    `tf.train.ExponentialMovingAverage` has it with n updates before. It is 0 at the first step,
-    whose weights are the first average, and reaches a decay of 0.99 after 900 steps, one of 0.999
-    after 9,000.
+    `min(decay, (1 + n) / (10 + n))` with n = step - 2, as in TensorFlow's
+    `tf.train.ExponentialMovingAverage` after n updates. It is 0 at the first step, whose weights
+    become the initial average, and reaches 0.99 after 900 steps and 0.999 after 9,000.
 
     Args:
         step: int >= 1 or int tensor, the number of optimizer steps so far, this one included.

@@ -1,4 +1,4 @@
-"""Evaluates the trained network from time to time while it is trained."""
+"""Periodic evaluation of the network during training."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from kseg.training.reporting import validation_line
 
 
 class Evaluating:
-    """Evaluates the trained model on all devices, or in a cluster on the chief alone.
+    """Evaluates the model on all devices, or in a cluster only on the chief.
 
     In a cluster the chief has a copy of the network, because a distributed variable can be read
     only by all workers together. The other workers wait for the chief at their next step.

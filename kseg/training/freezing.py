@@ -1,4 +1,4 @@
-"""Frozen parts of a network, which training leaves as they are."""
+"""Frozen parts of a network, which training does not change."""
 
 import keras
 
@@ -9,18 +9,18 @@ def freeze(segmenter, parts):
     """Makes parts of a network untrainable.
 
     Their weights get no gradient, no weight decay and no optimizer state. A frozen batch norm
-    normalizes by its moving statistics in training too, and leaves them as they are. Dropout and
-    stochastic depth stay as they are.
+    normalizes by its moving statistics in training, too, and does not update them. Dropout and
+    stochastic depth are not affected.
 
     Args:
         segmenter: model from `kseg.segmenters.build_segmenter`; changed in place.
         parts: strings: `"backbone"`; a stage of it, such as `"c3"`: every layer that the stage is
             computed from; `"batch_norms"`: scale, offset and statistics of all batch norms;
-            `"backbone_batch_norms"`: of those of the backbone.
+            `"backbone_batch_norms"`: the same for the backbone's batch norms only.
 
     Raises:
-        ValueError: if a stage is not one of the backbone, the network has none, or there is
-            nothing left to train.
+        ValueError: if the backbone has no such stage, the network has no backbone, or nothing is
+            left to train.
     """
     layers = segmenter._flatten_layers(include_self=False)
     backbone = next((layer for layer in layers if isinstance(layer, Backbone)), None)

@@ -7,7 +7,7 @@ from kseg.weights import hub
 
 
 def check_pretrained(model):
-    """Refuses unavailable weights, as far as that can be checked before a network is built.
+    """Rejects weights that are known to be unavailable before the segmenter is built.
 
     Args:
         model: `kseg.config.Model`.

@@ -1,8 +1,8 @@
-"""The training step on JAX: a pure function of a state and a batch.
+"""Training step on JAX: a pure function of a state and a batch.
 
-It computes what `kseg.training.trainer.SegmentationTrainer` computes on TensorFlow, from the same
-losses, objectives, schedule and distortion, and imports no TensorFlow. `jax.jit` it, or put it into
-a `jax.lax.scan` over many steps.
+It computes the same as `kseg.training.trainer.SegmentationTrainer` on TensorFlow, from the same
+losses, objectives, schedule and distortion, without importing TensorFlow. Compile it with `jax.jit`
+or use it in a `jax.lax.scan` over many steps.
 """
 
 import functools
@@ -88,7 +88,7 @@ class JaxTrainer:
                 variable.assign(value)
 
     def step(self, state, batch, *, schedule=None, objective_weights=None):
-        """One optimizer step.
+        """Takes one optimizer step.
 
         Args:
             state: as returned by `initial_state` or the previous step.
@@ -194,8 +194,8 @@ def _replaced(values, positions, new):
 def _value_and_gradients(function, weights):
     """Differentiates, and determines which weights the value depends on at all.
 
-    An optimizer must leave the others alone, as it does with TensorFlow, whose gradient for them is
-    None. JAX returns zeros, and weight decay would still shrink them.
+    An optimizer must not change the other weights. TensorFlow's gradient for them is None, but JAX
+    returns zeros, so weight decay would still shrink them.
 
     Args:
         function: from a list of arrays to `(value, extra)`.

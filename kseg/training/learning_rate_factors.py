@@ -44,9 +44,10 @@ def learning_rate_factors(parts, factors, layer_decay=None):
     `"logits/"`. A prefix takes precedence over a part, and a longer prefix over a shorter one.
 
     `layer_decay` d multiplies the factors of a Swin of L blocks: that of block i = 1..L by
-    `d^(L + 1 - i)`, a patch merging as the block before it, the patch embedding by `d^(L + 1)`. The
-    norms of its outputs, head and projectors keep theirs. Source: Clark et al., "ELECTRA", ICLR
-    2020; Bao et al., "BEiT", ICLR 2022; for Swin as github.com/microsoft/SimMIM.
+    `d^(L + 1 - i)`, that of a patch merging like the preceding block, that of the patch embedding
+    by `d^(L + 1)`. The factors of output norms, head and projectors are unchanged. Source: Clark et
+    al., "ELECTRA", ICLR 2020; Bao et al., "BEiT", ICLR 2022; for Swin as in
+    github.com/microsoft/SimMIM.
 
     Args:
         parts: dict as from `parts_of`.
@@ -106,7 +107,7 @@ def _swin_exponents(parts):
 
 
 class LearningRateFactors:
-    """A mix-in that gives each variable of a Keras optimizer its own learning rate.
+    """Mix-in that gives each variable of a Keras optimizer its own learning rate.
 
     Use it as `class FactoredAdam(LearningRateFactors, keras.optimizers.Adam)`. Weight decay, which
     Keras multiplies by the learning rate, is scaled along with it.

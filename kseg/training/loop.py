@@ -128,7 +128,7 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock, c
                     saving.patience.evaluated(evaluation.scores.mean_iou, evaluation.losses["loss"])
                     callbacks.on_evaluation(step, evaluation)
                 is_over = saving.patience.is_over
-                if cluster and settings.patience:  # The chief alone knows.
+                if cluster and settings.patience:  # Only the chief knows.
                     is_over = anywhere(strategy, is_over)
             if to_save or is_over:
                 saving.save(step, progress)

@@ -1,17 +1,17 @@
-"""Early end of a training that no longer gets better."""
+"""Early stopping of a training that no longer improves."""
 
 import math
 
 
 class Patience:
-    """Counts evaluations without a better score.
+    """Counts evaluations without improvement.
 
     Args:
-        settings: `kseg.config.schema.Patience`, or None: never over.
+        settings: `kseg.config.schema.Patience`, or None: never stop.
 
     Attributes:
-        state: JSON-able dict, what a checkpoint stores: `best`, the watched value of the best
-            evaluation (None before the first), and `evaluations`, the number since.
+        state: JSON-able dict that a checkpoint stores: `best`, the watched value of the best
+            evaluation (None before the first), and `evaluations`, the number of evaluations since.
     """
 
     def __init__(self, settings):
@@ -27,12 +27,12 @@ class Patience:
         """Counts an evaluation.
 
         Args:
-            mean_iou: float, maybe NaN: then it is no better score.
-            loss: float, the weighted sum of the losses on the evaluation split, maybe NaN.
+            mean_iou: float; NaN is never an improvement.
+            loss: float, the weighted sum of the losses on the evaluation split; may be NaN.
         """
         if not self._settings:
             return
-        # In units in which more is better.
+        # Signed so that higher is better.
         value, best = mean_iou, self.state["best"]
         if self._settings.watch == "loss":
             value, best = -loss, None if best is None else -best

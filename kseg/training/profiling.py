@@ -6,7 +6,7 @@ import tensorflow as tf
 class Profiling:
     """Traces the steps `first` to `last` of a training.
 
-    Use it as a context manager around the loop: a trace that was begun is written in any case.
+    Use it as a context manager around the loop, which ensures that a started trace is written.
 
     Args:
         folder: `pathlib.Path` of TensorBoard events; the trace goes to its `plugins/profile`.
@@ -25,13 +25,13 @@ class Profiling:
         self._stop()
 
     def before(self, step):
-        """To be called before a step is begun."""
+        """Starts the trace if due; call it before each step."""
         if step == self._first:
             tf.profiler.experimental.start(str(self._folder))
             self._running = True
 
     def after(self, step, logs):
-        """To be called after a step.
+        """Ends the trace if due; call it after each step.
 
         Args:
             step: int.

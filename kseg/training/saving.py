@@ -20,8 +20,8 @@ class Saving:
     Args:
         run: `kseg.runs.Run`.
         state: dict from name to variable, everything that a checkpoint holds.
-        lock: of the run's folder, as `kseg.runs.lock.hold` gives it; None on a worker that is not
-            the chief.
+        lock: lock of the run's folder from `kseg.runs.lock.hold`; None on workers other than the
+            chief.
 
     Attributes:
         saved_step: int or None, the step of the newest checkpoint, which is known to be finite.
@@ -64,7 +64,7 @@ class Saving:
                     file.unlink()
                 continue
             best = meta.get("best") or {}
-            # NaN, of an earlier version, is not the best of anything.
+            # Earlier versions could store NaN as the best score.
             self.best = best if is_better(best.get("mean_iou"), None) else NO_BEST
             self.patience.state = meta.get("patience", self.patience.state)
             self.initial_weights = meta.get("initial_weights", self.initial_weights)
@@ -76,7 +76,7 @@ class Saving:
         return None
 
     def save(self, step, progress):
-        """Writes the checkpoint of a step, unless it is there, and removes the oldest ones.
+        """Writes the checkpoint of a step, unless it exists, and removes the oldest ones.
 
         Checkpoints at the end of a cycle of the schedule (`train.restarts`) are kept.
 
@@ -114,7 +114,7 @@ class Saving:
 
         Args:
             step: int.
-            mean_iou: float, maybe NaN.
+            mean_iou: float; may be NaN.
             weights: dict from name to variable or array.
 
         Raises:
@@ -129,7 +129,7 @@ class Saving:
 
 
 def is_better(mean_iou, best):
-    """Returns True for the best score so far; never for NaN; of equal scores for the newer one."""
+    """Returns True if a score equals or exceeds the best so far; False for NaN."""
     if mean_iou is None or np.isnan(mean_iou):
         return False
     return best is None or mean_iou >= best

@@ -8,7 +8,7 @@ from keras import ops
 
 
 class _WarmupAndDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up of a decay from the peak to the end: shared by the schedules below.
+    """Linear warm-up and decay from the peak to the end, shared by the schedules below.
 
     Args:
         learning_rate: float > 0, the peak.
@@ -24,10 +24,10 @@ class _WarmupAndDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.end_learning_rate = end_learning_rate
 
     def _decay(self, left):
-        """The share of the way from the end back to the peak.
+        """Computes the learning rate as a fraction of the way from the end to the peak.
 
         Args:
-            left: float32 scalar in [0, 1], the share of the steps that is left.
+            left: float32 scalar in [0, 1], the fraction of steps left.
         """
         raise NotImplementedError
 
@@ -103,7 +103,7 @@ class CosineSchedule(_WarmupAndDecay):
 
 @keras.saving.register_keras_serializable(package="kseg")
 class WarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
-    """Schedules one after the other, each from its own first step.
+    """Sequence of schedules, each starting at its own first step.
 
     Source: Loshchilov and Hutter, "SGDR", ICLR 2017, for the restart at the peak with the weights
     and the optimizer's state kept.
@@ -132,7 +132,7 @@ class WarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
 
     @classmethod
     def from_config(cls, config):
-        """The schedule of such arguments."""
+        """Builds the schedule from the result of `get_config`."""
         return cls([keras.saving.deserialize_keras_object(s) for s in config["schedules"]])
 
 
@@ -169,5 +169,5 @@ class Ramp:
 
     @classmethod
     def from_config(cls, config):
-        """The ramp of such arguments."""
+        """Builds the ramp from the result of `get_config`."""
         return cls(**config)

@@ -1,4 +1,4 @@
-"""Stops a training after a step when a signal asks for it, on all workers at the same step."""
+"""Stops a training on a signal, on all workers after the same step."""
 
 import contextlib
 import signal
@@ -54,7 +54,7 @@ class Stopping:
         Raises:
             Interrupted: always.
         """
-        if self._cluster:  # A worker that is gone takes the others with it: the chief comes last.
+        if self._cluster:  # When a worker exits, the others fail, so the chief exits last.
             anywhere(self._strategy, False)
         raise Interrupted(f"stopped at step {step}; the same command resumes there")
 

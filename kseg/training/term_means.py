@@ -7,7 +7,7 @@ import tensorflow as tf
 class TermMeans(keras.metrics.Metric):
     """Weighted means of scalars whose names are known only when a step is traced.
 
-    No variable can be created then under a strategy, so there is room for a fixed number of them.
+    Under a strategy no variable can be created at that time, so the number of names is limited.
 
     Args:
         capacity: int, the largest number of names.

@@ -1,4 +1,4 @@
-"""Callbacks that log a run to MLflow or Weights & Biases; what they need is imported when used."""
+"""Callbacks that log a run to MLflow or Weights & Biases, which are imported only when used."""
 
 import json
 import os
@@ -60,7 +60,7 @@ class MLflow(Callback):
         """Creates the tracked run, or continues that of the run's folder."""
         uri = self._uri or (run.path.resolve().parent / "mlruns").as_uri()
         if uri.startswith("file:"):
-            # MLflow 3.7 and later ask for it: its file store is no longer extended.
+            # Required by MLflow 3.7 and later, which no longer extend the file store.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._client = self._client_class(tracking_uri=uri)
         file = run.path / "tracking" / "mlflow.json"

@@ -30,8 +30,8 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
     used like any Keras model: `fit`, `evaluate` and `predict` take batches in the forms of
     `kseg.training.batches.unpack`, arrays, and data sets of them. `fit` and `evaluate` report
     `loss`, each term before its weight, and `mean_iou` of the evaluation at the size of the labels;
-    `predict` gives logits at the size of the images. `take_step` is the training step for a loop of
-    one's own (`kseg.training.loop`).
+    `predict` returns logits at the size of the images. `take_step` is the training step for custom
+    loops (`kseg.training.loop`).
 
     Args:
         segmenter: model from `kseg.segmenters.build_segmenter`, or any functional Keras model from
@@ -50,13 +50,13 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
             statistics of batch norms are averaged like all weights, so that they match them. Its
             initial values have no effect. `evaluate` and `predict` use it.
         ema_decay: float in [0, 1), decay of the average.
-        accumulate: int > 0, number of equal parts of a batch that go through the network one after
-            the other, see `kseg.training.accumulation`; 1: all at once.
+        accumulate: int > 0, number of equal parts of a batch that the network processes one after
+            another, see `kseg.training.accumulation`; 1: all at once.
 
     Raises:
-        ValueError: if the segmenter has no such outputs, `averaged` does not have its weights, two
-            objectives share a name, a loss has the name of an objective, there is no term at all,
-            an objective or a loss has no weight, or an objective does not fit the segmenter.
+        ValueError: if the segmenter lacks these outputs, `averaged` has other weights, two
+            objectives share a name, a loss has the name of an objective, there are no terms, an
+            objective or a loss has no weight, or an objective does not fit the segmenter.
 
     Example:
         >>> import keras, numpy as np
@@ -115,7 +115,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
             objective.built = True
         if averaged is not None:
             trainer_checks.check_averaged(averaged, segmenter)
-            averaged.trainable = False  # Else Keras hands its weights to the optimizer, too.
+            averaged.trainable = False  # Otherwise Keras would pass its weights to the optimizer.
         self._term_means = TermMeans()
         self._mean_iou = MeanIoU(segmenter.output["logits"].shape[-1])
         self.built = True
@@ -136,9 +136,9 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
             optimizer: as in Keras. If a layer of the segmenter computes in float16, it is wrapped
                 in a `LossScaleOptimizer`, unless `auto_scale_loss` is False.
             loss: None, a loss of (labels, logits), or a dict from outputs to losses, see
-                `kseg.training.compiled_terms`: more terms, by their names. Where the constructor
-                had no `losses`, it takes the place of the default cross-entropy, and a dict that of
-                the auxiliary one, too.
+                `kseg.training.compiled_terms`: further terms, by name. If the constructor got no
+                `losses`, it replaces the default cross-entropy, and a dict also replaces the
+                auxiliary one.
             loss_weights: weights of `loss`.
             metrics, weighted_metrics: as in Keras, on labels and logits at the size of the labels.
             auto_scale_loss: as in Keras.
@@ -166,12 +166,12 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         given = keras.tree.flatten([metrics, weighted_metrics])
         self._has_own_mean_iou = any(getattr(m, "name", "") == self._mean_iou.name for m in given)
         if optimizer is not None and not optimizer.built:
-            # Now, so that a checkpoint has all its variables, used or not.
+            # Built now, so that a checkpoint has all its variables, used or not.
             with self.distribute_strategy.scope():
                 optimizer.build(self.segmenter.trainable_variables)
 
     def _losses_with(self, terms, replace_all=False):
-        """The losses of the constructor and those of `compile`."""
+        """Returns the losses of the constructor together with those of `compile`."""
         given = self._given_losses
         if given is None:
             given = default_losses(self.segmenter)
@@ -196,7 +196,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
 
     def call(self, images, training=None):
         """The segmenter's outputs."""
-        if isinstance(images, dict):  # As Keras calls it for a data set of dicts.
+        if isinstance(images, dict):  # Keras passes a dict for a data set of dicts.
             images = images["image"]
         return self.segmenter(images, training=training)
 
@@ -208,7 +208,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
             labels: int tensor `(batch, height, width)`, 255 = ignored.
             sample_weight: float tensor >= 0 of the shape of the labels, or None. Means over pixels
                 (cross-entropy, OHEM, focal) are weighted by it; for every other term a pixel of
-                weight 0 is ignored, and all others count alike.
+                weight 0 is ignored, and all others count equally.
 
         Returns:
             `(terms, bank_entries)`: dict from the term's name to `(value, weight)`: float32 scalar,
@@ -267,7 +267,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         return weights
 
     def take_step(self, data):
-        """One optimizer step, in replica context.
+        """Takes one optimizer step, in replica context.
 
         Args:
             data: as for `kseg.training.batches.unpack`, this replica's part of a batch: images
@@ -285,7 +285,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         return self._take_step(batches.unpack(data))[0]
 
     def _take_step(self, batch):
-        """Does the same as `take_step`; returns the values and the segmenter's outputs."""
+        """Takes the step of `take_step`; returns its values and the segmenter's outputs."""
         self._check_static(batch)
         images = batch.images
         if self.distortion is not None:
@@ -359,7 +359,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         return self._logs(batch, values, outputs)
 
     def test_step(self, data):
-        """One step of `evaluate`: the terms of the evaluated weights; nothing is remembered.
+        """Takes one step of `evaluate` with the evaluated weights; memory banks do not change.
 
         Args:
             data: as for `kseg.training.batches.unpack`.

@@ -75,7 +75,7 @@ def check_averaged(averaged, segmenter):
 
 
 def check_objective(objective, segmenter):
-    """Refuses what is no objective, and one whose number of classes is not the segmenter's."""
+    """Rejects other objects, and objectives whose number of classes is not the segmenter's."""
     if not isinstance(objective, Objective):
         raise ValueError(
             "Objectives must be of kseg.contrast.objective.Objective. Received: "

@@ -16,7 +16,7 @@ class TrainerData:
         self._shows_mean_iou = False
 
     def fit(self, *args, **kwargs):
-        """Fits as in Keras; with objectives, a last incomplete batch of arrays is left out."""
+        """Fits as in Keras; with objectives, drops an incomplete last batch of arrays."""
         arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
         x, size = arguments.get("x"), arguments.get("batch_size")
         validation = arguments.get("validation_data")
@@ -35,7 +35,7 @@ class TrainerData:
         return super().fit(**arguments)
 
     def evaluate(self, *args, **kwargs):
-        """Does the same as in Keras."""
+        """Evaluates as in Keras."""
         cached = {k: kwargs.pop(k) for k in list(kwargs) if k.startswith("_")}  # From `fit`.
         arguments = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
         arguments.update(arguments.pop("kwargs", {}))
@@ -66,7 +66,7 @@ class TrainerData:
         return data
 
     def _set_size(self, use, x):
-        """Notes the static size of each replica's batches; another one needs another graph."""
+        """Stores the static size of each replica's batches; a new size needs a new graph."""
         count = self.distribute_strategy.num_replicas_in_sync
         if count > 1 and self.steps_per_execution > 1:
             raise ValueError(

@@ -34,7 +34,7 @@ class TrainerFiles:
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """The trainer of such arguments."""
+        """Builds the trainer from the result of `get_config`."""
 
         def load(value):
             if isinstance(value, dict):
@@ -51,17 +51,17 @@ class TrainerFiles:
         return cls(**config)
 
     def _random_states(self):
-        """The states of all random generators, which Keras leaves out of its files."""
+        """Returns the states of all random generators, which Keras does not save."""
         layers = (self.segmenter, *self.objectives)
         return [v for layer in layers for v in random_states(layer)]
 
     def save_own_variables(self, store):
-        """Writes what belongs to no layer."""
+        """Writes the state that belongs to no layer."""
         for number, state in enumerate(self._random_states()):
             store[f"random_state_{number}"] = ops.convert_to_numpy(state)
 
     def load_own_variables(self, store):
-        """Reads what `save_own_variables` wrote."""
+        """Reads the state written by `save_own_variables`."""
         for number, state in enumerate(self._random_states()):
             state.assign(store[f"random_state_{number}"])
 

@@ -28,7 +28,7 @@ class SGD:
         return [[ops.zeros_like(value) for value in values]] if self.momentum else []
 
     def update(self, values, gradients, slots, *, step, rates, decays):
-        """One step.
+        """Takes one optimizer step.
 
         Args:
             values, gradients: lists of float32 tensors.
