@@ -78,7 +78,7 @@ def with_steps(experiment, num_images) -> Experiment:
 
 
 def _steps(values):
-    """`train.steps` of unchecked values; None if it is not a positive int."""
+    """Returns `train.steps` of unchecked values; None if it is not a positive int."""
     train = values.get("train")
     steps = train.get("steps") if isinstance(train, dict) else None
     return steps if type(steps) is int and steps > 0 else None
@@ -171,16 +171,16 @@ def find(name, folder=None):
 
 
 def _read(path, readers, known):
-    """The values of a file, merged over those of the files that it extends.
+    """Reads the values of a file, merged over those of the files that it extends.
 
     Args:
         path: `pathlib.Path`.
         readers: paths of the files that extend it.
-        known: dict from path to what this gave before; one file may be the base of several.
+        known: dict from path to earlier results of this function; several files may share a base.
     """
     try:
         resolved = pathlib.Path(os.path.realpath(path))
-    except ValueError:  # A byte 0, or half a character.
+    except ValueError:  # A null byte or an incomplete character.
         raise ConfigError(f"There is no config file {shown(str(path))}") from None
     if resolved in readers:
         raise ConfigError(f"{path} extends itself: {' -> '.join(p.name for p in readers)}")
@@ -308,7 +308,7 @@ def parse(values, *, source) -> Experiment:
 
 
 def flatten(value, prefix="") -> dict[str, Any]:
-    """A nested value as a dict from dotted key to leaf; empty dicts and lists are leaves."""
+    """Flattens a value to a dict from dotted key to leaf; empty dicts and lists are leaves."""
     if isinstance(value, dict) and value:
         items = value.items()
     elif isinstance(value, list) and value:

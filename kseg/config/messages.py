@@ -7,7 +7,7 @@ from kseg.config.schema import Experiment, Section
 
 
 def describe(error, values, section=None) -> str:
-    """The rules broken by a dictionary, on one line.
+    """Describes the rules broken by a dictionary, on one line.
 
     Args:
         error: `pydantic.ValidationError`.
@@ -72,7 +72,7 @@ def _describe(items: list[dict[str, Any]], values, section) -> str:
 
 
 def _known_keys(place, section) -> list[str]:
-    """The keys of the section at a pydantic error path (which names union members)."""
+    """Lists the keys of the section at a pydantic error path (which names union members)."""
     sections = [section]
     for part in place:
         found = []
@@ -98,7 +98,7 @@ def _tag(section) -> str | None:
 
 
 def shown(value):
-    """A value as shown in a message: on one line, shortened."""
+    """Formats a value for a message: on one line, shortened."""
     text = "a number of thousands of digits" if _is_huge(value) else ascii(value)
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
 

@@ -368,7 +368,7 @@ def step_file(step):
 
 
 def _read_json(path):
-    """A JSON object of a run."""
+    """Reads a JSON object from a run's folder."""
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is not a regular file")
@@ -422,7 +422,7 @@ def _data_differences(before, after):
 
 
 def _few(names, limit=12):
-    """A list for a message."""
+    """Formats a list for a message, shortened to its first items."""
     names = list(names or [])
     return f"{names[:limit]}"[:-1] + (", ...]" if len(names) > limit else "]")
 

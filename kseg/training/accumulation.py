@@ -66,14 +66,14 @@ def accumulated_gradients(segmenter, images, loss_of, variables, count):
 
 
 def _state(segmenter):
-    """The variables that a forward pass may change: moving statistics, states of generators."""
+    """Returns the variables that a forward pass may change: moving statistics, generator states."""
     layers = segmenter._flatten_layers()
     trained = {id(variable) for layer in layers for variable in layer._trainable_variables}
     return [variable for variable in segmenter.variables if id(variable) not in trained]
 
 
 def _part_gradients(segmenter, images, upstream, variables):
-    """The gradients of one part, from those with respect to its outputs."""
+    """Computes the gradients of one part from those with respect to its outputs."""
 
     def surrogate():
         outputs = segmenter(images, training=True)

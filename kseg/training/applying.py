@@ -92,7 +92,7 @@ def _first(strategy, value):
 
 
 def _slots(optimizer, variables):
-    """The accumulators of variables."""
+    """Returns the gradient accumulators of variables."""
     indices = [optimizer._get_variable_index(variable) for variable in variables]
     return [optimizer._accumulated_gradients[index].value for index in indices]
 

@@ -155,7 +155,7 @@ def padded(dataset, multiple):
 
 
 def replica_size(data, num_replicas):
-    """The static number of images that each replica gets of every batch.
+    """Determines the static number of images that each replica gets from every batch.
 
     Args:
         data: a data set, or anything else.

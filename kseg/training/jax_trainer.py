@@ -73,7 +73,7 @@ class JaxTrainer:
         }
 
     def initial_state(self):
-        """The state before the first step: copies of the variables' current values."""
+        """Returns the state before the first step: copies of the variables' current values."""
         state = {
             name: [jnp.array(v.value) for v in variables]
             for name, variables in self.variables().items()
@@ -138,7 +138,7 @@ class JaxTrainer:
         return new, logs
 
     def _loss(self, weights, *, state, batch, objective_weights):
-        """The weighted sum of terms; logs, bank entries and updated state as auxiliary output."""
+        """Computes the weighted sum of terms; also returns logs, bank entries and updated state."""
         variables = self.variables()
         values = {**state, "weights": weights}
         mapping = [
@@ -179,7 +179,7 @@ class JaxTrainer:
 
 
 def _current(scope, variables, values):
-    """The values of variables at the end of a scope; unassigned ones keep their old values."""
+    """Returns the values of variables at the end of a scope; unassigned ones keep theirs."""
     new = [scope.get_current_value(variable) for variable in variables]
     return [before if value is None else value for value, before in zip(new, values, strict=True)]
 

@@ -150,7 +150,7 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock, c
 
 
 def _distributed(training_batches, step, strategy, cluster):
-    """The distributed dataset from a start step on."""
+    """Builds the distributed data set that begins at a start step."""
     if cluster is None:
         return strategy.experimental_distribute_dataset(training_batches(step))
 

@@ -44,7 +44,7 @@ class Patience:
             self.state = {**self.state, "evaluations": self.state["evaluations"] + 1}
 
     def describe(self, step):
-        """A line about the end of training after a step."""
+        """Formats a one-line message about early stopping after a step."""
         best = self.state["best"]
         return (
             f"training ends at step {step}: no better {self._settings.watch} than "

@@ -32,7 +32,7 @@ _SHORT = {
 class TrainingProgress:
     """A line with the loss and its terms, the learning rate, the speed and the time left.
 
-    On a terminal the line is overwritten; in a file each report is a line of its own.
+    On a terminal the line is overwritten; in a file each report is a separate line.
 
     Args:
         step: int, first step.
@@ -45,7 +45,7 @@ class TrainingProgress:
         self._steps = steps
         self._batch_size = batch_size
         self._start = time.perf_counter()
-        self._window = None  # The first step compiles and is left out of the speed.
+        self._window = None  # The first step compiles and is excluded from the speed.
         self._window_steps = 0
         self._steps_done = 0
         self._terminal = sys.stdout.isatty()
@@ -114,7 +114,7 @@ class TrainingProgress:
 
     @contextlib.contextmanager
     def working(self, doing, total=None, *, unit="images"):
-        """Shows the progress of work between two steps, and leaves it out of the speed.
+        """Shows the progress of work between two steps, whose time is excluded from the speed.
 
         Args:
             doing, total, unit: as for `kseg.progress.Progress`.
@@ -132,7 +132,7 @@ class TrainingProgress:
 
 
 def weighted_terms(values, weights):
-    """The terms of a loss, each times its weight, so that they add up to the loss.
+    """Multiplies the terms of a loss by their weights, so that they add up to the loss.
 
     Args:
         values, weights: as for `TrainingProgress.report`.
@@ -148,7 +148,7 @@ def weighted_terms(values, weights):
 
 
 def _fitting(parts, terms, width):
-    """The longest form of the line that fits; the remaining time is dropped last.
+    """Chooses the longest form of the line that fits; the remaining time is dropped last.
 
     Args:
         parts: dict of str: `step`, `loss`, `rate`, `speed` (empty if unknown), `left`.
@@ -175,7 +175,7 @@ def _fitting(parts, terms, width):
 
 
 def validation_line(loss, terms):
-    """The part of a line that shows the losses on the evaluation split.
+    """Formats the part of a line that shows the losses on the evaluation split.
 
     Args:
         loss: float, the sum of the terms.
@@ -194,7 +194,7 @@ def _sum(terms):
 
 
 def _shortened(terms):
-    """The terms under short names."""
+    """Returns the terms under shortened names."""
 
     def short(name):
         first, *rest = name.split("/")

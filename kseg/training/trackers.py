@@ -9,7 +9,7 @@ from kseg.training.callbacks import Callback
 
 
 def _numbers(evaluation):
-    """The scores and losses of an evaluation: dict from name to float."""
+    """Collects the scores and losses of an evaluation: dict from name to float."""
     scores = evaluation.scores
     values = {
         "mean_iou": scores.mean_iou,
@@ -26,7 +26,7 @@ def _training_numbers(values):
 
 
 def _parameters(config):
-    """The resolved config as a flat dict."""
+    """Flattens the resolved config into a dict."""
     return config_module.flatten(config.model_dump(mode="json"))
 
 
@@ -36,9 +36,9 @@ class MLflow(Callback):
     The id of the tracked run is kept in the run's folder, so that a resumed run continues it.
 
     Args:
-        uri: str, of the store: `file:///folder`, `sqlite:///file` or that of a server; None: the
-            folder `mlruns` beside the run's folder.
-        experiment: str, the experiment of MLflow that the run belongs to.
+        uri: str, URI of the store: `file:///folder`, `sqlite:///file` or the address of a server;
+            None: the folder `mlruns` beside the run's folder.
+        experiment: str, the MLflow experiment that the run belongs to.
 
     Raises:
         UserError: if MLflow is not installed.
@@ -57,7 +57,7 @@ class MLflow(Callback):
         self._client = self._id = None
 
     def on_start(self, run, step):
-        """Creates the tracked run, or continues that of the run's folder."""
+        """Creates the tracked run, or continues the one recorded in the run's folder."""
         uri = self._uri or (run.path.resolve().parent / "mlruns").as_uri()
         if uri.startswith("file:"):
             # Required by MLflow 3.7 and later, which no longer extend the file store.
@@ -123,7 +123,7 @@ class WandB(Callback):
         self._tracked = None
 
     def on_start(self, run, step):
-        """Starts the tracked run, or continues that of the run's folder."""
+        """Starts the tracked run, or continues the one recorded in the run's folder."""
         folder = run.path / "tracking"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "wandb.json"

@@ -246,16 +246,16 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         return terms, bank_entries
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The weighted sum of all terms: this replica's share, float32 scalar."""
+        """Computes this replica's share of the weighted sum of all terms, float32 scalar."""
         batch = batches.unpack((x, y, sample_weight))
         terms, _ = self.loss_terms(y_pred, batch.labels, batch.weights)
         return sum(value * weight for value, weight in terms.values())
 
     def term_weights(self, step):
-        """The weights of the terms.
+        """Returns the weights of the terms at a step.
 
         Args:
-            step: int, number of steps done before.
+            step: int, number of completed steps.
 
         Returns:
             dict from the name of a loss or objective to float; all terms of an objective share its
@@ -345,7 +345,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
             objective.remember(entries)
 
     def train_step(self, data):
-        """One step of `fit`.
+        """Takes one step of `fit`.
 
         Args:
             data: as for `take_step`.
@@ -382,13 +382,13 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         return {**logs, **self._mean_iou_result()}
 
     def predict_step(self, data):
-        """Logits of a batch at the size of its images, float32."""
+        """Computes the logits of a batch at the size of its images, float32."""
         images = batches.unpack(data, need_labels=False).images
         return _resized(self.evaluated(images, training=False)["logits"], images)
 
     def _logs(self, batch, values, outputs):
         """Updates the means and compiled metrics with a step, and returns all of them."""
-        # Steps count by their labeled pixels, in images: the mean over unequal batches is exact.
+        # Weighted by labeled pixels, in units of images: exact means over unequal batches.
         valid = (batch.labels >= 0) & (batch.labels < self._mean_iou.num_classes)
         count = replicas.all_reduce_sum(tf.reduce_sum(tf.cast(valid, "float32")))
         weight = count / tf.cast(tf.maximum(tf.size(batch.labels[0]), 1), "float32")
@@ -407,7 +407,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def get_metrics_result(self):
-        """The means and metrics so far; `mean_iou` only during an evaluation."""
+        """Returns the means and metrics so far; `mean_iou` only during an evaluation."""
         results = super().get_metrics_result()
         if not self._has_own_mean_iou:
             del results[self._mean_iou.name]
@@ -420,7 +420,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
 
     @property
     def metrics(self):
-        """The metrics that are reset with every epoch and evaluation."""
+        """Metrics that are reset with every epoch and evaluation."""
         found = super().metrics
         own = getattr(self, "_has_own_mean_iou", False)
         return [metric for metric in found if not (own and metric is self._mean_iou)]
@@ -432,13 +432,13 @@ def _computes_in_float16(segmenter):
 
 
 def _global_values(loss, terms):
-    """`loss` and the values of all terms, summed over the replicas' shares."""
+    """Sums `loss` and the values of all terms over the replicas' shares."""
     values = replicas.all_reduce_sum(tf.stack([loss, *(value for value, _ in terms.values())]))
     return dict(zip(["loss", *terms], tf.unstack(values), strict=True))
 
 
 def _resized(logits, like):
-    """Logits as float32 at the height and width of a tensor."""
+    """Resizes logits to the height and width of a tensor, as float32."""
     size = [like.shape[axis] or ops.shape(like)[axis] for axis in (1, 2)]
     return resize(ops.cast(logits, "float32"), size)
 

@@ -43,7 +43,7 @@ def check_pairs(argument, items, example):
 
 
 def check_names(losses, objectives):
-    """Refuses terms that would overwrite one another in the sum, and an empty sum."""
+    """Rejects terms with clashing names, which would overwrite one another, and an empty sum."""
     names = [objective.name for objective in objectives]
     for name in names:
         if names.count(name) > 1:

@@ -8,7 +8,7 @@ from kseg.training import batches
 
 
 class TrainerData:
-    """A mix-in of a Keras model with `objectives`."""
+    """Mix-in for a Keras model with `objectives`."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -53,7 +53,7 @@ class TrainerData:
             self._shows_mean_iou = False
 
     def _evaluation_data(self, data, batch_size):
-        """Data for an evaluation, in whole batches if objectives or replicas need them."""
+        """Prepares evaluation data, in whole batches if objectives or replicas need them."""
         parts = data if isinstance(data, tuple | list) else (data,)
         x, y, weights = (*parts, None, None)[:3]
         count = self.distribute_strategy.num_replicas_in_sync

@@ -8,7 +8,7 @@ from kseg.training.summary import summary_of_terms
 
 
 class TrainerFiles:
-    """A mix-in of a Keras model with the attributes of a `SegmentationTrainer`."""
+    """Mix-in for a Keras model with the attributes of a `SegmentationTrainer`."""
 
     def get_config(self):
         """The constructor's arguments; `from_config` takes them."""
@@ -66,7 +66,7 @@ class TrainerFiles:
             state.assign(store[f"random_state_{number}"])
 
     def summary(self, line_length=None, positions=None, print_fn=None, **arguments):
-        """Prints the summary of Keras, with all terms, their weights, and memory banks."""
+        """Prints Keras' summary, followed by all terms, their weights, and memory banks."""
         super().summary(line_length, positions, print_fn, **arguments)
         for line in summary_of_terms(self):
             (print_fn or print)(line)

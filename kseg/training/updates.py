@@ -24,7 +24,7 @@ class SGD:
     decay_rate: float = 0.0
 
     def slots(self, values):
-        """The initial optimizer state: a list of lists shaped like `values`."""
+        """Creates the initial optimizer state: a list of lists shaped like `values`."""
         return [[ops.zeros_like(value) for value in values]] if self.momentum else []
 
     def update(self, values, gradients, slots, *, step, rates, decays):
@@ -33,7 +33,7 @@ class SGD:
         Args:
             values, gradients: lists of float32 tensors.
             slots: as returned by `slots` or the previous step.
-            step: int32 scalar, number of steps done before; SGD does not depend on it.
+            step: int32 scalar, number of completed steps; SGD does not depend on it.
             rates: list of float32 scalars, the learning rate of each value.
             decays: list of bool, whether weight decay applies to the value.
 
@@ -115,5 +115,5 @@ def clip_by_global_norm(gradients, limit):
 
 
 def global_norm(tensors):
-    """The global L2 norm of a list of tensors, float32 scalar."""
+    """Computes the global L2 norm of a list of tensors, float32 scalar."""
     return ops.sqrt(sum(ops.sum(ops.square(ops.cast(x, "float32"))) for x in tensors))
