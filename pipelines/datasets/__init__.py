@@ -1,8 +1,8 @@
-"""The data sets: which files, which classes, which label map.
+"""Data sets: their files, classes and label maps.
 
-Each module, and each task of CaDIS, has `find(source, **options)`, which gives a `Found`: a
-`Taxonomy`, and a dict from split to a list of examples as `pipelines.records.write` takes them.
-Where the classes do not depend on the source there is `taxonomy()`, too.
+Each module, and each task of CaDIS, has `find(source, **options)`, which returns a `Found`: a
+`Taxonomy` and a dict from split to a list of examples for `pipelines.records.write`. If the classes
+do not depend on the source, it also has `taxonomy()`.
 """
 
 from pipelines.datasets import (
@@ -58,7 +58,8 @@ def describe(name):
         name: str.
 
     Returns:
-        dict, `homepage` and `split_images` (dict from split to the published number) among others.
+        dict, `homepage` and `split_images` (dict from split to the published number of
+        images) among others.
 
     Raises:
         DataError: if the name is unknown.

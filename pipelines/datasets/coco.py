@@ -1,13 +1,14 @@
-"""Annotations as COCO writes them, of any tool: polygons, run lengths, panoptic pictures.
+"""Annotations in COCO's format, from any tool: polygons, run lengths, panoptic pictures.
 
     annotations/instances_train2017.json, train2017/     or   train/_annotations.coco.json, images
     annotations/instances_default.json, images/          or   any one file, with ratios
 
-A file's own name, or else its folder's, tells its split. Images are found by the names in it.
-Masks are those of pycocotools, bit for bit. A file is parsed once, its polygons kept as arrays.
+A JSON file's split follows from its own name or else its folder's. Images are located by the file
+names it lists. Masks equal those of pycocotools, bit for bit. Each file is parsed once, and its
+polygons are kept as arrays.
 
-The parts of an annotation are joined; only run lengths can have holes. Crowd regions (`iscrowd`)
-lie below all others. A panoptic JSON needs its folder of PNGs; segment ids are found there.
+The parts of an annotation are merged; only run lengths can have holes. Crowd regions (`iscrowd`)
+lie below all others. A panoptic JSON needs its folder of PNGs, which hold the segment ids.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ _BEGINNING = re.compile(
 
 
 def recognize(files):
-    """The first file of this format among `Files`, None if there is none."""
+    """The path of the first file of this format in `Files`, or None."""
     for path, file in files.with_end(".json"):
         head = head_of(file)
         if _BEGINNING.match(head) and any(f'"{name}"'.encode() in head for name in _LISTS):
@@ -54,10 +55,10 @@ def find(source, *, annotations=None, crowd="draw", **arguments):
 
     Args:
         source: as for `pipelines.sources.open_source`.
-        annotations: dict from split to file: a path, or a file in the source. Default: all files
-            of the format in the source.
-        crowd: str, what crowd regions are: `draw`: their class; `ignore`: ignored pixels; `drop`:
-            nothing.
+        annotations: dict from split to annotation file, a path or a file in the source. Default:
+            all files of the format in the source.
+        crowd: str, treatment of crowd regions: `draw` draws them with their class, `ignore` ignores
+            their pixels, `drop` leaves them out.
         **arguments: `class_map`, `unlabeled`, `overlap`, `split`, `seed`, as for
             `pipelines.datasets.annotated.assemble`.
 
@@ -104,7 +105,7 @@ def _search(files):
 
 
 def _note_unused(names, images, notes):
-    """Says which categories nothing is of, as Roboflow's first one, the name of the whole set."""
+    """Adds a note on unused categories, such as Roboflow's first, which names the data set."""
     used = {name for image in images for name, _ in image.areas}
     unused = [name for name in names if name not in used]
     if unused:
@@ -112,10 +113,10 @@ def _note_unused(names, images, notes):
 
 
 def _compact(value):
-    """Keeps the polygons of an annotation as arrays, as soon as it is parsed: a tenth as large."""
+    """Converts an annotation's polygons to arrays on parsing: a tenth of the memory."""
     areas = value.get("segmentation")
     if isinstance(areas, list):
-        with contextlib.suppress(TypeError, ValueError):  # Said where the annotation is read.
+        with contextlib.suppress(TypeError, ValueError):  # Reported when the annotation is read.
             value["segmentation"] = [np.array(ring, "float64") for ring in areas]
     elif isinstance(areas, dict) and isinstance(areas.get("counts"), list):
         with contextlib.suppress(TypeError, ValueError, OverflowError):
@@ -146,7 +147,7 @@ def _color(category):
 
 
 def _read(files, split, path, file, content, crowd):
-    """Reads the images of one file; `(list of AnnotatedImage, annotations without area)`."""
+    """Reads one file; returns `(list of AnnotatedImage, number of annotations without area)`."""
     categories, entries = {}, {}
     try:
         for category in content["categories"]:
@@ -199,7 +200,7 @@ def _read(files, split, path, file, content, crowd):
 
 
 def _area(value, where):
-    """The area of an annotation; None where it has none."""
+    """The area of an annotation; None if it has none."""
     if value is None or (isinstance(value, list) and not value):
         return None
     if isinstance(value, dict):

@@ -1,10 +1,10 @@
-"""Annotations of CVAT, `CVAT for images 1.1`: annotations.xml, and the images.
+"""Annotations in the format `CVAT for images 1.1`: annotations.xml and the images.
 
-Polygons, masks and boxes are drawn in their order of depth (`z_order`), polygons as in CVAT's own
-export of masks, which uses pycocotools; polylines, points, ellipses and cuboids are left out. The
-colors of the labels are taken, and the split from `subset`, or from the image's folders.
+Polygons, masks and boxes are drawn in order of depth (`z_order`), polygons as in CVAT's own mask
+export, which uses pycocotools; polylines, points, ellipses and cuboids are left out. Classes keep
+the colors of their labels. The split is taken from `subset`, or from the image's folders.
 
-`Segmentation mask 1.1` of CVAT (labelmap.txt) is read by `folder`.
+CVAT's `Segmentation mask 1.1` (labelmap.txt) is read by `folder`.
 """
 
 import collections
@@ -33,7 +33,7 @@ _OTHERS = ("polyline", "points", "ellipse", "cuboid", "skeleton")
 
 
 def recognize(files):
-    """The first file of this format among `Files`, None if there is none."""
+    """The path of the first file of this format in `Files`, or None."""
     for path, file in files.with_end(".xml"):
         head = head_of(file)
         if b"<annotations>" in head and (b"<image " in head or b"<meta>" in head):
@@ -80,7 +80,7 @@ def find(source, **arguments):
 
 
 def _read(file, colors, left):
-    """Yields the attributes and areas of each image, one at a time; fills the other arguments."""
+    """Yields attributes and areas of each image; fills `colors`, counts other shapes in `left`."""
     areas, number = [], 0
     try:
         for _, element in ElementTree.iterparse(io.BytesIO(file.read_bytes())):

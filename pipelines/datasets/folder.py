@@ -106,7 +106,7 @@ def find(
         places = _divided(*_given(source, images, labels)) if images else _search(source)
         files = {name: _list_both(*pair, label_ends) for name, pair in places.items()}
     except DataError as error:
-        from pipelines.datasets import importers  # One of them imports this module.
+        from pipelines.datasets import importers  # Imported here: one of them imports this module.
 
         raise importers.explain(source, error) from None
     if None not in places:

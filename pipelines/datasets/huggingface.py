@@ -1,10 +1,11 @@
-"""Hugging Face data sets of images and masks on disk: Parquet files, or what `save_to_disk` wrote.
+"""Hugging Face data sets of images and masks on disk: Parquet files or `save_to_disk` output.
 
     data/train-00000-of-00002.parquet        or   train/data-00000-of-00001.arrow
 
-A row has an image and a mask, as `datasets.Image` stores them. Names of files and folders tell the
-split. A class table says what the masks hold, as for `folder`: in the source (`id2label.json` of
-the Hub is one), or given. Needs pyarrow. Rows are read where they are used, a group at a time.
+A row has an image and a mask, stored like `datasets.Image`. The split follows from the names of
+files and folders. As for `folder`, a class table in the source (such as the Hub's `id2label.json`)
+or given as an option defines the values of the masks. Needs pyarrow. Rows are read on demand, one
+row group at a time.
 """
 
 import dataclasses
@@ -34,10 +35,10 @@ class Cell:
     """A file in a cell of a table; reads like a `pathlib.Path`.
 
     Attributes:
-        file: of the table.
-        columns: tuple of str, those that are read together.
-        column: int, of them.
-        group, row: int, group of rows in the file, and row in that.
+        file: the file of the table.
+        columns: tuple of str, the columns that are read together.
+        column: int, index of the cell's column in `columns`.
+        group, row: int, row group in the file, and row in the group.
     """
 
     file: pathlib.Path | Member
@@ -51,7 +52,7 @@ class Cell:
 
     @property
     def fingerprint(self):
-        """The table's, and the cell's position."""
+        """The table's fingerprint and the cell's position."""
         return [fingerprint(self.file), self.columns[self.column], self.group, self.row]
 
     def read_bytes(self):
@@ -71,7 +72,7 @@ class Cell:
 
 
 def recognize(files):
-    """The first file of this format among `Files`, None if there is none."""
+    """The path of the first file of this format in `Files`, or None."""
     return next((path for path, _ in files.with_end(*_ENDS)), None)
 
 
@@ -140,7 +141,7 @@ def _pyarrow():
 
 
 def _open(file):
-    """The table of a file; one that is open already is given again."""
+    """The table of a file; opened only once."""
     return _open_as_of(file, tuple(fingerprint(file)))
 
 
@@ -163,7 +164,7 @@ def _open_anew(file):
 
 
 def _describe(file):
-    """Names of the columns, and numbers of rows of each group."""
+    """Returns the names of the columns, and the number of rows of each row group."""
     table = _open(file)
     if file.name.endswith(".parquet"):
         rows = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
@@ -174,7 +175,7 @@ def _describe(file):
 @functools.lru_cache(maxsize=4)
 def _read_group(file, state, group, columns):
     if file.name.endswith(".parquet"):
-        # A reader of its own: one that is open must not be used by two threads.
+        # A new reader: an open one must not be shared between threads.
         table = _open_anew(file).read_row_group(group, columns=list(columns))
     else:
         table = _open(file)

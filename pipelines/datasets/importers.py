@@ -1,4 +1,4 @@
-"""The importers of annotation files, and which of them reads a source."""
+"""Table of the importers of annotation files, and recognition of a source's format."""
 
 from kseg.errors import option
 from pipelines.datasets import (
@@ -30,7 +30,7 @@ def recognize(source):
         source: as for `pipelines.sources.open_source`.
 
     Returns:
-        `(name, path)`, the importer's name and a file that it reads; None if there is none.
+        `(name, path)`, the importer's name and the path of a file that it reads; None if none fits.
     """
     files = Files(source)
     for name, module in [*IMPORTERS.items(), ("huggingface", huggingface)]:
@@ -40,7 +40,7 @@ def recognize(source):
 
 
 def explain(source, error):
-    """The error of a source whose masks are not found: another command may read it.
+    """The error for a source without masks; points to an importer that can read the source.
 
     Args:
         source: `pipelines.sources.Source`.

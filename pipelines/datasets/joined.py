@@ -4,10 +4,10 @@
                  {"dataset": "folder", "source": "street", "split": {"train": 0.8, "val": 0.2}}],
      "classes": ["background", "vehicle"]}
 
-Each source has the name of a data set, where it is (relative to this file), perhaps a class map and
-a name, and options as of its own command. Classes of one name are one class. They are numbered as
-in `classes`, which must then have all, or in the order in which the sources bring them. Splits of
-one name are joined; ids begin with the name of the source (default: its number, from 1).
+Each source states the kind of data set, its path (relative to this file), optionally a class map
+and a name, and the options of its own command. Classes of the same name are merged. They are
+numbered as in `classes`, which must then list all of them, or in order of first occurrence. Splits
+of the same name are joined; ids begin with the name of the source (default: its number, from 1).
 """
 
 import os
@@ -26,7 +26,7 @@ def find(source):
     """Lists the examples of each split of all sources.
 
     Args:
-        source: path of the JSON file, or a list of it alone.
+        source: path of the JSON file, or a list that holds only this path.
 
     Returns:
         `Found`.
@@ -74,7 +74,7 @@ def find(source):
 
 
 def _find_one(file, number, entry):
-    from pipelines import datasets  # It lists this module.
+    from pipelines import datasets  # Imported here: it imports this module.
 
     where = f"{file}, source {number}"
     options = {key: value for key, value in entry.items() if key != "name"}

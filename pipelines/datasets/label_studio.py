@@ -1,9 +1,10 @@
 """JSON exports of Label Studio: polygons, brushes and boxes of each task.
 
-The image of a task is found by its name: of an upload without the eight characters that Label
-Studio puts before it, too; of local files that of the path. Brushes are decoded as by Label
-Studio's own converter (opaque by half or more is inside), polygons are drawn by the rule of
-pycocotools. A task must have one annotation that is not cancelled; of several, the ground truth.
+A task's image is located by its name: for an upload, also without the eight characters that Label
+Studio prepends; for a local file, by the name in its path. Brushes are decoded as in Label Studio's
+own converter (at least half-opaque pixels are inside), polygons are drawn by the rule of
+pycocotools. A task must have exactly one annotation that is not cancelled; if it has several, one
+must be marked as ground truth.
 """
 
 import collections
@@ -33,7 +34,7 @@ _BY_KEY = {"points": "polygon", "rle": "brush", "width": "rectangle"}
 
 
 def recognize(files):
-    """The first file of this format among `Files`, None if there is none."""
+    """The path of the first file of this format in `Files`, or None."""
     for path, file in files.with_end(".json"):
         head = head_of(file)
         if re.match(rb"\s*\[\s*\{", head) and b'"annotations"' in head and b'"result"' in head:
@@ -84,7 +85,7 @@ def find(source, **arguments):
 
 
 def _results(task, where):
-    """The results of the annotation that counts; None if there is none."""
+    """The results of the task's valid annotation; None if there is none."""
     try:
         found = [a for a in task.get("annotations") or [] if not a.get("was_cancelled")]
         if len(found) > 1:
@@ -117,7 +118,7 @@ def _image_names(task, where):
 
 
 def _areas(results, left, where):
-    """Returns `(size, areas)`; the size is None where nothing is drawn."""
+    """Returns `(size, areas)`; the size is None if nothing is drawn."""
     size, areas = None, []
     for result in results:
         try:
@@ -126,7 +127,7 @@ def _areas(results, left, where):
             if not kind:  # `labels` names a region of any kind.
                 kind = next((k for key, k in _BY_KEY.items() if key in value), "labels")
             if not names and kind in _KINDS:
-                continue  # The same region once more, without its label.
+                continue  # A duplicate of the region without its label.
             if kind not in _KINDS:
                 left[result["type"]] += 1
                 continue
@@ -156,6 +157,6 @@ def _area(kind, value, size):
             raise DataError("a rectangle that is rotated is not read. Draw a polygon")
         x, y, width, height = (float(value[k]) for k in ("x", "y", "width", "height"))
         points = [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]
-    # Percent of the width and the height.
+    # Coordinates are percentages of width and height.
     ring = as_ring(points) * np.float64(size[::-1]) / 100
     return Polygons((ring,), "crossings")

@@ -1,8 +1,8 @@
 """Annotations of labelme: a JSON file beside each image, with `shapes` and `imagePath`.
 
-Masks are those that labelme itself draws: polygons, rectangles (turned ones too), circles, masks;
-lines as 10 pixels wide, points as disks of radius 5. The label `__ignore__` is ignored pixels, and
-`_background_` is `background`. Images without a JSON file are left out.
+Shapes are drawn as labelme itself draws them: polygons, rectangles (also rotated), circles, masks;
+lines 10 pixels wide, points as disks of radius 5. Pixels labeled `__ignore__` are ignored;
+`_background_` becomes `background`. Images without a JSON file are left out.
 """
 
 import posixpath
@@ -29,7 +29,7 @@ _RENAMED = {"__ignore__": None, "_background_": "background"}
 
 
 def recognize(files):
-    """The first file of this format among `Files`, None if there is none."""
+    """The path of the first file of this format in `Files`, or None."""
     for path, file in files.with_end(".json"):
         head = head_of(file)
         if b'"shapes"' in head and (b'"imagePath"' in head or b'"flags"' in head):

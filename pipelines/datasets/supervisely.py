@@ -1,11 +1,11 @@
-"""Projects of Supervisely: meta.json, and folders of images and annotations.
+"""Supervisely projects: meta.json and folders of images and annotations.
 
     meta.json                    classes with titles and colors
     <data set>/img/a.jpg         <data set>/ann/a.jpg.json: `size` and `objects`
 
-Polygons (with holes), bitmaps and rectangles are drawn as Supervisely draws them: whole
-coordinates, filled by OpenCV, edges inside. The split is that of the folder's name, or of an
-image's tag (`train`, `val`). Other shapes are left out.
+Polygons (with holes), bitmaps and rectangles are drawn as Supervisely draws them: integer
+coordinates, filled by OpenCV, edges included. The split follows from an image's tag (`train`,
+`val`) or else from the folder's name. Other shapes are left out.
 """
 
 import collections
@@ -32,7 +32,7 @@ EXPECTED = "meta.json with `classes`, and folders ann/ and img/"
 
 
 def recognize(files):
-    """The first file of this format among `Files`, None if there is none."""
+    """The path of the first file of this format in `Files`, or None."""
     paths = [path for path, _ in files.all]
     for path, file in files.with_end("meta.json"):
         inside = any("/ann/" in f"/{other}" and other.endswith(".json") for other in paths)
@@ -100,7 +100,7 @@ def _read_classes(file):
 
 
 def _areas(item, colors, left, where):
-    """The area of an object as `[(class name, area)]`; empty where it has none."""
+    """The area of an object as `[(class name, area)]`; empty if it cannot be drawn."""
     try:
         name, kind = item["classTitle"], item.get("geometryType")
         kind = kind or ("bitmap" if item.get("bitmap") else "polygon")

@@ -5,12 +5,13 @@
     oxford_iiit_pet   oxford_iiit_pet   image, segmentation_mask         1 pet, 2 background, 3 edge
     scene_parse150    ade20k            image, annotation                red: 1 to 100, see below
 
-`cityscapes` has the splits `train`, `val`, `test`; of `cityscapes/semantic_segmentation_extra` only
-`train_extra` is taken: its other splits have coarse labels, too. `oxford_iiit_pet` has `train` and
-`test`. The `test` split of `scene_parse150` holds the validation images; it becomes `val`.
+`cityscapes` has the splits `train`, `val`, `test`. Only `train_extra` is used from
+`cityscapes/semantic_segmentation_extra`: its other splits have coarse labels, too.
+`oxford_iiit_pet` has `train` and `test`. The `test` split of `scene_parse150` holds the validation
+images; it becomes `val`.
 
-`scene_parse150` holds the *instance* masks of ADE20K: of the 150 classes only 100 occur, things;
-all else is ignored. For all classes, prepare ADEChallengeData2016.
+`scene_parse150` holds the *instance* masks of ADE20K: only 100 of the 150 classes occur,
+the things; all other pixels are ignored. For all classes, prepare ADEChallengeData2016.
 """
 
 import dataclasses
@@ -27,14 +28,14 @@ SCHEME = "tfds://"
 
 @dataclasses.dataclass(frozen=True)
 class _Mapping:
-    """The way to read a data set of TensorFlow Datasets.
+    """Description of a data set of TensorFlow Datasets, for reading it.
 
     Attributes:
-        dataset: str, ours.
+        dataset: str, kseg's name of the data set.
         module: its module.
         image, label: str, names of features.
         decode: one of `label_files`.
-        splits: dict from the name of a split to ours.
+        splits: dict from the name of a split there to kseg's.
     """
 
     dataset: str
@@ -79,10 +80,10 @@ def _mappings():
 
 
 def find(name, source, data_dir=None):
-    """Lists the examples of a data set; it is downloaded where TensorFlow Datasets can do that.
+    """Lists the examples of a data set, which is downloaded if TensorFlow Datasets can do so.
 
     Args:
-        name: str, our data set.
+        name: str, kseg's name of the data set.
         source: str, `tfds://<name>`, perhaps with `/<config>` and `:<version>`.
         data_dir: folder of TensorFlow Datasets; default: its own (~/tensorflow_datasets, or
             TFDS_DATA_DIR).
@@ -124,10 +125,10 @@ def find(name, source, data_dir=None):
 
 @functools.lru_cache(maxsize=8)
 def _builder(full_name, data_dir):
-    """Opens a data set and makes sure that it is there.
+    """Opens a data set and prepares it if necessary.
 
     Raises:
-        DataError: if it is not, and is unavailable.
+        DataError: if the data set is unavailable.
     """
     import tensorflow_datasets as tfds
 
@@ -135,7 +136,7 @@ def _builder(full_name, data_dir):
         builder = tfds.builder(full_name, data_dir=data_dir, try_gcs=False)
         if not builder.is_prepared():
             builder.download_and_prepare()
-    except Exception as error:  # From network, disk or the builder's own code: anything may come.
+    except Exception as error:  # Network, disk or the builder's own code may raise anything.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         raise DataError(f"TensorFlow Datasets cannot give {full_name}: {reason}") from None
@@ -149,13 +150,13 @@ _open = threading.local()
 class TfdsExample:
     """An example of TensorFlow Datasets.
 
-    They are stored one after the other: reading them in order is fast.
+    Examples are stored sequentially: reading them in order is fast.
 
     Attributes:
-        name: str, of the data set there.
+        name: str, name of the data set in TensorFlow Datasets.
         data_dir: str or None.
-        split: str, of theirs.
-        index: int, place in the split.
+        split: str, name of the split there.
+        index: int, position in the split.
         image, label: str, names of features.
         decode: one of `label_files`.
     """
@@ -170,17 +171,17 @@ class TfdsExample:
 
     @property
     def id(self):
-        """The split and the place in it: the same data has the same ids."""
+        """The split and the position in it: the same data always has the same ids."""
         return f"{self.split}_{self.index:06d}"
 
     @property
     def fingerprint(self):
-        """The version of the data set, and the example's place in it."""
+        """The version of the data set, and the example's position in it."""
         info = _builder(self.name, self.data_dir).info
         return [info.full_name, info.splits[self.split].num_bytes, self.id, repr(self.decode)]
 
     def read(self):
-        """The bytes of image and label, as they are stored."""
+        """The bytes of image and label, as stored."""
         key = (self.name, self.data_dir, self.split)
         if getattr(_open, "place", None) != (*key, self.index):
             _open.examples = self._open()
@@ -193,7 +194,7 @@ class TfdsExample:
         return features[self.image], features[self.label]
 
     def _open(self):
-        """An iterator from this example on."""
+        """An iterator that starts at this example."""
         import tensorflow_datasets as tfds
 
         names = (self.image, self.label)
@@ -203,7 +204,7 @@ class TfdsExample:
                 dict.fromkeys(names, True),
                 decoders={name: tfds.decode.SkipDecoding() for name in names},
             ),
-            # One file after the other: else the places would not be those of the split.
+            # Read one file after the other: interleaving would change the positions.
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
             shuffle_files=False,
         )

@@ -1,11 +1,11 @@
-"""Polygons as Ultralytics YOLO writes them: `data.yaml`, and a text file for each image.
+"""Polygons in the format of Ultralytics YOLO: `data.yaml` and a text file per image.
 
     data.yaml                  names, and perhaps train, val, test: folders, or lists of images
     images/train/a.jpg         labels/train/a.txt: lines of a class and x, y, x, y, ... from 0 to 1
     train/images/a.jpg         train/labels/a.txt
 
-An image without a text file, or with an empty one, has no object. Masks are those of Ultralytics:
-whole coordinates, filled by OpenCV, edges inside; smaller objects are seen on larger ones.
+An image with no text file or an empty one has no objects. Masks are drawn as in Ultralytics:
+integer coordinates, filled by OpenCV, edges included, smaller objects on top of larger ones.
 """
 
 import posixpath
@@ -24,7 +24,7 @@ _TOLERANCE = 0.01
 
 
 def recognize(files):
-    """The first file of this format among `Files`, None if there is none."""
+    """The path of the first file of this format in `Files`, or None."""
     for path, file in files.with_end(".yaml", ".yml"):
         if b"names" in file.read_bytes() and _label_files(files):
             return path
@@ -76,7 +76,7 @@ def _label_path(path):
 
 
 def _label_files(files):
-    """dict from path without end to the text files in folders `labels`."""
+    """Text files in folders `labels`, as a dict from path without suffix to file."""
     return {stem_of(p): f for p, f in files.with_end(".txt") if "/labels/" in f"/{p}"}
 
 
@@ -119,7 +119,7 @@ def _read_table(files):
 
 
 def _holds(files, name):
-    """Returns True if an image belongs to a split: by its folder, or by a list file."""
+    """Returns a test whether an image path belongs to a split, by its folder or a list file."""
     name = posixpath.normpath(name.replace("\\", "/")).lstrip("./")
     if name.endswith(".txt"):
         lists = [file for path, file in files.all if f"/{path}".endswith(f"/{name}")]
