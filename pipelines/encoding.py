@@ -1,8 +1,8 @@
-"""The content of a record, laid out so that any window of image and labels is cheap to read.
+"""Encoding of records, designed so that any window of image and labels is cheap to read.
 
 The image is the original JPEG or PNG file. If its EXIF tag turns it, the orientation is stored
 beside it, and everything decoded from it is turned upright. Sizes and windows are those of
-the upright image; `pipelines.pictures` has the rule of decoding.
+the upright image; `pipelines.pictures` defines the rules of decoding.
 
 A baseline JPEG whose restart markers are at the ends of rows of blocks (as `encode_jpeg` sets them)
 can be cut into bands of rows without decoding: the header with another height and the bytes between
@@ -219,11 +219,11 @@ def decode_window(example, first, extent, ratio):
 
 
 def window_ratio(example, extent, shape):
-    """The largest reduction at which a window still has no fewer pixels than it is resized to.
+    """The largest reduction at which a window has at least as many pixels as its target size.
 
     Args:
         example: of `parse_record`.
-        extent, shape: int32 `(2,)`, rows and columns of the window, and those wanted of it.
+        extent, shape: int32 `(2,)`, rows and columns of the window, and of its target size.
 
     Returns:
         int32 scalar: 1, 2, 4 or 8 for a JPEG, which can be decoded at these, else 1. Where the
@@ -278,7 +278,7 @@ def _in_file(example, first, extent):
 
 
 def _turn(image, orientation):
-    """Does the same as `pipelines.pictures.turn` in a graph; uint8 `(height, width, 3)`."""
+    """Equivalent of `pipelines.pictures.turn` in a graph; uint8 `(height, width, 3)`."""
 
     def turned():
         axes = tf.where(orientation > 4, tf.constant([1, 0, 2]), tf.constant([0, 1, 2]))

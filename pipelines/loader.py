@@ -61,16 +61,16 @@ def training_dataset(
     Args:
         folder: prepared data, see `pipelines.records`; any path of `tf.io.gfile`.
         split: str; list of str, splits that are one training set; or dict from str to float > 0,
-            how often an epoch shows each image of that split (0.5: half of them, in turn).
+            how often each image of that split occurs in an epoch (0.5: half of them, in turn).
         batch_size: int, images in a global batch.
         crop_size: `(height, width)`, pixels.
         seed: int. The same arguments give the same stream, on any number of cores.
         start_step: int, number of the first batch.
-        scale_range: `(least, most)`, uniform.
+        scale_range: `(lowest, highest)`, drawn uniformly.
         flip: bool, mirror half of the crops.
-        rotation: float, degrees: crops are turned by an angle that is uniform in +- this.
+        rotation: float, degrees: crops are rotated by an angle drawn uniformly from +- this.
         max_class_share: float in (0, 1]. The crop is the first of up to 10 random windows in which
-            no class has a larger share of the labeled pixels, else the last. 1: no such rule.
+            no class has a larger share of the labeled pixels, else the last. 1 disables this.
         repeat_threshold: float or None, see `pipelines.sample_stream.repeat_factors`.
         rare_classes: list of int. Some crops have a pixel of one of these in the middle, as far as
             the border allows: any class of those that the image has, then any pixel of it, with
@@ -160,7 +160,7 @@ def training_dataset(
             rare_probability=rare_probability,
         )
 
-    # Those of rare crops come last: without them the others are the same.
+    # The numbers for rare crops come last, so that the others do not depend on them.
     total = _NUMBERS + num_draws + (_RARE_NUMBERS if rare_classes else 0)
 
     def load(count):

@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 
 
 def again():
-    """The way out of damaged data, for the end of a message."""
+    """Advice on how to replace damaged data, for the end of an error message."""
     return f"Prepare the data again, with {option('overwrite', True)}"
 
 

@@ -45,7 +45,7 @@ def cut_mix(batch, seed, *, probability=0.5, alpha=1.0):
 
 
 def copy_paste(batch, seed, *, classes, probability=0.5):
-    """Pastes all pixels of some classes from another image of the batch, at their places.
+    """Pastes all pixels of some classes from another image of the batch, at the same positions.
 
     Source: Ghiasi et al., "Simple copy-paste is a strong data augmentation method for instance
     segmentation", CVPR 2021, here with the pixels of classes in place of instances, unscaled.

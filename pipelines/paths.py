@@ -81,7 +81,7 @@ def write_bytes(path, content):
     """Writes a file in one step: a killed process leaves the old one or the new one.
 
     Args:
-        path: file; the folder of a local one is made.
+        path: file; for a local one, its folder is created.
         content: bytes.
 
     Raises:
@@ -104,7 +104,7 @@ def check_folder(path):
         path: folder, which may be missing; it is not created. Remote ones are not checked.
 
     Raises:
-        OSError: naming `path`, if they cannot.
+        OSError: if they cannot; names `path`.
     """
     if is_local(path):
         files.check_contents(path)
@@ -114,7 +114,7 @@ def make_folder(path):
     """Creates a folder and its parents, unless they exist.
 
     Raises:
-        OSError: if it cannot be created or, if it is local, not be written to.
+        OSError: if it cannot be created or, if it is local, cannot be written to.
     """
     if is_local(path):
         files.make_folder(path)
@@ -139,7 +139,7 @@ def list_folder(path):
 
 
 def rename(path, new):
-    """Renames a file and replaces one of the new name.
+    """Renames a file, replacing any file of the new name.
 
     Raises:
         OSError: if it cannot be renamed.

@@ -23,7 +23,7 @@ def verify(folder, *, progress=True):
         `Manifest`.
 
     Raises:
-        DataError: naming the shard (and record) that is wrong.
+        DataError: if a shard or record is wrong; names it.
     """
     manifest = read_manifest(folder)
     total = sum(split.num_images for split in manifest.splits.values())
@@ -41,7 +41,7 @@ def verify(folder, *, progress=True):
 
 
 def _find_problem(file, shard, num_classes, meter):
-    """Describes the faults of a shard; None without any."""
+    """Describes the faults of a shard; None if there are none."""
     if file_sha256(file) != shard.sha256:
         return "its checksum is not that of the manifest"
     offsets, position = [], 0

@@ -1,4 +1,4 @@
-"""Procedural street scenes, 8 classes: data to try everything on, without a download.
+"""Procedural street scenes, 8 classes: data for trying everything out without a download.
 
 A scene is a straight street seen by a pinhole camera. Things stand in it at metric positions and
 are painted from far to near, so sizes, occlusion and perspective agree. Light, haze, materials,
@@ -65,7 +65,7 @@ def find(source=None, *, seed=0, train_images=200, val_images=40, size=(144, 256
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticExample:
-    """A scene that is painted when it is read.
+    """A scene that is painted on reading.
 
     Attributes:
         split: str, `train` or `val`.
@@ -233,7 +233,7 @@ class _Scene:
         self.image[window] *= 1 - (1 - factor) * mask[..., None]
 
     def _window(self, low, high):
-        """Left, top, right, bottom of what lies in the picture; ends are exclusive."""
+        """Left, top, right and bottom of the part inside the picture; ends are exclusive."""
         height, width = self.labels.shape
         return (
             max(math.floor(low[0]), 0),
@@ -243,7 +243,7 @@ class _Scene:
         )
 
     def develop(self):
-        """The photograph: what the camera's lens, sensor and size make of the scene."""
+        """The photograph: the scene as seen through lens, sensor and resolution."""
         height, width = self.size
         image = cv2.resize(self.image, (width, height), interpolation=cv2.INTER_AREA)
         rows = np.linspace(-1, 1, height, dtype="float32")[:, None]
@@ -311,7 +311,7 @@ def _paint_ground(scene):
     pavement = ~road & (beyond < np.where(across > 0, scene.pavements[1], scene.pavements[0]))
 
     texture = _noise_texture(int(scene.rng.integers(4)))
-    # Near the horizon OpenCV cuts the coordinates off, where `near` has faded the texture anyway.
+    # Near the horizon OpenCV clips the coordinates, but there `near` has faded the texture out.
     fine, coarse = (
         cv2.remap(
             texture,
@@ -363,7 +363,7 @@ def _paint_ground(scene):
 
 
 def _lay_out_street(scene):
-    """Chooses what stands where; gives a list of `(depth, function that paints it)`."""
+    """Places the objects; returns a list of `(depth, function that paints the object)`."""
     rng = scene.rng
     things = []
 
@@ -380,7 +380,7 @@ def _lay_out_street(scene):
         while z < end:
             length = scene.uniform(7, 20)
             if scene.chance(built):
-                # By its far end: what stands on the pavement in front of it is painted later.
+                # By its far end, so that objects on the pavement in front of it are painted later.
                 add(min(z + length, end), _paint_house, side, z, min(z + length, end))
             elif scene.chance(0.7):
                 for _ in range(int(rng.integers(2, 5))):
@@ -421,7 +421,7 @@ def _lay_out_street(scene):
 
 
 def _paint_skyline(scene, depth):
-    """Houses that close the street far away."""
+    """Houses that close off the street in the distance."""
     x = -depth
     while x < depth:
         width, height = scene.uniform(10, 25), scene.uniform(6, 24)
@@ -593,7 +593,7 @@ def _paint_tree(scene, x, z, height):
 
 
 def _paint_car(scene, x, z, rear):
-    """A car that goes the camera's way (`rear`) or comes towards it."""
+    """A car driving in the camera's direction (`rear`) or towards it."""
     length, half = scene.uniform(3.7, 4.8), scene.uniform(0.82, 0.95)
     roof = scene.uniform(1.4, 1.75)
     colors = [(0.75, 0.75, 0.77), (0.13, 0.13, 0.15), (0.85, 0.85, 0.84), (0.55, 0.1, 0.1)]
