@@ -3,8 +3,8 @@
     python scripts/convert_weights.py --source hf://timm/resnet50.tv_in1k \\
         --backbone resnet50 --output resnet50.weights.h5
 
-A config names the written file as `model.backbone.weights` (or `model.weights`, if it is that of a
-whole network, made with --config). Sources are described at `kseg.weights.load_weights`.
+Name the written file in a config as `model.backbone.weights` (or as `model.weights`, if it holds a
+whole network, made with --config). Sources are described in `kseg.weights.load_weights`.
 """
 
 import argparse

@@ -6,10 +6,10 @@
     python scripts/evaluate.py --saved-model model --data data/camvid --output scores.json
     python scripts/evaluate.py --compare runs/camvid_small_ce runs/camvid_small_contextrast
 
-Prints a table of the classes and the images per second (the first batch, which compiles, left
-out). Writes the scores as JSON, as a CSV table beside it, and for --compare the counts of each
-image as NPZ; those of a run also as TensorBoard events. All devices share the work; the scores are
-those of one.
+Prints a table of the classes and the images per second (without the first batch, which compiles).
+Writes the scores as JSON, as a CSV table beside it, and the counts of each image as NPZ, which
+--compare needs; for a run, also as TensorBoard events. All devices share the work; the scores are
+the same as on a single device.
 
 --compare reads what earlier calls wrote: `evaluation/<split>.json` of both runs, or two JSON files
 by name. It prints B - A for each class, with the interval of a paired bootstrap over images.

@@ -3,9 +3,9 @@
     python scripts/export.py --run runs/quickstart --output model
     python scripts/export.py --run runs/quickstart --output model.onnx --format onnx --check photos
 
-The SavedModel takes RGB images of any size, uint8 or float32 in 0 to 255, and gives logits of that
-size. Names and colors of the classes are in it. Its signatures are described at
-`kseg.serving.export_saved_model`; the files for LiteRT and ONNX at `kseg.serving.portable`.
+The SavedModel takes RGB images of any size, uint8 or float32 in 0 to 255, and returns logits of
+the same size. It contains the names and colors of the classes. Its signatures are described in
+`kseg.serving.export_saved_model`; the files for LiteRT and ONNX in `kseg.serving.portable`.
 """
 
 import argparse

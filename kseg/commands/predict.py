@@ -4,19 +4,19 @@
     python scripts/predict.py --saved-model model --input photos --output labels
     python scripts/predict.py --saved-model model --input drive.mp4 --output labels
 
-A model for one image size (LiteRT, some ONNX files) gets each image resized to that size; its
-labels are resized back.
+For a model with a fixed image size (LiteRT, some ONNX files), each image is resized to that size
+and its labels are resized back.
 
-For each image STEM.jpg it writes STEM.png, one channel of class numbers from 0, and
+For each image STEM.jpg it writes STEM.png, one channel of class indices from 0, and
 STEM_overlay.png, the classes' colors over the image. A folder is searched with its subfolders,
-and the output has the same subfolders; names that begin with a dot are left out. Images are read
-as `pipelines.pictures` says, as in the preparation of data: 8-bit RGB, upright as their EXIF tag
-says, gray repeated, transparency dropped. Images that cannot be read, or need more memory than
-there is, are named, with the reason; the others are labeled.
+which the output mirrors; names that begin with a dot are skipped. Images are read by
+`pipelines.pictures`, as in the preparation of data: 8-bit RGB, rotated upright according to EXIF,
+gray repeated, transparency dropped. Images that cannot be read, or need more memory than is
+available, are listed with the reason; the others are labeled.
 
-Of a video STEM.mp4 (or an animated GIF) it writes STEM_overlay.mp4, the colors over each frame,
-upright, without sound, of the same frame rate (at most 1 % of a frame off) and size; where that is
-odd, the last row or column is repeated, because the codec has even sizes only.
+For a video STEM.mp4 (or an animated GIF) it writes STEM_overlay.mp4, the colors over each frame,
+upright, without sound, with the same frame rate (at most 1 % of a frame off) and size. For an odd
+size, the last row or column is repeated, because the codec supports only even sizes.
 """
 
 import collections

@@ -10,10 +10,10 @@ r"""Turns a data set into the records that training reads, or checks records.
     python scripts/prepare_data.py verify data/camvid
     python scripts/prepare_data.py report data/camvid
 
-Beside the records stand report.json and report.png: sizes, classes, images that are in two splits,
-and random images with their labels. Look at them before training.
+Beside the records it writes report.json and report.png: sizes, classes, images that are in two
+splits, and random images with their labels. Look at them before training.
 
-The same command resumes a preparation that was stopped; what is complete is left as it is.
+The same command resumes an interrupted preparation; finished parts are kept.
 """
 
 import argparse

@@ -5,10 +5,12 @@
     curl --data-binary @photo.jpg "http://127.0.0.1:8000/predict?output=json"
 
 http://127.0.0.1:8000/ is a page on which a picture can be dropped; /health answers while the
-server runs, /metrics has its counters for Prometheus. Images of one size that arrive together are
-labeled in one batch. SIGTERM and Ctrl-C end it when all accepted requests are answered.
+server runs; /metrics has its counters for Prometheus. Images of equal size that arrive together
+are labeled in one batch. After SIGTERM or Ctrl-C the server answers all accepted requests, then
+exits.
 
-The server has no encryption and no passwords: to other machines it belongs behind a proxy that has.
+The server has neither encryption nor authentication. To expose it to other machines, put it behind
+a proxy that provides both.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Runs a study: python scripts/study.py --study configs/studies/camvid.json
 
-Trains every arm of the study with every seed, one run after the other, and prints and writes the
+Trains every arm of the study with every seed, one run after another, then prints and writes the
 table: means, paired differences to the baseline with intervals, costs. It can be stopped at any
-time; the same command resumes. See docs/studies.md.
+time; the same command resumes it. See docs/studies.md.
 """
 
 import argparse

@@ -26,7 +26,7 @@ def describe_non_finite(variables):
 
 
 def check_weights(model, what):
-    """Refuses a network whose outputs would be NaN.
+    """Rejects a network whose outputs would be NaN.
 
     Args:
         model: keras model.

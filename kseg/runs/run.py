@@ -196,7 +196,7 @@ class Run:
         }
 
     def check_checkpoint(self, path, meta):
-        """Refuses a checkpoint of another experiment, such as one that two runs wrote to.
+        """Rejects a checkpoint of another experiment, such as one that two runs wrote to.
 
         Args:
             path: of the checkpoint, for the message.

@@ -105,7 +105,7 @@ def _mirrored(devices):
 
 
 def _check_port(address):
-    """Refuses a port that is in use, before the other workers wait for this one."""
+    """Rejects a port that is in use, before the other workers wait for this one."""
     try:
         port = int(address.rpartition(":")[2])
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

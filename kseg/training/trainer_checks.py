@@ -6,7 +6,7 @@ from kseg.contrast.objective import Objective
 
 
 def check_segmenter(segmenter):
-    """Refuses a model whose outputs are not a dict with `logits`."""
+    """Rejects a model whose outputs are not a dict with `logits`."""
     outputs = getattr(segmenter, "output", None) if isinstance(segmenter, keras.Model) else None
     if not isinstance(outputs, dict) or "logits" not in outputs:
         received = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
@@ -24,7 +24,7 @@ def check_segmenter(segmenter):
 
 
 def check_pairs(argument, items, example):
-    """Refuses losses or objectives without a weight.
+    """Rejects losses or objectives without a weight.
 
     Args:
         argument: str, the name of the argument.
@@ -65,7 +65,7 @@ def check_names(losses, objectives):
 
 
 def check_averaged(averaged, segmenter):
-    """Refuses a model for the averages whose weights are not those of the segmenter."""
+    """Rejects a model for the averages whose weights are not those of the segmenter."""
     ours, theirs = ([(w.path, tuple(w.shape)) for w in m.weights] for m in (averaged, segmenter))
     if ours != theirs:
         odd = next((a for a, b in zip(ours, theirs, strict=False) if a != b), "fewer or more")
