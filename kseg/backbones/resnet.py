@@ -80,7 +80,7 @@ def build_resnet(
         x = conv_norm(stem_channels // 2, 3, strides=2, name="conv1_0")(image)
         x = conv_norm(stem_channels // 2, 3, name="conv1_3")(x)
         x = conv_norm(stem_channels, 3, name="conv1_6")(x)
-    # Zeros are as good as -inf here: no value is negative after a ReLU.
+    # Zeros are equivalent to -inf here: no value is negative after a ReLU.
     x = keras.layers.ZeroPadding2D(1, name="maxpool_pad")(x)
     x = keras.layers.MaxPooling2D(3, strides=2, name="maxpool")(x)
 

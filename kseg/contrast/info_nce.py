@@ -385,7 +385,7 @@ def _forward(tiles, *, with_direction=False):
 
 
 def _backward(tiles, upstream, count, neg, slope):
-    """Streams over the tiles once more for the gradients with respect to both sides.
+    """Streams over the tiles a second time for the gradients with respect to both sides.
 
     Args:
         tiles: `_Tiles`.

@@ -36,7 +36,7 @@ class RegionContrast(Objective):
             `MemoryBank`. In the paper, the number of training images.
         temperature: float > 0.
         reduction: `"sum"`: the sum over the classes of an image, averaged over the images; the
-            public code sums over classes, too. `"mean"`: the mean over the centers of the global
+            public code also sums over classes. `"mean"`: the mean over the centers of the global
             batch, smaller by a factor of the number of classes per image.
         storage: `"float32"` or `"bfloat16"`, the dtype of the bank.
         cross_replica: bool. With `scope="batch"`, whether the keys come from the global batch or

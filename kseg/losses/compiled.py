@@ -23,8 +23,8 @@ class SegmentationLoss(keras.losses.Loss):
     whose sum over replicas is the loss.
 
     Args:
-        ignore_class: int or None, a label whose pixels do not count, besides all labels outside
-            `[0, num_classes)`, which never do.
+        ignore_class: int or None, a label whose pixels are ignored, in addition to labels outside
+            `[0, num_classes)`, which always are.
 
     Call arguments:
         y_true: int tensor `(batch, height, width)` or `(batch, height, width, 1)`.
@@ -277,7 +277,7 @@ class OutputLoss:
         float32 scalar: this replica's share of the loss.
 
     Raises:
-        ValueError: if the loss gives anything but a scalar.
+        ValueError: if the loss does not return a scalar.
     """
 
     def __init__(self, loss, output="logits"):

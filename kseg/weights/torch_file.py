@@ -307,7 +307,7 @@ class _Unpickler(pickle._Unpickler):
 def _hashable(key):
     """Refuses keys that are costly to hash: nested tuples, whose recursion in C is unbounded.
 
-    Also integers beyond 2^60, of which arbitrarily many with the same hash can be constructed.
+    Also refuses integers of 2^60 or more: arbitrarily many with equal hashes can be constructed.
     """
     for part in key if type(key) is tuple else (key,):
         plain = type(part) in _PLAIN and not (type(part) is int and abs(part) >= 2**60)

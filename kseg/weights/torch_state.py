@@ -23,8 +23,8 @@ def load_torch_state(model, arrays, name_map, *, ignore=(), allow_missing=()):
         model: built `keras.Model` (or layer).
         arrays: dict from PyTorch's parameter names to arrays.
         name_map: callable from a parameter name to the path of a weight, such as
-            `"conv1/convolution/kernel"`; to a tuple of paths, of which the first that the model has
-            in this shape is used; or to None if the array has no counterpart. See
+            `"conv1/convolution/kernel"`; to a tuple of paths, where the first that the model has in
+            this shape is used; or to None if the array has no counterpart. See
             `kseg.weights.hrnet.name_map`.
         ignore: regular expressions, matched from the start of a parameter name: arrays that may
             remain unused. Counters (`num_batches_tracked`) always may.
