@@ -13,8 +13,8 @@ and still GIF files become uint8 RGB, upright:
 * Depth: less than 8 bits is stretched to 0..255. 16-bit values are reduced to their higher 8 bits
   if any of them reaches half of the range; otherwise, and for floating point, the range must be
   given.
-* Several pictures in a file: the first is read if the others are previews (MPO, overviews of a
-  TIFF); animations and stacks of pages are rejected.
+* Several pictures in a file: the first one is read (MPO, a TIFF with overviews), but animations and
+  stacks of pages are rejected.
 * Anything else, and any picture of 2^29 pixels or more, is rejected with an error that says what
   it is.
 
