@@ -244,8 +244,17 @@ def size_of_file(path):
     """`(height, width)` of a picture file as stored, from its header; None if unreadable."""
     if not os.path.isfile(path):  # Opening a pipe would block.
         return None
+    return _size(path)
+
+
+def size_of_content(content):
+    """`(height, width)` of the bytes of a picture file, from its header; None if unreadable."""
+    return _size(io.BytesIO(content))
+
+
+def _size(source):
     try:
-        with _without_pixel_limit(), Image.open(path) as image:
+        with _without_pixel_limit(), Image.open(source) as image:
             return image.size[::-1]
     except Exception:  # `read` reports what is wrong with the file.
         return None

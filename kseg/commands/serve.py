@@ -228,13 +228,11 @@ def decode(content, max_pixels, value_range):
     Raises:
         RejectedError: if it has too many pixels (413) or cannot be read (422).
     """
-    import io
-
     from kseg.serving.server import RejectedError
     from pipelines import pictures
     from pipelines.errors import DataError
 
-    size = pictures.size_of_file(io.BytesIO(content))
+    size = pictures.size_of_content(content)
     if size and size[0] * size[1] > max_pixels:
         raise RejectedError(
             413,

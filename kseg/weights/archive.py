@@ -67,6 +67,8 @@ def _plain_reason(error):
     for kinds, reason in _REASONS.items():
         if isinstance(error, kinds):
             return reason
+    if isinstance(error, KeyError) and error.args:
+        return f"it has no {str(error.args[0])[:80]!r}"
     text = str(error).strip().splitlines()
     if text and isinstance(error, (ValueError, OSError, zipfile.BadZipFile, pickle.PickleError)):
         return text[0][:200]

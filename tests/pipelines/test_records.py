@@ -340,12 +340,12 @@ def test_folder_that_cannot_be(tmp_path):
 
 def test_nothing_prepared(tmp_path):
     for name, command in [
-        ("camvid", "camvid --source <download>"),
+        ("camvid", 'camvid `source="<download>"`'),
         ("synthetic", "synthetic"),
-        ("elsewhere", "<data set> --source <download>"),
+        ("elsewhere", '<data set> `source="<download>"`'),
     ]:
         folder = tmp_path / name
-        command = f"kseg prepare {command} --output {folder}"
+        command = f'kseg prepare {command} `output="{folder}"`'  # Commands show them as flags.
         with pytest.raises(DataError, match=rf"{folder} holds no prepared data .*: {command}$"):
             read_manifest(folder)
 

@@ -104,6 +104,10 @@ def trained_and_evaluated(*x):
 
 @pytest.fixture(scope="module")
 def with_dicts():
+    # Made before the reset of each test: its seeds and names would be those of another test.
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float32")
     return trained_and_evaluated(dicts(*data()))
 
 
