@@ -559,7 +559,7 @@ def _count_pages(content):
 
 
 def _orientation_in_tiff(content):
-    """The orientation in the first directory of EXIF data or of a TIFF; 1 if there is none."""
+    """The orientation in the first directory of EXIF data or of a TIFF; 1 without the tag."""
     order, big, first = _tiff_head(content)
     if big:
         with contextlib.suppress(struct.error):

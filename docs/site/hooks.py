@@ -1,4 +1,4 @@
-"""What the site has beside the pages of docs/: pages from the top, the reference, formulas.
+"""MkDocs hooks: pages from outside docs/, the reference of public names, and formulas.
 
 MkDocs calls the functions named `on_...`. Pages are written for a reader of the repository; here
 their links to files outside docs/ become links of the site, and formulas become MathML, which

@@ -56,6 +56,24 @@ def add_value_range(parser, text):
     )
 
 
+def add_model(parser):
+    """Adds `--run`, `--saved-model` and `--checkpoint`: a network that labels images."""
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--run", metavar="FOLDER", help="folder of a run, such as runs/quickstart")
+    model.add_argument(
+        "--saved-model",
+        metavar="PATH",
+        help="what scripts/export.py wrote: a folder, or a file for LiteRT or ONNX",
+    )
+    add_checkpoint(parser)
+
+
+def check_model(parser, options):
+    """Ends the process with one line if `--checkpoint` was given without `--run`."""
+    if options.checkpoint and not options.run:
+        parser.error("--checkpoint goes with --run: a SavedModel is as it is")
+
+
 def add_checkpoint(parser, default=None):
     """Adds `--checkpoint`; `default=None` lets the command detect that it was not given."""
     parser.add_argument(
@@ -65,12 +83,31 @@ def add_checkpoint(parser, default=None):
     )
 
 
-def positive(text):
-    """Parses an int of 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
-    return value
+def number(kind, rule, holds):
+    """Builds a parser of numbers in a range, for `add_argument(type=...)`.
+
+    Args:
+        kind: int or float.
+        rule: str, completes "must be".
+        holds: function from a number to bool.
+
+    Returns:
+        function from str to `kind`.
+    """
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not holds(value):
+            raise argparse.ArgumentTypeError(f"must be {rule}, not {text}")
+        return value
+
+    return parse
+
+
+positive = number(int, "1 or more", lambda value: value >= 1)
 
 
 def flag(name, value=None):

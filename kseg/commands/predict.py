@@ -43,14 +43,7 @@ _MOST_LOST = 1000  # Consecutive unreadable frames after which the video is take
 def parse_arguments(arguments=None):
     """Parses the command line."""
     parser = console.Parser(description=__doc__)
-    model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--run", metavar="FOLDER", help="folder of a run, such as runs/quickstart")
-    model.add_argument(
-        "--saved-model",
-        metavar="PATH",
-        help="what scripts/export.py wrote: a folder, or a file for LiteRT or ONNX",
-    )
-    console.add_checkpoint(parser)
+    console.add_model(parser)
     parser.add_argument(
         "--input",
         required=True,
@@ -64,8 +57,7 @@ def parse_arguments(arguments=None):
         ", as for prepare_data.py; default: those of the training data, which the model knows",
     )
     options = parser.parse_args(arguments)
-    if options.checkpoint and not options.run:
-        parser.error("--checkpoint goes with --run: a SavedModel is as it is")
+    console.check_model(parser, options)
     return options
 
 
@@ -304,7 +296,6 @@ def load(path):
 
     from kseg import serving
     from kseg.evaluation.evaluator import predict
-    from kseg.serving import memory
 
     model = serving.load_saved_model(path)
 
@@ -312,15 +303,30 @@ def load(path):
     def label(images):
         return predict(model, images, len(model.classes))
 
-    needs = None
-    if not tf.config.list_physical_devices("GPU"):
-        needs = functools.partial(memory.estimate, model.signature)
     return (
         lambda image: label(image[None])[0].numpy(),
         model.classes.palette,
-        needs,
+        memory_needs(model),
         model.value_range,
     )
+
+
+def memory_needs(model):
+    """Returns the function from an image size to the memory of a network; see `load`.
+
+    Args:
+        model: result of `kseg.load`.
+    """
+    if not hasattr(model, "signature"):
+        return None
+
+    import tensorflow as tf
+
+    from kseg.serving import memory
+
+    if tf.config.list_physical_devices("GPU"):
+        return None
+    return functools.partial(memory.estimate, model.signature)
 
 
 def load_run(path, checkpoint):

@@ -186,8 +186,8 @@ def add_importer_options(command, name):
     command.add_argument(
         "--unlabeled",
         metavar="CLASS",
-        help="class of what no area covers, made first if there is none of that name; ignore: "
-        "these pixels are ignored; default: background",
+        help="class of the pixels outside all areas; it becomes the first class unless the data "
+        "have a class of that name. ignore: these pixels are ignored. Default: background",
     )
     add_split(command, "for data that is not divided by folders or file names")
     if name == "coco":

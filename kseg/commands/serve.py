@@ -14,46 +14,46 @@ a proxy that provides both.
 """
 
 import contextlib
+import math
 import pathlib
 import signal
 import sys
 
 from kseg.commands import console
 
+_ABOVE_ZERO = console.number(float, "above 0", lambda n: 0 < n < math.inf)
+
 
 def parse_arguments(arguments=None):
     """Parses the command line."""
     parser = console.Parser(description=__doc__)
-    model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--run", metavar="FOLDER", help="folder of a run, such as runs/quickstart")
-    model.add_argument(
-        "--saved-model",
-        metavar="PATH",
-        help="what scripts/export.py wrote: a folder, or a file for LiteRT or ONNX",
-    )
-    console.add_checkpoint(parser)
+    console.add_model(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at; default: %(default)s"
     )
     parser.add_argument(
-        "--port", type=_port, default=8000, help="default: %(default)s; 0: any free one"
+        "--port",
+        type=console.number(int, "0 to 65535", lambda n: 0 <= n < 1 << 16),
+        default=8000,
+        help="default: %(default)s; 0: any free one",
     )
     group = parser.add_argument_group("limits")
     group.add_argument(
         "--max-megabytes",
-        type=_above_zero,
+        type=_ABOVE_ZERO,
         default=16.0,
         help="size of a picture's file; default: %(default)g",
     )
     group.add_argument(
         "--max-megapixels",
-        type=_above_zero,
+        type=_ABOVE_ZERO,
         default=4.0,
-        help="height times width of a picture, in millions; default: %(default)g",
+        help="height times width of a picture, and of all pictures of a batch, in millions; "
+        "default: %(default)g",
     )
     group.add_argument(
         "--rate",
-        type=_above_zero,
+        type=_ABOVE_ZERO,
         metavar="N",
         help="requests a second of one address, on average; default: no limit",
     )
@@ -72,13 +72,12 @@ def parse_arguments(arguments=None):
     )
     group.add_argument(
         "--max-wait-ms",
-        type=_not_negative,
+        type=console.number(float, "0 or more", lambda n: 0 <= n < math.inf),
         default=10.0,
         help="time that an image waits for others of its size; default: %(default)g",
     )
     options = parser.parse_args(arguments)
-    if options.checkpoint and not options.run:
-        parser.error("--checkpoint goes with --run: a SavedModel is as it is")
+    console.check_model(parser, options)
     return options
 
 
@@ -97,7 +96,8 @@ def main(arguments=None):
     from kseg.progress import Progress
 
     with Progress("loading the model"):
-        label, classes, value_range = load(path, options.checkpoint, bool(options.run))
+        label, classes, value_range, needs = load(path, options.checkpoint, bool(options.run))
+    check_memory(needs, options.max_megapixels)
 
     from kseg.serving.server import Limits, build_app
 
@@ -167,6 +167,24 @@ def run_server(app, host, port):
     print("all accepted requests are answered", file=sys.stderr)
 
 
+def check_memory(needs, megapixels):
+    """Refuses limits under which a single picture may need more memory than is available.
+
+    Args:
+        needs: as returned by `kseg.commands.predict.load`.
+        megapixels: float, of the largest picture.
+
+    Raises:
+        UserError: if the estimate exceeds the available memory.
+    """
+    from kseg.commands.predict import too_large
+    from kseg.errors import UserError
+
+    side = math.isqrt(int(megapixels * 1e6))
+    if needs and (reason := too_large((side, side), needs)):
+        raise UserError(f"{reason}. Lower --max-megapixels. Received: {megapixels:g}")
+
+
 def load(path, checkpoint, is_run):
     """Loads a network that labels batches.
 
@@ -176,18 +194,20 @@ def load(path, checkpoint, is_run):
         is_run: bool, whether `path` is the folder of a run.
 
     Returns:
-        `(label, classes, value_range)`: a function in the form that `kseg.serving.server.build_app`
-        takes, `kseg.classes.Classes`, and the range of deep images or None.
+        `(label, classes, value_range, needs)`: a function in the form that
+        `kseg.serving.server.build_app` takes, `kseg.classes.Classes`, the range of deep images or
+        None, and as from `kseg.commands.predict.load` the memory for an image size, or None.
     """
     if is_run:
         from kseg.commands.predict import saved_run
 
         with saved_run(path, checkpoint or "best") as folder:
             return load(folder, None, False)
+    from kseg.commands.predict import memory_needs
     from kseg.serving.loading import load as load_network
 
     model = load_network(path)
-    return batch_labeler(model), model.classes, model.value_range
+    return batch_labeler(model), model.classes, model.value_range, memory_needs(model)
 
 
 def batch_labeler(model):
@@ -243,24 +263,3 @@ def decode(content, max_pixels, value_range):
         return pictures.read(content, value_range).pixels
     except DataError as error:
         raise RejectedError(422, f"The picture cannot be read: {error}") from None
-
-
-def _port(text):
-    value = int(text)
-    if not 0 <= value < 1 << 16:
-        raise ValueError
-    return value
-
-
-def _above_zero(text):
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
-
-
-def _not_negative(text):
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError
-    return value

@@ -611,7 +611,7 @@ def _tile_kinds(anchor_labels, key_labels):
 
 
 def _last_valid(labels):
-    """Index of the last label that is not -1; -1 if there is none."""
+    """Index of the last label that is not -1; -1 if all are."""
     return ops.max(ops.where(labels >= 0, ops.arange(labels.shape[0], dtype="int32"), -1))
 
 

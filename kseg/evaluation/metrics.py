@@ -82,12 +82,12 @@ class Scores:
 
     @property
     def mean_iou(self):
-        """Mean of `iou` over the classes that occur; NaN if there is none."""
+        """Mean of `iou` over the classes that occur; NaN if no class occurs."""
         return _mean(self.iou)
 
     @property
     def frequency_weighted_iou(self):
-        """Mean of `iou`, each class weighted by its share of the truth; NaN if there is none."""
+        """Mean of `iou`, each class weighted by its share of the truth; NaN without labels."""
         present = self.matrix.sum(1) > 0
         if not present.any():
             return float("nan")
@@ -95,7 +95,7 @@ class Scores:
 
     @property
     def mean_accuracy(self):
-        """Mean of `accuracy` over the classes of the truth; NaN if there is none."""
+        """Mean of `accuracy` over the classes of the truth; NaN without labels."""
         return _mean(self.accuracy)
 
     @property

@@ -98,7 +98,7 @@ def _load(path, variables):
     if not path.exists():
         raise UserError(f"There is no checkpoint {path}")
     if not path.is_file():
-        raise UserError(f"A checkpoint must be a regular file. {path} is none")
+        raise UserError(f"A checkpoint must be a regular file. Received: {path}, which is not one")
     named, advice = f"The checkpoint {path}", "Delete it to resume from an older one"
     with reporting_damage(named, "checkpoint of a run", advice), open_npz(path) as file:
         meta = parse_json(str(file.read(_META)))

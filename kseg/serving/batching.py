@@ -2,6 +2,8 @@
 
 import collections
 import concurrent.futures
+import itertools
+import math
 import threading
 import time
 
@@ -22,16 +24,25 @@ class Batcher:
         label: function from uint8 `(batch, height, width, 3)` to a tuple of arrays whose first axis
             is the batch.
         max_batch: int, maximum number of images in a batch.
+        max_pixels: float, maximum number of pixels in a batch of several images.
         max_wait: float, maximum seconds that the first image of a batch waits for others.
         max_queue: int, maximum number of waiting images.
         on_batch: function called with the number of images in each batch, for statistics.
     """
 
     def __init__(
-        self, label, *, max_batch=8, max_wait=0.01, max_queue=64, on_batch=lambda size: None
+        self,
+        label,
+        *,
+        max_batch=8,
+        max_pixels=math.inf,
+        max_wait=0.01,
+        max_queue=64,
+        on_batch=lambda size: None,
     ):
         self._label = label
-        self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
+        self._max_batch, self._max_pixels = max_batch, max_pixels
+        self._max_wait, self._max_queue = max_wait, max_queue
         self._on_batch = on_batch
         self._waiting = collections.deque()  # Tuples (arrival, image, future).
         self._changed = threading.Condition()
@@ -42,6 +53,11 @@ class Batcher:
     def __len__(self):
         """Number of waiting images."""
         return len(self._waiting)
+
+    @property
+    def is_full(self):
+        """True if no further image is accepted now."""
+        return self._closed or len(self._waiting) >= self._max_queue
 
     def submit(self, image):
         """Queues an image.
@@ -57,7 +73,7 @@ class Batcher:
         """
         future = concurrent.futures.Future()
         with self._changed:
-            if self._closed or len(self._waiting) >= self._max_queue:
+            if self.is_full:
                 raise QueueFullError
             self._waiting.append((time.monotonic(), image, future))
             self._changed.notify()
@@ -95,19 +111,18 @@ class Batcher:
                 self._changed.wait()
             while (missing := self._seconds_to_wait()) > 0:
                 self._changed.wait(missing)
-            return [self._waiting.popleft() for _ in range(self._ready())]
+            return [self._waiting.popleft() for _ in range(self._ready()[0])]
 
     def _ready(self):
-        """Number of images at the head of the queue that form the next batch."""
-        shape, count = self._waiting[0][1].shape, 0
-        for _, image, _ in self._waiting:
-            if image.shape != shape or count == self._max_batch:
-                break
-            count += 1
-        return count
+        """Number of images at the head of the queue that form the next batch, and their maximum."""
+        shape = self._waiting[0][1].shape
+        most = int(max(1, min(self._max_batch, self._max_pixels // (shape[0] * shape[1]))))
+        head = itertools.islice(self._waiting, most)
+        same = itertools.takewhile(lambda item: item[1].shape == shape, head)
+        return sum(1 for _ in same), most
 
     def _seconds_to_wait(self):
-        ready = self._ready()
-        if self._closed or ready == self._max_batch or ready < len(self._waiting):
+        ready, most = self._ready()
+        if self._closed or ready == most or ready < len(self._waiting):
             return 0.0
         return self._waiting[0][0] + self._max_wait - time.monotonic()

@@ -36,7 +36,7 @@ def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=
 
     On the loaded object, `serve` takes either dtype; `class_names()` returns the names, string
     `(num_classes,)`, `palette()` the colors, uint8 `(num_classes, 3)`, and `value_range()` the
-    range of deep images, float64 `(2,)`, or `(0,)` if there is none. All of these are also stored
+    range of deep images, float64 `(2,)`, or `(0,)` without a range. All of these are also stored
     in `assets/classes.json`. The SavedModel contains only the weights that these logits need: no
     projector, no memory bank, and no auxiliary head, except for the coarse logits of OCR, from
     which its context is computed.

@@ -7,19 +7,23 @@ import dataclasses
 import importlib.resources
 import math
 import time
+import traceback
 
 import cv2
 import fastapi
 import numpy as np
 import prometheus_client
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.requests import ClientDisconnect
 
-from kseg.errors import UserError
 from kseg.evaluation import drawing
 from kseg.serving.batching import Batcher, QueueFullError
 
 OUTPUTS = ("mask", "overlay", "confidence", "json", "all")
 _FORGET = 600.0  # Seconds without a request after which a client's allowance is dropped.
+# The page is self-contained: no external scripts or styles.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+_POLICY += "img-src 'self' blob: data:; connect-src 'self'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +129,7 @@ def build_app(label, classes, decode, *, limits=None, name="kseg"):
     batcher = Batcher(
         label,
         max_batch=limits.max_batch,
+        max_pixels=limits.max_pixels,
         max_wait=limits.max_wait,
         max_queue=limits.max_queue,
         on_batch=metrics.batch_size.observe,
@@ -136,7 +141,8 @@ def build_app(label, classes, decode, *, limits=None, name="kseg"):
         yield
         await asyncio.to_thread(batcher.close)
 
-    app = fastapi.FastAPI(title="kseg", lifespan=lifespan)
+    # Without FastAPI's own pages, which load scripts from elsewhere.
+    app = fastapi.FastAPI(title="kseg", lifespan=lifespan, docs_url=None, redoc_url=None)
     page = (importlib.resources.files("kseg.serving") / "page.html").read_text("utf-8")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -164,14 +170,11 @@ def build_app(label, classes, decode, *, limits=None, name="kseg"):
                 f"At most {limits.rate:g} requests a second. Try again in {wait:.1f} s",
                 **{"Retry-After": str(math.ceil(wait))},
             )
+        if batcher.is_full:  # Before anything is read and decoded in vain.
+            raise QueueFullError
         content = await _body(request, limits.max_bytes)
         image = await asyncio.to_thread(decode, content, limits.max_pixels)
-        try:
-            future = batcher.submit(image)
-        except QueueFullError:
-            raise RejectedError(
-                503, "Too many images wait. Try again in a second", **{"Retry-After": "1"}
-            ) from None
+        future = batcher.submit(image)
         labels, confidence = await asyncio.wrap_future(future)
         return await asyncio.to_thread(_encode, output, image, labels, confidence, classes)
 
@@ -184,9 +187,16 @@ def build_app(label, classes, decode, *, limits=None, name="kseg"):
         except RejectedError as error:
             status = error.status
             response = JSONResponse({"error": str(error)}, status, headers=error.headers)
-        except UserError as error:
-            status = 422
-            response = JSONResponse({"error": str(error)}, status)
+        except QueueFullError:
+            status, text = 503, "Too many images are waiting. Try again in a second"
+            response = JSONResponse({"error": text}, status, headers={"Retry-After": "1"})
+        except ClientDisconnect:
+            status = 499  # The usual code in logs; nobody receives the response.
+            response = Response(status_code=status)
+        except Exception:  # Whatever the network raises must not end the server.
+            traceback.print_exc()
+            text = "The network failed on this picture. The server's log says why"
+            response = JSONResponse({"error": text}, status)
         finally:
             metrics.requests.labels(status).inc()
             metrics.seconds.observe(time.perf_counter() - start)
@@ -195,18 +205,13 @@ def build_app(label, classes, decode, *, limits=None, name="kseg"):
     return app
 
 
-# The page is self-contained: no external scripts or styles.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-_POLICY += "img-src 'self' blob: data:; connect-src 'self'"
-
-
 async def _body(request, max_bytes):
     """Reads a body of limited size."""
     kind = request.headers.get("content-type", "")
     if kind.startswith("multipart/"):
         raise RejectedError(
             415,
-            "The body must be the bytes of the picture, not a form. With curl: "
+            "The body must be the bytes of the picture, not a form: "
             "curl --data-binary @photo.jpg http://.../predict",
         )
     content = bytearray()

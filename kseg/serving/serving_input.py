@@ -111,7 +111,7 @@ def _decode_png(encoded, data, value_range):
 
 
 def _exif_in_jpeg(encoded, data):
-    """Finds the start and end of a JPEG's EXIF data, int32 `(2,)`; equal if there is none."""
+    """Finds the start and end of a JPEG's EXIF data, int32 `(2,)`; equal without EXIF data."""
     size = tf.size(data)
 
     def looking(position, bounds):
@@ -134,7 +134,7 @@ def _exif_in_jpeg(encoded, data):
 
 
 def _exif_in_png(encoded, data):
-    """Finds the start and end of a PNG's EXIF data, int32 `(2,)`; equal if there is none."""
+    """Finds the start and end of a PNG's EXIF data, int32 `(2,)`; equal without EXIF data."""
     size = tf.size(data, out_type=tf.int64)
 
     def looking(position, bounds):
@@ -171,7 +171,7 @@ def _orientation(exif):
         count = tf.where(known, count, 0)
         entries = tf.reshape(exif[first + 2 : first + 2 + twelve * count], (-1, twelve))
         found = tf.boolean_mask(entries, _number(entries[:, :2], little) == _ORIENTATION_TAG)
-        # An extra entry with value 1, in case there is none.
+        # An extra entry with value 1 stands in for a missing tag.
         nothing = tf.constant([[1] * 12], "uint8")
         entry = tf.concat([found, nothing], axis=0)[0]
         form, number = _number(entry[2:4], little), _number(entry[4:8], little)

@@ -34,7 +34,6 @@ def train(
         strategy: `tf.distribute.Strategy`, or None: that of `train.devices`.
         cluster: `kseg.training.cluster.Cluster` or None. All its workers need the run's folder
             at the same path; only the chief evaluates, prints and writes.
-
         callbacks: `kseg.training.callbacks.Callbacks`, or None: those of `train.callbacks`.
 
     Returns:

@@ -29,7 +29,7 @@ class _WarmupAndDecay(keras.optimizers.schedules.LearningRateSchedule):
         Args:
             left: float32 scalar in [0, 1], the fraction of steps left.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no decay")
 
     def __call__(self, step):
         """Learning rate of an int step, float32 scalar."""

@@ -4,6 +4,7 @@ import json
 import os
 
 from kseg import config as config_module
+from kseg import files
 from kseg.errors import UserError
 from kseg.training.callbacks import Callback
 
@@ -76,8 +77,7 @@ class MLflow(Callback):
         for key, value in _parameters(run.config).items():
             self._client.log_param(self._id, key, str(value)[:500])
         self._client.log_text(self._id, run.config.to_json(), "config.json")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"uri": uri, "run_id": self._id}) + "\n")
+        files.write_text(file, json.dumps({"uri": uri, "run_id": self._id}) + "\n")
 
     def _log(self, step, numbers):
         for name, value in numbers.items():
@@ -137,7 +137,7 @@ class WandB(Callback):
             dir=str(folder),
             config=_parameters(run.config),
         )
-        file.write_text(json.dumps({"run_id": self._tracked.id}) + "\n")
+        files.write_text(file, json.dumps({"run_id": self._tracked.id}) + "\n")
 
     def on_log(self, step, values):
         """Logs the losses, the learning rate and the speed."""

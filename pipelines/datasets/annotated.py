@@ -32,11 +32,11 @@ class AnnotatedImage(typing.NamedTuple):
     Attributes:
         id: str.
         file: the image file.
-        annotations: file from which the areas were read; None if there is none.
+        annotations: file from which the areas were read, or None.
         size: `(height, width)` stated by the annotations; None if they state none.
         areas: list of `(class name, area)`; a name of None means that the pixels are ignored.
         split: str or None.
-        mask: file of a picture that the areas are parts of, None where there is none.
+        mask: picture file whose segments the areas are (panoptic data), or None.
     """
 
     id: str
@@ -55,12 +55,12 @@ class DrawnExample:
     Attributes:
         id: str.
         image: file.
-        label: file of the annotations; None if there is none.
+        label: file of the annotations, or None.
         size: `(height, width)` of the annotations; None: that of the upright image.
         areas: list of `(label, area)`.
         unlabeled: int, the label of pixels outside all areas.
         overlap: str, see `pipelines.datasets.areas.rasterize`.
-        mask: file of a picture that the areas are parts of, None where there is none.
+        mask: picture file whose segments the areas are (panoptic data), or None.
     """
 
     id: str

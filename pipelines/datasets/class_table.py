@@ -245,7 +245,7 @@ class ClassTable:
 
 
 def _whole_number(text):
-    """The integer in a cell such as `2`, `2.0` or Excel's `2,0`; -1 if there is none."""
+    """The integer in a cell such as `2`, `2.0` or Excel's `2,0`; -1 for any other text."""
     match = re.fullmatch(r"(\d{1,6})([.,]0*)?", str(text).strip(), flags=re.ASCII)
     return int(match[1]) if match else -1
 

@@ -85,7 +85,7 @@ def find(source, **arguments):
 
 
 def _results(task, where):
-    """The results of the task's valid annotation; None if there is none."""
+    """The results of the task's valid annotation, or None."""
     try:
         found = [a for a in task.get("annotations") or [] if not a.get("was_cancelled")]
         if len(found) > 1:

@@ -216,7 +216,7 @@ class _Choice:
         )
 
     def _contradiction(self, scan):
-        """Describes a value whose palette color is that of another row; None if there is none."""
+        """Describes a value with the palette color of another row, or returns None."""
         for value, code, in_palette in sorted(scan.pixels):
             other = self._by_color.get(_rgb(code))
             if not in_palette or other is None or value not in self._rows:

@@ -61,12 +61,12 @@ def find(source, *, overlap="smaller", **arguments):
         images.append(AnnotatedImage(key, image, label, None, areas, split))
     if labels:
         raise DataError(
-            f"{next(iter(labels.values()))} must have an image of the same name in images/, and "
-            f"there is none ({len(labels)} such files)"
+            f"{next(iter(labels.values()))} must have an image of the same name in images/. "
+            f"{len(labels)} label files have none"
         )
     if not any(image.areas for image in images):
         raise DataError(f"{files.name} must hold {EXPECTED}. No polygon is there")
-    notes = [f"{bare} images have no polygon: all of them is unlabeled"] if bare else []
+    notes = [f"{bare} images have no polygon and are unlabeled throughout"] if bare else []
     return assemble(files, images, names, overlap=overlap, notes=notes, **arguments)
 
 

@@ -89,7 +89,7 @@ def measure(arguments):
     export_saved_model(segmenter, folder / "model", classes)
     coarse = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype("uint8")
     cv2.imwrite(str(folder / "image.png"), cv2.resize(coarse, arguments.size[::-1]))
-    label, _, _ = serve.load(folder / "model", None, False)
+    label, _, _, _ = serve.load(folder / "model", None, False)
     content = (folder / "image.png").read_bytes()
     seconds = []
     for i in range(1 + max(arguments.requests // 4, 2)):

@@ -89,19 +89,27 @@ def test_runs_and_files_are_served(tiny_run, model, tmp_path):
     logits = load_saved_model(model)(images).numpy()
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     for path, is_run in ((tiny_run.path, True), (model, False), (tmp_path / "model.onnx", False)):
-        label, classes, _ = serve.load(path, None, is_run)
+        label, classes, _, needs = serve.load(path, None, is_run)
         labels, confidence = label(images)
         np.testing.assert_array_equal(labels, logits.argmax(-1))
         np.testing.assert_allclose(confidence, probabilities.max(-1), rtol=1e-4)
-        assert len(classes) == 3
+        assert len(classes) == 3 and (needs is None) == (path.suffix == ".onnx")
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--port", "65536"], ["--rate", "0"], ["--max-batch", "0"], ["--max-wait-ms", "-1"]],
+    [["--port", "65536"], ["--rate", "0"], ["--max-batch", "x"], ["--max-wait-ms", "-1"]],
 )
 def test_mistakes_on_the_command_line(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         serve.parse_arguments(["--saved-model", "model", *arguments])
     assert exit.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1 and f"not {arguments[1]}" in message
+
+
+def test_a_limit_above_the_memory_is_refused():
+    serve.check_memory(None, 1e6)
+    serve.check_memory(lambda size: 1 << 20, 4.0)
+    with pytest.raises(UserError, match=r"2000 x 2000 .*Lower --max-megapixels. Received: 4"):
+        serve.check_memory(lambda size: 1 << 50, 4.0)

@@ -71,3 +71,15 @@ def test_a_full_queue_an_error_and_a_cancelled_request():
     with pytest.raises(ValueError, match="thirteen"):
         futures[1].result(0)
     assert label.sizes == [1, 1]
+
+
+def test_a_batch_of_several_has_a_limited_number_of_pixels():
+    label = Labeler()
+    batcher = Batcher(label, max_batch=8, max_pixels=45, max_wait=0.0)
+    futures = [batcher.submit(image(1, (10, 10)))]  # Larger than the limit: alone.
+    assert label.started.wait(20)
+    futures += [batcher.submit(image(i)) for i in range(5)]  # 20 pixels each: two by two.
+    label.go.set()
+    batcher.close()
+    assert [int(f.result(0)[0][0, 0]) for f in futures] == [1, 0, 1, 2, 3, 4]
+    assert label.sizes == [1, 2, 2, 1]

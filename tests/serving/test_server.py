@@ -131,13 +131,14 @@ def test_a_full_queue_and_an_end_that_answers_what_was_accepted():
     assert sorted(answers) == [200, 200, 503, 503]
 
 
-def test_a_fault_of_the_network_is_answered_and_counted():
+def test_a_fault_of_the_network_is_answered_and_counted(capsys):
     def broken(images):
         raise ValueError("broken")
 
-    app = build_app(broken, CLASSES, read)
-    with TestClient(app, raise_server_exceptions=False) as server:
-        assert server.post("/predict", content=png(IMAGE)).status_code == 500
+    with TestClient(build_app(broken, CLASSES, read)) as server:
+        response = server.post("/predict", content=png(IMAGE))
+        assert response.status_code == 500 and "log" in response.json()["error"]
+        assert "ValueError: broken" in capsys.readouterr().err
         assert 'status="500"} 1.0' in server.get("/metrics").text
         assert server.get("/health").json() == {
             "status": "ok",

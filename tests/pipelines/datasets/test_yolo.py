@@ -26,7 +26,7 @@ def test_other_order_of_folders_and_images_without_objects(tmp_path):
         (tmp_path / f"{split}/labels/a.txt").write_text("1 0 0 1 0 1 0.25\n")
     (tmp_path / "train/labels/b.txt").write_text("")
     found = yolo.find(tmp_path)
-    assert found.notes[0] == "2 images have no polygon: all of them is unlabeled"
+    assert found.notes[0] == "2 images have no polygon and are unlabeled throughout"
     labels = all_labels(found)
     assert sorted(labels) == ["train", "val"] and sorted(labels["val"]) == ["a", "b"]
     assert labels["train"]["a"].max() == 2 and labels["train"]["b"].max() == 0
