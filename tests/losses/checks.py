@@ -1,4 +1,4 @@
-"""Checks of every loss on logits: two replicas, finite differences."""
+"""Checks of every loss on logits: its definition, finite differences, two replicas."""
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +11,23 @@ def value_and_gradient(loss, labels, logits):
         tape.watch(logits)
         value = loss(labels, logits)
     return value.numpy(), tape.gradient(value, logits).numpy()
+
+
+def assert_is(definition, loss, labels, logits):
+    """Checks the value and gradient of a loss against a float64 function of (labels, logits)."""
+    value, gradient = value_and_gradient(loss, labels, logits)
+    np.testing.assert_allclose(value, definition(labels, logits), rtol=1e-5)
+    indices, expected = slopes(definition, labels, logits)
+    np.testing.assert_allclose(gradient[indices], expected, rtol=1e-3, atol=1e-7)
+    assert not gradient[(labels < 0) | (labels >= logits.shape[-1])].any()
+
+
+def assert_two_replicas_are_one(strategy, loss, labels, logits):
+    """Checks the value and gradient of a loss on two replicas against the whole batch on one."""
+    value, gradient = of_two_replicas(strategy, loss, labels, logits)
+    expected, expected_gradient = value_and_gradient(loss, labels, logits)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-8)
 
 
 def of_two_replicas(strategy, loss, labels, logits):
