@@ -2,7 +2,9 @@
 
 Each class registers itself where it is defined. Loading a model requires that its module is
 imported, while `import kseg` must not import Keras. So the modules are imported together with
-Keras, whether it is imported before or after kseg.
+Keras, whether it is imported before or after kseg. One order is left out: where the first import of
+Keras is that of a kseg module (`import kseg.losses`), only that module's classes are registered
+until a name of `kseg` itself is used; the others cannot be imported meanwhile.
 """
 
 import importlib

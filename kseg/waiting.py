@@ -31,7 +31,7 @@ class _Watch:
 
 
 def set_source(diagnose, explain):
-    """Sets what is asked about the data that is waited for.
+    """Sets how a wait for data is diagnosed.
 
     Args:
         diagnose: function without arguments, called in a thread of its own when data does not

@@ -86,7 +86,13 @@ def test_every_serializable_class_is_registered():
 
 
 @pytest.mark.parametrize(
-    "imports", ["import keras, kseg", "import kseg, keras", "import kseg; kseg.load_config"]
+    "imports",
+    [
+        "import keras, kseg",
+        "import kseg, keras",
+        "import kseg; kseg.load_config",
+        "import importlib.util, kseg; importlib.util.find_spec('keras')",  # As libraries probe.
+    ],
 )
 def test_classes_are_registered_in_either_order(imports):
     code = f"""

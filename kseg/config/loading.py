@@ -284,15 +284,17 @@ def _has_surrogates(text):
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _merge(below, above):
+def _merge(below, above, path=()):
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    for key, other in _LENGTHS.items():
-        if above.get(key) is not None and above.get(other) is None:
-            below = {k: v for k, v in below.items() if k != other}
+    if path == ("train",):
+        for key, other in _LENGTHS.items():
+            if above.get(key) is not None and above.get(other) is None:
+                below = {k: v for k, v in below.items() if k != other}
     if "name" in below and above.get("name", below["name"]) != below["name"]:
         return above
-    return {**below, **{k: _merge(below.get(k), value) for k, value in above.items()}}
+    merged = {k: _merge(below.get(k), value, (*path, k)) for k, value in above.items()}
+    return {**below, **merged}
 
 
 def parse(values, *, source) -> Experiment:

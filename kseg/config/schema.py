@@ -590,14 +590,18 @@ class CutMix(Section):
 
     name: Literal["cutmix"]
     probability: float = Field(0.5, gt=0, le=1, description="Share of the images.")
-    alpha: float = Field(1.0, gt=0, description="Of the Beta distribution of what stays.")
+    alpha: float = Field(
+        1.0, gt=0, description="Parameter of the Beta distribution of the area that is kept."
+    )
 
 
 class CopyPaste(RareClasses):
     """Pixels of rare classes are pasted from another image of the batch (Ghiasi et al., 2021)."""
 
     name: Literal["copy_paste"]
-    probability: float = Field(0.5, gt=0, le=1, description="Share of the images pasted on.")
+    probability: float = Field(
+        0.5, gt=0, le=1, description="Share of the images that receive pasted pixels."
+    )
 
 
 class CustomAugmentation(Section):
@@ -815,7 +819,8 @@ class Train(Section):
     steps: int | None = Field(
         None,
         gt=0,
-        description="Optimizer steps, without those of `restarts`; this or `epochs` is needed.",
+        description="Optimizer steps, without those of `restarts`. Either this or `epochs` is "
+        "required.",
     )
     epochs: float | None = Field(
         None,

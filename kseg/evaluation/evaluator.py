@@ -66,7 +66,8 @@ class Evaluator:
             `kseg.training.trainer.SegmentationTrainer` takes them, which may use only the output
             `logits`. A loss is computed for each batch and weighted by the batch's labeled pixels,
             so that a mean over pixels, such as cross-entropy without class weights, becomes the
-            mean over the pixels of the data set. None: no losses.
+            mean over the pixels of the data set. What a loss takes from "the batch" (OHEM's least
+            number of pixels, Dice's sums) is that of one evaluation batch here. None: no losses.
         strategy: `tf.distribute.Strategy` on one host, in whose scope the model was built; or
             None. Each replica takes whole batches, so the result equals that of one replica for any
             number and size of batches.

@@ -47,7 +47,7 @@ def affinity_loss(labels, logits, *, distances=(1, 2, 3), margin=3.0, temperatur
         float32 scalar: this replica's share of the loss; 0 if there is no pair.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, or the size of the logits is not static.
     """
     if not distances or min(distances) < 1 or margin <= 0 or temperature <= 0:
         raise ValueError(
@@ -55,6 +55,10 @@ def affinity_loss(labels, logits, *, distances=(1, 2, 3), margin=3.0, temperatur
             f"Received: {distances=}, {margin=}, {temperature=}"
         )
     size, num_classes = tuple(logits.shape[1:3]), logits.shape[-1]
+    if None in size:
+        raise ValueError(
+            f"`logits` must have a static height and width. Received: {tuple(logits.shape)}"
+        )
     labels = ops.cast(resize_labels(labels, *size), "int32")
     labels = ops.where(ops.logical_and(labels >= 0, labels < num_classes), labels, -1)
     probability = ops.softmax(ops.cast(logits, "float32"), axis=-1)

@@ -17,7 +17,7 @@ def dice_loss(labels, logits, *, smooth=0.0, squared=False, class_weights=None):
     pixel has the coefficient s / (mass + s) whatever is predicted, and says little: it is left out.
 
     Source: Milletari et al., "V-Net", 3DV 2016, Sec. 3, which squares p in the denominator and has
-    a single foreground; Drozdzal et al., 2016, with p itself, as nnU-Net and most code.
+    a single foreground; Drozdzal et al., 2016, with p itself, as in nnU-Net and most code.
 
     Args:
         labels: int tensor `(batch, height, width)`; values outside `[0, num_classes)` are ignored.

@@ -158,7 +158,8 @@ class Run:
         path = pathlib.Path(path)
         for folder in (path, *(path / name for name in _FOLDERS)):
             files.clean(folder)
-            # File names of earlier versions.
+        for folder in (path, *(path / name for name in ("checkpoints", "evaluation", "analysis"))):
+            # File names of earlier versions, in folders that kseg alone writes to.
             for name in os.listdir(folder) if folder.is_dir() else []:
                 if re.fullmatch(r"\.(?!kseg-).+\.tmp", name):
                     old = folder / name

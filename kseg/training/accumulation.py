@@ -26,7 +26,7 @@ def accumulated_gradients(segmenter, images, loss_of, variables, count):
         segmenter: keras model from images to a dict.
         images: tensor `(batch, height, width, channels)`, of a static batch.
         loss_of: function of the outputs of the whole batch to a tuple, whose first item is a
-            float scalar.
+            float scalar; it may also depend on the variables, as weight regularizers do.
         variables: list of `tf.Variable`.
         count: int > 1, number of parts; must divide the batch.
 
@@ -35,7 +35,8 @@ def accumulated_gradients(segmenter, images, loss_of, variables, count):
         or None where the scalar does not depend on it.
 
     Raises:
-        ValueError: if the batch is not static or not a multiple of `count`.
+        ValueError: if the batch is not static or not a multiple of `count`, or a layer adds a loss
+            in a call.
     """
     size = images.shape[0]
     if size is None or size % count:
@@ -54,15 +55,24 @@ def accumulated_gradients(segmenter, images, loss_of, variables, count):
     outputs = forward(segmenter, parts)
     for variable, value in zip(state, before, strict=True):
         variable.assign(value)
+    if any(layer._losses for layer in segmenter._flatten_layers()):
+        raise ValueError(
+            "A batch in parts takes no activity regularizers and no losses that layers add in a "
+            f"call. Received: {count} parts. Use 1, or regularize weights"
+        )
+    # Cut off from the variables, so that these are reached by weight regularizers alone.
+    outputs = {key: tf.stop_gradient(output) for key, output in outputs.items()}
     keys = list(outputs)
-    found, upstream = with_gradients(lambda: loss_of(outputs), list(outputs.values()))
+    found, upstream = with_gradients(lambda: loss_of(outputs), [*outputs.values(), *variables])
+    upstream, direct = upstream[: len(keys)], upstream[len(keys) :]
     # Constants of the second pass: in one graph they depend on the variables, too.
     upstream = {
         key: tf.stop_gradient(tf.reshape(gradient, [count, size // count, *gradient.shape[1:]]))
         for key, gradient in zip(keys, upstream, strict=True)
         if gradient is not None
     }
-    return found, backward(segmenter, parts, upstream, variables)
+    gradients = backward(segmenter, parts, upstream, variables)
+    return found, list(map(_sum, gradients, direct))
 
 
 def _state(segmenter):
@@ -108,7 +118,7 @@ def _unrolled_backward(segmenter, parts, upstream, variables):
 
 
 def _sum(a, b):
-    return None if a is None else a + b
+    return a if b is None else b if a is None else a + b
 
 
 def _looped_forward(segmenter, parts):

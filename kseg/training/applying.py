@@ -112,15 +112,17 @@ def _update(optimizer, gradients, variables, clip_norm):
     if clip_norm:
         # A `loss_scale_factor` is divided out by the optimizer, later.
         gradients, _ = tf.clip_by_global_norm(gradients, optimizer.scale_loss(clip_norm))
-    if (count := replicas.num_replicas()) > 1 and not isinstance(optimizer, FusedUpdates):
-        gradients = [gradient / count for gradient in gradients]  # Keras sums them again.
-    if not every and not optimizer.ema_overwrite_frequency:
+    count = replicas.num_replicas()
+    sums_again = count > 1 and not isinstance(optimizer, FusedUpdates)
+    if not (every or optimizer.ema_overwrite_frequency or sums_again):
         optimizer.apply(gradients, variables)
         return
-    # What `apply` does, without its conditionals.
+    # What `apply` does, without its conditionals, and with clipping of the sum over replicas.
     if optimizer.loss_scale_factor is not None:
         gradients = [gradient / optimizer.loss_scale_factor for gradient in gradients]
     gradients = optimizer._clip_gradients(gradients)
+    if sums_again:  # Keras' update sums over replicas.
+        gradients = [gradient / count for gradient in gradients]
     optimizer._apply_weight_decay(variables)
     optimizer._backend_update_step(gradients, variables, optimizer.learning_rate)
     for slot in slots:

@@ -75,11 +75,10 @@ class Callbacks:
                 try:
                     getattr(callback, hook)(*arguments)
                 except Exception as error:  # Whatever a user's code raises.
-                    reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
                     raise UserError(
-                        f"The callback {name!r} failed in {hook}: {reason}. Mend it, or leave it "
-                        "out of `train.callbacks`: the same command resumes from the newest "
-                        "checkpoint"
+                        f"The callback {name!r} failed in {hook}: {_reason(error)}. Fix it, or "
+                        "leave it out of `train.callbacks`: the same command resumes from the "
+                        "newest checkpoint"
                     ) from error
 
         return call
@@ -110,7 +109,14 @@ def build_callbacks(config):
                     f"it must make a kseg.training.callbacks.Callback, makes {type(callback)}"
                 )
         except Exception as error:  # Whatever a user's code raises.
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            raise UserError(f"The entry {entry.name!r} of `train.callbacks`: {reason}") from error
+            raise UserError(
+                f"The entry {entry.name!r} of `train.callbacks`: {_reason(error)}"
+            ) from error
         callbacks.append((entry.name, callback))
     return Callbacks(callbacks)
+
+
+def _reason(error):
+    """Formats an exception in one line; a `UserError` speaks for itself."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split())[:500]

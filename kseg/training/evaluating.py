@@ -65,7 +65,8 @@ class Evaluating:
             progress: `kseg.training.reporting.TrainingProgress`.
 
         Returns:
-            `kseg.evaluation.evaluator.Evaluation`, with `loss`, the weighted sum, among its losses.
+            `kseg.evaluation.evaluator.Evaluation`, whose losses have
+            their weighted sum as `loss`, if there are any.
         """
         split = self._batches()
         count = max(int(split.cardinality()), 0)
@@ -76,7 +77,9 @@ class Evaluating:
                 progress=lambda _: shown.advance(self._batches_at_once),
             )
             terms = {name: w * evaluation.losses[name] for name, w in self._weights.items()}
-            losses = {**evaluation.losses, "loss": sum(terms.values())}
+            losses = evaluation.losses
+            if terms:
+                losses = {**losses, "loss": sum(terms.values())}
             evaluation = dataclasses.replace(evaluation, losses=losses)
             board.evaluation(step, evaluation)
             mean_iou = evaluation.scores.mean_iou
@@ -89,6 +92,6 @@ class Evaluating:
                 if best["step"]
                 else "(no pixel that counts: none is the best)"
             )
-            + validation_line(losses["loss"], terms)
+            + validation_line(terms)
         )
         return evaluation

@@ -1,7 +1,8 @@
 """The training loop; saving, checks for NaN, evaluation and stopping are in modules beside it."""
 
+import math
+
 from kseg import waiting
-from kseg.errors import UserError
 from kseg.progress import Progress
 from kseg.runs import checkpoints, step_file
 from kseg.runs.lock import hold
@@ -63,12 +64,6 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock, c
     last_step = settings.total_steps
     strategy = strategy or build_strategy(settings.devices)
     is_chief = cluster is None or cluster.is_chief
-    replica_count = strategy.num_replicas_in_sync
-    if config.data.batch_size % replica_count:
-        raise UserError(
-            f"`data.batch_size` must be divisible by the {replica_count} devices. Received: "
-            f"{config.data.batch_size}. Change it, or set train.devices"
-        )
     jit_compile = use_xla(settings.jit_compile, strategy)
     with Progress(
         f"building {config.model.head.name} on {config.model.backbone.name}", shown=is_chief
@@ -124,7 +119,8 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock, c
                 evaluate.update()
                 if is_chief:
                     evaluation = evaluate(step, saving=saving, board=board, progress=progress)
-                    saving.patience.evaluated(evaluation.scores.mean_iou, evaluation.losses["loss"])
+                    loss = evaluation.losses.get("loss", math.nan)
+                    saving.patience.evaluated(evaluation.scores.mean_iou, loss)
                     callbacks.on_evaluation(step, evaluation)
                 is_over = saving.patience.is_over
                 if cluster and settings.patience:  # Only the chief knows.

@@ -10,13 +10,19 @@ class Patience:
         settings: `kseg.config.schema.Patience`, or None: never stop.
 
     Attributes:
-        state: JSON-able dict that a checkpoint stores: `best`, the watched value of the best
-            evaluation (None before the first), and `evaluations`, the number of evaluations since.
+        state: JSON-able dict that a checkpoint stores: `watch`, the name of the watched value,
+            `best`, its value at the best evaluation (None before the first), and `evaluations`, the
+            number of evaluations since.
     """
 
     def __init__(self, settings):
         self._settings = settings
-        self.state = {"best": None, "evaluations": 0}
+        self.state = {"watch": settings and settings.watch, "best": None, "evaluations": 0}
+
+    def restore(self, state):
+        """Continues from the `state` of a checkpoint, or afresh if it watched another value."""
+        if state and state.get("watch") == self.state["watch"]:
+            self.state = state
 
     @property
     def is_over(self):
@@ -39,15 +45,15 @@ class Patience:
         is_first = best is None and not math.isnan(value)
         if is_first or (best is not None and value > best + self._settings.min_change):
             watched = -value if self._settings.watch == "loss" else value
-            self.state = {"best": watched, "evaluations": 0}
+            self.state = {**self.state, "best": watched, "evaluations": 0}
         else:
             self.state = {**self.state, "evaluations": self.state["evaluations"] + 1}
 
     def describe(self, step):
         """Formats a one-line message about early stopping after a step."""
-        best = self.state["best"]
+        best, watch = self.state["best"], self._settings.watch
+        reason = f"no valid {watch}" if best is None else f"no better {watch} than {best:.4f}"
         return (
-            f"training ends at step {step}: no better {self._settings.watch} than "
-            f"{'any' if best is None else format(best, '.4f')} in {self.state['evaluations']} "
-            "evaluations (train.patience)"
+            f"training ends at step {step}: {reason} in {self.state['evaluations']} evaluations "
+            "(train.patience)"
         )

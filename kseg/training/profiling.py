@@ -26,7 +26,8 @@ class Profiling:
 
     def before(self, step):
         """Starts the trace if due; call it before each step."""
-        if step == self._first:
+        # Not only at the first: a run may resume between the two.
+        if self._first is not None and not self._running and self._first <= step <= self._last:
             tf.profiler.experimental.start(str(self._folder))
             self._running = True
 

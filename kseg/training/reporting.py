@@ -174,11 +174,10 @@ def _fitting(parts, terms, width):
     return next((line for line in lines if len(line) <= width), left[: max(width, 0)])
 
 
-def validation_line(loss, terms):
+def validation_line(terms):
     """Formats the part of a line that shows the losses on the evaluation split.
 
     Args:
-        loss: float, the sum of the terms.
         terms: dict from the name of a term to its weighted value, float; may be empty.
 
     Returns:
@@ -186,7 +185,8 @@ def validation_line(loss, terms):
     """
     if not terms:
         return ""
-    return f"  validation loss {loss:.4f}" + (_sum(_shortened(terms)) if len(terms) > 1 else "")
+    parts = _sum(_shortened(terms)) if len(terms) > 1 else ""
+    return f"  validation loss {sum(terms.values()):.4f}{parts}"
 
 
 def _sum(terms):

@@ -66,7 +66,7 @@ class Saving:
             best = meta.get("best") or {}
             # Earlier versions could store NaN as the best score.
             self.best = best if is_better(best.get("mean_iou"), None) else NO_BEST
-            self.patience.state = meta.get("patience", self.patience.state)
+            self.patience.restore(meta.get("patience"))
             self.initial_weights = meta.get("initial_weights", self.initial_weights)
             self.saved_step = meta["step"]
             if self._lock:

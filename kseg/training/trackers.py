@@ -2,11 +2,15 @@
 
 import json
 import os
+import time
 
 from kseg import config as config_module
 from kseg import files
 from kseg.errors import UserError
+from kseg.json_text import parse_json
 from kseg.training.callbacks import Callback
+
+_PARAMETERS = 100  # Per request, at most.
 
 
 def _numbers(evaluation):
@@ -31,10 +35,22 @@ def _parameters(config):
     return config_module.flatten(config.model_dump(mode="json"))
 
 
+def _read_ids(file):
+    """Reads the ids of a tracked run from the run's folder: a dict, empty for a new run."""
+    if not file.exists():
+        return {}
+    try:
+        known = parse_json(file.read_text())
+        return {"run_id": str(known["run_id"]), "uri": known.get("uri")}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{file} is damaged. Delete it to track a new run") from None
+
+
 class MLflow(Callback):
     """Logs parameters, metrics and the resolved config to an MLflow tracking store.
 
-    The id of the tracked run is kept in the run's folder, so that a resumed run continues it.
+    The id of the tracked run is kept in the run's folder, so that a resumed run continues
+    it, unless `uri` has changed.
 
     Args:
         uri: str, URI of the store: `file:///folder`, `sqlite:///file` or the address of a server;
@@ -47,12 +63,13 @@ class MLflow(Callback):
 
     def __init__(self, uri=None, experiment="kseg"):
         try:
+            from mlflow.entities import Metric, Param
             from mlflow.tracking import MlflowClient
         except ImportError as error:
             raise UserError(
                 f"Logging to MLflow needs its package ({error}): pip install 'kseg[mlflow]'"
             ) from None
-        self._client_class = MlflowClient
+        self._client_class, self._metric, self._parameter = MlflowClient, Metric, Param
         self._uri = uri
         self._experiment = experiment
         self._client = self._id = None
@@ -65,8 +82,9 @@ class MLflow(Callback):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._client = self._client_class(tracking_uri=uri)
         file = run.path / "tracking" / "mlflow.json"
-        if file.exists():
-            self._id = json.loads(file.read_text())["run_id"]
+        known = _read_ids(file)
+        if known.get("uri") == uri:
+            self._id = known["run_id"]
             self._client.update_run(self._id, status="RUNNING")
             return
         found = self._client.get_experiment_by_name(self._experiment)
@@ -74,14 +92,17 @@ class MLflow(Callback):
             found.experiment_id if found else self._client.create_experiment(self._experiment)
         )
         self._id = self._client.create_run(experiment_id, run_name=run.config.name).info.run_id
-        for key, value in _parameters(run.config).items():
-            self._client.log_param(self._id, key, str(value)[:500])
+        values = _parameters(run.config).items()
+        parameters = [self._parameter(key, str(value)[:500]) for key, value in values]
+        for start in range(0, len(parameters), _PARAMETERS):
+            self._client.log_batch(self._id, params=parameters[start : start + _PARAMETERS])
         self._client.log_text(self._id, run.config.to_json(), "config.json")
         files.write_text(file, json.dumps({"uri": uri, "run_id": self._id}) + "\n")
 
     def _log(self, step, numbers):
-        for name, value in numbers.items():
-            self._client.log_metric(self._id, name, value, step=step)
+        now = int(1000 * time.time())
+        metrics = [self._metric(name, value, now, step) for name, value in numbers.items()]
+        self._client.log_batch(self._id, metrics=metrics)
 
     def on_log(self, step, values):
         """Logs the losses, the learning rate and the speed."""
@@ -127,7 +148,7 @@ class WandB(Callback):
         folder = run.path / "tracking"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "wandb.json"
-        known = json.loads(file.read_text()) if file.exists() else {}
+        known = _read_ids(file)
         self._tracked = self._wandb.init(
             project=self._project,
             mode=self._mode,

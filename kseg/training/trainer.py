@@ -200,7 +200,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
             images = images["image"]
         return self.segmenter(images, training=training)
 
-    def loss_terms(self, outputs, labels, sample_weight=None):
+    def loss_terms(self, outputs, labels, sample_weight=None, *, model=None):
         """Computes every term and its weight.
 
         Args:
@@ -233,7 +233,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
             name: (loss(labels, outputs, *([sample_weight] if name in weighted else [])), weight)
             for name, (loss, weight) in losses.items()
         }
-        if regularization := self.segmenter.losses:
+        if regularization := (model or self.segmenter).losses:
             share = sum(ops.cast(ops.sum(x), "float32") for x in regularization)
             terms["regularization"] = (share / replicas.num_replicas(), 1.0)
         bank_entries = []
@@ -262,6 +262,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
             weight.
         """
         weights = {name: weight for name, (_, weight) in self.losses_on_logits.items()}
+        weights["regularization"] = 1.0
         for objective, weight in zip(self.objectives, self.objective_weights, strict=True):
             weights[objective.name] = float(weight(step)) if callable(weight) else weight
         return weights
@@ -372,7 +373,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         outputs = self.evaluated(batch.images, training=False)
         generators = [v for objective in self.objectives for v in random_states(objective)]
         before = [ops.copy(generator) for generator in generators]
-        terms, _ = self.loss_terms(outputs, batch.labels, batch.weights)
+        terms, _ = self.loss_terms(outputs, batch.labels, batch.weights, model=self.evaluated)
         for generator, state in zip(generators, before, strict=True):
             generator.assign(state)  # An evaluation does not change what is sampled in training.
         loss = sum(value * weight for value, weight in terms.values())

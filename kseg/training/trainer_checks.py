@@ -27,14 +27,15 @@ def check_pairs(argument, items, example):
     """Rejects losses or objectives without a weight.
 
     Args:
-        argument: str, the name of the argument.
+        argument: str, the name of the argument; `"objectives"` may have functions as weights.
         items: list of what should be pairs of an object and a weight.
         example: str, a correct argument, for the message.
     """
     for item in items:
         pair = isinstance(item, tuple | list) and len(item) == 2
         weight = item[1] if pair else None
-        if isinstance(weight, bool) or not (callable(weight) or isinstance(weight, int | float)):
+        ramp = argument == "objectives" and callable(weight)
+        if isinstance(weight, bool) or not (ramp or isinstance(weight, int | float)):
             name = getattr(item, "name", None) or type(item).__name__
             raise ValueError(
                 f"Each entry of `{argument}` needs a weight, as in {example}. Received: "
@@ -54,8 +55,9 @@ def check_names(losses, objectives):
     for name in losses:
         if name in ("loss", "regularization") or name.split("/")[0] in names:
             raise ValueError(
-                "A loss must not be called 'loss', which is the sum of all terms, 'regularization' "
-                f"nor as an objective. Received: {name!r} beside the objectives {names}"
+                "A loss must not be called 'loss', which is the sum of all terms, "
+                f"'regularization', or by the name of an objective. Received: {name!r} beside the "
+                f"objectives {names}"
             )
     if not objectives and not any(weight for _, weight in losses.values()):
         raise ValueError(

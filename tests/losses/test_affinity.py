@@ -1,5 +1,6 @@
 import functools
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -127,3 +128,9 @@ def test_two_replicas_are_one_with_the_whole_batch(mirrored):
 def test_mistakes(settings):
     with pytest.raises(ValueError, match=r"`distances` must be 1 or more each.*Received: dist"):
         affinity_loss(*example(), **settings)
+
+
+def test_logits_of_unknown_size_are_refused():
+    logits = keras.KerasTensor((2, None, 6, 3))
+    with pytest.raises(ValueError, match=r"static height and width. Received: \(2, None, 6, 3\)"):
+        affinity_loss(np.zeros((2, 5, 6), int), logits)

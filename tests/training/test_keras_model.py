@@ -488,6 +488,40 @@ def test_regularizers_of_the_network_count():
     np.testing.assert_allclose(
         logs["loss"], logs["cross_entropy"] + logs["regularization"], rtol=1e-5
     )
+    assert trainer.term_weights(0)["regularization"] == 1.0
+    # In parts they count once, and have their gradient.
+    results = []
+    for parts in (1, 2):
+        model = network(regularizer=keras.regularizers.L2(0.1))
+        trainer = make(segmenter=model, contrast=False, accumulate=parts)
+        trainer.fit(images, labels, batch_size=4, verbose=0)
+        results.append(values(trainer.segmenter.trainable_weights))
+    assert_equal(*results)
+    model = network(regularizer=keras.regularizers.L2(0.1))
+    model.get_layer("stem").activity_regularizer = keras.regularizers.L2(0.1)
+    with pytest.raises(ValueError, match="takes no activity regularizers"):
+        make(segmenter=model, contrast=False, accumulate=2).take_step((images, labels))
+
+
+@pytest.mark.parametrize("limit", ["clipnorm", "global_clipnorm", "clipvalue"])
+def test_clipping_of_keras_is_that_of_the_sum_over_replicas(mirrored, limit):
+    images, labels = data(4)
+    moved = []
+    for strategy in (tf.distribute.get_strategy(), mirrored):
+        with strategy.scope():
+            optimizer = keras.optimizers.SGD(1.0, **{limit: 1e-3})
+            trainer = make(optimizer, contrast=False)
+        before = values(trainer.segmenter.trainable_weights)
+        trainer.fit(dicts(images, labels), verbose=0)
+        after = values(trainer.segmenter.trainable_weights)
+        moved.append([a - b for a, b in zip(after, before, strict=True)])
+    assert_equal(*moved)
+    sizes = {
+        "clipnorm": max(np.linalg.norm(change) for change in moved[0]),
+        "global_clipnorm": np.sqrt(sum(np.sum(change**2) for change in moved[0])),
+        "clipvalue": max(np.abs(change).max() for change in moved[0]),
+    }
+    np.testing.assert_allclose(sizes[limit], 1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -540,6 +574,10 @@ MISTAKES = {
     "no weight of a loss": (
         lambda: SegmentationTrainer(network(), losses={"dice": Dice()}),
         "`losses` needs a weight.*Received: dice$",
+    ),
+    "a loss with a ramp": (
+        lambda: SegmentationTrainer(network(), losses={"dice": (Dice(), Ramp(1.0, steps=3))}),
+        "`losses` needs a weight",
     ),
     "a loss as an objective": (
         lambda: SegmentationTrainer(network(), objectives=[(Dice(), 1.0)]),

@@ -45,16 +45,18 @@ class Client:
     def update_run(self, run_id, status=None, name=None):
         self.runs[run_id]["status"] = status
 
-    def log_param(self, run_id, key, value):
-        assert key not in self.runs[run_id]["parameters"]
-        self.runs[run_id]["parameters"][key] = value
+    def log_batch(self, run_id, metrics=(), params=()):
+        run = self.runs[run_id]
+        assert len(params) <= 100  # As MLflow demands.
+        for key, value in params:
+            assert key not in run["parameters"]
+            run["parameters"][key] = value
+        for key, value, timestamp, step in metrics:
+            assert isinstance(value, float) and isinstance(timestamp, int)
+            run["metrics"].setdefault(key, {})[step] = value
 
     def log_text(self, run_id, text, artifact_file):
         self.runs[run_id][artifact_file] = text
-
-    def log_metric(self, run_id, key, value, step=None):
-        assert isinstance(value, float)
-        self.runs[run_id]["metrics"].setdefault(key, {})[step] = value
 
     def set_terminated(self, run_id):
         self.runs[run_id]["status"] = "FINISHED"
@@ -66,6 +68,10 @@ def mlflow(monkeypatch):
     tracking.MlflowClient = Client
     monkeypatch.setitem(sys.modules, "mlflow", types.ModuleType("mlflow"))
     monkeypatch.setitem(sys.modules, "mlflow.tracking", tracking)
+    entities = types.ModuleType("mlflow.entities")
+    entities.Metric = lambda key, value, timestamp, step: (key, value, timestamp, step)
+    entities.Param = lambda key, value: (key, value)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
     Client.runs.clear()
     return Client.runs
@@ -123,9 +129,15 @@ def test_mlflow_has_parameters_metrics_and_config(tmp_path, mlflow):
     (run.path / "checkpoints" / "step-00000002.npz").unlink()
     train(tmp_path / "run", "MLflow")
     assert list(mlflow) == ["run0"]
-    type(run).delete(run.path)
+    # Another store does not have it; a damaged record is named.
     train(tmp_path / "run", "MLflow", uri="http://localhost:1")
     assert [tracked["uri"] for tracked in mlflow.values()][1] == "http://localhost:1"
+    (run.path / "tracking" / "mlflow.json").write_text("{")
+    with pytest.raises(UserError, match=r"on_start: .*mlflow.json is damaged. Delete it"):
+        train(tmp_path / "run", "MLflow")
+    type(run).delete(run.path)
+    train(tmp_path / "run", "MLflow")
+    assert list(mlflow) == ["run0", "run1", "run2"]
 
 
 def test_wandb_is_offline_in_the_folder_of_the_run(tmp_path, wandb):

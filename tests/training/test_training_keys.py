@@ -18,6 +18,7 @@ from kseg.training import loop
 from kseg.training.build import build_trainer
 from kseg.training.callbacks import Callback
 from kseg.training.patience import Patience
+from kseg.training.profiling import Profiling
 from tests.training.test_loop import scalars
 from tests.training.tiny import (
     CLASSES,
@@ -182,6 +183,13 @@ def test_patience_by_hand():
         lower.evaluated(0.0, loss)
         seen.append((lower.state["best"], lower.state["evaluations"]))
     assert seen == [(2.0, 0), (1.5, 0), (1.5, 1), (1.0, 0), (1.0, 1), (1.0, 2)]
+    # A checkpoint restores it, unless another value is watched now.
+    again = Patience(schema.Patience(evaluations=5, watch="loss"))
+    again.restore(lower.state)
+    assert again.state == lower.state
+    other = Patience(settings)
+    other.restore(lower.state)
+    assert (other.state["best"], other.state["evaluations"]) == (None, 0)
     never = Patience(None)
     never.evaluated(0.0, 0.0)
     assert not never.is_over
@@ -276,6 +284,17 @@ def test_steps_are_profiled(tmp_path):
     train(run)
     found = list((run.path / "tensorboard/train/plugins/profile").rglob("*.xplane.pb"))
     assert len(found) == 1 and found[0].stat().st_size > 0
+
+
+def test_a_run_that_resumes_within_the_profiled_steps_is_profiled(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(tf.profiler.experimental, "start", lambda folder: calls.append("start"))
+    monkeypatch.setattr(tf.profiler.experimental, "stop", lambda: calls.append("stop"))
+    with Profiling(tmp_path, (2, 4)) as profiling:
+        for step in (3, 4, 5):
+            profiling.before(step)
+            profiling.after(step, {})
+    assert calls == ["start", "stop"]
 
 
 @pytest.mark.parametrize(
