@@ -75,7 +75,9 @@ def read_checked(example, taxonomy, *, value_range=None, turned_masks=None):
     try:
         content, label = example.read()
     except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}") from None
+        # Errors of other libraries have a text only.
+        where, reason = error.filename or image_name, error.strerror or " ".join(str(error).split())
+        raise DataError(f"{where}: {reason}") from None
     try:
         picture = pictures.read(content, value_range)
     except DataError as error:

@@ -61,7 +61,8 @@ def training_dataset(
     Args:
         folder: prepared data, see `pipelines.records`; any path of `tf.io.gfile`.
         split: str; list of str, splits that are one training set; or dict from str to float > 0,
-            how often each image of that split occurs in an epoch (0.5: half of them, in turn).
+            how often each image of that split occurs in an epoch (0.5: half of them, chosen anew
+            at random in each epoch).
         batch_size: int, images in a global batch.
         crop_size: `(height, width)`, pixels.
         seed: int. The same arguments give the same stream, on any number of cores.

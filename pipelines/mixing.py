@@ -27,7 +27,7 @@ def cut_mix(batch, seed, *, probability=0.5, alpha=1.0):
         dict as `batch`.
     """
     count, height, width = batch["label"].shape
-    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 5))
+    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
     kept, taken = tf.unstack(tf.random.stateless_gamma((2, count), seeds[0], alpha))
     side = tf.sqrt(taken / tf.maximum(kept + taken, 1e-20))[:, None]
     size = tf.constant([height, width], "float32")

@@ -1,6 +1,5 @@
 """Preparation of records from a dataset's files, or from computed scenes."""
 
-import inspect
 import os
 import sys
 import unicodedata
@@ -10,6 +9,7 @@ from kseg.progress import Progress
 from pipelines import data_report, datasets, paths, records
 from pipelines.datasets import tfds_source
 from pipelines.datasets.class_map import ClassMap, relabel
+from pipelines.datasets.options import own_options
 from pipelines.errors import DataError
 from pipelines.manifest import exists, read_manifest
 
@@ -100,7 +100,7 @@ def prepare(
 def _find(dataset, name, source, options, mapping):
     """Calls the data set's `find`, or that of TensorFlow Datasets, and maps the classes."""
     if name in datasets.IMPORTERS:
-        return dataset.find(source, class_map=mapping, **options)
+        return _call(dataset.find, {**options, "class_map": mapping}, source)
     found = _find_unmapped(dataset, name, source, options)
     return relabel(found, mapping) if mapping.given else found
 
@@ -118,7 +118,7 @@ def _find_unmapped(dataset, name, source, options):
 
 def _call(find, options, *positional):
     """Calls a `find` function; raises a DataError for options that it does not have."""
-    known = list(inspect.signature(find).parameters)[len(positional) :]
+    known = own_options(find, len(positional))
     if unknown := sorted(set(options) - set(known)):
         raise DataError(
             f"This data set has no option {option(unknown[0])}. Its own options: "

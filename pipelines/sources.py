@@ -75,6 +75,14 @@ class Member:
         """
         return self.archive.read(self.path)
 
+    def read_head(self, size):
+        """The first bytes of the content, at most `size`; the rest is not decompressed.
+
+        Raises:
+            DataError: if this part of the archive is damaged.
+        """
+        return self.archive.read(self.path, size)
+
 
 def fingerprint(file):
     """Returns JSON-able values that change when a file changes.
@@ -138,6 +146,10 @@ class Source:
     Args:
         paths: list of `pathlib.Path`, folders and archives.
 
+    Attributes:
+        paths: list of str.
+        name: str, all of them.
+
     Raises:
         DataError: if a path is missing, is neither, or is a damaged archive.
     """
@@ -155,7 +167,8 @@ class Source:
                 self._archives.append(path)
             else:
                 raise DataError(f"{path} is neither a folder nor a zip or tar file")
-        self.name = ", ".join(map(str, paths))
+        self.paths = list(map(str, paths))
+        self.name = ", ".join(self.paths)
 
     def find(self, *names):
         """Finds the folder that contains all the given names.
@@ -362,14 +375,14 @@ class Archive:
         """Returns a member's size and its checksum (zip) or modification time (tar)."""
         return self._entries[path].state
 
-    def read(self, path):
-        """The content of a member.
+    def read(self, path, size=None):
+        """The content of a member, or its first `size` bytes.
 
         Raises:
             DataError: if it is damaged.
         """
         try:
-            return self._entries[path].read()
+            return self._entries[path].read(size)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
             raise DataError(f"{self.path}:{path} is damaged: {error}") from None
 
@@ -439,9 +452,12 @@ class _ZipEntry:
         self._archive, self._info = archive, info
         self.state = [info.file_size, info.CRC]
 
-    def read(self):
+    def read(self, size=None):
         # Threads may read from one ZipFile: it locks the file, and decompresses outside the lock.
-        return self._archive.read(self._info)
+        if size is None:
+            return self._archive.read(self._info)
+        with self._archive.open(self._info) as stream:
+            return stream.read(size)
 
 
 class _TarEntry:
@@ -449,9 +465,10 @@ class _TarEntry:
         self._file, self._offset, self._size = file, info.offset_data, info.size
         self.state = [info.size, info.mtime]
 
-    def read(self):
-        content = os.pread(self._file.fileno(), self._size, self._offset)
-        if len(content) < self._size:
+    def read(self, size=None):
+        size = self._size if size is None else min(size, self._size)
+        content = os.pread(self._file.fileno(), size, self._offset)
+        if len(content) < size:
             raise EOFError("the archive is truncated")
         return content
 

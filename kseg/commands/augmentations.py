@@ -1,7 +1,8 @@
 """Augmentations of `data.augmentations`, applied to whole batches before they are split.
 
 The seed of each augmentation is a function of the experiment's seed, the step and the position in
-the list, so that a resumed run sees the same batches on any number of devices.
+the list, so that a resumed run sees the same batches, on any number of devices. In a cluster they
+depend on the number of workers: each augments its own part of a batch, with a seed of its own.
 """
 
 import inspect

@@ -106,8 +106,8 @@ def parse_arguments(arguments=None):
     common.add_argument(
         "--turned-masks",
         choices=TURNED_MASKS,
-        help="how masks lie of images that an EXIF tag turns: as the upright image (viewers show "
-        "it so), or as its pixels are stored; needed where the sizes do not tell",
+        help="orientation of the masks of images turned by an EXIF tag: that of the upright image "
+        "(viewers show it so), or of its stored pixels; needed where the sizes do not tell",
     )
     common.add_argument(
         "--shards", type=console.positive, help="files a split; default: 128 images each"
@@ -201,8 +201,8 @@ def add_importer_options(command, name):
         command.add_argument(
             "--crowd",
             choices=("draw", "ignore", "drop"),
-            help="what crowd regions are: their class, below all other areas (draw, the default); "
-            "ignored pixels; nothing",
+            help="treatment of crowd regions: drawn with their class, below all other areas (draw, "
+            "the default); their pixels ignored; dropped",
         )
 
 
@@ -240,37 +240,33 @@ def add_mask_options(command):
     )
 
 
-def parse_splits(texts):
-    """Parses texts such as `["train=0.8", "val=val.txt"]` into a dict; numbers are ratios."""
+def parse_pairs(texts, form):
+    """Parses texts such as `["train=0.8", "val=val.txt"]` into a dict of str.
+
+    Args:
+        texts: list of str.
+        form: str, the option and the form of its values, for messages.
+
+    Raises:
+        pipelines.DataError: if a text has another form, or a name occurs twice.
+    """
     from pipelines import DataError
 
-    splits = {}
+    pairs = {}
     for text in texts:
         name, separator, part = text.partition("=")
-        if not separator or not re.fullmatch(r"\w+", name) or not part or name in splits:
-            raise DataError(
-                f"--split takes NAME=RATIO or NAME=LIST FILE, once for each split. Received: {text}"
-            )
-        try:
-            splits[name] = float(part)
-        except ValueError:
-            splits[name] = part
-    return splits
+        if not separator or not re.fullmatch(r"\w+", name) or not part or name in pairs:
+            raise DataError(f"{form}, once for each split. Received: {text}")
+        pairs[name] = part
+    return pairs
 
 
-def parse_files(texts):
-    """Parses texts such as `["train=a.json", "val=b.json"]` into a dict."""
-    from pipelines import DataError
-
-    files = {}
-    for text in texts:
-        name, separator, file = text.partition("=")
-        if not separator or not re.fullmatch(r"\w+", name) or not file or name in files:
-            raise DataError(
-                f"--annotations takes SPLIT=FILE, once for each split. Received: {text}"
-            )
-        files[name] = file
-    return files
+def as_ratio(text):
+    """A ratio as float; any other text unchanged."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def quality(text):
@@ -305,9 +301,12 @@ def main(arguments=None):
         if getattr(arguments, name, None) is not None
     }
     if "split" in options:
-        options["split"] = parse_splits(options["split"])
+        pairs = parse_pairs(options["split"], "--split takes NAME=RATIO or NAME=LIST FILE")
+        options["split"] = {name: as_ratio(part) for name, part in pairs.items()}
     if "annotations" in options:
-        options["annotations"] = parse_files(options["annotations"])
+        options["annotations"] = parse_pairs(
+            options["annotations"], "--annotations takes SPLIT=FILE"
+        )
     name = arguments.command
     if name == "cadis":
         name = f"cadis_task{arguments.task}"

@@ -5,10 +5,12 @@ areas is visible. Pixels outside all areas get the class `unlabeled`, or are ign
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
 import posixpath
+import re
 import typing
 import unicodedata
 
@@ -16,14 +18,16 @@ from kseg.errors import option
 from kseg.json_text import parse_json
 from pipelines.datasets.areas import rasterize
 from pipelines.datasets.class_map import IGNORE, ClassMap, clean_name, new_taxonomy
-from pipelines.datasets.dataset import IGNORE_LABEL, Found, pair_listed, shorten
-from pipelines.datasets.splits import IMAGE_ENDS, divide, split_of
+from pipelines.datasets.dataset import IGNORE_LABEL, Found, check_listed, shorten
+from pipelines.datasets.splits import IMAGE_ENDS, check_split, divide, split_of
 from pipelines.errors import DataError
 from pipelines.sources import Member, fingerprint, open_source
 
+OPTIONS = ("class_map", "unlabeled", "overlap", "split", "seed")  # Of all importers.
 OVERLAPS = ("later", "smaller")
 _MAX_DEPTH = 8
 _HEAD = 1 << 16
+_LARGEST = 1 << 53  # Of the whole numbers that a float holds exactly.
 
 
 class AnnotatedImage(typing.NamedTuple):
@@ -37,6 +41,7 @@ class AnnotatedImage(typing.NamedTuple):
         areas: list of `(class name, area)`; a name of None means that the pixels are ignored.
         split: str or None.
         mask: picture file whose segments the areas are (panoptic data), or None.
+        below: int, number of areas at the beginning of the list that lie below all others.
     """
 
     id: str
@@ -46,6 +51,7 @@ class AnnotatedImage(typing.NamedTuple):
     areas: list
     split: str | None = None
     mask: pathlib.Path | Member | None = None
+    below: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +62,12 @@ class DrawnExample:
         id: str.
         image: file.
         label: file of the annotations, or None.
-        size: `(height, width)` of the annotations; None: that of the upright image.
+        size: `(height, width)` of the annotations; None: the upright image's size.
         areas: list of `(label, area)`.
         unlabeled: int, the label of pixels outside all areas.
         overlap: str, see `pipelines.datasets.areas.rasterize`.
         mask: picture file whose segments the areas are (panoptic data), or None.
+        below: int, see `AnnotatedImage`.
     """
 
     id: str
@@ -71,6 +78,7 @@ class DrawnExample:
     unlabeled: int
     overlap: str
     mask: pathlib.Path | Member | None = None
+    below: int = 0
 
     @property
     def fingerprint(self):
@@ -93,14 +101,25 @@ class DrawnExample:
             uint8 `(height, width)`.
 
         Raises:
-            DataError: if an area cannot be drawn.
+            DataError: if an area cannot be drawn, or the annotations are of another size.
         """
-        size = self.size or tuple(upright)
-        return rasterize(self.areas, size, unlabeled=self.unlabeled, overlap=self.overlap)
+        upright = tuple(upright)
+        size = self.size or upright
+        if size not in (upright, upright[::-1]):  # A wrong size may exceed the memory.
+            raise DataError(
+                f"a label must have the size of its image, {upright} (height, width), and has "
+                f"{size}"
+            )
+        return rasterize(
+            self.areas, size, unlabeled=self.unlabeled, overlap=self.overlap, below=self.below
+        )
 
 
 class Files:
     """All files of a source, by name; files on disk take precedence over those in archives.
+
+    A member of an archive is left out if the archive was unpacked: into its own folder, or into a
+    folder of its name.
 
     Args:
         source: as for `pipelines.sources.open_source`.
@@ -110,13 +129,24 @@ class Files:
         self.source = open_source(source)
         self.name = self.source.name
         self._images = collections.defaultdict(list)
+        self._named, self._partial = {}, []
         self.all = []
-        for top in self.source.tops():
+        self._on_disk = set()
+        for top in self.source.tops():  # Folders on disk first.
+            start = len(self.all)
             self._walk(top, "", 0)
+            if not top.in_archive:
+                name = unicodedata.normalize("NFC", top.tree.path.resolve().name)
+                paths = [path for path, _ in self.all[start:]]
+                self._on_disk.update(paths, (f"{name}/{path}" for path in paths))
 
     def _walk(self, place, prefix, depth):
         for name, file in place.files().items():
             path = unicodedata.normalize("NFC", prefix + name)
+            if isinstance(file, Member) and not self._on_disk.isdisjoint(
+                (path, f"{_stem(file.archive.path.name)}/{path}")
+            ):
+                continue
             self.all.append((path, file))
             if path.lower().endswith(IMAGE_ENDS):
                 self._images[posixpath.basename(path)].append((path, file))
@@ -143,6 +173,16 @@ class Files:
         Raises:
             DataError: if one is missing.
         """
+        if (
+            not isinstance(annotations, dict)
+            or not all(isinstance(split, str) and split for split in annotations)
+            or not all(isinstance(name, (str, pathlib.PurePath)) for name in annotations.values())
+        ):
+            raise DataError(
+                f"{option('annotations')} must give the file of each split, such as "
+                f"{option('annotations', {'train': 'train.json', 'val': 'val.json'})}. Received: "
+                f"{annotations!r}"
+            )
         found = []
         for split, name in annotations.items():
             name = unicodedata.normalize("NFC", str(name).replace("\\", "/"))
@@ -160,14 +200,18 @@ class Files:
         """All image files, as `(path, file)`, sorted by path."""
         return sorted((item for found in self._images.values() for item in found), key=_first)
 
-    def image(self, name, near="", split=None, without=()):
+    def image(self, name, near="", split=None, without=(), annotated=True):
         """Finds the image that an annotation file names.
+
+        The folders of a name need not be those of the source, unless names differ only in them:
+        see `check_names`.
 
         Args:
             name: str, a name or path; an image whose path shares more final parts matches better.
             near: str, path of the annotation file; among equal matches, the nearest image is taken.
             split: str or None, the split of the image.
             without: paths to exclude.
+            annotated: bool, False for another picture than an annotated image.
 
         Returns:
             `(path, file)`, or None if missing.
@@ -176,7 +220,36 @@ class Files:
             DataError: if several images match equally well.
         """
         parts = unicodedata.normalize("NFC", name.replace("\\", "/")).split("/")
+        parts = [part for part in parts[:-1] if part not in ("", ".", "..")] + parts[-1:]
         found = [item for item in self._images.get(parts[-1], []) if item[0] not in without]
+        chosen = self._choose(name, parts, found, near, split)
+        if chosen and annotated:
+            self._named.setdefault(parts[-1], {}).setdefault(tuple(parts), set()).add(chosen[0])
+            shared = _common(reversed(chosen[0].split("/")), reversed(parts))
+            if shared < len(parts):
+                in_split = [p for p, _ in found if split is not None and split_of(p) == split]
+                self._partial.append((near, name, parts, shared, chosen[0], in_split))
+        return chosen
+
+    def check_names(self):
+        """Checks the images that were found by the last parts of a name only.
+
+        Raises:
+            DataError: if other annotated names end in the same parts: the image is another one's.
+        """
+        for near, name, parts, shared, path, in_split in self._partial:
+            named = self._named[parts[-1]]
+            others = [
+                paths
+                for other, paths in named.items()
+                if other != tuple(parts) and _common(reversed(other), reversed(parts)) >= shared
+            ]
+            alone = in_split == [path] and not any(path in paths for paths in others)
+            if others and not alone:
+                raise missing_images(near, [name])
+
+    @staticmethod
+    def _choose(name, parts, found, near, split):
         if len(found) < 2:
             return found[0] if found else None
         around = near.split("/")[:-1]
@@ -201,8 +274,12 @@ class Files:
         return chosen[0]
 
 
-def read_json(file):
+def read_json(file, **options):
     """Reads a JSON file of annotations.
+
+    Args:
+        file: the file.
+        **options: as for `json.loads`.
 
     Raises:
         DataError: if the file is empty or is not JSON.
@@ -211,17 +288,106 @@ def read_json(file):
     if not content.strip():
         raise DataError(f"{file} must hold annotations, and is empty")
     try:
-        return parse_json(content)
+        return parse_json(content, **options)
     except ValueError as error:
         raise DataError(f"{file} must be JSON: {error}") from None
 
 
 def head_of(file):
-    """The first bytes of a file, for detecting its format."""
+    """The first bytes of a file, for detecting its format.
+
+    Returns:
+        `(head, whole)`: bytes, without byte order mark and, of UTF-16 and UTF-32, zeros; and
+        whether they are the whole file.
+    """
     if isinstance(file, Member):
-        return file.read_bytes()[:_HEAD]
-    with open(file, "rb") as stream:
-        return stream.read(_HEAD)
+        head = file.read_head(_HEAD)
+    else:
+        with open(file, "rb") as stream:
+            head = stream.read(_HEAD)
+    return plain_head(head), len(head) < _HEAD
+
+
+def plain_head(content):
+    """The first bytes of a file's content, as in `head_of`."""
+    head = content[:_HEAD]
+    for mark in (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"):
+        head = head.removeprefix(mark)
+    return head.replace(b"\0", b"")
+
+
+@contextlib.contextmanager
+def located(where, owner=""):
+    """Names the location of a fault; content of another form than expected is a fault, too.
+
+    Args:
+        where: str, the file and the position in it; begins the message.
+        owner: str, precedes the name of a missing entry.
+
+    Raises:
+        DataError: in place of a DataError, or of an error that comes from such content.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    except KeyError as error:
+        raise DataError(f"{where}: {owner}{error} is missing or wrong") from None
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{where}: an entry is missing or wrong ({reason})") from None
+
+
+def as_whole(value, what):
+    """Checks a whole number of an annotation file, and returns it as int.
+
+    Args:
+        value: int, or float or text of a whole number.
+        what: str, its name in messages.
+
+    Raises:
+        DataError: if it is anything else.
+    """
+    try:
+        sound = not isinstance(value, bool) and abs(float(value)) < _LARGEST
+        number = int(value) if sound else None
+        if sound and number == float(value):
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise DataError(f"{what} must be a whole number, not {_short(value)}")
+
+
+def as_name(value, what):
+    """Checks the name of a class, and returns it.
+
+    Raises:
+        DataError: unless it is text that is not empty.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{what} must be a name, not {_short(value)}")
+    return value
+
+
+def hex_color(text):
+    """The color `[red, green, blue]` of `#rrggbb`; None if the text is none."""
+    text = text.strip() if isinstance(text, str) else ""
+    if not re.fullmatch("#[0-9a-fA-F]{6}", text):
+        return None
+    return [int(text[i : i + 2], 16) for i in (1, 3, 5)]
+
+
+def not_drawn(left, what):
+    """Notes on what is not drawn.
+
+    Args:
+        left: dict from kind to number.
+        what: str, what is counted.
+
+    Returns:
+        list of str.
+    """
+    return [f"{n} {what} of kind {kind!r} are not drawn" for kind, n in sorted(left.items())]
 
 
 def check_choice(name, value, choices):
@@ -239,6 +405,7 @@ def assemble(
     images,
     names,
     *,
+    expected,
     colors=None,
     class_map=None,
     unlabeled="background",
@@ -254,6 +421,7 @@ def assemble(
         images: list of `AnnotatedImage`.
         names: list of str, the classes of the source, in order; None: the classes of the areas in
             alphabetical order, `unlabeled` first.
+        expected: str, the required content of the source, for messages.
         colors: dict from class name to `[red, green, blue]`; may lack some.
         class_map: see `pipelines.datasets.class_map`; a path, a dict or None.
         unlabeled: str, the class of pixels outside all areas; added as the first class if the
@@ -272,7 +440,9 @@ def assemble(
     """
     check_choice("overlap", overlap, OVERLAPS)
     if not images:
-        raise DataError(f"{files.name} holds no image with annotations")
+        raise DataError(f"{files.name} must hold {expected}")
+    as_name(unlabeled, option("unlabeled"))
+    files.check_names()
     _check_twice(images)
     if names is None:
         names = sorted({name for image in images for name, _ in image.areas if name is not None})
@@ -303,6 +473,7 @@ def assemble(
             (IGNORE if name is None else targets[clean_name(name)], area)
             for name, area in image.areas
         ]
+        below = sum(name is not None for name, _ in areas[: image.below])
         areas = [(labels[name], area) for name, area in areas if name is not None]
         examples.append(
             DrawnExample(
@@ -314,11 +485,12 @@ def assemble(
                 labels[unlabeled],
                 overlap,
                 image.mask,
+                below,
             )
         )
     rule = "the later area is seen" if overlap == "later" else "the area of fewer pixels is seen"
-    meaning = "ignored" if unlabeled == IGNORE else f"the class {unlabeled!r}"
-    notes = [*notes, *more, f"Where areas overlap, {rule}; what no area covers is {meaning}"]
+    meaning = "are ignored" if unlabeled == IGNORE else f"get the class {unlabeled!r}"
+    notes = [*notes, *more, f"Where areas overlap, {rule}; pixels outside all areas {meaning}"]
     splits = split_examples(files, images, examples, split, seed)
     return Found(taxonomy, splits, notes)
 
@@ -338,8 +510,11 @@ def split_examples(files, images, examples, split, seed):
     Raises:
         DataError: if the splits are missing or wrong.
     """
+    check_split(split)
     own = {image.split for image in images}
-    if own != {None} and None not in own:
+    divided = own != {None} and None not in own and not (split and len(own) == 1)
+    _check_twins(zip(images, examples, strict=True), divided)
+    if divided:
         if split:
             raise DataError(
                 f"{files.name} is divided already: {', '.join(sorted(own))}. Leave out "
@@ -357,14 +532,10 @@ def split_examples(files, images, examples, split, seed):
             f"none. Divide them by {option('split', {'train': 0.8, 'val': 0.2})}"
         )
     by_id = {example.id: example for example in examples}
-    if len(by_id) < len(examples):
-        twice = [key for key, n in collections.Counter(e.id for e in examples).items() if n > 1]
-        raise DataError(f"Images must have names of their own. Used twice: {shorten(twice)}")
     ordered = sorted(examples, key=lambda e: e.id)
-    files_by_id = {example.id: example.image for example in examples}
 
     def listed(names, file):
-        pair_listed(names, files_by_id, files_by_id, file)  # Only for its checks.
+        check_listed(names, by_id, by_id, file)
         return [by_id[name] for name in sorted(names)]
 
     return divide(files.source, by_id, lambda: ordered, listed, files.name, split, seed)
@@ -377,11 +548,13 @@ def as_shape(height, width, where):
         DataError: unless both are positive integers.
     """
     try:
-        size = int(height), int(width)
-    except (TypeError, ValueError):
+        size = as_whole(height, "height"), as_whole(width, "width")
+    except DataError:
         size = (0, 0)
     if min(size) < 1:
-        raise DataError(f"{where}: an image must have height and width, not {height!r}, {width!r}")
+        raise DataError(
+            f"{where}: an image must have height and width, not {_short(height)}, {_short(width)}"
+        )
     return size
 
 
@@ -397,6 +570,17 @@ def missing_images(file, names):
 def stem_of(path):
     """A path without its suffix, in composed form (NFC), separated by `/`."""
     return unicodedata.normalize("NFC", posixpath.splitext(path.replace("\\", "/"))[0])
+
+
+def _check_twins(pairs, divided):
+    first = {}
+    for image, example in pairs:
+        other = first.setdefault((image.split if divided else None, example.id), image)
+        if other is not image:
+            raise DataError(
+                f"Images must have names of their own. Used twice: {example.id}, of {other.file} "
+                f"and of {image.file}. Rename one, in its annotations too"
+            )
 
 
 def _check_twice(images):
@@ -425,3 +609,13 @@ def _common(parts, others):
 
 def _first(item):
     return item[0]
+
+
+def _short(value):
+    text = repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _stem(name):
+    """The name of an archive without its endings, such as `.tar.gz`."""
+    return re.sub(r"(\.tar)?\.\w+$", "", unicodedata.normalize("NFC", name))

@@ -8,8 +8,8 @@ down; 0 is the left (top) edge of the image for `crossings`, otherwise the first
 import base64
 import binascii
 import dataclasses
-import functools
 import math
+import struct
 import zlib
 
 import cv2
@@ -17,13 +17,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipelines.datasets.label_files import expand_runs
-from pipelines.datasets.mask_files import decode_mask
+from pipelines.datasets.mask_files import check_png, decode_mask
+from pipelines.datasets.thread_cache import cached_by_thread
 from pipelines.errors import DataError
 
 _SUBPIXELS = 5
 _EMPTY = (0, 0, np.zeros((0, 0), bool))
 _LINE_WIDTH, _POINT_RADIUS = 10, 5  # As in labelme's own masks, in pixels.
 _MAX_COORDINATE = 1 << 24
+# Time and memory grow with the length of an outline, and with the pixels of a section of the image.
+_FAR = 16  # Coordinates reach this multiple of the image's height and width together.
+_LONG = 64  # An outline, this multiple and once the image's pixels.
+_SPARE = 1 << 16  # Pixels of a section, besides 4 times those of the image.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +57,8 @@ class Polygons:
             [ring * np.array(scale, ring.dtype) for ring in group]
             for group in (self.rings, self.holes)
         )
+        for ring in (*rings, *holes):
+            _check_near(ring, height, width)
         if self.rule == "crossings":
             return _union([_by_crossings(ring, height, width) for ring in rings])
         # Include holes: OpenCV shifts lines slightly where it clips them.
@@ -86,6 +93,7 @@ class Figure:
 
     def draw(self, height, width):
         """Draws; see the module."""
+        _check_near(self.points, height, width)
         return 0, 0, _with_pillow(self.kind, self.points, height, width)
 
 
@@ -103,12 +111,10 @@ class ColumnRuns:
 
     def draw(self, height, width):
         """Draws; see the module."""
-        counts = expand_runs(self.counts) if isinstance(self.counts, str) else self.counts
-        counts = np.asarray(counts, "int64")
         if self.size != (height, width):
             raise DataError(f"run lengths of {self.size} (height, width) are of another image size")
-        if counts.sum() != height * width or counts.min(initial=0) < 0:
-            raise DataError(f"run lengths must fill {height}x{width} pixels, not {counts.sum()}")
+        counts = expand_runs(self.counts) if isinstance(self.counts, str) else self.counts
+        counts = _checked_runs(counts, height, width)
         return 0, 0, _from_runs(counts).reshape(width, height).T
 
 
@@ -129,9 +135,9 @@ class RowRuns:
 
     def draw(self, height, width):
         """Draws; see the module."""
-        if self.counts.sum() != self.height * self.width or self.counts.min(initial=0) < 0:
-            raise DataError(f"run lengths must fill {self.height}x{self.width} pixels")
-        mask = _from_runs(self.counts).reshape(self.height, self.width)
+        _check_section(self.height, self.width, height, width)
+        counts = _checked_runs(self.counts, self.height, self.width)
+        mask = _from_runs(counts).reshape(self.height, self.width)
         return _clipped(self.top, self.left, mask, height, width)
 
 
@@ -153,12 +159,22 @@ class Bitmap:
         try:
             content = base64.b64decode(self.content, validate=True)
             if not content.startswith(b"\x89PNG"):
-                content = zlib.decompress(content)
+                # Four channels of 16 bits, and as much again for the file's structure.
+                limit = 16 * (4 * height * width + _SPARE)
+                content = zlib.decompressobj().decompress(content, limit)
         except (binascii.Error, ValueError, zlib.error):
             raise DataError("a bitmap must be the base64 text of a PNG") from None
-        picture = cv2.imdecode(np.frombuffer(content, "uint8"), cv2.IMREAD_UNCHANGED)
-        if picture is None:
+        if len(content) < 33 or not content.startswith(b"\x89PNG\r\n\x1a\n"):
             raise DataError("a bitmap holds no PNG")
+        columns, rows = struct.unpack(">II", content[16:24])
+        _check_section(rows, columns, height, width)
+        check_png(content, "a bitmap")
+        try:
+            picture = cv2.imdecode(np.frombuffer(content, "uint8"), cv2.IMREAD_UNCHANGED)
+        except cv2.error:
+            picture = None
+        if picture is None:
+            raise DataError("a bitmap holds a PNG that is damaged")
         if picture.ndim == 3:
             # Opacity, if present, decides alone, as in Supervisely's own bitmaps.
             opacity = picture.shape[2] == 4 and picture[..., 3].min() < 255
@@ -186,9 +202,7 @@ class BrushRuns:
         """Draws; see the module."""
         if self.size != (height, width):
             raise DataError(f"a brush of {self.size} (height, width) is of another image size")
-        values = _read_brush(self.content)
-        if values.size != 4 * height * width:
-            raise DataError(f"a brush must fill {height}x{width} pixels of 4 channels")
+        values = _read_brush(self.content, height, width)
         return 0, 0, values.reshape(height, width, 4)[..., 3] > 127
 
 
@@ -211,7 +225,7 @@ class SegmentPicture:
         return _read_segments(self)
 
 
-@functools.lru_cache(maxsize=4)
+@cached_by_thread(1)  # The segments of an image are drawn one after another.
 def _read_segments(picture):
     mask = decode_mask(picture.file.read_bytes())
     if mask.values.dtype != np.uint8 or mask.values.ndim != 3:
@@ -244,7 +258,7 @@ class Segment:
         return 0, 0, ids == self.id
 
 
-def rasterize(areas, size, *, unlabeled, overlap):
+def rasterize(areas, size, *, unlabeled, overlap, below=0):
     """Draws the areas of an image into a label map.
 
     Args:
@@ -253,6 +267,7 @@ def rasterize(areas, size, *, unlabeled, overlap):
         unlabeled: int, the label of pixels outside all areas.
         overlap: str, `later`: where areas overlap, the later one is visible. `smaller`: the one
             with fewer pixels, or the later of two equally large ones.
+        below: int, number of areas at the beginning of the list that lie below all others.
 
     Returns:
         uint8 `size`.
@@ -263,7 +278,12 @@ def rasterize(areas, size, *, unlabeled, overlap):
     values = np.full(size, unlabeled, "uint8")
     drawn = ((label, area.draw(*size)) for label, area in areas)
     if overlap == "smaller":
-        drawn = sorted(drawn, key=lambda item: -int(item[1][2].sum()))
+        drawn = list(drawn)
+        drawn = [
+            item
+            for part in (drawn[:below], drawn[below:])
+            for item in sorted(part, key=lambda item: -int(item[1][2].sum()))
+        ]
     for label, (top, left, mask) in drawn:
         rows, columns = mask.shape
         values[top : top + rows, left : left + columns][mask] = label
@@ -285,7 +305,7 @@ def as_ring(numbers, what="a polygon"):
     """
     try:
         flat = np.asarray(numbers, "float64").reshape(-1)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise DataError(f"{what} must be a list of numbers") from None
     if flat.size % 2:
         raise DataError(f"{what} must be x and y in turn, and has {flat.size} numbers")
@@ -295,6 +315,44 @@ def as_ring(numbers, what="a polygon"):
     if not np.isfinite(flat).all() or np.abs(flat).max() > _MAX_COORDINATE:
         raise DataError(f"{what} must have finite coordinates below {_MAX_COORDINATE}")
     return flat.reshape(-1, 2)
+
+
+def _check_near(points, height, width):
+    """Raises a DataError if an outline is far from the image or too long to be drawn."""
+    limit = _FAR * (height + width)
+    if np.abs(points).max(initial=0) > limit:
+        raise DataError(
+            f"coordinates must be in or near the image of {height}x{width} pixels, not beyond "
+            f"{limit}. Correct or remove the area"
+        )
+    longest = height * width + _LONG * (height + width)
+    if np.abs(points - np.roll(points, 1, axis=0)).max(axis=1, initial=0).sum() > longest:
+        raise DataError(
+            f"an outline must be shorter than {longest} pixels in an image of {height}x{width}. "
+            "Correct or remove the area"
+        )
+
+
+def _check_section(rows, columns, height, width):
+    """Raises a DataError if a section of an image is empty or much larger than the image."""
+    if min(rows, columns) < 1 or rows * columns > 4 * height * width + _SPARE:
+        raise DataError(
+            f"an area's section of {rows}x{columns} pixels must not be empty, or much larger than "
+            f"its image of {height}x{width}"
+        )
+
+
+def _checked_runs(counts, height, width):
+    """Run lengths as an int64 array, which fill a height and width."""
+    try:
+        counts = np.asarray(counts, "int64")
+    except (OverflowError, TypeError, ValueError):
+        raise DataError("run lengths must be whole numbers") from None
+    size = height * width
+    if counts.min(initial=0) < 0 or counts.max(initial=0) > size or counts.sum() != size:
+        total = sum(counts.tolist())  # Of Python, which has no largest number.
+        raise DataError(f"run lengths must fill {height}x{width} pixels, not {total}")
+    return counts
 
 
 def _by_crossings(ring, height, width):
@@ -380,7 +438,7 @@ def _clipped(top, left, mask, height, width):
     return max(0, top), max(0, left), mask[rows, columns]
 
 
-def _read_brush(content):
+def _read_brush(content, height, width):
     bits = np.unpackbits(np.frombuffer(content, "uint8"))
     position = 0
 
@@ -394,7 +452,9 @@ def _read_brush(content):
 
     total, word = read(32), read(5) + 1
     lengths = [read(4) + 1 for _ in range(4)]
-    if total > 4 * _MAX_COORDINATE * 32 or word > 8:
+    if total != 4 * height * width:
+        raise DataError(f"a brush must fill {height}x{width} pixels of 4 channels")
+    if word > 8:
         raise DataError("the run lengths of a brush are damaged")
     values, i = np.zeros(total, "uint8"), 0
     while i < total:

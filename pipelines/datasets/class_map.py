@@ -59,6 +59,8 @@ class ClassMap:
             pairs = self._read_csv(text) if path.suffix.lower() == ".csv" else self._read_json(text)
         elif isinstance(value, dict):
             pairs = list(value.items())
+        elif value is not None:
+            raise DataError(f"{self.name} must be a file, or a dict of names. Received: {value!r}")
         self.given = value is not None
         self.targets = {}
         for key, target in pairs:

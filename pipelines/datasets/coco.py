@@ -17,15 +17,16 @@ import re
 
 import numpy as np
 
-from kseg.json_text import parse_json
 from pipelines.datasets.annotated import (
     AnnotatedImage,
     Files,
+    as_name,
     as_shape,
     assemble,
     check_choice,
     head_of,
     missing_images,
+    read_json,
     stem_of,
 )
 from pipelines.datasets.areas import ColumnRuns, Polygons, Segment, SegmentPicture, as_ring
@@ -35,19 +36,19 @@ from pipelines.errors import DataError
 
 CROWDS = ("draw", "ignore", "drop")
 EXPECTED = "a JSON file with `images`, `annotations` and `categories`"
+ENDS = (".json",)
 _LISTS = ("images", "annotations", "categories")
-_BEGINNING = re.compile(
-    rb'\s*\{\s*"(info|licenses|images|annotations|categories|type)"\s*:', re.DOTALL
-)
+_LIST_KEY = re.compile(rb'"(images|annotations|categories)"\s*:')
 
 
-def recognize(files):
-    """The path of the first file of this format in `Files`, or None."""
-    for path, file in files.with_end(".json"):
-        head = head_of(file)
-        if _BEGINNING.match(head) and any(f'"{name}"'.encode() in head for name in _LISTS):
-            return path
-    return None
+def matches(path, head, files):
+    """Returns True if a file has this format.
+
+    Args:
+        path, head: its path, and its first bytes as from `pipelines.datasets.annotated.head_of`.
+        files: `Files`, all files of the source.
+    """
+    return head.lstrip().startswith(b"{") and bool(_LIST_KEY.search(head))
 
 
 def find(source, *, annotations=None, crowd="draw", **arguments):
@@ -71,12 +72,15 @@ def find(source, *, annotations=None, crowd="draw", **arguments):
     check_choice("crowd", crowd, CROWDS)
     files = Files(source)
     images, names, colors, notes, empty = [], {}, {}, [], 0
-    found = files.given(annotations) if annotations else _search(files)
-    for split, path, file in found:
-        content = _parse(file)
-        if content is None:
-            if annotations:
+    given = annotations is not None
+    for split, path, file in files.given(annotations) if given else _search(files, notes):
+        content = read_json(file, object_hook=_compact)
+        missing = [name for name in _LISTS if not _is_list(content, name)]
+        if missing:
+            if given:
                 raise DataError(f"{file} must be {EXPECTED}")
+            if len(missing) < 2:  # Such as captions. With two missing, it is of another format.
+                notes.append(f"{path} has no list `{missing[0]}` and is left out")
             continue
         more, without = _read(files, split, path, file, content, crowd)
         images += more
@@ -84,24 +88,41 @@ def find(source, *, annotations=None, crowd="draw", **arguments):
         for category in content["categories"]:
             names[category["name"]] = None
             colors.setdefault(category["name"], _color(category))
-    if not images:
-        raise DataError(f"{files.name} must hold {EXPECTED}")
     if empty:
         notes.append(f"{empty} annotations have a box and no area: they are not drawn")
-    if not any(image.areas for image in images):
+    if images and not any(image.areas for image in images):
         raise DataError(
             f"{files.name} holds no areas in its annotations: {len(images)} images, {empty} boxes"
         )
     _note_unused(names, images, notes)
-    return assemble(files, images, list(names), colors=colors, notes=notes, **arguments)
+    return assemble(
+        files, images, list(names), expected=EXPECTED, colors=colors, notes=notes, **arguments
+    )
 
 
-def _search(files):
-    return [
-        (split_of(path), path, file)
-        for path, file in files.with_end(".json")
-        if _BEGINNING.match(head_of(file))
-    ]
+def _search(files, notes):
+    """The JSON files whose first bytes do not rule this format out; `notes` on damaged others."""
+    found = []
+    for path, file in files.with_end(*ENDS):
+        head, whole = head_of(file)
+        if head.lstrip().startswith(b"{") and (not whole or _LIST_KEY.search(head)):
+            found.append((split_of(path), path, file))
+        elif whole and not _is_json(file):
+            notes.append(f"{path} is empty or no JSON and is left out")
+    return found
+
+
+def _is_json(file):
+    try:
+        read_json(file)
+    except DataError:
+        return False
+    return True
+
+
+def _is_list(content, name):
+    found = content.get(name) if isinstance(content, dict) else None
+    return isinstance(found, list) and all(isinstance(item, dict) for item in found)
 
 
 def _note_unused(names, images, notes):
@@ -109,34 +130,22 @@ def _note_unused(names, images, notes):
     used = {name for image in images for name, _ in image.areas}
     unused = [name for name in names if name not in used]
     if unused:
-        notes.append(f"No area is of {shorten(list(map(repr, unused)))}")
+        notes.append(f"No area has the class {shorten(list(map(repr, unused)))}")
 
 
 def _compact(value):
     """Converts an annotation's polygons to arrays on parsing: a tenth of the memory."""
     areas = value.get("segmentation")
     if isinstance(areas, list):
-        with contextlib.suppress(TypeError, ValueError):  # Reported when the annotation is read.
+        # Errors are reported when the annotation is read.
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
             value["segmentation"] = [np.array(ring, "float64") for ring in areas]
     elif isinstance(areas, dict) and isinstance(areas.get("counts"), list):
         with contextlib.suppress(TypeError, ValueError, OverflowError):
-            areas["counts"] = np.array(areas["counts"], "int64")
+            counts = np.array(areas["counts"] or np.zeros(0, int))
+            if counts.ndim == 1 and counts.dtype.kind in "iu":
+                areas["counts"] = counts.astype("int64", casting="same_kind")
     return value
-
-
-def _parse(file):
-    content = file.read_bytes()
-    if not content.strip():
-        raise DataError(f"{file} must hold annotations, and is empty")
-    try:
-        found = parse_json(content, object_hook=_compact)
-    except ValueError as error:
-        raise DataError(f"{file} must be JSON: {error}") from None
-    sound = isinstance(found, dict) and all(
-        isinstance(found.get(name), list) and all(isinstance(item, dict) for item in found[name])
-        for name in _LISTS
-    )
-    return found if sound else None
 
 
 def _color(category):
@@ -149,16 +158,16 @@ def _color(category):
 def _read(files, split, path, file, content, crowd):
     """Reads one file; returns `(list of AnnotatedImage, number of annotations without area)`."""
     categories, entries = {}, {}
+    without = 0
     try:
         for category in content["categories"]:
             if category["id"] in categories:
                 raise DataError(f"{file} must name a category once. Twice: {category['id']}")
-            categories[category["id"]] = str(category["name"])
+            categories[category["id"]] = as_name(category["name"], "a category's `name`")
         for entry in content["images"]:
             if entry["id"] in entries:
                 raise DataError(f"{file} must list an image once. Twice: id {entry['id']}")
             entries[entry["id"]] = (entry, [], [])
-        without = 0
         for number, annotation in enumerate(content["annotations"]):
             where = f"{file}, annotation {annotation.get('id', number)}"
             if annotation["image_id"] not in entries:
@@ -193,7 +202,9 @@ def _read(files, split, path, file, content, crowd):
         mask = next((area.picture.file for _, area in above if isinstance(area, Segment)), None)
         size = as_shape(entry.get("height"), entry.get("width"), f"{file}, {name}")
         areas = [*below, *above]
-        images.append(AnnotatedImage(stem_of(name), found[1], file, size, areas, split, mask))
+        images.append(
+            AnnotatedImage(stem_of(name), found[1], file, size, areas, split, mask, len(below))
+        )
     if missing:
         raise missing_images(file, missing)
     return images, without
@@ -201,7 +212,9 @@ def _read(files, split, path, file, content, crowd):
 
 def _area(value, where):
     """The area of an annotation; None if it has none."""
-    if value is None or (isinstance(value, list) and not value):
+    if isinstance(value, list):  # Tools write `[]` or `[[]]` for a box.
+        value = [ring for ring in value if not _is_empty(ring)] or None
+    if value is None:
         return None
     if isinstance(value, dict):
         counts, size = value.get("counts"), value.get("size")
@@ -212,17 +225,23 @@ def _area(value, where):
     if not isinstance(value, list):
         raise DataError(f"{where}: `segmentation` must be polygons or run lengths")
     try:
-        return Polygons(tuple(as_ring(ring) for ring in value), "crossings")
+        return Polygons(tuple(map(as_ring, value)), "crossings")
     except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+        raise DataError(f"{where}: {error}. Correct the annotation, or remove it") from None
+
+
+def _is_empty(ring):
+    return isinstance(ring, (list, np.ndarray)) and np.shape(ring)[:1] == (0,)
 
 
 def _segments(files, path, where, annotation, categories, entry, crowd):
     """The segments of a panoptic picture, as list of `(class name, area)`."""
     name = annotation["file_name"]
     folder = posixpath.splitext(posixpath.basename(path))[0]
-    found = files.image(f"{folder}/{name}", path)
-    if found is None or (found[0].endswith("/" + entry["file_name"]) and folder not in found[0]):
+    found = files.image(f"{folder}/{name}", path, annotated=False)
+    if found is None or (
+        f"/{found[0]}".endswith(f"/{entry['file_name']}") and folder not in found[0].split("/")
+    ):
         raise DataError(f"{where}: the panoptic picture {folder}/{name} is missing")
     segments = annotation["segments_info"]
     picture = SegmentPicture(found[1], frozenset(s["id"] for s in segments), found[0])

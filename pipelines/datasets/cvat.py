@@ -9,6 +9,7 @@ CVAT's `Segmentation mask 1.1` (labelmap.txt) is read by `folder`.
 
 import collections
 import io
+import posixpath
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -17,9 +18,13 @@ from pipelines.datasets.annotated import (
     AnnotatedImage,
     Files,
     as_shape,
+    as_whole,
     assemble,
-    head_of,
+    hex_color,
+    located,
     missing_images,
+    not_drawn,
+    plain_head,
     stem_of,
 )
 from pipelines.datasets.areas import Polygons, RowRuns, as_ring
@@ -27,18 +32,20 @@ from pipelines.datasets.dataset import shorten
 from pipelines.datasets.splits import SPLITS, split_of
 from pipelines.errors import DataError
 
+ENDS = (".xml",)
 EXPECTED = "annotations.xml of `CVAT for images 1.1`"
 _SHAPES = ("polygon", "mask", "box")
 _OTHERS = ("polyline", "points", "ellipse", "cuboid", "skeleton")
 
 
-def recognize(files):
-    """The path of the first file of this format in `Files`, or None."""
-    for path, file in files.with_end(".xml"):
-        head = head_of(file)
-        if b"<annotations>" in head and (b"<image " in head or b"<meta>" in head):
-            return path
-    return None
+def matches(path, head, files):
+    """Returns True if a file has this format.
+
+    Args:
+        path, head: its path, and its first bytes as from `pipelines.datasets.annotated.head_of`.
+        files: `Files`, all files of the source.
+    """
+    return b"<annotations>" in head and (b"<image " in head or b"<meta>" in head)
 
 
 def find(source, **arguments):
@@ -55,16 +62,20 @@ def find(source, **arguments):
         DataError: if files or classes cannot be found or used, or an option is out of range.
     """
     files = Files(source)
-    images, colors, left = [], {}, collections.Counter()
-    for path, file in files.with_end(".xml"):
-        if not file.read_bytes().strip():
+    images, colors, left, others = [], {}, collections.Counter(), []
+    for path, file in files.with_end(*ENDS):
+        content = file.read_bytes()
+        usual = posixpath.basename(path).lower() == "annotations.xml"
+        if usual and not content.strip():
             raise DataError(f"{file} must hold annotations, and is empty")
-        if b"<annotations>" not in head_of(file):
+        if b"<annotations>" not in plain_head(content):
+            others += [f"{path} is not {EXPECTED} and is left out"] if usual else []
             continue
         missing = []
-        for attributes, areas in _read(file, colors, left):
+        for attributes, areas in _read(file, content, colors, left):
             name = attributes.get("name", "")
-            split = SPLITS.get(attributes.get("subset", "").lower()) or split_of(name)
+            split = SPLITS.get(attributes.get("subset", "").lower())
+            split = split or split_of(posixpath.dirname(name.replace("\\", "/")))
             found = files.image(name, path, split)
             if found is None:
                 missing.append(name)
@@ -73,20 +84,20 @@ def find(source, **arguments):
             images.append(AnnotatedImage(stem_of(name), found[1], file, size, areas, split))
         if missing:
             raise missing_images(file, missing)
-    if not images:
-        raise DataError(f"{files.name} must hold {EXPECTED}")
-    notes = [f"{n} shapes of kind {kind!r} are not drawn" for kind, n in sorted(left.items())]
-    return assemble(files, images, list(colors), colors=colors, notes=notes, **arguments)
+    notes = [*not_drawn(left, "shapes"), *others]
+    return assemble(
+        files, images, list(colors), expected=EXPECTED, colors=colors, notes=notes, **arguments
+    )
 
 
-def _read(file, colors, left):
+def _read(file, content, colors, left):
     """Yields attributes and areas of each image; fills `colors`, counts other shapes in `left`."""
     areas, number = [], 0
     try:
-        for _, element in ElementTree.iterparse(io.BytesIO(file.read_bytes())):
+        for _, element in ElementTree.iterparse(io.BytesIO(content)):
             if element.tag == "label" and element.find("name") is not None:
                 name = (element.findtext("name") or "").strip()
-                colors.setdefault(name, _color(element.findtext("color")))
+                colors.setdefault(name, hex_color(element.findtext("color")))
             elif element.tag == "track":
                 raise DataError(
                     f"{file} holds tracks of a video. Export it as `CVAT for images 1.1`"
@@ -98,8 +109,9 @@ def _read(file, colors, left):
                     raise DataError(
                         f"{where}: unknown class {name!r}. The file has {shorten([*colors], 10)}"
                     )
-                depth = int(element.get("z_order") or 0)
-                areas.append((depth, name, _area(element, where)))
+                with located(where):
+                    depth = as_whole(element.get("z_order") or 0, "`z_order`")
+                    areas.append((depth, name, _area(element)))
                 number += 1
             elif element.tag in _OTHERS and element.get("label"):
                 left[element.tag] += 1
@@ -108,11 +120,13 @@ def _read(file, colors, left):
                 yield element.attrib, [(name, area) for _, name, area in areas]
                 areas = []
                 element.clear()
-    except ElementTree.ParseError as error:
+    except DataError:
+        raise
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # Of encodings, the latter.
         raise DataError(f"{file} must be XML: {error}") from None
 
 
-def _area(element, where):
+def _area(element):
     try:
         if element.tag == "polygon":
             pairs = [pair.split(",") for pair in element.get("points", "").split(";")]
@@ -124,16 +138,10 @@ def _area(element, where):
             corners = [left, top, right, top, right, bottom, left, bottom]
             return Polygons((as_ring(corners),), "crossings")
         counts = np.array(element.get("rle", "").split(","), "int64")
-        return RowRuns(counts, *(int(element.get(k)) for k in ("top", "left", "height", "width")))
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: must have coordinates, or run lengths and a place") from None
-
-
-def _color(text):
-    text = (text or "").strip()
-    try:
-        return [int(text[i : i + 2], 16) for i in (1, 3, 5)] if len(text) == 7 else None
-    except ValueError:
-        return None
+        return RowRuns(
+            counts, *(as_whole(element.get(k), k) for k in ("top", "left", "height", "width"))
+        )
+    except DataError:
+        raise
+    except (TypeError, ValueError, OverflowError):
+        raise DataError("must have coordinates, or run lengths and a place") from None

@@ -207,17 +207,18 @@ def _half(folder, images, labels, missing):
     return DataError(f"{folder} must have both {images}/ and {labels}/. {missing}/ is missing")
 
 
-def wrong_layout(source, expected):
+def wrong_layout(source, expected, kind=DataError):
     """The error for a source with an unexpected layout.
 
     Args:
         source: `Source`.
         expected: str, the required content.
+        kind: class of the error.
 
     Returns:
-        `DataError`.
+        `kind`.
     """
-    return DataError(
+    return kind(
         f"{source.name} must be a folder, or a zip or tar file, with {expected}. It holds "
         f"{source.describe()}"
     )
@@ -288,6 +289,21 @@ def pair_listed(names, images, labels, where, *, decode=INDEX_MASK):
         list of `FileExample`, sorted by id.
 
     Raises:
+        DataError: as `check_listed`.
+    """
+    check_listed(names, images, labels, where)
+    return [FileExample(name, images[name], labels[name], decode) for name in sorted(names)]
+
+
+def check_listed(names, images, labels, where):
+    """Checks the names of a list.
+
+    Args:
+        names: list of str, ids.
+        images, labels: dicts with the ids as keys.
+        where: the list file, for error messages.
+
+    Raises:
         DataError: if the list is empty, or a name is listed twice or lacks an image or a label.
     """
     twice = sorted({name for name in names if names.count(name) > 1}) if _has_twins(names) else []
@@ -299,7 +315,6 @@ def pair_listed(names, images, labels, where, *, decode=INDEX_MASK):
             raise DataError(f"{where} names what has no {kind} file: {shorten(missing)}")
     if not names:
         raise DataError(f"{where} names no image")
-    return [FileExample(name, images[name], labels[name], decode) for name in sorted(names)]
 
 
 def read_list(file):

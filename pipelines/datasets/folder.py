@@ -12,22 +12,25 @@ are compared in Unicode's composed form (NFC), because macOS writes them decompo
 """
 
 import collections
-import dataclasses
+import os
 import pathlib
 import posixpath
 import re
 import unicodedata
 
 from kseg.errors import option
+from pipelines.datasets.annotated import check_choice
 from pipelines.datasets.class_table import ClassTable
-from pipelines.datasets.dataset import (
-    Found,
-    pair_files,
-    pair_listed,
-    wrong_layout,
+from pipelines.datasets.dataset import pair_files, pair_listed, wrong_layout
+from pipelines.datasets.masks import MASKS, read_masks
+from pipelines.datasets.splits import (
+    IMAGE_ENDS,
+    JPEG_ENDS,
+    LABEL_ENDS,
+    SPLITS,
+    check_split,
+    divide,
 )
-from pipelines.datasets.masks import MASKS, choose_reader
-from pipelines.datasets.splits import IMAGE_ENDS, JPEG_ENDS, LABEL_ENDS, SPLITS, divide
 from pipelines.errors import DataError
 from pipelines.sources import open_source
 
@@ -55,6 +58,10 @@ _EXPECTED = (
     "images/ and labels/ (with train/ and val/ in both, or list files), or train/images/ and "
     "train/labels/, or train/ and train_labels/"
 )
+
+
+class NoMasksError(DataError):
+    """The source has no masks and class table in a known layout; it may hold annotations."""
 
 
 def find(
@@ -92,11 +99,12 @@ def find(
     Raises:
         DataError: if classes or files cannot be found or used, or an option is out of range.
     """
-    for name, value, choices in (("masks", masks, MASKS), ("unknown", unknown, UNKNOWN)):
-        if value not in choices:
-            raise DataError(
-                f"{option(name)} must be one of {', '.join(choices)}. Received: {value!r}"
-            )
+    check_choice("masks", masks, MASKS)
+    check_choice("unknown", unknown, UNKNOWN)
+    check_split(split)
+    for name, value in (("images", images), ("labels", labels)):
+        if value is not None and (not isinstance(value, (str, os.PathLike)) or not str(value)):
+            raise DataError(f"{option(name)} must be a folder of the source. Received: {value!r}")
     if (images is None) != (labels is None):
         raise DataError(f"Give both {option('images')} and {option('labels')}, or neither")
     source = open_source(source)
@@ -105,7 +113,7 @@ def find(
         table, notes = read_table(source, classes)
         places = _divided(*_given(source, images, labels)) if images else _search(source)
         files = {name: _list_both(*pair, label_ends) for name, pair in places.items()}
-    except DataError as error:
+    except NoMasksError as error:
         from pipelines.datasets import importers  # Imported here: one of them imports this module.
 
         raise importers.explain(source, error) from None
@@ -128,14 +136,7 @@ def find(
             seed,
             labels,
         )
-    # Each mask only once: list files may name an image for several splits.
-    used = {str(e.label): e.label for examples in splits.values() for e in examples}
-    reader, note = choose_reader(table, [used[key] for key in sorted(used)], masks, unknown)
-    splits = {
-        name: [dataclasses.replace(example, decode=reader) for example in examples]
-        for name, examples in splits.items()
-    }
-    return Found(table.taxonomy(), splits, [*notes, *table.notes, *([note] if note else [])])
+    return read_masks(table, splits, masks, unknown, notes=[*notes, *table.notes])
 
 
 def read_table(source, classes):
@@ -152,6 +153,8 @@ def read_table(source, classes):
         DataError: if there is no class table, there are different ones, or it cannot be used.
     """
     if classes is not None:
+        if not isinstance(classes, (str, os.PathLike)):
+            raise DataError(f"{option('classes')} must be a file. Received: {classes!r}")
         path = pathlib.Path(classes).expanduser()
         try:
             return ClassTable(path.read_bytes(), path), []
@@ -159,7 +162,7 @@ def read_table(source, classes):
             raise DataError(f"The class table {path} cannot be read: {error.strerror}") from None
     found = {name: places for name in CLASS_FILES if (places := source.find_all(name))}
     if not found:
-        raise DataError(
+        raise NoMasksError(
             f"A class table is needed: {', '.join(CLASS_FILES)} in {source.name}, or "
             f"{option('classes', 'FILE')}"
         )
@@ -185,7 +188,7 @@ def read_table(source, classes):
 def _given(source, images, labels):
     places = []
     for folder in (images, labels):
-        path = folder.replace("\\", "/").strip("/")
+        path = str(folder).replace("\\", "/").strip("/")
         forms = [path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))]
         found = next((form for form in forms if source.find(form)), None)
         if found is None:
@@ -217,7 +220,7 @@ def _search(source):
         if found:
             return next(iter(found.values()))
         level = [root / name for root in level for name in root.folders()]
-    raise wrong_layout(source, _EXPECTED)
+    raise wrong_layout(source, _EXPECTED, NoMasksError)
 
 
 def _look(root):
@@ -336,7 +339,8 @@ def _check_kinds(missing, place, images=False):
     elif kind in ("GIF", "WebP"):
         out = "Convert them to PNG without loss"
     files = f"{count} such file{'s' if count > 1 else ''}"
-    raise DataError(f"{place} must hold PNG masks. {why}; there are {files}. {out}")
+    error = NoMasksError if kind in ("JSON", "XML", "text") else DataError
+    raise error(f"{place} must hold PNG masks. {why}; there are {files}. {out}")
 
 
 def _masks_beside(place):

@@ -8,16 +8,24 @@ or given as an option defines the values of the masks. Needs pyarrow. Rows are r
 row group at a time.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 
 from kseg.errors import option
-from pipelines.datasets.annotated import AnnotatedImage, Files, split_examples, stem_of
-from pipelines.datasets.dataset import FileExample, Found
-from pipelines.datasets.folder import read_table
-from pipelines.datasets.masks import choose_reader
+from pipelines.datasets.annotated import (
+    AnnotatedImage,
+    Files,
+    check_choice,
+    split_examples,
+    stem_of,
+)
+from pipelines.datasets.dataset import FileExample
+from pipelines.datasets.folder import UNKNOWN, read_table
+from pipelines.datasets.masks import MASKS, read_masks
 from pipelines.datasets.splits import split_of
+from pipelines.datasets.thread_cache import cached_by_thread
 from pipelines.errors import DataError
 from pipelines.sources import Member, fingerprint
 
@@ -27,7 +35,7 @@ _LABELS = (
     "label", "mask", "annotation", "labels", "masks", "semantic_mask", "segmentation_mask",
     "seg_mask", "segmentation",
 )  # fmt: skip
-_ENDS = (".parquet", ".arrow")
+ENDS = (".parquet", ".arrow")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,21 +67,21 @@ class Cell:
         """The content.
 
         Raises:
-            DataError: if the cell holds no file.
+            DataError: if the cell holds no file, or cannot be read.
         """
         state = tuple(fingerprint(self.file))
-        value = _read_group(self.file, state, self.group, self.columns)[self.column][
-            self.row
-        ].as_py()
+        columns = _read_group(self.file, state, self.group, self.columns)
+        with _reading(f"{self.file}, group {self.group},"):
+            value = columns[self.column][self.row].as_py()
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
             raise DataError(f"{self}: must hold the bytes of an image file")
         return value
 
 
-def recognize(files):
-    """The path of the first file of this format in `Files`, or None."""
-    return next((path for path, _ in files.with_end(*_ENDS)), None)
+def matches(path, head, files):
+    """Returns True: the ending of a file's name tells this format."""
+    return True
 
 
 def find(
@@ -101,8 +109,10 @@ def find(
         DataError: if pyarrow is missing, or files, columns or classes cannot be found or used.
     """
     _pyarrow()
+    check_choice("masks", masks, MASKS)
+    check_choice("unknown", unknown, UNKNOWN)
     files = Files(source)
-    tables = files.with_end(*_ENDS)
+    tables = files.with_end(*ENDS)
     if not tables:
         raise DataError(f"{files.name} must hold {EXPECTED}")
     table, notes = read_table(files.source, classes)
@@ -123,10 +133,8 @@ def find(
                 examples.append(FileExample(key, image, label))
     if not examples:
         raise DataError(f"{files.name} has no row in its tables")
-    reader, note = choose_reader(table, [example.label for example in examples], masks, unknown)
-    examples = [dataclasses.replace(example, decode=reader) for example in examples]
     splits = split_examples(files, images, examples, split, seed)
-    return Found(table.taxonomy(), splits, [*notes, *table.notes, *([note] if note else [])])
+    return read_masks(table, splits, masks, unknown, notes=[*notes, *table.notes])
 
 
 def _pyarrow():
@@ -138,6 +146,21 @@ def _pyarrow():
             "reading Parquet and Arrow files needs pyarrow. Install it: pip install 'kseg[parquet]'"
         ) from None
     return pyarrow
+
+
+@contextlib.contextmanager
+def _reading(where):
+    """Makes errors of pyarrow a DataError that names the location."""
+    arrow = _pyarrow()
+    try:
+        yield
+    except DataError:
+        raise
+    except (arrow.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{where} cannot be read as a table: {reason}") from None
+    except MemoryError:  # Also of sizes that damage has made huge.
+        raise DataError(f"{where} cannot be read as a table: it does not fit the memory") from None
 
 
 def _open(file):
@@ -153,33 +176,39 @@ def _open_as_of(file, state):
 def _open_anew(file):
     arrow = _pyarrow()
     source = arrow.BufferReader(file.read_bytes()) if isinstance(file, Member) else str(file)
-    try:
-        if file.name.endswith(".parquet"):
+    with _reading(file):
+        if _is_parquet(file):
             return arrow.parquet.ParquetFile(source)
         stream = arrow.memory_map(source) if isinstance(source, str) else source
-        return arrow.ipc.open_stream(stream).read_all()
-    except (arrow.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{file} cannot be read as a table: {reason}") from None
+        table = arrow.ipc.open_stream(stream).read_all()
+        table.validate(full=True)  # Reading at damaged offsets would end the process.
+        return table
+
+
+def _is_parquet(file):
+    return file.name.lower().endswith(".parquet")
 
 
 def _describe(file):
     """Returns the names of the columns, and the number of rows of each row group."""
     table = _open(file)
-    if file.name.endswith(".parquet"):
-        rows = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
-        return table.schema_arrow.names, rows
+    if _is_parquet(file):
+        with _reading(file):
+            rows = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
+            return table.schema_arrow.names, rows
     return table.column_names, [table.num_rows]
 
 
-@functools.lru_cache(maxsize=4)
+@cached_by_thread(2)  # A thread reads the rows of a group one after another.
 def _read_group(file, state, group, columns):
-    if file.name.endswith(".parquet"):
-        # A new reader: an open one must not be shared between threads.
-        table = _open_anew(file).read_row_group(group, columns=list(columns))
-    else:
-        table = _open(file)
-    return [table[name] for name in columns]
+    with _reading(f"{file}, group {group},"):
+        if _is_parquet(file):
+            # A new reader: an open one must not be shared between threads.
+            table = _open_anew(file).read_row_group(group, columns=list(columns))
+            table.validate(full=True)
+        else:
+            table = _open(file)
+        return [table[name] for name in columns]
 
 
 def _choose(file, names, given, usual, name):

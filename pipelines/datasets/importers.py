@@ -10,7 +10,7 @@ from pipelines.datasets import (
     supervisely,
     yolo,
 )
-from pipelines.datasets.annotated import Files
+from pipelines.datasets.annotated import Files, head_of
 from pipelines.errors import DataError
 
 IMPORTERS = {
@@ -32,11 +32,16 @@ def recognize(source):
     Returns:
         `(name, path)`, the importer's name and the path of a file that it reads; None if none fits.
     """
-    files = Files(source)
-    for name, module in [*IMPORTERS.items(), ("huggingface", huggingface)]:
-        if path := module.recognize(files):
-            return name, path
-    return None
+    files, found = Files(source), {}
+    modules = {**IMPORTERS, "huggingface": huggingface}
+    ends = {end for module in modules.values() for end in module.ENDS}
+    for path, file in files.with_end(*ends):
+        head, _ = head_of(file)
+        for name, module in modules.items():
+            fits = name not in found and path.lower().endswith(module.ENDS)
+            if fits and module.matches(path, head, files):
+                found[name] = path
+    return next(((name, found[name]) for name in modules if name in found), None)
 
 
 def explain(source, error):
@@ -49,11 +54,15 @@ def explain(source, error):
     Returns:
         `DataError`.
     """
-    found = recognize(source)
+    try:
+        found = recognize(source)
+    except DataError:  # Such as a damaged archive: the first error is about the option at hand.
+        found = None
     if found is None:
         return error
     name, path = found
+    paths = source.paths if len(source.paths) > 1 else source.name
     return DataError(
         f"{source.name} holds annotations ({path}), not masks with a class table. Read them by: "
-        f"kseg prepare {name} {option('source', source.name)}"
+        f"kseg prepare {name} {option('source', paths)}"
     )

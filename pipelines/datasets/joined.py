@@ -5,7 +5,8 @@
      "classes": ["background", "vehicle"]}
 
 Each source states the kind of data set, its path (relative to this file), optionally a class map
-and a name, and the options of its own command. Classes of the same name are merged. They are
+and a name, and the options of its own command; paths among them are relative to this file, or in
+the source. Classes of the same name are merged. They are
 numbered as in `classes`, which must then list all of them, or in order of first occurrence. Splits
 of the same name are joined; ids begin with the name of the source (default: its number, from 1).
 """
@@ -14,8 +15,10 @@ import os
 import pathlib
 
 from kseg.json_text import parse_json
+from pipelines.datasets.annotated import located
 from pipelines.datasets.class_map import ClassMap, new_taxonomy, relabel, relabeled
 from pipelines.datasets.dataset import Found, shorten
+from pipelines.datasets.options import own_options
 from pipelines.errors import DataError
 
 EXPECTED = 'a JSON file with `sources`, a list of {"dataset": ..., "source": ...}'
@@ -79,7 +82,7 @@ def _find_one(file, number, entry):
     where = f"{file}, source {number}"
     options = {key: value for key, value in entry.items() if key != "name"}
     name, source = options.pop("dataset", None), options.pop("source", None)
-    if name not in datasets.FILE_DATASETS or name == "joined":
+    if not isinstance(name, str) or name not in datasets.FILE_DATASETS or name == "joined":
         names = ", ".join(key for key in datasets.FILE_DATASETS if key != "joined")
         raise DataError(f"{where}: `dataset` must be one of {names}. Received: {name!r}")
     sources = [source] if isinstance(source, str) else source
@@ -93,18 +96,31 @@ def _find_one(file, number, entry):
     class_map = options.pop("class_map", None)
     if isinstance(class_map, str):
         class_map = file.parent / pathlib.Path(class_map).expanduser()
+    find = datasets.get(name).find
+    known = own_options(find)
+    if unknown := sorted(options.keys() - set(known)):
+        known = ", ".join([*known, *(["class_map"] if "class_map" not in known else [])])
+        raise DataError(f"{where}: {name} has no option {unknown[0]!r}. Its options: {known}")
     if isinstance(options.get("classes"), str):
         options["classes"] = file.parent / pathlib.Path(options["classes"]).expanduser()
-    mapping = ClassMap(class_map)
-    try:
+    for key in ("split", "annotations"):
+        if isinstance(options.get(key), dict):
+            places = [file.parent, *sources]
+            options[key] = {split: _resolve(part, places) for split, part in options[key].items()}
+    with located(where):
+        mapping = ClassMap(class_map)
         if name in datasets.IMPORTERS:
-            return datasets.get(name).find(sources, class_map=mapping, **options)
-        found = datasets.get(name).find(sources, **options)
+            return find(sources, class_map=mapping, **options)
+        found = find(sources, **options)
         return relabel(found, mapping) if mapping.given else found
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        unknown = str(error).rsplit("'", 2)[1]
-        raise DataError(f"{where}: {name} has no option {unknown!r}") from None
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+
+
+def _resolve(path, places):
+    """The first existing file of that path; the value itself if there is none, or it is no path.
+
+    A path that is left as it is may be in an archive.
+    """
+    if not isinstance(path, str):
+        return path
+    files = [place / pathlib.Path(path).expanduser() for place in places]
+    return str(next((file for file in files if file.is_file()), path))

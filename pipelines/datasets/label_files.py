@@ -331,10 +331,15 @@ def expand_runs(counts):
     A number is written in groups of 5 bits, lowest first. Each group is a character of code 48 plus
     the group, plus 32 if more groups follow; the highest bit of the last group is the sign. From
     the fourth number on, the difference from the number two places earlier is stored.
+
+    Raises:
+        DataError: if a character or a number is out of range.
     """
     runs, number, shift = [], 0, 0
     for character in counts:
         group = ord(character) - 48
+        if not 0 <= group < 64 or shift > 60:
+            raise DataError(f"run lengths are damaged at the character {character!r}")
         number |= (group & 31) << shift
         shift += 5
         if not group & 32:

@@ -17,10 +17,12 @@ import numpy as np
 from pipelines.datasets.annotated import (
     AnnotatedImage,
     Files,
+    as_name,
     as_shape,
     assemble,
-    head_of,
+    located,
     missing_images,
+    not_drawn,
     read_json,
     stem_of,
 )
@@ -28,18 +30,21 @@ from pipelines.datasets.areas import BrushRuns, Polygons, as_ring
 from pipelines.datasets.splits import IMAGE_ENDS, split_of
 from pipelines.errors import DataError
 
+ENDS = (".json",)
 EXPECTED = "a JSON export of Label Studio: tasks with `data` and `annotations`"
 _KINDS = ("polygon", "brush", "rectangle")
 _BY_KEY = {"points": "polygon", "rle": "brush", "width": "rectangle"}
 
 
-def recognize(files):
-    """The path of the first file of this format in `Files`, or None."""
-    for path, file in files.with_end(".json"):
-        head = head_of(file)
-        if re.match(rb"\s*\[\s*\{", head) and b'"annotations"' in head and b'"result"' in head:
-            return path
-    return None
+def matches(path, head, files):
+    """Returns True if a file has this format.
+
+    Args:
+        path, head: its path, and its first bytes as from `pipelines.datasets.annotated.head_of`.
+        files: `Files`, all files of the source.
+    """
+    begins = re.match(rb"\s*\[\s*\{", head)
+    return bool(begins) and b'"annotations"' in head and b'"result"' in head
 
 
 def find(source, **arguments):
@@ -57,13 +62,13 @@ def find(source, **arguments):
     """
     files = Files(source)
     images, left, bare = [], collections.Counter(), 0
-    for path, file in files.with_end(".json"):
+    for path, file in files.with_end(*ENDS):
         tasks = read_json(file)
-        if not isinstance(tasks, list) or not all(
-            isinstance(task, dict) and "data" in task for task in tasks
-        ):
+        if not isinstance(tasks, list) or not any(map(_is_task, tasks)):
             continue
         for number, task in enumerate(tasks):
+            if not _is_task(task):
+                raise DataError(f"{file}, task {number}: must be an object with `data`")
             where = f"{file}, task {task.get('id', number)}"
             results = _results(task, where)
             if results is None:
@@ -73,15 +78,18 @@ def find(source, **arguments):
             found = next(filter(None, (files.image(n, path, split) for n in names)), None)
             if found is None:
                 raise missing_images(where, names[:1])
-            size, areas = _areas(results, left, where)
+            with located(where, "a result's "):
+                size, areas = _areas(results, left)
             split = split or split_of(posixpath.dirname(found[0]))
             images.append(AnnotatedImage(stem_of(found[0]), found[1], file, size, areas, split))
-    if not images:
-        raise DataError(f"{files.name} must hold {EXPECTED}")
-    notes = [f"{n} results of kind {kind!r} are not drawn" for kind, n in sorted(left.items())]
+    notes = not_drawn(left, "results")
     if bare:
         notes.append(f"{bare} tasks have no annotation and are left out")
-    return assemble(files, images, None, notes=notes, **arguments)
+    return assemble(files, images, None, expected=EXPECTED, notes=notes, **arguments)
+
+
+def _is_task(value):
+    return isinstance(value, dict) and "data" in value
 
 
 def _results(task, where):
@@ -95,60 +103,78 @@ def _results(task, where):
                 f"{where}: an image must have one annotation, and has {len(found)}. Mark one as "
                 "ground truth, or cancel the others"
             )
-        return found[0]["result"] if found else None
+        results = found[0]["result"] if found else None
+        if results is None or all(isinstance(result, dict) for result in results):
+            return results
     except (KeyError, TypeError, AttributeError):
-        raise DataError(f"{where}: an annotation must have a `result`") from None
+        pass
+    raise DataError(f"{where}: an annotation must have a `result`, a list of objects")
 
 
 def _image_names(task, where):
-    texts = [task.get("file_upload"), *(task["data"] or {}).values()]
+    data = task["data"] if isinstance(task["data"], dict) else {}
+    texts = [task.get("file_upload"), *data.values()]
     names = []
     for text in texts:
         if not isinstance(text, str):
             continue
-        address = urllib.parse.urlparse(text)
-        local = urllib.parse.parse_qs(address.query).get("d", [])
+        try:
+            address = urllib.parse.urlparse(text)
+            local = urllib.parse.parse_qs(address.query).get("d", [])
+        except ValueError as error:
+            raise DataError(f"{where}: the address {text[:80]!r} is wrong: {error}") from None
         path = local[0] if local else urllib.parse.unquote(address.path)
         if path.lower().endswith(IMAGE_ENDS):
             names.append(path)
     if not names:
-        raise DataError(f"{where}: `data` must name an image, not {task['data']!r}")
+        raise DataError(f"{where}: `data` must name an image, not {str(task['data'])[:80]}")
     plain = [re.sub(r"^[0-9a-f]{8}-", "", posixpath.basename(name)) for name in names]
     return list(dict.fromkeys([*names, *plain]))
 
 
-def _areas(results, left, where):
+def _areas(results, left):
     """Returns `(size, areas)`; the size is None if nothing is drawn."""
     size, areas = None, []
+    labeled = {str(r["id"]) for r in results if "id" in r and _names(r)}
     for result in results:
-        try:
-            value, kind = result["value"], result["type"].removesuffix("labels")
-            names = value.get(result["type"]) or value.get("labels")
-            if not kind:  # `labels` names a region of any kind.
-                kind = next((k for key, k in _BY_KEY.items() if key in value), "labels")
-            if not names and kind in _KINDS:
-                continue  # A duplicate of the region without its label.
-            if kind not in _KINDS:
-                left[result["type"]] += 1
-                continue
-            if result.get("image_rotation"):
-                raise DataError("an image that was rotated in Label Studio is not read")
-            own = as_shape(result["original_height"], result["original_width"], where)
-            if size not in (None, own):
-                raise DataError(f"two sizes of one image: {size} and {own}")
-            size = own
-            areas += [(str(name), _area(kind, value, size)) for name in names]
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{where}: a result's {error} is missing or wrong") from None
+        kind, names = result["type"].removesuffix("labels"), _names(result)
+        value = result.get("value") or {}  # A relation has none.
+        if not kind:  # `labels` names a region of any kind.
+            kind = next((k for key, k in _BY_KEY.items() if key in value), "labels")
+        if kind not in _KINDS:
+            left[result["type"]] += 1
+            continue
+        if not names:
+            if str(result.get("id")) not in labeled:  # Else another result holds its label.
+                left[f"{kind} without label"] += 1
+            continue
+        if not isinstance(names, list) or len(names) != 1:
+            raise DataError(
+                f"a {kind} must have one label, as a list of one name, not {str(names)[:80]}. "
+                "Leave one"
+            )
+        if result.get("image_rotation"):
+            raise DataError("an image that was rotated in Label Studio is not read")
+        own = as_shape(result["original_height"], result["original_width"], "a result")
+        if size not in (None, own):
+            raise DataError(f"two sizes of one image: {size} and {own}")
+        size = own
+        areas.append((as_name(names[0], "a label"), _area(kind, value, size)))
     return size, areas
+
+
+def _names(result):
+    """The labels of a result; empty or None if it has none."""
+    value = result.get("value") or {}
+    return value.get(result["type"]) or value.get("labels")
 
 
 def _area(kind, value, size):
     if kind == "brush":
         if value.get("format") != "rle":
             raise DataError(f"a brush must be run lengths, not {value.get('format')!r}")
+        if not isinstance(value["rle"], list):
+            raise DataError("a brush must be a list of bytes, in `rle`")
         return BrushRuns(bytes(value["rle"]), size)
     if kind == "polygon":
         points = value["points"]

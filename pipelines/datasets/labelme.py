@@ -12,9 +12,10 @@ import numpy as np
 from pipelines.datasets.annotated import (
     AnnotatedImage,
     Files,
+    as_name,
     as_shape,
     assemble,
-    head_of,
+    located,
     missing_images,
     read_json,
     stem_of,
@@ -23,18 +24,21 @@ from pipelines.datasets.areas import Bitmap, Figure, Polygons, as_ring
 from pipelines.datasets.splits import split_of
 from pipelines.errors import DataError
 
+ENDS = (".json",)
 EXPECTED = "a JSON file of labelme (`shapes`, `imagePath`) for each image"
 _NUM_POINTS = {"rectangle": 2, "circle": 2, "line": 2, "point": 1, "linestrip": None}
+_FARTHEST = 1 << 24  # Of coordinates, in pixels.
 _RENAMED = {"__ignore__": None, "_background_": "background"}
 
 
-def recognize(files):
-    """The path of the first file of this format in `Files`, or None."""
-    for path, file in files.with_end(".json"):
-        head = head_of(file)
-        if b'"shapes"' in head and (b'"imagePath"' in head or b'"flags"' in head):
-            return path
-    return None
+def matches(path, head, files):
+    """Returns True if a file has this format.
+
+    Args:
+        path, head: its path, and its first bytes as from `pipelines.datasets.annotated.head_of`.
+        files: `Files`, all files of the source.
+    """
+    return b'"shapes"' in head and (b'"imagePath"' in head or b'"flags"' in head)
 
 
 def find(source, **arguments):
@@ -52,9 +56,13 @@ def find(source, **arguments):
     """
     files = Files(source)
     images, notes = [], []
-    for path, file in files.with_end(".json"):
+    for path, file in files.with_end(*ENDS):
         content = read_json(file)
-        if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+        if not isinstance(content, dict):
+            continue
+        if not isinstance(content.get("shapes"), list):
+            if "imagePath" in content or "imageData" in content:
+                raise DataError(f"{file} must have a list `shapes`; it may be empty")
             continue
         name = content.get("imagePath")
         if not isinstance(name, str) or not name:
@@ -67,42 +75,38 @@ def find(source, **arguments):
         size = None
         if content.get("imageHeight") is not None:
             size = as_shape(content["imageHeight"], content.get("imageWidth"), file)
-        areas = [_area(shape, f"{file}, shape {i}") for i, shape in enumerate(content["shapes"])]
+        areas = []
+        for number, shape in enumerate(content["shapes"]):
+            with located(f"{file}, shape {number}"):
+                areas.append(_area(shape))
         images.append(AnnotatedImage(stem_of(found[0]), found[1], file, size, areas, split))
-    if not images:
-        raise DataError(f"{files.name} must hold {EXPECTED}")
     left = len(files.images()) - len(images)
     if left > 0:
         notes.append(f"{left} images have no JSON file and are left out")
-    return assemble(files, images, None, notes=notes, **arguments)
+    return assemble(files, images, None, expected=EXPECTED, notes=notes, **arguments)
 
 
-def _area(shape, where):
+def _area(shape):
     """Returns `(class name, area)`."""
     try:
         name, kind = shape["label"], shape.get("shape_type") or "polygon"
         points = shape["points"]
     except (KeyError, TypeError, AttributeError):
-        raise DataError(f"{where}: must have `label` and `points`") from None
-    if not isinstance(name, str) or not name.strip():
-        raise DataError(f"{where}: a label must be a name, not {name!r}")
-    name = _RENAMED.get(name, name)
+        raise DataError("must have `label` and `points`") from None
+    name = _RENAMED.get(as_name(name, "a label"), name)
     if kind in ("polygon", "oriented_rectangle"):
-        try:
-            return name, Polygons((as_ring(points),), "outline")
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from None
+        return name, Polygons((as_ring(points),), "outline")
     try:
         points = np.array(points, "float64").reshape(-1, 2)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         points = np.zeros((0, 2))
-    if not len(points) or not np.isfinite(points).all():
-        raise DataError(f"{where}: points must be pairs of numbers")
+    if not len(points) or not np.isfinite(points).all() or np.abs(points).max() > _FARTHEST:
+        raise DataError("points must be pairs of numbers")
     if kind == "mask":
         left, top = points[0].astype(int)
         return name, Bitmap(str(shape.get("mask")), int(top), int(left))
-    if kind not in _NUM_POINTS:
-        raise DataError(f"{where}: unknown kind of shape {kind!r}")
+    if not isinstance(kind, str) or kind not in _NUM_POINTS:
+        raise DataError(f"unknown kind of shape {kind!r}")
     if len(points) != (_NUM_POINTS[kind] or max(2, len(points))):
-        raise DataError(f"{where}: a {kind} must not have {len(points)} points")
+        raise DataError(f"a {kind} must not have {len(points)} points")
     return name, Figure(kind, points)

@@ -93,7 +93,7 @@ def decode_mask(content, *, lossy=False):
     except DataError as error:
         raise DataError(f"the label cannot be decoded: {error}") from None
     if kind == "PNG":
-        _check_png(content)
+        check_png(content)
     try:
         return _decode(content, kind)
     except DataError:
@@ -180,18 +180,26 @@ def _check_opacity(colors, opacity):
         )
 
 
-def _check_png(content):
-    """Checks the checksums of a PNG's chunks: Pillow skips those of the pixel data."""
+def check_png(content, what="the label"):
+    """Checks the checksums of a PNG's chunks: Pillow skips those of the pixel data.
+
+    Args:
+        content: bytes.
+        what: str, its name in messages.
+
+    Raises:
+        DataError: if the file is cut off or a checksum is wrong.
+    """
     position, kind = 8, b""  # After the signature.
     while kind != b"IEND":
         length = int.from_bytes(content[position : position + 4], "big")
         end = position + 12 + length
         if position + 12 > len(content) or end > len(content):
-            raise DataError("the label cannot be decoded: the file is cut off")
+            raise DataError(f"{what} cannot be decoded: the file is cut off")
         kind = content[position + 4 : position + 8]
         checksum = int.from_bytes(content[end - 4 : end], "big")
         if zlib.crc32(memoryview(content)[position + 4 : end - 4]) != checksum:
             raise DataError(
-                f"the label cannot be decoded: the checksum of {kind!r} at byte {position} is wrong"
+                f"{what} cannot be decoded: the checksum of {kind!r} at byte {position} is wrong"
             )
         position = end

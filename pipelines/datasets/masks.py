@@ -14,7 +14,7 @@ import sys
 import numpy as np
 
 from kseg.errors import option
-from pipelines.datasets.dataset import IGNORE_LABEL
+from pipelines.datasets.dataset import IGNORE_LABEL, Found
 from pipelines.datasets.label_files import (
     BinaryMask,
     ColorMask,
@@ -92,6 +92,32 @@ class Masks:
             )
             raise DataError(faults[0] + more)
         self.values = {value for value, _, _ in self.pixels}
+
+
+def read_masks(table, splits, masks="auto", unknown="error", *, taxonomy=None, notes=()):
+    """Builds a data set whose masks are read by a class table.
+
+    Args:
+        table: `pipelines.datasets.class_table.ClassTable`.
+        splits: dict from split to list of `pipelines.datasets.dataset.FileExample`.
+        masks, unknown: as for `choose_reader`.
+        taxonomy: `Taxonomy`; None: the table's.
+        notes: list of str, lines for the user.
+
+    Returns:
+        `pipelines.datasets.dataset.Found`.
+
+    Raises:
+        DataError: as `choose_reader`.
+    """
+    # Each mask only once: list files may name an image for several splits.
+    used = {str(e.label): e.label for examples in splits.values() for e in examples}
+    reader, note = choose_reader(table, [used[key] for key in sorted(used)], masks, unknown)
+    splits = {
+        name: [dataclasses.replace(example, decode=reader) for example in examples]
+        for name, examples in splits.items()
+    }
+    return Found(taxonomy or table.taxonomy(), splits, [*notes, *([note] if note else [])])
 
 
 def choose_reader(table, files, masks="auto", unknown="error", *, progress=True):

@@ -8,12 +8,10 @@ missing. Other data sets in this layout, with a labelmap.txt of their own classe
 `folder`.
 """
 
-import dataclasses
 import json
 
 from pipelines.datasets.class_table import ClassTable
 from pipelines.datasets.dataset import (
-    Found,
     Taxonomy,
     facts,
     list_files,
@@ -21,7 +19,7 @@ from pipelines.datasets.dataset import (
     read_list,
     wrong_layout,
 )
-from pipelines.datasets.masks import choose_reader
+from pipelines.datasets.masks import read_masks
 from pipelines.errors import DataError
 from pipelines.sources import open_source
 
@@ -67,10 +65,4 @@ def find(source):
         raise DataError(f"{root}/ImageSets/Segmentation must hold train.txt, val.txt or both")
     rows = [{**c, "value": i} for i, c in enumerate(facts("pascal_voc")["classes"])]
     table = ClassTable(json.dumps([*rows, _BORDER]).encode(), "the classes of PASCAL VOC")
-    used = {str(e.label): e.label for examples in splits.values() for e in examples}
-    reader, note = choose_reader(table, [used[key] for key in sorted(used)])
-    splits = {
-        split: [dataclasses.replace(example, decode=reader) for example in examples]
-        for split, examples in splits.items()
-    }
-    return Found(taxonomy(), splits, [note] if note else [])
+    return read_masks(table, splits, taxonomy=taxonomy())

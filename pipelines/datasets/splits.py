@@ -1,6 +1,8 @@
 """Division of a data set into splits by folder and file names, list files or ratios."""
 
 import hashlib
+import math
+import os
 import pathlib
 import posixpath
 import re
@@ -35,6 +37,31 @@ def split_of(path):
         if len(found) == 1:
             return found.pop()
     return None
+
+
+def check_split(split):
+    """Checks the option `split`.
+
+    Raises:
+        DataError: unless it is None, or a dict from split to a finite ratio or a list file.
+    """
+    if split is None:
+        return
+    sound = isinstance(split, dict) and all(
+        isinstance(name, str)
+        and name
+        and not isinstance(part, bool)
+        and (
+            (isinstance(part, (int, float)) and math.isfinite(part))
+            or (isinstance(part, (str, os.PathLike)) and str(part).strip())
+        )
+        for name, part in split.items()
+    )
+    if not sound:
+        raise DataError(
+            f"{option('split')} must give each split a ratio or a list file, such as "
+            f"{option('split', {'train': 0.8, 'val': 0.2})}. Received: {split!r}"
+        )
 
 
 def divide(source, images, pair_all, pair_some, place, split, seed, labels=()):

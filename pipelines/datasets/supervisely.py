@@ -16,10 +16,14 @@ import numpy as np
 from pipelines.datasets.annotated import (
     AnnotatedImage,
     Files,
+    as_name,
     as_shape,
+    as_whole,
     assemble,
-    head_of,
+    hex_color,
+    located,
     missing_images,
+    not_drawn,
     read_json,
     stem_of,
 )
@@ -28,17 +32,18 @@ from pipelines.datasets.dataset import shorten
 from pipelines.datasets.splits import SPLITS, split_of
 from pipelines.errors import DataError
 
+ENDS = ("meta.json",)
 EXPECTED = "meta.json with `classes`, and folders ann/ and img/"
 
 
-def recognize(files):
-    """The path of the first file of this format in `Files`, or None."""
-    paths = [path for path, _ in files.all]
-    for path, file in files.with_end("meta.json"):
-        inside = any("/ann/" in f"/{other}" and other.endswith(".json") for other in paths)
-        if inside and b'"classes"' in head_of(file):
-            return path
-    return None
+def matches(path, head, files):
+    """Returns True if a file has this format.
+
+    Args:
+        path, head: its path, and its first bytes as from `pipelines.datasets.annotated.head_of`.
+        files: `Files`, all files of the source.
+    """
+    return b'"classes"' in head and any("/ann/" in f"/{p}" for p, _ in files.with_end(".json"))
 
 
 def find(source, **arguments):
@@ -56,7 +61,7 @@ def find(source, **arguments):
     """
     files = Files(source)
     colors = {}
-    for path, file in files.with_end("meta.json"):
+    for path, file in files.with_end(*ENDS):
         if posixpath.basename(path) == "meta.json":
             colors |= _read_classes(file)
     images, left = [], collections.Counter()
@@ -73,52 +78,48 @@ def find(source, **arguments):
             size = as_shape(content["size"]["height"], content["size"]["width"], file)
             objects, tags = content["objects"], content.get("tags") or []
             tagged = [SPLITS[t["name"].lower()] for t in tags if t["name"].lower() in SPLITS]
+            if not isinstance(objects, list):
+                raise TypeError
         except (KeyError, TypeError, AttributeError):
             raise DataError(f"{file} must be an annotation with `size` and `objects`") from None
         areas = []
         for number, item in enumerate(objects):
-            areas += _areas(item, colors, left, f"{file}, object {number}")
+            with located(f"{file}, object {number}"):
+                areas += _areas(item, colors, left)
         split = tagged[0] if tagged else split_of(posixpath.dirname(path))
         key = stem_of(f"{head}/{name}".lstrip("/"))
         images.append(AnnotatedImage(key, found[1], file, size, areas, split))
-    if not images or not colors:
-        raise DataError(f"{files.name} must hold {EXPECTED}")
-    notes = [f"{n} objects of kind {kind!r} are not drawn" for kind, n in sorted(left.items())]
-    return assemble(files, images, list(colors), colors=colors, notes=notes, **arguments)
+    images = images if colors else []
+    notes = not_drawn(left, "objects")
+    return assemble(
+        files, images, list(colors), expected=EXPECTED, colors=colors, notes=notes, **arguments
+    )
 
 
 def _read_classes(file):
-    try:
+    content = read_json(file)
+    with located(f"{file} must be a project's meta.json"):
         return {
-            entry["title"]: [int(entry["color"][i : i + 2], 16) for i in (1, 3, 5)]
-            if str(entry.get("color", "")).startswith("#")
-            else None
-            for entry in read_json(file)["classes"]
+            as_name(entry["title"], "a class's `title`"): hex_color(entry.get("color"))
+            for entry in content["classes"]
         }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} must be a project's meta.json: {error} is missing") from None
 
 
-def _areas(item, colors, left, where):
+def _areas(item, colors, left):
     """The area of an object as `[(class name, area)]`; empty if it cannot be drawn."""
-    try:
-        name, kind = item["classTitle"], item.get("geometryType")
-        kind = kind or ("bitmap" if item.get("bitmap") else "polygon")
-        if name not in colors:
-            raise DataError(f"unknown class {name!r}. The project has {shorten([*colors], 10)}")
-        if kind == "bitmap":
-            column, row = item["bitmap"]["origin"]
-            return [(name, Bitmap(item["bitmap"]["data"], int(row), int(column)))]
-        if kind == "rectangle":
-            (x0, y0), (x1, y1) = np.round(np.array(item["points"]["exterior"], "float64"))
-            return [(name, _filled([x0, y0, x1, y0, x1, y1, x0, y1], []))]
-        if kind == "polygon":
-            return [(name, _filled(item["points"]["exterior"], item["points"]["interior"]))]
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{where}: {error} is missing or wrong") from None
-    left[kind] += 1
+    name, kind = item["classTitle"], item.get("geometryType")
+    kind = kind or ("bitmap" if item.get("bitmap") else "polygon")
+    if name not in colors:
+        raise DataError(f"unknown class {name!r}. The project has {shorten([*colors], 10)}")
+    if kind == "bitmap":
+        column, row = (as_whole(n, "the origin of a bitmap") for n in item["bitmap"]["origin"])
+        return [(name, Bitmap(as_name(item["bitmap"]["data"], "a bitmap's data"), row, column))]
+    if kind == "rectangle":
+        (x0, y0), (x1, y1) = np.round(np.array(item["points"]["exterior"], "float64"))
+        return [(name, _filled([x0, y0, x1, y0, x1, y1, x0, y1], []))]
+    if kind == "polygon":
+        return [(name, _filled(item["points"]["exterior"], item["points"]["interior"]))]
+    left[as_name(kind, "a geometry type")] += 1
     return []
 
 

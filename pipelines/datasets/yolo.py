@@ -12,23 +12,26 @@ import posixpath
 
 import numpy as np
 
-from pipelines.datasets.annotated import AnnotatedImage, Files, assemble, stem_of
+from pipelines.datasets.annotated import AnnotatedImage, Files, assemble, located, stem_of
 from pipelines.datasets.areas import Polygons, as_ring
 from pipelines.datasets.dataset import read_list
 from pipelines.datasets.splits import SPLITS, split_of
 from pipelines.datasets.text_files import decode_text
 from pipelines.errors import DataError
 
+ENDS = (".yaml", ".yml")
 EXPECTED = "data.yaml with `names`, and images/ beside labels/ with a text file for each image"
 _TOLERANCE = 0.01
 
 
-def recognize(files):
-    """The path of the first file of this format in `Files`, or None."""
-    for path, file in files.with_end(".yaml", ".yml"):
-        if b"names" in file.read_bytes() and _label_files(files):
-            return path
-    return None
+def matches(path, head, files):
+    """Returns True if a file has this format.
+
+    Args:
+        path, head: its path, and its first bytes as from `pipelines.datasets.annotated.head_of`.
+        files: `Files`, all files of the source.
+    """
+    return b"names" in head and bool(_label_files(files))
 
 
 def find(source, *, overlap="smaller", **arguments):
@@ -55,7 +58,9 @@ def find(source, *, overlap="smaller", **arguments):
         label = labels.pop(label_path, None)
         areas = [] if label is None else _read_areas(label, names)
         bare += not areas
-        split = next((s for s, holds in folders.items() if holds(image_path)), None)
+        split = next(
+            (s for s, tests in folders.items() if any(holds(image_path) for holds in tests)), None
+        )
         key = stem_of(image_path).split("images/")[-1]
         split = split or split_of(posixpath.dirname(image_path))
         images.append(AnnotatedImage(key, image, label, None, areas, split))
@@ -65,9 +70,11 @@ def find(source, *, overlap="smaller", **arguments):
             f"{len(labels)} label files have none"
         )
     if not any(image.areas for image in images):
-        raise DataError(f"{files.name} must hold {EXPECTED}. No polygon is there")
+        raise DataError(f"{files.name} must hold {EXPECTED}. It has no polygons")
     notes = [f"{bare} images have no polygon and are unlabeled throughout"] if bare else []
-    return assemble(files, images, names, overlap=overlap, notes=notes, **arguments)
+    return assemble(
+        files, images, names, expected=EXPECTED, overlap=overlap, notes=notes, **arguments
+    )
 
 
 def _label_path(path):
@@ -81,32 +88,37 @@ def _label_files(files):
 
 
 def _read_table(files):
-    """Returns `(names, folders)`; `folders` maps splits to tests of image paths."""
+    """Returns `(names, folders)`; `folders` maps splits to lists of tests of image paths."""
     import yaml
 
     found = []
-    for path, file in files.with_end(".yaml", ".yml"):
+    for _, file in files.with_end(*ENDS):
         text, _ = decode_text(file.read_bytes(), file)
         try:
             content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except RecursionError:
+            raise DataError(f"{file} must be YAML: it is nested too deeply") from None
+        except Exception as error:  # PyYAML's conversion of dates and numbers may raise anything.
             reason = " ".join(str(error).split())
             raise DataError(f"{file} must be YAML: {reason}") from None
         if isinstance(content, dict) and "names" in content:
-            found.append((path, file, content))
+            found.append((file, content))
     if len(found) != 1:
-        several = ", ".join(str(file) for _, file, _ in found)
+        several = ", ".join(str(file) for file, _ in found)
         raise DataError(
             f"{files.name} must hold {EXPECTED}. Found: {several or 'no file with `names`'}"
         )
-    _, file, content = found[0]
+    file, content = found[0]
     names = content["names"]
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
+        if set(names) != set(range(len(names))):
             raise DataError(f"{file}: `names` must be numbered from 0. Found: {list(names)[:9]}")
         names = [names[i] for i in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise DataError(f"{file}: `names` must be a list of classes, not {names!r}")
+    sound = isinstance(names, list) and names
+    if not sound or any(isinstance(n, (list, dict, set, bytes, type(None))) for n in names):
+        # Not the content itself, which references of YAML can make endless.
+        shown = "nested ones" if sound else repr(names)
+        raise DataError(f"{file}: `names` must be a list of classes, not {shown}")
     names = list(map(str, names))
     if len(set(names)) < len(names):
         raise DataError(f"{file}: every class must have a name of its own: {', '.join(names)}")
@@ -114,7 +126,7 @@ def _read_table(files):
     for key, value in content.items():
         for name in value if isinstance(value, list) else [value]:
             if key in SPLITS and isinstance(name, str):
-                folders[SPLITS[key]] = _holds(files, name)
+                folders.setdefault(SPLITS[key], []).append(_holds(files, name))
     return names, folders
 
 
@@ -127,7 +139,7 @@ def _holds(files, name):
             stem_of(posixpath.normpath(line)).lstrip("./") for f in lists for line in read_list(f)
         }
         return lambda path: any(f"/{stem_of(path)}".endswith(f"/{item}") for item in listed)
-    return lambda path: f"/{name}/" in f"/{path}"
+    return lambda path: not name or f"/{name}/" in f"/{path}"
 
 
 def _read_areas(file, names):
@@ -148,14 +160,12 @@ def _read_areas(file, names):
                 f"{where}: must be a class and three points or more, and has 4 numbers: a box, or "
                 "two points"
             )
-        if values[0] % 1 or not 0 <= values[0] < len(names):
+        if not np.isfinite(values[0]) or values[0] % 1 or not 0 <= values[0] < len(names):
             raise DataError(
                 f"{where}: unknown class {cells[0]}. The classes are 0 to {len(names) - 1}"
             )
-        try:
+        with located(where):
             ring = as_ring(values[1:])
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from None
         if ring.min() < -_TOLERANCE or ring.max() > 1 + _TOLERANCE:
             raise DataError(
                 f"{where}: coordinates must be shares of the image, 0 to 1. Found "

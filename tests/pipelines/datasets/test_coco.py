@@ -56,7 +56,7 @@ def test_equal_names_in_two_splits(tmp_path):
         content["categories"].insert(0, {"id": 0, "name": "things", "supercategory": "none"})
         write_json(tmp_path / f"{split}/_annotations.coco.json", content)
     found = coco.find(tmp_path)
-    assert found.notes[0] == "No area is of 'things', 'tree'"
+    assert found.notes[0] == "No area has the class 'things', 'tree'"
     for split, file in (("train", "train/a.jpg"), ("val", "valid/a.jpg")):
         assert found.splits[split][0].image == tmp_path / file
 
