@@ -163,7 +163,7 @@ def _read(files, split, path, file, content, crowd):
         for category in content["categories"]:
             if category["id"] in categories:
                 raise DataError(f"{file} must name a category once. Twice: {category['id']}")
-            categories[category["id"]] = as_name(category["name"], "a category's `name`")
+            categories[category["id"]] = as_name(category["name"], f"{file}: a category's `name`")
         for entry in content["images"]:
             if entry["id"] in entries:
                 raise DataError(f"{file} must list an image once. Twice: id {entry['id']}")

@@ -117,7 +117,7 @@ def _read_table(files):
     sound = isinstance(names, list) and names
     if not sound or any(isinstance(n, (list, dict, set, bytes, type(None))) for n in names):
         # Not the content itself, which references of YAML can make endless.
-        shown = "nested ones" if sound else repr(names)
+        shown = "nested or empty entries" if sound else repr(names)
         raise DataError(f"{file}: `names` must be a list of classes, not {shown}")
     names = list(map(str, names))
     if len(set(names)) < len(names):
