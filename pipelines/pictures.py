@@ -89,6 +89,10 @@ _DECODER_ERRORS = (
 )  # fmt: skip
 
 
+class TooLargeError(DataError):
+    """A picture has more pixels than are read."""
+
+
 class Picture(typing.NamedTuple):
     """A decoded picture.
 
@@ -113,18 +117,20 @@ class Picture(typing.NamedTuple):
         return size[::-1] if self.orientation > 4 else size
 
 
-def read(content, value_range=None):
+def read(content, value_range=None, *, max_pixels=MAX_PIXELS):
     """Reads a picture file by the rules of the module docstring.
 
     Args:
         content: bytes of the file.
         value_range: `(low, high)` or None, for pictures of more than 8 bits per channel: the values
             that map to 0 and 255; values outside are clipped. 8-bit pictures are not affected.
+        max_pixels: int, checked before anything is decoded.
 
     Returns:
         `Picture`.
 
     Raises:
+        TooLargeError: if the picture has more pixels.
         DataError: if the file cannot be read; says what the file is.
     """
     import tensorflow as tf  # Imported here: file kinds and sizes are read without it, also on JAX.
@@ -132,11 +138,11 @@ def read(content, value_range=None):
     kind = kind_of(content)
     try:
         if kind in ("JPEG", "PNG"):
-            _check_header(content, kind)
+            _check_header(content, kind, max_pixels)
             pixels, kept, deep = _decode(content, kind, value_range)
             turned = orientation(content)
             return Picture(turn(pixels, turned), turned, content if kept else None, deep)
-        return _read_with_pillow(content, kind, value_range)
+        return _read_with_pillow(content, kind, value_range, max_pixels)
     except DataError:
         raise
     except tf.errors.InvalidArgumentError:
@@ -244,28 +250,21 @@ def size_of_file(path):
     """`(height, width)` of a picture file as stored, from its header; None if unreadable."""
     if not os.path.isfile(path):  # Opening a pipe would block.
         return None
-    return _size(path)
-
-
-def size_of_content(content):
-    """`(height, width)` of the bytes of a picture file, from its header; None if unreadable."""
-    return _size(io.BytesIO(content))
-
-
-def _size(source):
     try:
-        with _without_pixel_limit(), Image.open(source) as image:
+        with _without_pixel_limit(), Image.open(path) as image:
             return image.size[::-1]
     except Exception:  # `read` reports what is wrong with the file.
         return None
 
 
-def check_size(height, width):
-    """Raises a DataError if a picture is too large for the decoders."""
-    if height * width > MAX_PIXELS:
-        raise DataError(
-            f"a picture must have fewer than 2^29 (537 million) pixels, this has {width} x "
-            f"{height}. Cut it into tiles"
+def check_size(height, width, max_pixels=MAX_PIXELS):
+    """Raises a TooLargeError if a picture is too large, by default for the decoders."""
+    if height * width > max_pixels:
+        rule = f"at most {max_pixels / 1e6:g} million"
+        if max_pixels == MAX_PIXELS:
+            rule = "fewer than 2^29 (537 million)"
+        raise TooLargeError(
+            f"a picture must have {rule} pixels, this has {width} x {height}. Cut it into tiles"
         )
 
 
@@ -320,7 +319,7 @@ def _range_of(values):
     )
 
 
-def _check_header(content, kind):
+def _check_header(content, kind, max_pixels):
     """Raises a DataError that gives the reason if the decoder would not read a JPEG or PNG."""
     if kind == "PNG":
         if len(content) < 33:
@@ -341,7 +340,7 @@ def _check_header(content, kind):
             raise DataError(f"a JPEG must have 1, 3 or 4 channels, this has {channels}")
     if not height or not width:
         raise DataError(f"the {kind} file has no pixels ({width} x {height})")
-    check_size(height, width)
+    check_size(height, width, max_pixels)
 
 
 def _decode(content, kind, value_range):
@@ -362,18 +361,18 @@ def _decode(content, kind, value_range):
     return to_8_bits(values, value_range), whole, True
 
 
-def _read_with_pillow(content, kind, value_range):
+def _read_with_pillow(content, kind, value_range, max_pixels):
     turned = orientation(content)
     if kind == "TIFF":
         content = _upright_tiff(content)
-        values = _read_deep_tiff(content)
+        values = _read_deep_tiff(content, max_pixels)
         if values is not None:
             pixels = to_8_bits(values, value_range)
             return Picture(turn(pixels, turned), turned, None, True)
     with _without_pixel_limit():
         image = Image.open(io.BytesIO(content), formats=[kind.upper()])
     with image:
-        check_size(*image.size[::-1])
+        check_size(*image.size[::-1], max_pixels)
         frames = 1 if kind == "TIFF" else getattr(image, "n_frames", 1)
         if frames > 1:
             raise DataError(
@@ -397,13 +396,13 @@ def _as_rgb(image):
     return np.array(image.convert("RGB"))
 
 
-def _read_deep_tiff(content):
+def _read_deep_tiff(content, max_pixels):
     """Values `(height, width, 3)` of a TIFF of more than 8 bits, else None; checks any TIFF."""
     tags = {tag: values for tag, _, values, _ in _tiff_entries(content, 4)}
     width, height, bits, channels = (
         tags.get(tag, (default,)) for tag, default in ((256, 0), (257, 0), (258, 1), (277, 1))
     )
-    check_size(height[0], width[0])
+    check_size(height[0], width[0], max_pixels)
     if channels[0] > 4:
         raise DataError(f"an image must have 1 to 4 channels, this has {channels[0]}")
     pages = _count_pages(content)

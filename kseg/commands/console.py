@@ -71,7 +71,7 @@ def add_model(parser):
 def check_model(parser, options):
     """Ends the process with one line if `--checkpoint` was given without `--run`."""
     if options.checkpoint and not options.run:
-        parser.error("--checkpoint goes with --run: a SavedModel is as it is")
+        parser.error("--checkpoint goes with --run: a SavedModel has no checkpoints")
 
 
 def add_checkpoint(parser, default=None):

@@ -250,8 +250,10 @@ def evaluate(
     checking.check_count("panels", panels, least=0)
     checking.check_numbers("scales", scales, "a list of numbers, such as [0.5, 1.0], or None")
     checking.check_size("sliding_window", sliding_window, empty=True)
-    checking.check_numbers("overlap", overlap and [overlap], "a number in [0, 1)")
-    checking.check_numbers("boundary", boundary and [boundary], "a number in (0, 1)")
+    overlaps = None if overlap is None else [overlap]
+    checking.check_numbers("overlap", overlaps, "a number in [0, 1)")
+    boundaries = None if boundary is None else [boundary]
+    checking.check_numbers("boundary", boundaries, "a number in (0, 1)")
     _check(options, refuse)
     return _evaluate(options)
 

@@ -178,7 +178,7 @@ def label_images(jobs, total, label, palette, value_range, unlabeled, output):
     timed, start, writing, reading = 0, None, collections.deque(), collections.deque()
     waiting = iter(jobs)
     with (
-        Progress("labelling", total) as progress,
+        Progress("labeling", total) as progress,
         concurrent.futures.ThreadPoolExecutor(4) as pool,
     ):
         progress.update(len(unlabeled))
@@ -286,25 +286,13 @@ def load(path):
         see `kseg.serving.memory.estimate`, or None if unknown, as on a GPU; and the range of deep
         images, or None, see `kseg.serving.export_saved_model`.
     """
-    if path.is_file():
-        from kseg.serving import portable
+    from kseg.serving.labeling import labeler
+    from kseg.serving.loading import load as load_network
 
-        model = portable.load(path)
-        return model.label, model.classes.palette, None, model.value_range
-
-    import tensorflow as tf
-
-    from kseg import serving
-    from kseg.evaluation.evaluator import predict
-
-    model = serving.load_saved_model(path)
-
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False)
-    def label(images):
-        return predict(model, images, len(model.classes))
-
+    model = load_network(path)
+    label = labeler(model)
     return (
-        lambda image: label(image[None])[0].numpy(),
+        lambda image: label(image[None])[0],
         model.classes.palette,
         memory_needs(model),
         model.value_range,
@@ -421,7 +409,7 @@ def label_video(source, target, label, palette, needs):
     count, lost, start, overlay = 0, 0, None, None
     with contextlib.ExitStack() as stack:
         stack.callback(capture.release)
-        progress = stack.enter_context(Progress("labelling", promised, unit="frames"))
+        progress = stack.enter_context(Progress("labeling", promised, unit="frames"))
         new = stack.enter_context(files.replace_file(target))
         writer = cv2.VideoWriter(str(new), codec, rate, even[::-1])
         stack.callback(writer.release)

@@ -4,24 +4,27 @@
     curl --data-binary @photo.jpg http://127.0.0.1:8000/predict --output mask.png
     curl --data-binary @photo.jpg "http://127.0.0.1:8000/predict?output=json"
 
-http://127.0.0.1:8000/ is a page on which a picture can be dropped; /health answers while the
-server runs; /metrics has its counters for Prometheus. Images of equal size that arrive together
-are labeled in one batch. After SIGTERM or Ctrl-C the server answers all accepted requests, then
-exits.
+http://127.0.0.1:8000/ is a page onto which a picture can be dropped; /health answers while the
+server runs, /metrics has its counters for Prometheus. Images of equal size that arrive together are
+labeled in one batch. After SIGTERM or Ctrl-C it exits once all accepted requests are answered; a
+second signal ends it at once.
 
-The server has neither encryption nor authentication. To expose it to other machines, put it behind
-a proxy that provides both.
+The server has no encryption and no passwords: to other machines it belongs behind a proxy that has.
 """
 
 import contextlib
+import logging
 import math
 import pathlib
 import signal
+import socket
 import sys
 
 from kseg.commands import console
+from kseg.serving.limits import Limits
 
 _ABOVE_ZERO = console.number(float, "above 0", lambda n: 0 < n < math.inf)
+_SHUTDOWN = 60  # Seconds for clients to receive their answers.
 
 
 def parse_arguments(arguments=None):
@@ -37,17 +40,18 @@ def parse_arguments(arguments=None):
         default=8000,
         help="default: %(default)s; 0: any free one",
     )
+    console.add_value_range(parser, "; default: those of the training data, which the model knows")
     group = parser.add_argument_group("limits")
     group.add_argument(
         "--max-megabytes",
-        type=_ABOVE_ZERO,
-        default=16.0,
+        type=console.number(float, "0.001 to 1000", lambda n: 1e-3 <= n <= 1e3),
+        default=Limits.max_bytes / 1e6,
         help="size of a picture's file; default: %(default)g",
     )
     group.add_argument(
         "--max-megapixels",
-        type=_ABOVE_ZERO,
-        default=4.0,
+        type=console.number(float, "0.001 to 500", lambda n: 1e-3 <= n <= 500),
+        default=Limits.max_pixels / 1e6,
         help="height times width of a picture, and of all pictures of a batch, in millions; "
         "default: %(default)g",
     )
@@ -55,25 +59,25 @@ def parse_arguments(arguments=None):
         "--rate",
         type=_ABOVE_ZERO,
         metavar="N",
-        help="requests a second of one address, on average; default: no limit",
+        help="average requests per second from one address; default: no limit",
     )
     group.add_argument(
-        "--max-queue",
+        "--max-requests",
         type=console.positive,
-        default=64,
-        help="images that may wait; default: %(default)s",
+        default=Limits.max_requests,
+        help="requests in progress; default: %(default)s",
     )
     group = parser.add_argument_group("batches")
     group.add_argument(
         "--max-batch",
         type=console.positive,
-        default=8,
+        default=Limits.max_batch,
         help="images in a batch; default: %(default)s",
     )
     group.add_argument(
         "--max-wait-ms",
         type=console.number(float, "0 or more", lambda n: 0 <= n < math.inf),
-        default=10.0,
+        default=1e3 * Limits.max_wait,
         help="time that an image waits for others of its size; default: %(default)g",
     )
     options = parser.parse_args(arguments)
@@ -86,55 +90,94 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     from kseg.serving import checks
 
-    checks.require("fastapi")
-    checks.require("uvicorn")
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        checks.require(package)
     path = pathlib.Path(options.run or options.saved_model)
     if options.saved_model:
         from kseg.commands.predict import check_model
 
         check_model(path)
-    from kseg.progress import Progress
-
-    with Progress("loading the model"):
-        label, classes, value_range, needs = load(path, options.checkpoint, bool(options.run))
-    check_memory(needs, options.max_megapixels)
-
-    from kseg.serving.server import Limits, build_app
-
     limits = Limits(
         max_bytes=int(options.max_megabytes * 1e6),
         max_pixels=int(options.max_megapixels * 1e6),
         max_batch=options.max_batch,
         max_wait=options.max_wait_ms / 1e3,
-        max_queue=options.max_queue,
+        max_requests=options.max_requests,
         rate=options.rate,
     )
+    with bind(options.host, options.port) as listening:
+        from kseg.progress import Progress
 
-    def read(content, max_pixels):
-        return decode(content, max_pixels, value_range)
+        with Progress("loading the model"):
+            model = load(path, options.checkpoint, bool(options.run))
+        check_memory(model, limits)
 
-    run_server(
-        build_app(label, classes, read, limits=limits, name=path.name), options.host, options.port
-    )
-    return 0
+        from kseg.serving.labeling import labeler
+        from kseg.serving.server import build_app
+
+        value_range = tuple(options.range) if options.range else model.value_range
+
+        def read(content, limits):
+            return decode(content, limits, value_range)
+
+        label = labeler(model, confidence=True)
+        app = build_app(label, model.classes, read, limits=limits, name=path.name)
+        return run_server(app, listening)
 
 
-def run_server(app, host, port):
+def bind(host, port):
+    """Reserves an address, without listening at it yet.
+
+    Args:
+        host: str.
+        port: int; 0: any free one.
+
+    Returns:
+        `socket.socket`.
+
+    Raises:
+        UserError: if that is not possible.
+    """
+    from kseg.errors import UserError
+
+    listening = None
+    try:
+        family, kind, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, UnicodeError) as error:
+        if listening:
+            listening.close()
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"The server cannot listen at {host}:{port} ({reason}). Choose another --port or --host"
+        ) from None
+    return listening
+
+
+def run_server(app, listening):
     """Serves an application until SIGINT or SIGTERM, then answers what it has accepted.
 
     Args:
         app: ASGI application.
-        host: str.
-        port: int; 0: any free one.
+        listening: result of `bind`.
 
-    Raises:
-        UserError: if the server cannot listen on the address.
+    Returns:
+        int, exit code: 0, or 130 if a second signal cut requests off.
     """
     import uvicorn
 
-    from kseg.errors import UserError
-
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        # Else anyone could choose the address that `--rate` counts.
+        proxy_headers=False,
+        timeout_graceful_shutdown=_SHUTDOWN,
+    )
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -148,45 +191,53 @@ def run_server(app, host, port):
                     signal.signal(number, handler)
 
         def _stop(self, number, frame):
-            if self.should_exit and number == signal.SIGINT:
-                self.force_exit = True
+            self.force_exit = self.should_exit
+            # Of the tasks that a second signal cancels there is nothing to tell.
+            logging.getLogger("uvicorn.error").disabled = self.force_exit
             self.should_exit = True
 
-    try:
-        listening = config.bind_socket()
-    except SystemExit:  # Raised by uvicorn after logging the error itself.
-        raise UserError(
-            f"The address {host}:{port} is in use or not of this machine. Choose another --port or "
-            "--host"
-        ) from None
     listening.listen(config.backlog)  # Requests may arrive as soon as the line is printed.
     address, number = listening.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     print(f"serving at http://{shown}:{number}/", flush=True)
-    Server(config).run(sockets=[listening])
+    server = Server(config)
+    server.run(sockets=[listening])
+    if server.force_exit:
+        print("interrupted: some requests may be unanswered", file=sys.stderr)
+        return 130
     print("all accepted requests are answered", file=sys.stderr)
+    return 0
 
 
-def check_memory(needs, megapixels):
+def check_memory(model, limits):
     """Refuses limits under which a single picture may need more memory than is available.
 
     Args:
-        needs: as returned by `kseg.commands.predict.load`.
-        megapixels: float, of the largest picture.
+        model: result of `kseg.load`. What files for ONNX and LiteRT need, and what is needed on a
+            GPU, is not known.
+        limits: `kseg.serving.limits.Limits`.
 
     Raises:
-        UserError: if the estimate exceeds the available memory.
+        UserError: if the estimate exceeds the available memory, for a square picture or one as
+            long as allowed.
     """
-    from kseg.commands.predict import too_large
+    from kseg.commands.predict import memory_needs, too_large
     from kseg.errors import UserError
 
-    side = math.isqrt(int(megapixels * 1e6))
-    if needs and (reason := too_large((side, side), needs)):
-        raise UserError(f"{reason}. Lower --max-megapixels. Received: {megapixels:g}")
+    needs = memory_needs(model)
+    if needs is None:
+        return
+    side, longest = math.isqrt(limits.max_pixels), limits.max_side
+    shortest = max(limits.max_pixels // longest, 1)
+    for size in ((side, side), (longest, shortest), (shortest, longest)):
+        if reason := too_large(size, needs):
+            raise UserError(
+                f"{reason}. Lower --max-megapixels. Received: {limits.max_pixels / 1e6:g}"
+            )
 
 
 def load(path, checkpoint, is_run):
-    """Loads a network that labels batches.
+    """Loads a network.
 
     Args:
         path: `pathlib.Path` of a run, a SavedModel, or a file for LiteRT or ONNX.
@@ -194,56 +245,28 @@ def load(path, checkpoint, is_run):
         is_run: bool, whether `path` is the folder of a run.
 
     Returns:
-        `(label, classes, value_range, needs)`: a function in the form that
-        `kseg.serving.server.build_app` takes, `kseg.classes.Classes`, the range of deep images or
-        None, and as from `kseg.commands.predict.load` the memory for an image size, or None.
+        as `kseg.load`.
     """
-    if is_run:
-        from kseg.commands.predict import saved_run
-
-        with saved_run(path, checkpoint or "best") as folder:
-            return load(folder, None, False)
-    from kseg.commands.predict import memory_needs
     from kseg.serving.loading import load as load_network
 
-    model = load_network(path)
-    return batch_labeler(model), model.classes, model.value_range, memory_needs(model)
+    if not is_run:
+        return load_network(path)
+    from kseg.commands.predict import saved_run
+
+    with saved_run(path, checkpoint or "best") as folder:
+        return load_network(folder)
 
 
-def batch_labeler(model):
-    """Returns a function from a batch of images to per-pixel classes and their probabilities.
+def decode(content, limits, value_range):
+    """Reads a picture for the server as `kseg predict` does.
 
     Args:
-        model: model as returned by `kseg.load`.
+        content: bytes of the file.
+        limits: `kseg.serving.limits.Limits`.
+        value_range: as for `pipelines.pictures.read`.
 
     Returns:
-        function from uint8 `(batch, height, width, 3)` to uint8 and float32 arrays `(batch, height,
-        width)`. For a network of fixed image size, images are resized to it and the results back.
-    """
-    import numpy as np
-
-    if not hasattr(model, "size"):
-        import tensorflow as tf
-
-        @tf.function(
-            input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False
-        )
-        def label(images):
-            logits = model(images)
-            confidence = tf.reduce_max(tf.nn.softmax(logits), axis=-1)
-            return tf.cast(tf.argmax(logits, axis=-1), "uint8"), confidence
-
-        return lambda images: tuple(x.numpy() for x in label(images))
-
-    def label_each(images):
-        results = [model.label_with_confidence(image) for image in images]
-        return tuple(np.stack(x) for x in zip(*results, strict=True))
-
-    return label_each
-
-
-def decode(content, max_pixels, value_range):
-    """Decodes a picture for the server in the same way as `kseg.commands.predict`.
+        uint8 RGB array `(height, width, 3)`.
 
     Raises:
         RejectedError: if it has too many pixels (413) or cannot be read (422).
@@ -252,14 +275,17 @@ def decode(content, max_pixels, value_range):
     from pipelines import pictures
     from pipelines.errors import DataError
 
-    size = pictures.size_of_content(content)
-    if size and size[0] * size[1] > max_pixels:
-        raise RejectedError(
-            413,
-            f"A picture may have at most {max_pixels / 1e6:g} million pixels. "
-            f"Received: {size[1]} x {size[0]}",
-        )
     try:
-        return pictures.read(content, value_range).pixels
+        image = pictures.read(content, value_range, max_pixels=limits.max_pixels).pixels
+    except pictures.TooLargeError as error:
+        raise RejectedError(413, f"The picture cannot be read: {error}") from None
     except DataError as error:
         raise RejectedError(422, f"The picture cannot be read: {error}") from None
+    if max(image.shape[:2]) > limits.max_side:
+        height, width = image.shape[:2]
+        raise RejectedError(
+            413,
+            f"A picture may be at most {limits.max_side} pixels high or wide. Received: {width} x "
+            f"{height}",
+        )
+    return image

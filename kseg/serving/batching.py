@@ -3,46 +3,29 @@
 import collections
 import concurrent.futures
 import itertools
-import math
 import threading
 import time
 
 import numpy as np
 
 
-class QueueFullError(Exception):
-    """Raised when the queue of waiting images is full."""
-
-
 class Batcher:
     """Labels images of concurrent requests in batches, in a separate thread.
 
     A batch holds images of equal size in order of arrival. It is run when it is full, when its
-    first image has waited long enough, or when an image of another size arrives.
+    first image has waited long enough, or when an image of another size arrives. The number of
+    waiting images is not limited.
 
     Args:
         label: function from uint8 `(batch, height, width, 3)` to a tuple of arrays whose first axis
             is the batch.
-        max_batch: int, maximum number of images in a batch.
-        max_pixels: float, maximum number of pixels in a batch of several images.
-        max_wait: float, maximum seconds that the first image of a batch waits for others.
-        max_queue: int, maximum number of waiting images.
+        limits: `kseg.serving.limits.Limits`.
         on_batch: function called with the number of images in each batch, for statistics.
     """
 
-    def __init__(
-        self,
-        label,
-        *,
-        max_batch=8,
-        max_pixels=math.inf,
-        max_wait=0.01,
-        max_queue=64,
-        on_batch=lambda size: None,
-    ):
+    def __init__(self, label, limits, *, on_batch=lambda size: None):
         self._label = label
-        self._max_batch, self._max_pixels = max_batch, max_pixels
-        self._max_wait, self._max_queue = max_wait, max_queue
+        self._limits = limits
         self._on_batch = on_batch
         self._waiting = collections.deque()  # Tuples (arrival, image, future).
         self._changed = threading.Condition()
@@ -54,11 +37,6 @@ class Batcher:
         """Number of waiting images."""
         return len(self._waiting)
 
-    @property
-    def is_full(self):
-        """True if no further image is accepted now."""
-        return self._closed or len(self._waiting) >= self._max_queue
-
     def submit(self, image):
         """Queues an image.
 
@@ -67,14 +45,9 @@ class Batcher:
 
         Returns:
             `concurrent.futures.Future` of the tuple of this image's arrays.
-
-        Raises:
-            QueueFullError: if too many images are waiting.
         """
         future = concurrent.futures.Future()
         with self._changed:
-            if self.is_full:
-                raise QueueFullError
             self._waiting.append((time.monotonic(), image, future))
             self._changed.notify()
         return future
@@ -92,14 +65,15 @@ class Batcher:
             if not batch:
                 continue
             images, futures = zip(*batch, strict=True)
-            self._on_batch(len(images))
             try:
+                self._on_batch(len(images))
                 results = list(zip(*self._label(np.stack(images)), strict=True))
+                pairs = list(zip(futures, results, strict=True))
             except Exception as error:  # Passed on to these requests; the next batch may succeed.
                 for future in futures:
                     future.set_exception(error)
                 continue
-            for future, result in zip(futures, results, strict=True):
+            for future, result in pairs:
                 future.set_result(result)
 
     def _next_batch(self):
@@ -116,7 +90,8 @@ class Batcher:
     def _ready(self):
         """Number of images at the head of the queue that form the next batch, and their maximum."""
         shape = self._waiting[0][1].shape
-        most = int(max(1, min(self._max_batch, self._max_pixels // (shape[0] * shape[1]))))
+        by_size = self._limits.max_pixels // (shape[0] * shape[1])
+        most = max(1, min(self._limits.max_batch, by_size))
         head = itertools.islice(self._waiting, most)
         same = itertools.takewhile(lambda item: item[1].shape == shape, head)
         return sum(1 for _ in same), most
@@ -125,4 +100,4 @@ class Batcher:
         ready, most = self._ready()
         if self._closed or ready == most or ready < len(self._waiting):
             return 0.0
-        return self._waiting[0][0] + self._max_wait - time.monotonic()
+        return self._waiting[0][0] + self._limits.max_wait - time.monotonic()

@@ -16,6 +16,8 @@ _PACKAGES = {
     "tf2onnx": "Writing ONNX needs the extra `onnx`: pip install 'kseg[onnx]'",
     "onnxruntime": "Running ONNX needs the extra `onnx`: pip install 'kseg[onnx]'",
     "fastapi": "The server needs the extra `serve`: pip install 'kseg[serve]'",
+    "prometheus_client": "The server needs the extra `serve`: pip install 'kseg[serve]'",
+    "uvicorn": "The server needs the extra `serve`: pip install 'kseg[serve]'",
     "ai_edge_litert": "Running LiteRT files needs the extra `litert`: pip install 'kseg[litert]'",
 }
 
@@ -24,7 +26,7 @@ def require(package):
     """Checks that an optional package is installed.
 
     Args:
-        package: `"tf2onnx"`, `"onnxruntime"`, `"ai_edge_litert"` or `"fastapi"`.
+        package: a key of `_PACKAGES`.
 
     Raises:
         UserError: if it is not installed.

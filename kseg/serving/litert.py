@@ -1,7 +1,5 @@
 """Export of networks to LiteRT (formerly TensorFlow Lite), and loading into its interpreter."""
 
-import tensorflow as tf
-
 from kseg.serving.checks import require
 from kseg.serving.network_file import export_file
 
@@ -30,6 +28,8 @@ def export_tflite(segmenter, path, classes, size, *, value_range=None, overwrite
     """
 
     def convert(function):
+        import tensorflow as tf  # Imported late: the files run without it.
+
         converter = tf.lite.TFLiteConverter.from_concrete_functions(
             [function.get_concrete_function()], function
         )

@@ -47,26 +47,41 @@ class PortableModel:
         Returns:
             uint8 array `(height, width)` of class indices.
         """
-        return self.label_with_confidence(image)[0]
+        return self._label(image, lambda logits: (_classes(logits),))[0]
 
     def label_with_confidence(self, image):
-        """Labels an image in the same way as `label`, with probabilities.
+        """Labels an image as `label` does.
 
         Returns:
-            `(labels, confidence)`: uint8 class indices and their float32 probabilities, both
+            `(labels, confidence)`: uint8 class indices and the float32 probability of each, both
             `(height, width)`.
         """
+        return self._label(image, lambda logits: (_classes(logits), confidence_of(logits)))
+
+    def _label(self, image, results_of):
         height, width = image.shape[:2]
         if self.size not in (None, (height, width)):
             image = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_LINEAR)
-        logits = self(image[None])[0]
-        labels = np.argmax(logits, axis=-1).astype("uint8")
-        # Softmax of the largest logit.
-        confidence = 1 / np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
         return tuple(
-            cv2.resize(x, (width, height), interpolation=cv2.INTER_NEAREST)
-            for x in (labels, confidence.astype("float32"))
+            cv2.resize(result, (width, height), interpolation=cv2.INTER_NEAREST)
+            for result in results_of(self(image[None])[0])
         )
+
+
+def _classes(logits):
+    return np.argmax(logits, axis=-1).astype("uint8")
+
+
+def confidence_of(logits):
+    """Computes the softmax of the largest logit.
+
+    Args:
+        logits: float32 array `(..., num_classes)`.
+
+    Returns:
+        float32 array `(...)`.
+    """
+    return (1 / np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)).astype("float32")
 
 
 def export_file(segmenter, path, classes, size, value_range, overwrite, target, convert):

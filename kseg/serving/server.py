@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import dataclasses
 import importlib.resources
 import math
 import time
@@ -14,38 +13,18 @@ import fastapi
 import numpy as np
 import prometheus_client
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from kseg.evaluation import drawing
-from kseg.serving.batching import Batcher, QueueFullError
+from kseg.serving.batching import Batcher
+from kseg.serving.limits import Limits
 
 OUTPUTS = ("mask", "overlay", "confidence", "json", "all")
-_FORGET = 600.0  # Seconds without a request after which a client's allowance is dropped.
+_CLIENTS = 10_000  # Allowances are cleaned up above this number.
 # The page is self-contained: no external scripts or styles.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
 _POLICY += "img-src 'self' blob: data:; connect-src 'self'"
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """Limits of a server.
-
-    Attributes:
-        max_bytes: int, maximum size of a request body.
-        max_pixels: int, maximum height times width of an image.
-        max_batch: int, maximum number of images in a batch.
-        max_wait: float, maximum seconds that an image waits for others of its size.
-        max_queue: int, maximum number of waiting images; further requests are answered with 503.
-        rate: float, average requests per second allowed per client address, with bursts of twice as
-            many (at least one); further requests are answered with 429. None: no limit.
-    """
-
-    max_bytes: int = 16 << 20
-    max_pixels: int = 4 << 20
-    max_batch: int = 8
-    max_wait: float = 0.01
-    max_queue: int = 64
-    rate: float | None = None
 
 
 class RejectedError(Exception):
@@ -64,7 +43,7 @@ class RejectedError(Exception):
 class _Metrics:
     """Metrics served at `/metrics` in the text format of Prometheus."""
 
-    def __init__(self, waiting):
+    def __init__(self, progress, waiting):
         self.registry = prometheus_client.CollectorRegistry()
         make = {"registry": self.registry, "namespace": "kseg"}
         self.requests = prometheus_client.Counter(
@@ -76,8 +55,11 @@ class _Metrics:
         self.batch_size = prometheus_client.Histogram(
             "batch_size", "Images in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), **make
         )
-        gauge = prometheus_client.Gauge("waiting_images", "Images that wait.", **make)
-        gauge.set_function(waiting)
+        for name, text, value in (
+            ("requests_in_progress", "Requests to /predict in progress.", progress),
+            ("waiting_images", "Images that wait for their batch.", waiting),
+        ):
+            prometheus_client.Gauge(name, text, **make).set_function(value)
 
 
 class _Allowances:
@@ -87,21 +69,24 @@ class _Allowances:
         self._rate = rate
         self._burst = max(1.0, 2 * rate) if rate else math.inf
         self._left = {}  # Client -> (tokens, time).
+        self._cleaned = 0.0
 
     def take(self, client):
         """Takes a token and returns 0, or returns the seconds until one is available."""
         if not self._rate:
             return 0.0
         now = time.monotonic()
-        if len(self._left) > 10_000:
-            self._left = {k: v for k, v in self._left.items() if now - v[1] < _FORGET}
-        tokens, before = self._left.get(client, (self._burst, now))
-        tokens = min(self._burst, tokens + (now - before) * self._rate)
-        if tokens < 1:
-            self._left[client] = tokens, now
-            return (1 - tokens) / self._rate
-        self._left[client] = tokens - 1, now
-        return 0.0
+        if len(self._left) > _CLIENTS and now > self._cleaned + 1:
+            # A full bucket is that of a new client.
+            used = {k: v for k, v in self._left.items() if self._tokens(*v, now) < self._burst}
+            self._left = used
+            self._cleaned = now
+        tokens = self._tokens(*self._left.get(client, (self._burst, now)), now)
+        self._left[client] = tokens - (tokens >= 1), now
+        return 0.0 if tokens >= 1 else (1 - tokens) / self._rate
+
+    def _tokens(self, tokens, before, now):
+        return min(self._burst, tokens + (now - before) * self._rate)
 
 
 def build_app(label, classes, decode, *, limits=None, name="kseg"):
@@ -116,8 +101,8 @@ def build_app(label, classes, decode, *, limits=None, name="kseg"):
         label: function from uint8 `(batch, height, width, 3)` to `(classes, confidence)`: uint8
             and float32 `(batch, height, width)`.
         classes: `kseg.classes.Classes`.
-        decode: function from bytes and the maximum number of pixels to uint8 RGB `(height, width,
-            3)`; raises `RejectedError`.
+        decode: function from bytes and `limits` to uint8 RGB `(height, width, 3)`; raises
+            `RejectedError`.
         limits: `Limits`; None: the defaults.
         name: str, name of the network, for `/health`.
 
@@ -125,15 +110,9 @@ def build_app(label, classes, decode, *, limits=None, name="kseg"):
         `fastapi.FastAPI`, which answers all accepted requests before it shuts down.
     """
     limits = limits or Limits()
-    metrics = _Metrics(lambda: len(batcher))
-    batcher = Batcher(
-        label,
-        max_batch=limits.max_batch,
-        max_pixels=limits.max_pixels,
-        max_wait=limits.max_wait,
-        max_queue=limits.max_queue,
-        on_batch=metrics.batch_size.observe,
-    )
+    in_progress = set()
+    metrics = _Metrics(lambda: len(in_progress), lambda: len(batcher))
+    batcher = Batcher(label, limits, on_batch=metrics.batch_size.observe)
     allowances = _Allowances(limits.rate)
 
     @contextlib.asynccontextmanager
@@ -158,55 +137,58 @@ def build_app(label, classes, decode, *, limits=None, name="kseg"):
         content = prometheus_client.generate_latest(metrics.registry)
         return Response(content, media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
+    @app.exception_handler(HTTPException)
+    async def refuse(request, error):
+        return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
     async def answer(request, output):
         if output not in OUTPUTS:
             raise RejectedError(
-                400, f"`output` must be one of {', '.join(OUTPUTS)}. Received: {output}"
+                400, f"`output` must be one of {', '.join(OUTPUTS)}. Received: {output[:40]!r}"
             )
         client = request.client.host if request.client else ""
         if wait := allowances.take(client):
             raise RejectedError(
                 429,
-                f"At most {limits.rate:g} requests a second. Try again in {wait:.1f} s",
+                f"At most {limits.rate:g} requests per second. Try again in {wait:.1f} s",
                 **{"Retry-After": str(math.ceil(wait))},
             )
-        if batcher.is_full:  # Before anything is read and decoded in vain.
-            raise QueueFullError
-        content = await _body(request, limits.max_bytes)
-        image = await asyncio.to_thread(decode, content, limits.max_pixels)
-        future = batcher.submit(image)
-        labels, confidence = await asyncio.wrap_future(future)
+        if len(in_progress) > limits.max_requests:
+            raise RejectedError(
+                503, "The server is busy. Try again in a second", **{"Retry-After": "1"}
+            )
+        content = await _body(request, limits)
+        image = await asyncio.to_thread(decode, content, limits)
+        labels, confidence = await asyncio.wrap_future(batcher.submit(image))
         return await asyncio.to_thread(_encode, output, image, labels, confidence, classes)
 
     @app.post("/predict")
     async def predict(request: fastapi.Request, output: str = "mask"):
-        start, status = time.perf_counter(), 500
+        start = time.perf_counter()
+        in_progress.add(request)
         try:
             response = await answer(request, output)
-            status = 200
         except RejectedError as error:
-            status = error.status
-            response = JSONResponse({"error": str(error)}, status, headers=error.headers)
-        except QueueFullError:
-            status, text = 503, "Too many images are waiting. Try again in a second"
-            response = JSONResponse({"error": text}, status, headers={"Retry-After": "1"})
+            response = JSONResponse({"error": str(error)}, error.status, headers=error.headers)
+        except asyncio.CancelledError:  # By a second signal.
+            response = JSONResponse({"error": "The server was stopped"}, 503)
         except ClientDisconnect:
-            status = 499  # The usual code in logs; nobody receives the response.
-            response = Response(status_code=status)
+            response = Response(status_code=499)  # For the metrics; nobody receives it.
         except Exception:  # Whatever the network raises must not end the server.
             traceback.print_exc()
             text = "The network failed on this picture. The server's log says why"
-            response = JSONResponse({"error": text}, status)
+            response = JSONResponse({"error": text}, 500)
         finally:
-            metrics.requests.labels(status).inc()
-            metrics.seconds.observe(time.perf_counter() - start)
+            in_progress.discard(request)
+        metrics.requests.labels(response.status_code).inc()
+        metrics.seconds.observe(time.perf_counter() - start)
         return response
 
     return app
 
 
-async def _body(request, max_bytes):
-    """Reads a body of limited size."""
+async def _body(request, limits):
+    """Reads a body of limited size in limited time."""
     kind = request.headers.get("content-type", "")
     if kind.startswith("multipart/"):
         raise RejectedError(
@@ -214,14 +196,24 @@ async def _body(request, max_bytes):
             "The body must be the bytes of the picture, not a form: "
             "curl --data-binary @photo.jpg http://.../predict",
         )
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > max_bytes:
-            raise RejectedError(413, f"A picture may have at most {max_bytes} bytes")
+
+    async def read():
+        content = bytearray()
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > limits.max_bytes:
+                raise RejectedError(413, f"A picture may have at most {limits.max_bytes} bytes")
+        return bytes(content)
+
+    try:
+        content = await asyncio.wait_for(read(), limits.body_seconds)
+    except asyncio.TimeoutError:
+        raise RejectedError(
+            408, f"The picture must arrive within {limits.body_seconds:g} seconds"
+        ) from None
     if not content:
         raise RejectedError(400, "The body must be a picture. Received: nothing")
-    return bytes(content)
+    return content
 
 
 def _encode(output, image, labels, confidence, classes):

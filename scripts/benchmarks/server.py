@@ -73,6 +73,8 @@ def measure(arguments):
     from kseg.commands import serve
     from kseg.segmenters import build_segmenter
     from kseg.serving import export_saved_model
+    from kseg.serving.labeling import labeler
+    from kseg.serving.limits import Limits
 
     networks = _networks.TOY_NETWORKS if arguments.toy else _networks.NETWORKS
     (name,) = _measuring.choose([arguments.network], networks)
@@ -89,12 +91,12 @@ def measure(arguments):
     export_saved_model(segmenter, folder / "model", classes)
     coarse = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype("uint8")
     cv2.imwrite(str(folder / "image.png"), cv2.resize(coarse, arguments.size[::-1]))
-    label, _, _, _ = serve.load(folder / "model", None, False)
+    label = labeler(serve.load(folder / "model", None, False), confidence=True)
     content = (folder / "image.png").read_bytes()
     seconds = []
     for i in range(1 + max(arguments.requests // 4, 2)):
         start = time.perf_counter()
-        label(serve.decode(content, 1 << 30, None)[None])
+        label(serve.decode(content, Limits(max_pixels=1 << 28), None)[None])
         seconds += [time.perf_counter() - start] * (i > 0)  # The first call compiles.
     return {"rate": len(seconds) / sum(seconds), **percentiles(seconds)}
 

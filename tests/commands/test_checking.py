@@ -22,6 +22,8 @@ MISTAKES = [
     (lambda: kseg.evaluate("run", sliding_window=(0, 64)), "two whole numbers above 0"),
     (lambda: kseg.evaluate("run", precision="float8"), "`precision` must be one of 'float32'"),
     (lambda: kseg.evaluate("run", overlap="0.5"), "`overlap` must be a number"),
+    (lambda: kseg.evaluate("run", overlap=0.0), "`overlap` goes with `sliding_window`"),
+    (lambda: kseg.evaluate("run", boundary=0.0), r"`boundary.* must be in \(0, 1\), is 0.0"),
     (lambda: kseg.evaluate("run", checkpoint=1.5), "`checkpoint` must be 'best', 'latest' or a"),
     (lambda: kseg.predict("model", "photos", None), "`output` must be a path"),
     (lambda: kseg.predict("model", "photos", "out", value_range=5), r"must be \(low, high\)"),

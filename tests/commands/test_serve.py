@@ -3,10 +3,12 @@
 import concurrent.futures
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -14,9 +16,12 @@ import cv2
 import numpy as np
 import pytest
 
-from kseg.commands import serve
+from kseg.commands import predict, serve
+from kseg.commands.predict import memory_needs
 from kseg.errors import UserError
 from kseg.serving import export_saved_model, load_saved_model
+from kseg.serving.labeling import labeler
+from kseg.serving.limits import Limits
 from kseg.serving.onnx import export_onnx
 from tests.commands.tiny_run import png
 from tests.commands.tiny_run import tiny_run as tiny_run
@@ -42,9 +47,7 @@ def test_it_answers_labels_as_predict_does_and_ends_well(model):
         text=True,
     )
     try:
-        line = process.stdout.readline()
-        assert line.startswith("serving at http://127.0.0.1:"), process.stderr.read()
-        url = line.split()[-1]
+        url = address_of(process)
         rng = np.random.default_rng(0)
         images = [rng.integers(0, 256, (24, 32, 3)).astype("uint8") for _ in range(4)]
 
@@ -54,7 +57,7 @@ def test_it_answers_labels_as_predict_does_and_ends_well(model):
 
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             masks = list(pool.map(ask, images))
-            expected = serve.load(model, None, False)[0](np.stack(images))[0]
+            expected = labeler(load_saved_model(model))(np.stack(images))
             np.testing.assert_array_equal(np.stack(masks), expected)
             # Asked to end while three wait for a fourth: each is answered.
             under_way = [pool.submit(ask, image) for image in images[:3]]
@@ -69,18 +72,30 @@ def test_it_answers_labels_as_predict_does_and_ends_well(model):
         process.communicate()
 
 
+def address_of(process):
+    """Reads the line that a server prints when it is ready; a hanging one is killed."""
+    timer = threading.Timer(120, process.kill)
+    timer.start()
+    line = process.stdout.readline()
+    timer.cancel()
+    assert line.startswith("serving at http://127.0.0.1:"), process.stderr.read()
+    return line.split()[-1]
+
+
 def waiting_images(url):
     with urllib.request.urlopen(url + "metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     return float(next(x.split()[1] for x in lines if x.startswith("kseg_waiting_images ")))
 
 
-def test_an_address_in_use_is_one_line():
+@pytest.mark.parametrize("host", ["127.0.0.1", "no host", "256.1.1.1"])
+def test_an_address_that_cannot_be_had_is_one_line(host, capfd):
     with (
         socket.create_server(("127.0.0.1", 0)) as other,
-        pytest.raises(UserError, match="in use or not of this machine"),
+        pytest.raises(UserError, match=rf"cannot listen at {host}:\d+ \(.+\). Choose another"),
     ):
-        serve.run_server(None, "127.0.0.1", other.getsockname()[1])
+        serve.bind(host, other.getsockname()[1])
+    assert capfd.readouterr().err == ""
 
 
 def test_runs_and_files_are_served(tiny_run, model, tmp_path):
@@ -89,11 +104,13 @@ def test_runs_and_files_are_served(tiny_run, model, tmp_path):
     logits = load_saved_model(model)(images).numpy()
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     for path, is_run in ((tiny_run.path, True), (model, False), (tmp_path / "model.onnx", False)):
-        label, classes, _, needs = serve.load(path, None, is_run)
-        labels, confidence = label(images)
+        loaded = serve.load(path, None, is_run)
+        labels, confidence = labeler(loaded, confidence=True)(images)
+        np.testing.assert_array_equal(labeler(loaded)(images), labels)
         np.testing.assert_array_equal(labels, logits.argmax(-1))
         np.testing.assert_allclose(confidence, probabilities.max(-1), rtol=1e-4)
-        assert len(classes) == 3 and (needs is None) == (path.suffix == ".onnx")
+        assert len(loaded.classes) == 3 and labels.dtype == "uint8"
+        assert (memory_needs(loaded) is None) == (path.suffix == ".onnx")
 
 
 @pytest.mark.parametrize(
@@ -108,8 +125,28 @@ def test_mistakes_on_the_command_line(arguments, capsys):
     assert len(message.splitlines()) == 1 and f"not {arguments[1]}" in message
 
 
-def test_a_limit_above_the_memory_is_refused():
-    serve.check_memory(None, 1e6)
-    serve.check_memory(lambda size: 1 << 20, 4.0)
-    with pytest.raises(UserError, match=r"2000 x 2000 .*Lower --max-megapixels. Received: 4"):
-        serve.check_memory(lambda size: 1 << 50, 4.0)
+def test_a_limit_above_the_memory_is_refused(monkeypatch):
+    limits = Limits(max_pixels=4_000_000)
+    serve.check_memory(None, limits)
+    for shape in ((2000, 2000), (8000, 500), (500, 8000)):
+        monkeypatch.setattr(
+            predict,
+            "memory_needs",
+            lambda model, shape=shape: lambda size: 1 << (50 if size == shape else 20),
+        )
+        with pytest.raises(UserError, match=f"{shape[1]} x {shape[0]} .*Lower --max-megapixels"):
+            serve.check_memory(None, limits)
+
+
+def test_limits_of_the_page_are_the_defaults():
+    page = (ROOT / "docs/serving.md").read_text()
+    options = serve.parse_arguments(["--saved-model", "model"])
+    found = dict(re.findall(r"`--([a-z-]+)` \((\d+)\)", page))
+    expected = {
+        "max-megabytes": options.max_megabytes,
+        "max-megapixels": options.max_megapixels,
+        "max-requests": options.max_requests,
+        "max-wait-ms": options.max_wait_ms,
+        "max-batch": options.max_batch,
+    }
+    assert {name: float(value) for name, value in found.items()} == expected

@@ -3,7 +3,8 @@ import threading
 import numpy as np
 import pytest
 
-from kseg.serving.batching import Batcher, QueueFullError
+from kseg.serving.batching import Batcher
+from kseg.serving.limits import Limits
 
 
 class Labeler:
@@ -27,7 +28,7 @@ def image(value, size=(4, 5)):
 
 def test_each_request_gets_its_own_result_and_batches_hold_one_size():
     label = Labeler()
-    batcher = Batcher(label, max_batch=3, max_wait=0.0)
+    batcher = Batcher(label, Limits(max_batch=3, max_wait=0.0))
     first = batcher.submit(image(1))
     assert label.started.wait(20)
     sizes = [(4, 5)] * 4 + [(6, 2)] + [(4, 5)]
@@ -44,26 +45,22 @@ def test_each_request_gets_its_own_result_and_batches_hold_one_size():
 def test_an_image_waits_for_others():
     label = Labeler()
     label.go.set()
-    batcher = Batcher(label, max_batch=2, max_wait=60.0)
+    batcher = Batcher(label, Limits(max_batch=2, max_wait=60.0))
     futures = [batcher.submit(image(i)) for i in range(2)]  # Full: neither waits a minute.
     assert [int(f.result(20)[0][0, 0]) for f in futures] == [0, 1]
     assert label.sizes == [2]
     last = batcher.submit(image(7))
     batcher.close()  # Does not wait for the minute, either.
     assert int(last.result(0)[0][0, 0]) == 7
-    with pytest.raises(QueueFullError):
-        batcher.submit(image(8))
 
 
-def test_a_full_queue_an_error_and_a_cancelled_request():
+def test_an_error_and_a_cancelled_request():
     label = Labeler()
-    batcher = Batcher(label, max_batch=1, max_wait=0.0, max_queue=2)
+    batcher = Batcher(label, Limits(max_batch=1, max_wait=0.0))
     futures = [batcher.submit(image(1))]
     assert label.started.wait(20)
     futures += [batcher.submit(image(13)), batcher.submit(image(3))]
     assert len(batcher) == 2
-    with pytest.raises(QueueFullError):
-        batcher.submit(image(4))
     assert futures[2].cancel()
     label.go.set()
     batcher.close()
@@ -75,7 +72,7 @@ def test_a_full_queue_an_error_and_a_cancelled_request():
 
 def test_a_batch_of_several_has_a_limited_number_of_pixels():
     label = Labeler()
-    batcher = Batcher(label, max_batch=8, max_pixels=45, max_wait=0.0)
+    batcher = Batcher(label, Limits(max_batch=8, max_pixels=45, max_wait=0.0))
     futures = [batcher.submit(image(1, (10, 10)))]  # Larger than the limit: alone.
     assert label.started.wait(20)
     futures += [batcher.submit(image(i)) for i in range(5)]  # 20 pixels each: two by two.
@@ -83,3 +80,14 @@ def test_a_batch_of_several_has_a_limited_number_of_pixels():
     batcher.close()
     assert [int(f.result(0)[0][0, 0]) for f in futures] == [1, 0, 1, 2, 3, 4]
     assert label.sizes == [1, 2, 2, 1]
+
+
+def test_the_thread_survives_a_network_that_loses_images():
+    results = [(np.zeros((1, 4, 5)),), (np.zeros((2, 4, 5)),)]
+    batcher = Batcher(lambda images: results.pop(0), Limits(max_batch=2, max_wait=60.0))
+    lost = [batcher.submit(image(i)) for i in range(2)]
+    for future in lost:
+        with pytest.raises(ValueError, match="zip"):
+            future.result(20)
+    assert [f.result(20)[0].shape for f in [batcher.submit(image(i)) for i in range(2)]]
+    batcher.close()

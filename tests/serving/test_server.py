@@ -1,5 +1,9 @@
+import asyncio
 import base64
+import concurrent.futures
+import struct
 import threading
+import time
 
 import cv2
 import numpy as np
@@ -9,7 +13,9 @@ from fastapi.testclient import TestClient
 from kseg.classes import Classes
 from kseg.commands.serve import decode
 from kseg.evaluation import drawing
-from kseg.serving.server import Limits, build_app
+from kseg.serving import server as server_module
+from kseg.serving.limits import Limits
+from kseg.serving.server import build_app
 
 CLASSES = Classes(["sky", "<b>road</b>"], [[70, 130, 180], [128, 64, 128]])
 RNG = np.random.default_rng(0)
@@ -21,8 +27,14 @@ def label(images):
     return (images[..., 0] > 127).astype("uint8"), images[..., 0].astype("float32") / 255
 
 
-def read(content, max_pixels):
-    return decode(content, max_pixels, None)
+def read(content, limits):
+    return decode(content, limits, None)
+
+
+def with_bad_text(content):
+    """Puts a text chunk with a wrong checksum after the header of a PNG, which Pillow refuses."""
+    chunk = struct.pack(">I", 3) + b"tEXt" + b"a\0b" + b"\0\0\0\0"
+    return content[:33] + chunk + content[33:]
 
 
 def client(label=label, **limits):
@@ -73,14 +85,15 @@ def test_outputs():
     ("status", "content", "parameters", "headers", "message"),
     [
         (400, b"", {}, {}, "Received: nothing"),
-        (400, png(IMAGE), {"output": "masks"}, {}, "Received: masks"),
+        (400, png(IMAGE), {"output": "masks"}, {}, "Received: 'masks'"),
+        (400, png(IMAGE), {"output": "a\nb" * 99}, {}, "Received: 'a\\nba\\nb"),
         (413, b"x" * 2001, {}, {}, "at most 2000 bytes"),
         (
             413,
             png(np.zeros((30, 40, 3), "uint8")),
             {},
             {},
-            "0.001 million pixels. Received: 40 x 30",
+            "0.001 million pixels, this has 40 x 30",
         ),
         (415, b"x", {}, {"content-type": "multipart/form-data; boundary=x"}, "--data-binary"),
         (422, b"no picture", {}, {}, "something else"),
@@ -103,32 +116,78 @@ def test_rate_of_a_client():
         assert server.get("/health").status_code == 200
 
 
-def test_a_full_queue_and_an_end_that_answers_what_was_accepted():
-    go, started = threading.Event(), threading.Event()
+def waiting(server, name, value):
+    """Waits until a metric has a value."""
+    deadline = time.monotonic() + 60
+    while f"kseg_{name} {value}" not in server.get("/metrics").text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_busy_server_refuses_further_requests():
+    go = threading.Event()
 
     def slow(images):
-        started.set()
-        assert go.wait(20)
+        assert go.wait(60)
         return label(images)
 
-    answers = []
-    with client(slow, max_batch=1, max_queue=1) as server:
-
-        def ask():
-            answers.append(server.post("/predict", content=png(IMAGE)).status_code)
-
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        assert started.wait(20)
-        # One is being labeled, one waits: the other two are refused.
-        while len(answers) < 2:
-            pass
-        assert answers == [503, 503]
+    with (
+        concurrent.futures.ThreadPoolExecutor(2) as pool,
+        client(slow, max_batch=1, max_requests=2) as server,
+    ):
+        accepted = [pool.submit(server.post, "/predict", content=png(IMAGE)) for _ in range(2)]
+        waiting(server, "requests_in_progress", 2.0)
+        refused = server.post("/predict", content=png(IMAGE))
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
         go.set()
-        for thread in threads:
-            thread.join()
-    assert sorted(answers) == [200, 200, 503, 503]
+        assert [future.result(60).status_code for future in accepted] == [200, 200]
+        waiting(server, "requests_in_progress", 0.0)
+
+
+def test_a_body_that_does_not_arrive():
+    # The client of the tests passes a body on only when it is whole: the application is called.
+    received, sent = [], []
+
+    async def receive():
+        if received:
+            await asyncio.sleep(60)
+        received.append(True)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "query_string": b"",
+        "headers": [],
+        "client": ("1.2.3.4", 5),
+    }
+    app = build_app(label, CLASSES, read, limits=Limits(body_seconds=0.05))
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 408 and b"within 0.05 seconds" in sent[1]["body"]
+
+
+def test_other_errors_are_json():
+    with client() as server:
+        assert server.get("/nowhere").json() == {"error": "Not Found"}
+        assert server.get("/predict").json() == {"error": "Method Not Allowed"}
+
+
+def test_allowances_of_many_clients_are_forgotten_when_full_again(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(server_module.time, "monotonic", lambda: now[0])
+    allowances = server_module._Allowances(1.0)
+    monkeypatch.setattr(server_module, "_CLIENTS", 10)
+    for number in range(11):
+        assert allowances.take(number) == 0
+    assert len(allowances._left) == 11
+    now[0] += 1.5
+    allowances.take("new")
+    assert list(allowances._left) == ["new"]
+    assert allowances.take("new") == 0 and allowances.take("new") > 0
 
 
 def test_a_fault_of_the_network_is_answered_and_counted(capsys):
