@@ -231,7 +231,7 @@ def _area(value, where):
 
 
 def _is_empty(ring):
-    return isinstance(ring, (list, np.ndarray)) and np.shape(ring)[:1] == (0,)
+    return ring == [] if isinstance(ring, list) else isinstance(ring, np.ndarray) and not ring.size
 
 
 def _segments(files, path, where, annotation, categories, entry, crowd):

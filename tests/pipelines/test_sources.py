@@ -4,6 +4,7 @@ import stat
 import tarfile
 import zipfile
 
+import numpy as np
 import pytest
 
 from pipelines.errors import DataError
@@ -211,3 +212,24 @@ def test_no_source(tmp_path):
     (tmp_path / "text").write_text("")
     with pytest.raises(DataError, match="text is neither a folder nor a zip or tar file"):
         open_source([tmp_path, tmp_path / "text"])
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_head_of_a_member(tmp_path, kind):
+    """The rest of a member is not decompressed: damage there does not show."""
+    (tmp_path / "set").mkdir()
+    content = np.random.default_rng(0).bytes(1 << 20)
+    (tmp_path / "set/a.bin").write_bytes(content)
+    archive = tmp_path / f"set.{kind}"
+    pack(archive, tmp_path / "set")
+    if kind == "zip":
+        packed = bytearray(archive.read_bytes())
+        packed[1 << 19] ^= 0xFF
+        archive.write_bytes(packed)
+    member = open_source(archive).find("a.bin").file("a.bin")
+    assert member.read_head(1000) == content[:1000]
+    if kind == "zip":
+        with pytest.raises(DataError, match="is damaged"):
+            member.read_bytes()
+    else:
+        assert member.read_head(1 << 22) == member.read_bytes() == content

@@ -200,3 +200,43 @@ def test_mistakes_in_points(numbers, message):
 def test_mistakes_in_areas(area, message):
     with pytest.raises(DataError, match=message):
         whole(area)
+
+
+def packed(content):
+    return base64.b64encode(zlib.compress(content)).decode()
+
+
+@pytest.mark.parametrize(
+    "area, message",
+    [
+        (Bitmap("", 0, 0), "a bitmap holds no PNG"),
+        (Bitmap(packed(b""), 0, 0), "a bitmap holds no PNG"),
+        (Bitmap(packed(encode(np.ones((3, 4), "uint8"))[:-20]), 0, 0), "bitmap cannot be decoded"),
+        # More than the limit: 16 (4 * 192 + 65536) bytes.
+        (Bitmap(packed(encode(np.ones((3, 4), "uint8"))[:33] + bytes(1 << 22)), 0, 0), "a bitmap"),
+        (RowRuns(np.array([3, 3]), 0, 0, -2, -3), "section of -2x-3 pixels must not be empty"),
+        (RowRuns(np.array([0, 10**12]), 0, 0, 10**6, 10**6), "much larger than its image of 12x16"),
+        (ColumnRuns(np.array([2**62] * 4), SIZE), f"must fill 12x16 pixels, not {2**64}"),
+        (ColumnRuns("o" * 1000, SIZE), "run lengths are damaged at the character 'o'"),
+        (ColumnRuns("\0", SIZE), "run lengths are damaged at the character"),
+        (BrushRuns(b"\xff" * 40, SIZE), "a brush must fill 12x16 pixels of 4 channels"),
+        (polygon(0, 0, 1e7, 0, 0, 1e7), "must be in or near the image of 12x16 pixels, not beyond"),
+        (polygon(0, 0, 1e7, 0, 0, 1e7, rule="outline"), "in or near the image of 12x16 pixels"),
+        (polygon(0, 0, 1e7, 0, 0, 1e7, rule="filled"), "in or near the image of 12x16 pixels"),
+        (Figure("circle", np.float64([[0, 0], [1e7, 0]])), "in or near the image of 12x16 pixels"),
+        # 1000 edges of 400 pixels: more than 192 + 64 * 28.
+        (polygon(*[0, 0, 400, 0] * 500), "an outline must be shorter than 1984 pixels"),
+    ],
+)
+def test_areas_that_would_exhaust_memory(area, message):
+    with pytest.raises(DataError, match=message):
+        whole(area)
+
+
+def test_areas_below_all_others():
+    small, large = polygon(4, 4, 6, 4, 6, 6, 4, 6), polygon(0, 0, 10, 0, 10, 10, 0, 10)
+    areas = [(2, small), (1, large)]
+    values = rasterize(areas, SIZE, unlabeled=0, overlap="smaller", below=1)
+    np.testing.assert_array_equal(values, square(0, 0, 10, 10))
+    values = rasterize(areas[::-1], SIZE, unlabeled=0, overlap="smaller", below=2)
+    assert (values == 2).sum() == 4  # Among themselves as ever.

@@ -3,6 +3,7 @@ import pytest
 
 from pipelines.datasets import cvat, folder
 from pipelines.errors import DataError
+from pipelines.sources import Member
 from tests.pipelines.datasets.tiny_annotations import (
     CAR,
     SIZE,
@@ -91,3 +92,60 @@ def test_mistakes_in_files(tmp_path):
     (tmp_path / "annotations.xml").write_text("")
     with pytest.raises(DataError, match=r"annotations.xml must hold annotations, and is empty"):
         cvat.find(tmp_path)
+
+
+def test_file_names_are_no_splits(tmp_path):
+    names = ["images/train_station_1.png", "images/test.png", "valid.png"]
+    heads = {}
+    for number, name in enumerate(names):
+        write_image(tmp_path / name, number)
+        heads[HEAD.replace("a.png", name)] = cvat_polygon("car", CAR)
+    (tmp_path / "annotations.xml").write_text(cvat_text(heads))
+    assert len(cvat.find(tmp_path, split={"all": 1}).splits["all"]) == 3
+    with pytest.raises(DataError, match="is not divided into splits"):
+        cvat.find(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["foo", "gb2312", "utf-7", "utf-16"])
+def test_encodings_that_are_not_read(tmp_path, encoding):
+    one(tmp_path, cvat_polygon("car", CAR))
+    file = tmp_path / "annotations.xml"
+    file.write_text(file.read_text().replace("utf-8", encoding))
+    with pytest.raises(DataError, match=r"annotations.xml must be XML: "):
+        cvat.find(tmp_path, split={"train": 1})
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_encodings_that_are_read(tmp_path, encoding):
+    one(tmp_path, cvat_polygon("car", CAR))
+    file = tmp_path / "annotations.xml"
+    content = file.read_text().replace("utf-8", "utf-16" if encoding == "utf-16" else "utf-8")
+    file.write_text(content, encoding=encoding)
+    labels = np.zeros(SIZE)
+    labels[3:8, 2:9] = 1
+    np.testing.assert_array_equal(labels_of(cvat.find(tmp_path, split={"train": 1})), labels)
+
+
+@pytest.mark.parametrize("depth", ["1.5", "high", "inf", "1e30"])
+def test_depths_are_whole(tmp_path, depth):
+    with pytest.raises(DataError, match=r"polygon 0: `z_order` must be a whole number, not '"):
+        one(tmp_path, cvat_polygon("car", CAR, depth))
+
+
+def test_files_are_read_once(tmp_path, monkeypatch):
+    write_cvat(tmp_path / "job")
+    (tmp_path / "job/other.xml").write_text("<annotation></annotation>")
+    (tmp_path / "job/empty.xml").write_text("")  # Of another tool.
+    pack(tmp_path / "job.zip", tmp_path / "job")
+    read, read_bytes = [], Member.read_bytes
+    monkeypatch.setattr(
+        Member, "read_bytes", lambda self: read.append(self.path) or read_bytes(self)
+    )
+    cvat.find(tmp_path / "job.zip")
+    assert sorted(read) == ["annotations.xml", "empty.xml", "other.xml"]
+
+
+def test_an_empty_section_of_runs(tmp_path):
+    mask = '<mask label="car" rle="3,3" left="0" top="0" width="-3" height="-2"></mask>'
+    with pytest.raises(DataError, match="section of -2x-3 pixels must not be empty"):
+        labels_of(one(tmp_path, mask))

@@ -7,6 +7,7 @@ import pytest
 from pipelines import prepare
 from pipelines.datasets import folder
 from pipelines.errors import DataError
+from tests.pipelines.datasets.tiny_annotations import labelme_content, write_json
 from tests.pipelines.tiny_data import all_labels, encode, pack, write_pairs
 
 GRASS, VOID, SKY = (10, 200, 30), (0, 0, 0), (80, 140, 220)
@@ -397,3 +398,34 @@ def test_two_tables(tmp_path):
     found = folder.find(source, split={"train": 1})
     check(found, {"train": ["00", "01"]})
     assert "classes.json; " in found.notes[0] and "classes.csv is not read" in found.notes[0]
+
+
+def test_a_mistake_in_masks_is_not_hidden_by_annotations(tmp_path):
+    """A JSON of labelme in the source does not explain a damaged table or a misspelt folder."""
+    source = write_source(tmp_path / "set", [("images/a.jpg", "labels/a.png")])
+    write_json(source / "other/a.json", labelme_content("a.jpg"))
+    with pytest.raises(DataError, match="must be a folder, or a zip or tar file, with imagse/"):
+        folder.find(source, images="imagse", labels="labels", split={"train": 1})
+    (source / "classes.json").write_text('["ground", "wa')
+    with pytest.raises(DataError, match=r"classes.json") as error:
+        folder.find(source, split={"train": 1})
+    assert "kseg prepare" not in str(error.value)
+    (source / "classes.json").unlink()
+    with pytest.raises(DataError, match=r"\(other/a.json\), .*kseg prepare labelme"):
+        folder.find(source, split={"train": 1})
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"split": "train"}, "`split` must give each split a ratio or a list file"),
+        ({"classes": 5}, "`classes` must be a file. Received: 5"),
+        ({"images": 5, "labels": "labels"}, "`images` must be a folder of the source. Received: 5"),
+        ({"masks": "foo"}, "`masks` must be one of auto"),
+        ({"unknown": []}, "`unknown` must be one of error, ignore"),
+    ],
+)
+def test_options_of_another_type(tmp_path, options, message):
+    source = write_source(tmp_path / "set", [("images/a.jpg", "labels/a.png")])
+    with pytest.raises(DataError, match=message):
+        folder.find(source, **options)

@@ -58,3 +58,40 @@ def test_mistakes_in_the_file(tmp_path):
     (tmp_path / "sources.json").write_text("{")
     with pytest.raises(DataError, match=r"sources.json must be JSON"):
         joined.find(tmp_path / "sources.json")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"colors": {}}, "coco has no option 'colors'. Its options: annotations, crowd, class_map"),
+        ({"files": []}, "coco has no option 'files'"),
+        ({"split": "train"}, "source 1: `split` must give each split a ratio or a list file"),
+        ({"annotations": "x.json"}, "source 1: `annotations` must give the file of each split"),
+        ({"unlabeled": None}, "source 1: `unlabeled` must be a name, not None"),
+        ({"class_map": 5}, "source 1: `class_map` must be a file, or a dict of names"),
+        ({"dataset": []}, "source 1: `dataset` must be one of"),
+    ],
+)
+def test_options_of_another_type(tmp_path, options, message):
+    write_joined(tmp_path / "sources.json")
+    entry = {"dataset": "coco", "source": "drone", **options}
+    write_json(tmp_path / "sources.json", {"sources": [entry]})
+    with pytest.raises(DataError, match=message):
+        joined.find(tmp_path / "sources.json")
+
+
+def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
+    write_joined(tmp_path / "here/sources.json")
+    monkeypatch.chdir(tmp_path)
+    # Files of the same names in the working directory are not meant.
+    write_json(tmp_path / "mine.json", {})
+    (tmp_path / "all.txt").write_text("nothing\n")
+    drone = tmp_path / "here/drone"
+    (drone / "annotations/instances_train2017.json").rename(tmp_path / "here/mine.json")
+    (tmp_path / "here/all.txt").write_text("train\n")
+    entry = {"dataset": "coco", "source": "drone", "annotations": {"data": "mine.json"}}
+    write_json(tmp_path / "here/sources.json", {"sources": [{**entry, "split": {"a": "all.txt"}}]})
+    found = joined.find(tmp_path / "here/sources.json")
+    assert {split: [e.id for e in part] for split, part in found.splits.items()} == {
+        "a": ["1/train"]
+    }

@@ -126,3 +126,61 @@ def test_tasks_twice_empty_or_bare(tmp_path):
     (tmp_path / "export.json").write_text("")
     with pytest.raises(DataError, match=r"export.json must hold annotations, and is empty"):
         label_studio.find(tmp_path)
+
+
+def test_regions_without_label_are_counted(tmp_path):
+    found = one(tmp_path, lambda t: result(t)["value"].pop("polygonlabels"))
+    assert found.notes[0] == "1 results of kind 'polygon without label' are not drawn"
+    np.testing.assert_array_equal(labels_of(found), expected(car=0, tree=1))
+
+
+def test_regions_whose_label_is_another_result(tmp_path):
+    """`<Polygon>` with `<Labels>`: two results of one id, one without the label."""
+
+    def change(task):
+        first = result(task)
+        first["id"] = "r1"
+        labeled = copy.deepcopy(first)
+        labeled["type"] = "labels"
+        labeled["value"]["labels"] = labeled["value"].pop("polygonlabels")
+        first["type"] = "polygon"
+        del first["value"]["polygonlabels"]
+        task["annotations"][0]["result"].insert(1, labeled)
+
+    found = one(tmp_path, change)
+    assert "without label" not in " ".join(found.notes)
+    np.testing.assert_array_equal(labels_of(found), expected())
+
+
+@pytest.mark.parametrize("names", [["car", "tree"], "car", {"car": 1}, [3], [""]])
+def test_regions_have_one_label(tmp_path, names):
+    with pytest.raises(DataError, match=r"task 1: a .* must (have one label|be a name)"):
+        one(tmp_path, lambda t: result(t)["value"].update(polygonlabels=names))
+
+
+def brush_of(rle):
+    value = {"format": "rle", "rle": rle, "brushlabels": ["car"]}
+    return lambda t: result(t).update(type="brushlabels", value=value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.update(data=["a.png"]), "task 1: `data` must name an image, not "),
+        (lambda t: t["data"].update(image="http://[x/a.png"), "task 1: the address 'http://"),
+        (lambda t: t["annotations"][0].update(result=5), "task 1: an annotation must have a `resu"),
+        (lambda t: t["annotations"][0].update(result=[5]), "task 1: an annotation must have a `r"),
+        (lambda t: t.update(annotations=5), "task 1: an annotation must have a `result`"),
+        (lambda t: result(t).update(value=5), "task 1: an entry is missing or wrong"),
+        (brush_of(10**9), "task 1: a brush must be a list of bytes, in `rle`"),
+        (brush_of([300]), "task 1: an entry is missing or wrong"),
+    ],
+)
+def test_damaged_tasks(tmp_path, change, message):
+    with pytest.raises(DataError, match=message):
+        one(tmp_path, change)
+
+
+def test_a_brush_that_claims_to_be_huge(tmp_path):
+    with pytest.raises(DataError, match="a brush must fill 12x16 pixels of 4 channels"):
+        labels_of(one(tmp_path, brush_of([255] * 40)))

@@ -1,4 +1,6 @@
 import base64
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -102,3 +104,32 @@ def test_mistakes_in_files(tmp_path):
     (tmp_path / "second.json").unlink()
     with pytest.raises(DataError, match=r"a.json: a label must have the size of its image, \(12"):
         labels_of(one(tmp_path, imageHeight=11))
+
+
+@pytest.mark.parametrize("shapes", [None, 3, {}, "lack"])
+def test_files_without_shapes(tmp_path, shapes):
+    one(tmp_path)
+    content = labelme_content("a.png", shapes=shapes)
+    if shapes == "lack":
+        del content["shapes"]
+    write_json(tmp_path / "a.json", content)
+    with pytest.raises(DataError, match=r"a.json must have a list `shapes`; it may be empty"):
+        labelme.find(tmp_path, split={"train": 1})
+
+
+def test_unrelated_json_is_skipped(tmp_path):
+    one(tmp_path)
+    write_json(tmp_path / "settings.json", {"labels": ["car"]})
+    write_json(tmp_path / "list.json", ["car"])
+    assert len(labelme.find(tmp_path, split={"train": 1}).splits["train"]) == 1
+
+
+def test_a_bitmap_that_claims_to_be_huge(tmp_path):
+    """A header of 100000 x 100000 pixels, with a sound checksum."""
+    content = bytearray(encode(np.ones((3, 4), "uint8")))
+    content[16:24] = struct.pack(">II", 100_000, 100_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    mask = base64.b64encode(content).decode()
+    shape = {"label": "a", "points": [[6, 5], [9, 7]], "shape_type": "mask", "mask": mask}
+    with pytest.raises(DataError, match="section of 100000x100000 pixels must not be empty, or"):
+        labels_of(one(tmp_path, shape))

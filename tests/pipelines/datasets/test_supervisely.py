@@ -96,3 +96,31 @@ def test_mistakes_in_files(tmp_path):
         (tmp_path / f"{split}/img/a.jpg").rename(tmp_path / f"{split}/img/b.jpg")
     with pytest.raises(DataError, match=r"a.jpg.json names images that are missing: a.jpg"):
         supervisely.find(tmp_path)
+
+
+@pytest.mark.parametrize("color", ["#zzzzzz", "#fff", 5, None])
+def test_colors_that_are_none(tmp_path, color):
+    write_supervisely(tmp_path)
+    classes = [{"title": "car", "color": color}, {"title": "tree", "color": "#010203"}]
+    write_json(tmp_path / "meta.json", {"classes": classes})
+    assert supervisely.find(tmp_path).taxonomy.palette[2] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "objects, message",
+    [
+        (None, "must be an annotation with `size` and `objects`"),
+        ({}, "must be an annotation with `size` and `objects`"),
+        ([5], "object 0: an entry is missing or wrong"),
+        (
+            [{"classTitle": "car", "bitmap": {"origin": [float("inf"), 0], "data": "x"}}],
+            "object 0: the origin of a bitmap must be a whole number, not inf",
+        ),
+    ],
+)
+def test_damaged_objects(tmp_path, objects, message):
+    write_supervisely(tmp_path)
+    content = {**supervisely_content(), "objects": objects}
+    write_json(tmp_path / "train/ann/a.jpg.json", content)
+    with pytest.raises(DataError, match=message):
+        supervisely.find(tmp_path)

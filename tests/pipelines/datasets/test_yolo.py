@@ -84,3 +84,36 @@ def test_missing_image_and_recognition(tmp_path):
     (tmp_path / "images/train/a.jpg").unlink()
     with pytest.raises(DataError, match=r"labels/train/a.txt must have an image of the same name"):
         yolo.find(tmp_path)
+
+
+def test_several_folders_of_a_split(tmp_path):
+    (tmp_path / "data.yaml").write_text(
+        "names: [car, tree]\ntrain: [images/p, images/q]\nval: images/r\nvalid: images/s\n"
+    )
+    for number, name in enumerate("pqrs"):
+        write_image(tmp_path / f"images/{name}/{name}.png", number)
+        (tmp_path / f"labels/{name}").mkdir(parents=True)
+        (tmp_path / f"labels/{name}/{name}.txt").write_text("0 0 0 1 0 1 1\n")
+    found = yolo.find(tmp_path)
+    assert {split: [e.id for e in examples] for split, examples in found.splits.items()} == {
+        "train": ["p/p", "q/q"],
+        "val": ["r/r", "s/s"],
+    }
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("names: [car, tree]\nmade: 2024-13-45\n", "data.yaml must be YAML: month must be in"),
+        ("names: !!int x\n", "data.yaml must be YAML: invalid literal"),
+        ("[" * 3000, "data.yaml must be YAML: it is nested too deeply"),
+        ("names: {0: a, b: c}\n", r"`names` must be numbered from 0. Found: \[0, 'b'\]"),
+        ("names: [car, [tree]]\n", "must be a list of classes, not nested or empty entries"),
+        ("names: [car, ~]\n", "must be a list of classes, not nested or empty entries"),
+    ],
+)
+def test_damaged_tables(tmp_path, text, message):
+    write_yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(DataError, match=message):
+        yolo.find(tmp_path)
