@@ -157,11 +157,11 @@ class Source:
     def __init__(self, paths):
         self._folders, self._archives = [], []
         for path in paths:
-            if path.is_dir():
+            if os.path.isdir(path):  # Unlike `is_dir`, no error for a name that is too long.
                 self._folders.append(_Folder(path))
                 inside = sorted(path.iterdir())
                 self._archives += [p for p in inside if _looks_like_archive(p) and p.is_file()]
-            elif not path.exists():
+            elif not os.path.exists(path):
                 raise DataError(f"{path} does not exist. Give a folder, or a zip or tar file")
             elif _looks_like_archive(path):
                 self._archives.append(path)
@@ -252,7 +252,7 @@ def open_source(source):
     if isinstance(source, Source):
         return source
     paths = [source] if isinstance(source, (str, os.PathLike)) else source
-    return Source([pathlib.Path(path).expanduser() for path in paths])
+    return Source([pathlib.Path(os.path.expanduser(path)) for path in paths])
 
 
 class _Folder:
@@ -262,7 +262,7 @@ class _Folder:
         self.path = path
 
     def is_folder(self, path):
-        return (self.path / path).is_dir()
+        return os.path.isdir(self.path / path)
 
     def folders(self, path):
         return self._scan(path)[0]
@@ -292,7 +292,7 @@ class _Folder:
         for depth in range(_MAX_DEPTH + 1):
             below = []
             for path in level:
-                if (self.path / path / name).exists():
+                if os.path.exists(self.path / path / name):
                     yield depth, SourceFolder(self, path)
                 looked += 1
                 if depth < _MAX_DEPTH and looked + len(below) < _MAX_FOLDERS:

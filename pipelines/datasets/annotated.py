@@ -8,6 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import os
 import pathlib
 import posixpath
 import re
@@ -187,8 +188,8 @@ class Files:
         for split, name in annotations.items():
             name = unicodedata.normalize("NFC", str(name).replace("\\", "/"))
             inside = [item for item in self.all if f"/{item[0]}".endswith(f"/{name}")]
-            path = pathlib.Path(name).expanduser()
-            if path.is_file():
+            path = pathlib.Path(os.path.expanduser(name))
+            if os.path.isfile(path):  # Unlike `is_file`, no error for a name that is too long.
                 found.append((split, name, path))
             elif inside:
                 found.append((split, *min(inside, key=lambda item: (len(item[0]), item[0]))))

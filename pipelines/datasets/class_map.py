@@ -49,12 +49,13 @@ class ClassMap:
     def __init__(self, value):
         self.name, pairs = option("class_map"), []
         if isinstance(value, (str, os.PathLike)):
-            path = pathlib.Path(value).expanduser()
+            path = pathlib.Path(os.path.expanduser(value))
             self.name = str(path)
             try:
                 content = path.read_bytes()
-            except OSError as error:
-                raise DataError(f"The class map {path} cannot be read: {error.strerror}") from None
+            except (OSError, ValueError) as error:  # The latter of a zero in the name.
+                reason = getattr(error, "strerror", None) or error
+                raise DataError(f"The class map {path} cannot be read: {reason}") from None
             text, _ = decode_text(content, path)
             pairs = self._read_csv(text) if path.suffix.lower() == ".csv" else self._read_json(text)
         elif isinstance(value, dict):

@@ -155,11 +155,13 @@ def read_table(source, classes):
     if classes is not None:
         if not isinstance(classes, (str, os.PathLike)):
             raise DataError(f"{option('classes')} must be a file. Received: {classes!r}")
-        path = pathlib.Path(classes).expanduser()
+        path = pathlib.Path(os.path.expanduser(classes))
         try:
-            return ClassTable(path.read_bytes(), path), []
-        except OSError as error:
-            raise DataError(f"The class table {path} cannot be read: {error.strerror}") from None
+            content = path.read_bytes()
+        except (OSError, ValueError) as error:  # The latter of a zero in the name.
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"The class table {path} cannot be read: {reason}") from None
+        return ClassTable(content, path), []
     found = {name: places for name in CLASS_FILES if (places := source.find_all(name))}
     if not found:
         raise NoMasksError(

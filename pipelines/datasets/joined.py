@@ -38,8 +38,8 @@ def find(source):
         DataError: if the file or one of the sources cannot be used.
     """
     paths = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    file = pathlib.Path(paths[0]).expanduser()
-    if len(paths) != 1 or not file.is_file():
+    file = pathlib.Path(os.path.expanduser(paths[0] if paths else ""))
+    if len(paths) != 1 or not os.path.isfile(file):
         raise DataError(f"The source must be {EXPECTED}. Received: {', '.join(map(str, paths))}")
     try:
         content = parse_json(file.read_bytes())
@@ -92,17 +92,17 @@ def _find_one(file, number, entry):
         or not all(isinstance(path, str) for path in sources)
     ):
         raise DataError(f"{where}: `source` must be a path or a list of them. Received: {source!r}")
-    sources = [file.parent / pathlib.Path(path).expanduser() for path in sources]
+    sources = [file.parent / pathlib.Path(os.path.expanduser(path)) for path in sources]
     class_map = options.pop("class_map", None)
     if isinstance(class_map, str):
-        class_map = file.parent / pathlib.Path(class_map).expanduser()
+        class_map = file.parent / pathlib.Path(os.path.expanduser(class_map))
     find = datasets.get(name).find
     known = own_options(find)
     if unknown := sorted(options.keys() - set(known)):
         known = ", ".join([*known, *(["class_map"] if "class_map" not in known else [])])
         raise DataError(f"{where}: {name} has no option {unknown[0]!r}. Its options: {known}")
     if isinstance(options.get("classes"), str):
-        options["classes"] = file.parent / pathlib.Path(options["classes"]).expanduser()
+        options["classes"] = file.parent / pathlib.Path(os.path.expanduser(options["classes"]))
     for key in ("split", "annotations"):
         if isinstance(options.get(key), dict):
             places = [file.parent, *sources]
@@ -122,5 +122,5 @@ def _resolve(path, places):
     """
     if not isinstance(path, str):
         return path
-    files = [place / pathlib.Path(path).expanduser() for place in places]
-    return str(next((file for file in files if file.is_file()), path))
+    files = [place / pathlib.Path(os.path.expanduser(path)) for place in places]
+    return str(next((file for file in files if os.path.isfile(file)), path))

@@ -131,8 +131,8 @@ def _find_lists(source):
 
 
 def _list_file(source, value):
-    path = pathlib.Path(value).expanduser()
-    if path.is_file():
+    path = pathlib.Path(os.path.expanduser(value))
+    if os.path.isfile(path):
         return path
     if (place := source.find(str(value))) and (file := place.file(str(value))):
         return file

@@ -233,3 +233,10 @@ def test_head_of_a_member(tmp_path, kind):
             member.read_bytes()
     else:
         assert member.read_head(1 << 22) == member.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "~nobody_of_this_name/a"])
+def test_names_that_no_file_can_have(folder, name):
+    with pytest.raises(DataError, match=r"does not exist\. Give a folder, or a zip or tar file"):
+        open_source(name)
+    assert open_source(folder).find(name) is None
