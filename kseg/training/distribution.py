@@ -1,5 +1,6 @@
 """Devices and distribution strategies: the choice for a run, and agreement between workers."""
 
+import contextlib
 import functools
 import itertools
 import json
@@ -135,6 +136,7 @@ def check_agreement(strategy, cluster, settings):
         keys = sorted({*everybody[0], *theirs})
         differing = [key for key in keys if everybody[0].get(key) != theirs.get(key)]
         if differing:
+            _wait_for_all(strategy, cluster)
             shown = "; ".join(
                 f"{key} is {everybody[0].get(key)} on worker 0 and {theirs.get(key)} on worker "
                 f"{worker}"
@@ -145,6 +147,12 @@ def check_agreement(strategy, cluster, settings):
                 f"All workers must train the same. {shown}{more}. Start all of them with the same "
                 f"config, {option('overrides')} and {option('run')}, and the same prepared data"
             )
+
+
+def _wait_for_all(strategy, cluster):
+    """Waits until every worker has what was exchanged: one that ends takes its part with it."""
+    with contextlib.suppress(tf.errors.OpError):  # From a worker that has it all and has ended.
+        _sum_of_slots(strategy, cluster, np.zeros(1, "float32"))
 
 
 def _exchange(strategy, cluster, text):
