@@ -255,6 +255,33 @@ def test_callbacks_are_called_at_each_event(tmp_path):
     assert train(create_quick_run(tmp_path / "run", train=keys))["step"] == 2
 
 
+def test_two_devices_obey_the_same_keys(tmp_path, monkeypatch):
+    """The length, its restart, patience, averaged weights, frozen parts and events of a run."""
+    seen, latest = {}, {}
+    for devices in (1, 2):
+        keys = {
+            "devices": devices,
+            "steps": 2,
+            "restarts": [4],
+            "checkpoint_every": 1,
+            "evaluate_every": 1,
+            "ema": {"decay": 0.5},
+            "patience": {"evaluations": 2, "watch": "loss", "min_change": 1.0},
+            "callbacks": [callback("Recorder")],
+        }
+        run = create_quick_run(
+            tmp_path / str(devices), train=keys, model={"freeze": ["batch_norms"]}
+        )
+        Recorder.seen.clear()
+        assert train(run)["step"] == 3
+        seen[devices] = [*Recorder.seen, run.checkpoint_steps()]
+        latest[devices] = arrays(run.checkpoint("latest"))
+    assert seen[1] == seen[2]
+    assert latest[1].keys() == latest[2].keys()
+    for name, value in latest[1].items():
+        np.testing.assert_allclose(latest[2][name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 def test_a_callback_that_fails_ends_the_run_with_one_line(tmp_path):
     run = create_quick_run(tmp_path / "run", train={"callbacks": [callback("Broken")]})
     with pytest.raises(UserError, match=r"Broken' failed in on_log: RuntimeError: the server is"):
