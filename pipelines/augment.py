@@ -91,16 +91,17 @@ def resize_image(image, shape):
     """Interpolates bilinearly with half-pixel centers, without smoothing.
 
     Args:
-        image: uint8 `(height, width, 3)`.
+        image: uint8, uint16 or float32 `(height, width, channels)`.
         shape: int32 `(2,)`.
 
     Returns:
-        uint8 `(*shape, 3)`, rounded.
+        `(*shape, channels)` of the same dtype; whole numbers are rounded.
     """
+    image = tf.convert_to_tensor(image)
     # The op is twice as fast on floats as on the bytes themselves.
-    image = tf.cast(image, "float32")[None]
-    image = tf.raw_ops.ResizeBilinear(images=image, size=shape, half_pixel_centers=True)[0]
-    return tf.cast(image + 0.5, "uint8")
+    values = tf.cast(image, "float32")[None]
+    values = tf.raw_ops.ResizeBilinear(images=values, size=shape, half_pixel_centers=True)[0]
+    return _as_before(values, image)
 
 
 def resize_labels(labels, first, extent, shape):
@@ -167,18 +168,19 @@ def rotate(values, first, wanted, box, angle, crop_size, color, interpolation):
     """Rotates a part of an image and resizes it to the crop.
 
     Args:
-        values: uint8 `(height, width, channels)`, the pixels of the box of `rotated_box`.
+        values: uint8, uint16 or float32 `(height, width, channels)`, the pixels of the box of
+            `rotated_box`.
         first, wanted, angle: as given to `rotated_box`.
         box: `(first, extent, paddings)`, as returned by `rotated_box`.
         crop_size: `(height, width)`.
-        color: ints `(channels,)`, the color beyond the image.
+        color: numbers `(channels,)`, the color beyond the image.
         interpolation: `"BILINEAR"` or `"NEAREST"`.
 
     Returns:
-        uint8 `(*crop_size, channels)`.
+        `(*crop_size, channels)` of the dtype of the values.
     """
     box_first, _, paddings = box
-    values = _fill(values, paddings, tf.constant(color, "uint8"))
+    values = _fill(values, paddings, tf.constant(color, values.dtype))
     half = tf.cast(wanted, "float32") / 2
     middle = tf.cast(first - box_first + paddings[:, 0], "float32") + half
     (down, across) = tf.unstack(tf.cast(wanted, "float32") / tf.constant(crop_size, "float32"))
@@ -199,7 +201,12 @@ def rotate(values, first, wanted, box, angle, crop_size, color, interpolation):
         interpolation=interpolation,
         fill_mode="NEAREST",
     )[0]
-    return tf.cast(turned + 0.5, "uint8")
+    return _as_before(turned, values)
+
+
+def _as_before(values, like):
+    """Brings interpolated values to the dtype of `like`; whole numbers are rounded."""
+    return values if like.dtype.is_floating else tf.cast(values + 0.5, like.dtype)
 
 
 def mirror(image, labels):
@@ -207,28 +214,29 @@ def mirror(image, labels):
     return tf.reverse(image, [1]), tf.reverse(labels, [1])
 
 
-def pad_to(image, labels, crop_size):
+def pad_to(image, labels, crop_size, color=PAD_COLOR):
     """Pads to the crop's size at the bottom and right.
 
     Args:
-        image: uint8 `(height, width, 3)`, at most `crop_size`.
+        image: uint8, uint16 or float32 `(height, width, channels)`, at most `crop_size`.
         labels: uint8 `(height, width)`.
         crop_size: `(height, width)`.
+        color: numbers `(channels,)`.
 
     Returns:
-        `(image, labels)` of `crop_size`; `PAD_COLOR` and 255 outside.
+        `(image, labels)` of `crop_size`; `color` and 255 outside.
     """
     missing = tf.constant(crop_size, "int32") - tf.shape(labels)
     paddings = tf.stack([tf.zeros_like(missing), missing], axis=1)
     image, labels = tf.cond(
         tf.reduce_any(missing > 0),
         lambda: (
-            _fill(image, paddings, tf.constant(PAD_COLOR, "uint8")),
+            _fill(image, paddings, tf.constant(color, image.dtype)),
             _fill(labels, paddings, tf.constant(IGNORE_LABEL, "uint8")),
         ),
         lambda: (image, labels),
     )
-    image.set_shape((*crop_size, 3))
+    image.set_shape((*crop_size, len(color)))
     labels.set_shape(crop_size)
     return image, labels
 
@@ -236,5 +244,8 @@ def pad_to(image, labels, crop_size):
 def _fill(values, paddings, color):
     """Pads rows and columns with a color."""
     paddings = tf.pad(paddings, [[0, len(values.shape) - 2], [0, 0]])
-    # tf.pad has one constant for all channels; uint8 wraps around, so this is exact.
+    if values.dtype.is_floating:
+        inside = tf.pad(tf.ones_like(values[..., :1], "bool"), paddings)
+        return tf.where(inside, tf.pad(values, paddings), color)
+    # tf.pad has one constant for all channels; whole numbers wrap around, so this is exact.
     return tf.pad(values - color, paddings) + color

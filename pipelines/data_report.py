@@ -16,6 +16,7 @@ import numpy as np
 
 from kseg import display, waiting
 from kseg.json_text import parse_json
+from kseg.pixel_format import PixelFormat, to_picture
 from kseg.progress import Progress
 from pipelines import datasets, paths
 from pipelines.datasets.dataset import IGNORE_LABEL, shorten
@@ -92,7 +93,8 @@ def summarize(manifest, contents):
     Returns:
         dict that JSON can hold:
 
-        * `dataset`, `fingerprint`, `classes` (names);
+        * `dataset`, `fingerprint`, `classes` (names); `pixels`, as of the manifest, if the images
+          are not 8-bit RGB;
         * `notes`: what was assumed as annotations were drawn, and how overlaps were decided;
         * `splits`: for each split `images`, `published_images` (None where that is not known),
           `shards`, `bytes`, `sizes` (list of `[height, width, images]`, most frequent first),
@@ -133,6 +135,7 @@ def summarize(manifest, contents):
     return {
         "dataset": manifest.dataset,
         "fingerprint": manifest.fingerprint,
+        **({} if manifest.pixels is None else {"pixels": manifest.pixels}),
         "classes": names,
         "notes": manifest.options.get("notes", []),
         "splits": splits,
@@ -152,7 +155,8 @@ def as_text(report):
         str, several lines.
     """
     splits, names = report["splits"], report["classes"]
-    lines = [f"{'split':<12}{'images':>8}{'shards':>8}{'MB':>9}  size"]
+    lines = _pixels_text(report.get("pixels"))
+    lines += [f"{'split':<12}{'images':>8}{'shards':>8}{'MB':>9}  size"]
     for name, split in splits.items():
         lines.append(
             f"{name:<12}{split['images']:>8}{split['shards']:>8}{split['bytes'] / 1e6:>9.1f}  "
@@ -199,6 +203,19 @@ def as_text(report):
     return "\n".join(lines)
 
 
+def _pixels_text(values):
+    """Lines on channels, range and statistics of images that are not 8-bit RGB."""
+    pixels = PixelFormat.from_dict(values)
+    if pixels is None:
+        return []
+    lines = [f"images: {pixels}"]
+    for number in range(pixels.channels):
+        of = (pixels.minimum, pixels.maximum, pixels.mean, pixels.std)
+        low, high, mean, std = (f"{values[number]:.5g}" for values in of)
+        lines.append(f"  channel {number}: {low} to {high}, mean {mean}, std {std}")
+    return [*lines, ""]
+
+
 def draw_samples(manifest, *, seed=0):
     """Draws random images of each split with their labels laid over them.
 
@@ -221,6 +238,7 @@ def draw_samples(manifest, *, seed=0):
         examples = loader.evaluation_dataset(manifest.folder, split, numbers=numbers)
         for example in waiting.each_batch(examples):
             image, labels = (example[name][0].numpy() for name in ("image", "label"))
+            image = to_picture(image, manifest.pixel_format)
             seen.update(np.unique(labels).tolist())
             name = example["id"][0].numpy().decode("utf-8", "replace")
             tiles.append(_draw_pair(image, labels, name, manifest))

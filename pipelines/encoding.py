@@ -10,6 +10,9 @@ two markers form a JPEG of their own. Entropy decoding, which is most of the wor
 to the rows of the window; otherwise it would include all rows above. The index of the bands is
 stored beside the image.
 
+An image that is not 8-bit RGB (a data set with a `kseg.pixel_format.PixelFormat`) is stored as its
+values, upright, in tiles: see `pipelines.channel_tiles`.
+
 The labels are stored as tiles of `TILE` labels, row by row, each compressed with zlib; labels
 beyond the image are 255. This is smaller than one PNG, and a window needs only its tiles.
 """
@@ -21,6 +24,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
+from pipelines import channel_tiles
 from pipelines.datasets.dataset import IGNORE_LABEL
 from pipelines.pictures import JPEG_DCT
 
@@ -39,6 +43,10 @@ _FEATURES = {
     "height": tf.io.FixedLenFeature([], tf.int64),
     "width": tf.io.FixedLenFeature([], tf.int64),
 }
+_TILE_FEATURES = {
+    "image_tiles": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
+    **{name: _FEATURES[name] for name in ("tiles", "id", "shard", "index", "height", "width")},
+}
 _END_OF_IMAGE = b"\xff\xd9"
 
 
@@ -46,7 +54,8 @@ def encode_record(image, labels, *, id, shard, index, orientation=1):
     """Writes a record.
 
     Args:
-        image: bytes of a JPEG or PNG file.
+        image: bytes of a JPEG or PNG file; or an array `(height, width, channels)`, upright, of a
+            type that `pipelines.channel_tiles.encode` takes.
         labels: uint8 array `(height, width)`, 255 = ignored.
         id: str, the example's name.
         shard: str, the key of the shard that the record belongs to.
@@ -56,16 +65,22 @@ def encode_record(image, labels, *, id, shard, index, orientation=1):
     Returns:
         bytes.
     """
-    height_at, band_rows, bands = index_jpeg(image) or (0, 0, [])
+    if isinstance(image, bytes):
+        height_at, band_rows, bands = index_jpeg(image) or (0, 0, [])
+        stored = {
+            "image": _bytes([image]),
+            "orientation": _ints([orientation]),
+            "height_at": _ints([height_at]),
+            "band_rows": _ints([band_rows]),
+            "bands": _ints(bands),
+        }
+    else:
+        stored = {"image_tiles": _bytes(channel_tiles.encode(image))}
     height, width = labels.shape
     return tf.train.Example(
         features=tf.train.Features(
             feature={
-                "image": _bytes([image]),
-                "orientation": _ints([orientation]),
-                "height_at": _ints([height_at]),
-                "band_rows": _ints([band_rows]),
-                "bands": _ints(bands),
+                **stored,
                 "tiles": _bytes(_encode_tiles(labels)),
                 "id": _bytes([id.encode()]),
                 "shard": _bytes([shard.encode()]),
@@ -77,18 +92,21 @@ def encode_record(image, labels, *, id, shard, index, orientation=1):
     ).SerializeToString(deterministic=True)
 
 
-def parse_record(record):
+def parse_record(record, pixels=None):
     """Reads a record.
 
     Args:
         record: string scalar.
+        pixels: `kseg.pixel_format.PixelFormat` of the data set; None: 8-bit RGB.
 
     Returns:
         dict: `image`, `id`, `shard` strings; `tiles` strings `(tiles,)`; `orientation`,
         `height_at`, `band_rows`, `index`, `height`, `width` int32 and `bands` int32 `(bands + 1,)`,
-        empty without index.
+        empty without index. With `pixels`: `image_tiles`, strings, instead of `image`,
+        `orientation`, `height_at`, `band_rows` and `bands`.
     """
-    example = tf.io.parse_single_example(record, _FEATURES)
+    features = _FEATURES if pixels is None else _TILE_FEATURES
+    example = tf.io.parse_single_example(record, features)
     return {
         name: tf.cast(value, "int32") if value.dtype == tf.int64 else value
         for name, value in example.items()
@@ -144,34 +162,51 @@ def index_jpeg(content):
     return height_at, rows * block_rows, bands
 
 
-def decode_image(example):
-    """Decodes the whole image, upright; uint8 `(height, width, 3)`."""
+def decode_image(example, pixels=None):
+    """Decodes the whole image, upright.
+
+    Args:
+        example: of `parse_record`.
+        pixels: as given to `parse_record`.
+
+    Returns:
+        uint8 `(height, width, 3)`; or `(height, width, channels)` of the dtype of `pixels`.
+    """
+    if pixels is not None:
+        size = tf.stack([example["height"], example["width"]])
+        return decode_window(example, tf.zeros_like(size), size, 1, pixels)
     content = example["image"]
-    pixels = tf.cond(
+    image = tf.cond(
         tf.io.is_jpeg(content),
         lambda: tf.io.decode_jpeg(content, channels=3, dct_method=JPEG_DCT),
         lambda: tf.io.decode_png(content, channels=3),
     )
-    return _turn(pixels, example["orientation"])
+    return _turn(image, example["orientation"])
 
 
-def decode_whole(example):
-    """Image, uint8 `(height, width, 3)`, labels, uint8 `(height, width)`, and id of a record."""
-    return decode_image(example), decode_labels(example), example["id"]
+def decode_whole(example, pixels=None):
+    """Image as of `decode_image`, labels, uint8 `(height, width)`, and id of a record."""
+    return decode_image(example, pixels), decode_labels(example), example["id"]
 
 
-def decode_window(example, first, extent, ratio):
+def decode_window(example, first, extent, ratio, pixels=None):
     """Decodes a part of the image, at a fraction of the resolution.
 
     Args:
         example: of `parse_record`.
         first, extent: int32 `(2,)`, first row and column, rows and columns; multiples of `ratio`.
         ratio: int32 scalar, 1, 2, 4 or 8; see `window_ratio`.
+        pixels: as given to `parse_record`; the ratio is 1 then.
 
     Returns:
-        uint8 `(*(extent / ratio), 3)`. At the edges of a window of a JPEG the chroma may differ
-        a little from that of the whole, because it has no neighbors to be smoothed with.
+        uint8 `(*(extent / ratio), 3)`; or `(*extent, channels)` of the dtype of `pixels`. At
+        the edges of a window of a JPEG the chroma may differ a little from that of the whole,
+        because it has no neighbors to be smoothed with.
     """
+    if pixels is not None:
+        return channel_tiles.decode_window(
+            example["image_tiles"], example["width"], first, extent, pixels
+        )
     orientation = example["orientation"]
     size, first, extent = _in_file(example, first, extent)
 
@@ -218,17 +253,20 @@ def decode_window(example, first, extent, ratio):
     return _turn(window, orientation)
 
 
-def window_ratio(example, extent, shape):
+def window_ratio(example, extent, shape, pixels=None):
     """The largest reduction at which a window has at least as many pixels as its target size.
 
     Args:
         example: of `parse_record`.
         extent, shape: int32 `(2,)`, rows and columns of the window, and of its target size.
+        pixels: as given to `parse_record`.
 
     Returns:
         int32 scalar: 1, 2, 4 or 8 for a JPEG, which can be decoded at these, else 1. Where the
         image is turned, its size is a multiple.
     """
+    if pixels is not None:
+        return tf.constant(1)
     size = tf.stack([example["height"], example["width"]])
     # Windows are counted from the other edge of a turned image, which has to fall on a multiple.
     exact = example["orientation"] == 1

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from kseg.errors import option
-from pipelines import pictures
+from pipelines import channel_files, pictures
 from pipelines.datasets.annotated import DrawnExample
 from pipelines.datasets.class_map import RelabeledExample
 from pipelines.datasets.dataset import IGNORE_LABEL, FileExample
@@ -22,9 +22,10 @@ class Checked(typing.NamedTuple):
     """A checked example, ready to become a record.
 
     Attributes:
-        image: bytes, JPEG or PNG.
+        image: bytes, JPEG or PNG; or `pixels`, where `channels` was given.
         orientation: int, 1 to 8 as in EXIF, to be applied to `image`.
-        pixels: uint8 RGB `(height, width, 3)`, upright.
+        pixels: uint8 RGB `(height, width, 3)`, or the file's values `(height, width, channels)`,
+            upright.
         labels: uint8 `(height, width)`, labels 0..N-1, 255 = ignored.
         digest: str, a hash of the decoded pixels: identical pictures have the same digest,
             whatever the compression of their files.
@@ -39,7 +40,9 @@ class Checked(typing.NamedTuple):
     deep: bool
 
 
-def read_checked(example, taxonomy, *, value_range=None, turned_masks=None):
+def read_checked(
+    example, taxonomy, *, value_range=None, turned_masks=None, channels=None, dtype=None
+):
     """Reads and checks an example.
 
     The returned labels are aligned with the upright image. If an EXIF tag turns the image, the
@@ -54,6 +57,8 @@ def read_checked(example, taxonomy, *, value_range=None, turned_masks=None):
         taxonomy: `Taxonomy`.
         value_range: as for `pipelines.pictures.read`.
         turned_masks: one of `TURNED_MASKS`, or None.
+        channels, dtype: as for `pipelines.channel_files.read`, which then reads the image; None: it
+            becomes 8-bit RGB.
 
     Returns:
         `Checked`.
@@ -64,8 +69,14 @@ def read_checked(example, taxonomy, *, value_range=None, turned_masks=None):
             is needed.
     """
     if isinstance(example, RelabeledExample):
-        reading = {"value_range": value_range, "turned_masks": turned_masks}
-        found = read_checked(example.example, example.taxonomy, **reading)
+        found = read_checked(
+            example.example,
+            example.taxonomy,
+            value_range=value_range,
+            turned_masks=turned_masks,
+            channels=channels,
+            dtype=dtype,
+        )
         table = np.full(256, IGNORE_LABEL, "uint8")
         table[: len(example.table)] = example.table
         return found._replace(labels=cv2.LUT(found.labels, table))
@@ -79,18 +90,22 @@ def read_checked(example, taxonomy, *, value_range=None, turned_masks=None):
         where, reason = error.filename or image_name, error.strerror or " ".join(str(error).split())
         raise DataError(f"{where}: {reason}") from None
     try:
-        picture = pictures.read(content, value_range)
+        if channels is None:
+            picture = pictures.read(content, value_range)
+        else:
+            picture = channel_files.read(content, channels, dtype, value_range)
     except DataError as error:
         raise DataError(f"{image_name}: {error}") from None
     if label is None:
-        return _checked(picture, np.full(picture.pixels.shape[:2], IGNORE_LABEL, "uint8"))
+        labels = np.full(picture.pixels.shape[:2], IGNORE_LABEL, "uint8")
+        return _checked(picture, labels, channels)
     try:
         if isinstance(example, DrawnExample):
             values = example.draw(picture.pixels.shape[:2])
         else:
             values = getattr(example, "decode", INDEX_MASK)(label)
         values = _turn_mask(values, pictures.orientation(label), picture, turned_masks)
-        return _checked(picture, taxonomy.map_labels(values))
+        return _checked(picture, taxonomy.map_labels(values), channels)
     except DataError as error:
         raise DataError(f"{label_name}: {error}") from None
 
@@ -140,9 +155,11 @@ def _turn_mask(values, own, picture, turned_masks):
     return values
 
 
-def _checked(picture, labels):
+def _checked(picture, labels, channels):
     image, orientation = picture.content, picture.orientation
-    if image is None:
+    if channels is not None:
+        image, orientation = picture.pixels, 1
+    elif image is None:
         pixels = cv2.cvtColor(picture.pixels, cv2.COLOR_RGB2BGR)
         image, orientation = cv2.imencode(".png", pixels)[1].tobytes(), 1
     found = digest(picture.pixels)
@@ -153,7 +170,7 @@ def digest(pixels):
     """The hash of a decoded image, as str.
 
     Args:
-        pixels: uint8 array.
+        pixels: array.
     """
     head = str(pixels.shape).encode()
     return hashlib.sha256(head + np.ascontiguousarray(pixels).data).hexdigest()[:32]

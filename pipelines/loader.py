@@ -95,7 +95,8 @@ def training_dataset(
 
     Returns:
         `tf.data.Dataset` of `{"image": uint8 (batch, height, width, 3), "label": uint8 (batch,
-        height, width)}`, 255 = ignored, and, if there are any, `"draws"`: float32 `(batch,
+        height, width)}`, 255 = ignored; images of data with a pixel format have its channels and
+        dtype; and, if there are any, `"draws"`: float32 `(batch,
         num_draws)`, uniform in [0, 1); `batch` is `batch_size / num_replicas`.
 
     Raises:
@@ -176,7 +177,7 @@ def training_dataset(
             (image, labels), passed_over = _first_usable(attempt, index, records)
         else:
             image, labels = crop(records.read(index), numbers)
-        image.set_shape((*crop_size, 3))
+        image.set_shape((*crop_size, records.channels))
         labels.set_shape(crop_size)
         sample = {"image": image, "label": labels}
         if num_draws:
@@ -212,7 +213,8 @@ def evaluation_dataset(folder, split, *, batch_size=1, numbers=None):
 
     Returns:
         `tf.data.Dataset` of `{"image": uint8 (batch, height, width, 3), "label": uint8 (batch,
-        height, width), "id": string (batch,)}`; the last batch may be smaller.
+        height, width), "id": string (batch,)}`; the last batch may be smaller. Images of data with
+        a pixel format have its channels and dtype.
 
     Raises:
         DataError: if the data is missing or incomplete.
@@ -225,8 +227,8 @@ def evaluation_dataset(folder, split, *, batch_size=1, numbers=None):
     size = records.split.image_size or (None, None)
 
     def load(index):
-        image, labels, name = decode_whole(records.read(index))
-        image.set_shape((*size, 3))
+        image, labels, name = decode_whole(records.read(index), records.pixels)
+        image.set_shape((*size, records.channels))
         labels.set_shape(size)
         return {"image": image, "label": labels, "id": name}
 
@@ -259,7 +261,7 @@ def _crop(
     """Cuts a crop out of an image; see `training_dataset`.
 
     Returns:
-        `(image, labels)`: uint8 `(*crop_size, 3)` and `crop_size`.
+        `(image, labels)`: `(*crop_size, channels)` of the dtype of the data, and uint8 `crop_size`.
     """
     size = tf.stack([example["height"], example["width"]])
     wanted, extent, shape = augment.draw_extent(numbers[0], size, crop_size, scale_range)
@@ -289,7 +291,7 @@ def _crop(
         box = augment.rotated_box(first, wanted, size, angle)
         image = records.decode_window(example, *box[:2], ratio)
         return augment.rotate(
-            image, first, wanted, box, angle, crop_size, augment.PAD_COLOR, "BILINEAR"
+            image, first, wanted, box, angle, crop_size, records.padding, "BILINEAR"
         )
 
     def place_of_rare_class():
@@ -324,7 +326,7 @@ def _crop(
         image, labels = tf.cond(
             numbers[1] < 0.5, lambda: augment.mirror(image, labels), lambda: (image, labels)
         )
-    return augment.pad_to(image, labels, crop_size)
+    return augment.pad_to(image, labels, crop_size, records.padding)
 
 
 def _first_usable(attempt, index, records):

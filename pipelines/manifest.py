@@ -12,13 +12,16 @@ import os
 from kseg.classes import Classes
 from kseg.errors import option
 from kseg.json_text import parse_json
+from kseg.pixel_format import PixelFormat
 from pipelines import datasets, paths
 from pipelines.datasets.dataset import IGNORE_LABEL
 from pipelines.errors import DataError
 
 FORMAT_VERSION = 4
+# Images with a pixel format; earlier versions of kseg refuse these.
+CHANNELS_VERSION = 5
 # Format 3 had no orientations: a missing one is read as 1, see `pipelines.encoding`.
-_READ_VERSIONS = (3, FORMAT_VERSION)
+_READ_VERSIONS = (3, FORMAT_VERSION, CHANNELS_VERSION)
 MANIFEST = "manifest.json"
 
 
@@ -88,6 +91,7 @@ class Manifest:
             and 255, as declared or found; None if there is no such image.
         folder: str, the folder that it was read from.
         format: int, the version of kseg's record format.
+        pixels: dict, as of `kseg.pixel_format.PixelFormat.to_dict`; None: images are 8-bit RGB.
     """
 
     dataset: str
@@ -101,6 +105,12 @@ class Manifest:
     folder: str
     format: int = FORMAT_VERSION
     value_range: list[float] | None = None
+    pixels: dict | None = None
+
+    @property
+    def pixel_format(self):
+        """`kseg.pixel_format.PixelFormat` of the images; None: 8-bit RGB."""
+        return PixelFormat.from_dict(self.pixels)
 
     @property
     def num_classes(self):
@@ -260,7 +270,7 @@ def parse_manifest(folder):
         if version not in _READ_VERSIONS:
             raise DataError(
                 f"{path} has format {version!r:.40}, this version reads "
-                f"{' and '.join(map(str, _READ_VERSIONS))}. {again()}"
+                f"{', '.join(map(str, _READ_VERSIONS[:-1]))} and {_READ_VERSIONS[-1]}. {again()}"
             )
         for derived in ("num_classes", "ignore_label"):
             values.pop(derived)
@@ -272,7 +282,10 @@ def parse_manifest(folder):
         }
         # Manifests of earlier versions have a declared range among the options.
         values.setdefault("value_range", values["options"].get("range"))
-        return Manifest(**values, splits=splits, folder=str(folder), format=version)
+        manifest = Manifest(**values, splits=splits, folder=str(folder), format=version)
+        if (manifest.pixel_format is not None) != (version == CHANNELS_VERSION):
+            raise ValueError(f"format {version} with pixels {manifest.pixels}")
+        return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
@@ -287,6 +300,8 @@ def write_manifest(manifest):
     """
     values = dataclasses.asdict(manifest)
     folder, version = values.pop("folder"), values.pop("format")
+    if values["pixels"] is None:
+        del values["pixels"]  # As earlier versions write it.
     values = {
         "format": version,
         "checksum": hash_of(values),

@@ -83,7 +83,7 @@ _OTHER_SIGNATURES = [
     *(("web page or SVG", 0, text) for text in (b"<svg", b"<?xml", b"<!DOC", b"<!doc", b"<html")),
 ]
 # The errors that Pillow and OpenCV raise on damaged files, found by damaging files.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, struct.error, EOFError, LookupError, TypeError,
     OverflowError, AttributeError, cv2.error,
 )  # fmt: skip
@@ -138,7 +138,7 @@ def read(content, value_range=None, *, max_pixels=MAX_PIXELS):
     kind = kind_of(content)
     try:
         if kind in ("JPEG", "PNG"):
-            _check_header(content, kind, max_pixels)
+            check_header(content, kind, max_pixels)
             pixels, kept, deep = _decode(content, kind, value_range)
             turned = orientation(content)
             return Picture(turn(pixels, turned), turned, content if kept else None, deep)
@@ -147,7 +147,7 @@ def read(content, value_range=None, *, max_pixels=MAX_PIXELS):
         raise
     except tf.errors.InvalidArgumentError:
         reason = ""
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         reason = f" ({_first_line(error)})"
     except (Image.DecompressionBombError, MemoryError):
         raise DataError(f"the {kind} file needs more memory than there is") from None
@@ -319,7 +319,7 @@ def _range_of(values):
     )
 
 
-def _check_header(content, kind, max_pixels):
+def check_header(content, kind, max_pixels=MAX_PIXELS):
     """Raises a DataError that gives the reason if the decoder would not read a JPEG or PNG."""
     if kind == "PNG":
         if len(content) < 33:
@@ -404,10 +404,16 @@ def _read_deep_tiff(content, max_pixels):
     )
     check_size(height[0], width[0], max_pixels)
     if channels[0] > 4:
-        raise DataError(f"an image must have 1 to 4 channels, this has {channels[0]}")
+        raise DataError(
+            f"an image must have 1 to 4 channels, this has {channels[0]}. To keep them all, "
+            f"prepare the data with {option('channels', channels[0])}"
+        )
     pages = _count_pages(content)
     if pages > 1:
-        raise DataError(f"an image must be one picture, this TIFF has {pages} pages. Divide it")
+        raise DataError(
+            f"an image must be one picture, this TIFF has {pages} pages. Divide it, or read its "
+            f"pages as channels: {option('channels', pages)}"
+        )
     if max(bits) <= 8:
         return None
     kind = tags.get(262, (1,))[0]
@@ -546,14 +552,30 @@ def _tiff_directory(content, order, big, first, count):
 
 def _count_pages(content):
     """Number of pages of a TIFF, not counting overviews and masks of other pages."""
+    return sum(not is_part_of_other_page(page) for page in tiff_pages(content))
+
+
+def is_part_of_other_page(page):
+    """Returns True for an overview (bit 0 of the tag) or a mask (bit 2) among `tiff_pages`."""
+    return bool(page.get(254, (0,))[0] & 5)
+
+
+def tiff_pages(content):
+    """The tags of all pages of a TIFF, at most 10,000; fewer if the file is truncated.
+
+    Args:
+        content: bytes of a TIFF file.
+
+    Returns:
+        list of dict from the number of a tag to a tuple of its first 4 whole numbers.
+    """
     order, big, at = _tiff_head(content)
-    pages, seen = 0, set()
+    pages, seen = [], set()
     with contextlib.suppress(struct.error):
         while at and at not in seen and len(seen) < 10_000:
             seen.add(at)
-            entries, at = _tiff_directory(content, order, big, at, 1)
-            # Bit 0: a smaller version of another page; bit 2: a mask.
-            pages += not {tag: values[0] for tag, _, values, _ in entries}.get(254, 0) & 5
+            entries, at = _tiff_directory(content, order, big, at, 4)
+            pages.append({tag: values for tag, _, values, _ in entries})
     return pages
 
 

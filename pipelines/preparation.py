@@ -23,6 +23,7 @@ def prepare(
     quality=95,
     value_range=None,
     turned_masks=None,
+    channels=None,
     num_shards=None,
     workers=None,
     overwrite=False,
@@ -39,8 +40,8 @@ def prepare(
         source: the download, as for `pipelines.sources.open_source`: a folder, an archive, or a
             list of them; or `tfds://<name>`, see `datasets.tfds_source`; None for `synthetic`.
         output: folder of the records; default: `data/<name>`.
-        image_format, quality, value_range, turned_masks, num_shards, workers, overwrite, progress,
-            distribute: as for `pipelines.records.write`.
+        image_format, quality, value_range, turned_masks, channels, num_shards, workers, overwrite,
+            progress, distribute: as for `pipelines.records.write`.
         skip: list of str, ids of examples to leave out, such as those with broken files.
         class_map: file or dict that renames, merges and drops classes, see
             `pipelines.datasets.class_map`; None leaves the classes unchanged.
@@ -61,8 +62,10 @@ def prepare(
     output = output or f"data/{name}"
     paths.check_folder(output)
     mapping = ClassMap(class_map)
+    if channels is not None and name == "synthetic":
+        raise DataError(f"The scenes are 8-bit RGB. Leave out {option('channels')}")
     with Progress("looking for images and labels", shown=progress):
-        found = _find(dataset, name, source, options, mapping)
+        found = _find(dataset, name, source, options, mapping, channels)
     if progress:
         for note in found.notes:
             print(f"note: {note}", file=sys.stderr, flush=True)
@@ -75,7 +78,11 @@ def prepare(
         options["skip"] = sorted(skip)
     if image_format != "original":
         options["image_format"] = f"{image_format}, quality {quality}"
-    for key, value in (("range", value_range), ("turned_masks", turned_masks)):
+    for key, value in (
+        ("range", value_range),
+        ("turned_masks", turned_masks),
+        ("channels", channels),
+    ):
         if value is not None:
             options[key] = value
     return records.write(
@@ -88,6 +95,7 @@ def prepare(
         quality=quality,
         value_range=value_range,
         turned_masks=turned_masks,
+        channels=channels,
         num_shards=num_shards,
         workers=workers,
         overwrite=overwrite,
@@ -97,8 +105,10 @@ def prepare(
     )
 
 
-def _find(dataset, name, source, options, mapping):
+def _find(dataset, name, source, options, mapping, channels=None):
     """Calls the data set's `find`, or that of TensorFlow Datasets, and maps the classes."""
+    if channels is not None and name == "folder":
+        options = {**options, "channels": channels}
     if name in datasets.IMPORTERS:
         return _call(dataset.find, {**options, "class_map": mapping}, source)
     found = _find_unmapped(dataset, name, source, options)

@@ -36,12 +36,14 @@ from kseg.errors import option
 from kseg.json_text import parse_json
 from kseg.pixel_depth import FULL_RANGE
 from kseg.progress import Progress
-from pipelines import paths
+from pipelines import channel_files, paths
+from pipelines.channel_statistics import measure, merge, pixel_format_of
 from pipelines.datasets.dataset import IGNORE_LABEL
 from pipelines.datasets.label_files import count_values
 from pipelines.errors import DataError
 from pipelines.examples import read_checked
 from pipelines.manifest import (
+    CHANNELS_VERSION,
     FORMAT_VERSION,
     Manifest,
     Shard,
@@ -77,6 +79,7 @@ def write(
     quality=95,
     value_range=None,
     turned_masks=None,
+    channels=None,
     num_shards=None,
     workers=None,
     overwrite=False,
@@ -100,6 +103,8 @@ def write(
             `test`, which are scored on the original images.
         quality: int, 1 to 100, JPEG quality.
         value_range, turned_masks: as for `pipelines.examples.read_checked`.
+        channels: int, channels of the images, whose values are stored as they are, with their
+            statistics in the manifest; None: images are stored as 8-bit RGB.
         num_shards: int, files per split; default: about 128 images per file.
         workers: int, threads (decoding and encoding run outside Python); default: all cores.
         overwrite: bool, replace an existing data set. It is kept until the new one is complete, so
@@ -129,7 +134,15 @@ def write(
     check_range(value_range)
     folder = str(folder)
     jobs = []
-    reading = {"value_range": value_range, "turned_masks": turned_masks}
+    reading = {"value_range": value_range, "turned_masks": turned_masks, "channels": channels}
+    if channels is not None:
+        if image_format != "original":
+            raise DataError(
+                f"{option('image_format', image_format)} makes 8-bit RGB of the images, and "
+                f"{option('channels', channels)} keeps their values. Leave out one of them"
+            )
+        examples = itertools.chain(*_training_first(splits).values())
+        reading["dtype"] = channel_files.find_dtype(examples, channels)
     reading = {name: value for name, value in reading.items() if value is not None}
     for split, examples in splits.items():
         if len({example.id for example in examples}) < len(examples):
@@ -148,7 +161,7 @@ def write(
         _delete_replaced(folder)
         if exists(folder) and not overwrite:
             manifest = read_manifest(folder)
-            if manifest.format != FORMAT_VERSION:
+            if manifest.format < FORMAT_VERSION:
                 raise DataError(
                     f"{folder} was prepared by an earlier version of kseg (format "
                     f"{manifest.format}). It can be used as it is. Use {option('overwrite', True)} "
@@ -191,8 +204,9 @@ def write(
             options=json.loads(json.dumps(options or {})),
             fingerprint=fingerprint,
             splits=described,
-            value_range=_value_range(value_range, shards.values()),
+            value_range=None if channels else _value_range(value_range, shards.values()),
             folder=folder,
+            **_pixels(jobs, shards, reading),
         )
         write_manifest(manifest)
         _delete_replaced(folder)
@@ -203,6 +217,30 @@ def write(
                 contents[job.split] += shards[job.file]["contents"]
             describe(manifest, contents)
     return manifest
+
+
+def _training_first(splits):
+    """The splits without those that are kept for evaluation, or all if there are no others."""
+    kept = {name: part for name, part in splits.items() if name not in _KEPT_SPLITS and part}
+    return {**kept, **splits}
+
+
+def _pixels(jobs, shards, reading):
+    """The format of the manifest and the pixels of its images; nothing for 8-bit RGB."""
+    if reading.get("channels") is None:
+        return {}
+    found = {
+        split: merge(shards[job.file]["statistics"] for job in jobs if job.split == split)
+        for split in dict.fromkeys(job.split for job in jobs)
+    }
+    training = merge(s for name, s in found.items() if name not in _KEPT_SPLITS)
+    everything = merge(found.values())
+    if everything is None:
+        raise DataError("There are no images")
+    pixels = pixel_format_of(
+        training or everything, everything, reading["dtype"], reading.get("value_range")
+    )
+    return {"format": CHANNELS_VERSION, "pixels": pixels.to_dict()}
 
 
 def _available_cores():
@@ -229,7 +267,8 @@ class _Job:
         self.reading = reading
         contents = [[example.id, example.fingerprint] for example in examples]
         taxonomy = dataclasses.asdict(taxonomy)
-        self.key = hash_of([FORMAT_VERSION, file, taxonomy, quality, reading, contents])[:16]
+        version = CHANNELS_VERSION if "channels" in reading else FORMAT_VERSION
+        self.key = hash_of([version, file, taxonomy, quality, reading, contents])[:16]
 
 
 class _Work:
@@ -479,7 +518,7 @@ def _write_records(path, job, work):
     import tensorflow as tf
 
     offsets, position, sizes, classes, failed = [], 0, set(), [], False
-    contents, stored, deep = [], [], False
+    contents, stored, deep, statistics = [], [], False, None
     pixels = np.zeros(len(job.taxonomy.class_names) + 1, "int64")
     images = np.zeros_like(pixels)
     with tf.io.TFRecordWriter(path) as writer:
@@ -487,7 +526,7 @@ def _write_records(path, job, work):
             if work.stopped:
                 break
             try:
-                record, labels, digest, code, is_deep = _encode(example, job, number)
+                record, labels, digest, code, is_deep, measured = _encode(example, job, number)
             except DataError as error:
                 work.problems.append(str(error))  # Go on, to report the problems of all examples.
                 failed = True
@@ -502,6 +541,7 @@ def _write_records(path, job, work):
             contents.append([example.id, *labels.shape, digest])
             stored.append(code)
             deep |= is_deep
+            statistics = merge([statistics, measured])
             pixels += counts
             images += counts > 0
             work.meter.advance()
@@ -520,6 +560,7 @@ def _write_records(path, job, work):
         "contents": contents,
         "stored": stored,
         "deep": deep,
+        "statistics": statistics,
     }
 
 
@@ -553,22 +594,28 @@ def _encode(example, job, number):
     """Checks an example and encodes it as a record.
 
     Returns:
-        `(record, labels, digest, stored, deep)`: labels uint8 `(height, width)`; `digest`, a hash
-        of the decoded picture; `stored`, a hash of image and labels as stored in the record;
-        `deep`, whether the image file has more than 8 bits per channel.
+        `(record, labels, digest, stored, deep, statistics)`: labels uint8 `(height, width)`;
+        `digest`, a hash of the decoded picture; `stored`, a hash of image and labels as stored in
+        the record; `deep`, whether the image file has more than 8 bits per channel; `statistics`,
+        of `pipelines.channel_statistics.measure`, None for 8-bit RGB.
     """
     from pipelines.encoding import encode_jpeg, encode_record
 
     found = read_checked(example, job.taxonomy, **job.reading)
     image, orientation = found.image, found.orientation
+    keeps_values = not isinstance(image, bytes)
     if job.quality and not image.startswith(_JPEG):
         image, orientation = encode_jpeg(found.pixels, job.quality), 1
     origin = {"id": example.id, "shard": job.key, "index": number}
     record = encode_record(image, found.labels, orientation=orientation, **origin)
     stored = hashlib.sha256(image)
+    statistics = None
+    if keeps_values:
+        stored.update(json.dumps([image.shape, image.dtype.name]).encode())
+        statistics = measure(image)
     stored.update(json.dumps([example.id, orientation, found.labels.shape]).encode())
     stored.update(np.ascontiguousarray(found.labels).data)
-    return record, found.labels, found.digest, stored.hexdigest(), found.deep
+    return record, found.labels, found.digest, stored.hexdigest(), found.deep, statistics
 
 
 def classes_in(labels):

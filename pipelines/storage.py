@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from kseg import files, waiting
-from pipelines import encoding, paths
+from pipelines import augment, encoding, paths
 from pipelines.errors import DataError
 from pipelines.manifest import again, file_sha256, find_lost_shard, read_manifest, split_ratios
 
@@ -33,6 +33,7 @@ class Records:
             several splits are combined in different ratios.
         count: int, number of images.
         num_classes: int.
+        pixels: `kseg.pixel_format.PixelFormat` of the images; None: 8-bit RGB.
 
     Raises:
         DataError: if the data is missing or incomplete, or a copy does not match the manifest.
@@ -50,6 +51,7 @@ class Records:
         )
         self.count = self.split.num_images
         self.num_classes = manifest.num_classes
+        self.pixels = manifest.pixel_format
         if not self.count:
             raise DataError(f"Split {split!r} of {folder} holds no images. Prepare it again")
         shards = self.split.shards
@@ -63,9 +65,25 @@ class Records:
         self._numbers = tf.constant(np.concatenate([np.arange(n) for n in counts]), "int32")
         self._offsets = tf.constant([at for shard in shards for at in shard.offsets], "int64")
 
-    decode_window = staticmethod(encoding.decode_window)
     decode_label_window = staticmethod(encoding.decode_label_window)
-    window_ratio = staticmethod(encoding.window_ratio)
+
+    @property
+    def channels(self):
+        """Number of channels of the images."""
+        return 3 if self.pixels is None else self.pixels.channels
+
+    @property
+    def padding(self):
+        """The pixel beyond the border of an image, one number for each channel."""
+        return augment.PAD_COLOR if self.pixels is None else self.pixels.padding
+
+    def decode_window(self, example, first, extent, ratio):
+        """Decodes a part of the image: see `pipelines.encoding.decode_window`."""
+        return encoding.decode_window(example, first, extent, ratio, self.pixels)
+
+    def window_ratio(self, example, extent, shape):
+        """The reduction at which to decode: see `pipelines.encoding.window_ratio`."""
+        return encoding.window_ratio(example, extent, shape, self.pixels)
 
     def read(self, index):
         """Reads a record and verifies its checksum and that it is the requested one.
@@ -85,7 +103,7 @@ class Records:
         dataset = self._open(index).ignore_errors().concatenate(nothing).take(1)
         record = dataset.get_single_element()
         with tf.control_dependencies([self._check(record != "", index)]):
-            example = encoding.parse_record(tf.identity(record))
+            example = encoding.parse_record(tf.identity(record), self.pixels)
         with tf.control_dependencies([self._check(self._is(example, index), index)]):
             return {name: tf.identity(value) for name, value in example.items()}
 
@@ -103,7 +121,7 @@ class Records:
         """
 
         def compute(record):
-            example = encoding.parse_record(record)
+            example = encoding.parse_record(record, self.pixels)
             with tf.control_dependencies([self._check(self._is(example, index), index)]):
                 example = {name: tf.identity(value) for name, value in example.items()}
             return *function(example), True
@@ -162,7 +180,7 @@ class Records:
 
 
 class MemoryRecords(Records):
-    """The records of a split, decoded once and held in memory, about 4 bytes per pixel.
+    """The records of a split, decoded once and held in memory, 4 bytes per pixel of 8-bit RGB.
 
     Args:
         folder, split: as for `Records`.
@@ -174,7 +192,9 @@ class MemoryRecords(Records):
     def __init__(self, folder, split):
         super().__init__(folder, split)
         decoded = tf.data.Dataset.range(self.count).map(
-            lambda index: encoding.decode_whole(super(MemoryRecords, self).read(index))[:2],
+            lambda index: encoding.decode_whole(
+                super(MemoryRecords, self).read(index), self.pixels
+            )[:2],
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         examples = [(x.numpy(), y.numpy()) for x, y in waiting.each_batch(decoded)]
@@ -184,7 +204,9 @@ class MemoryRecords(Records):
         self._places = tf.constant(offsets, "int64")
         # Keep in host memory, whatever device the network is trained on.
         with tf.device("CPU"):
-            self._pixels = tf.constant(np.concatenate([x.reshape(-1, 3) for x, _ in examples]))
+            self._values = tf.constant(
+                np.concatenate([x.reshape(-1, x.shape[-1]) for x, _ in examples])
+            )
             self._labels = tf.constant(np.concatenate([x.reshape(-1) for _, x in examples]))
 
     def read(self, index):
@@ -194,7 +216,7 @@ class MemoryRecords(Records):
 
     def decode_window(self, example, first, extent, ratio):
         """Equivalent of `pipelines.encoding.decode_window` for a ratio of 1."""
-        return self._window(self._pixels, example, first, extent)
+        return self._window(self._values, example, first, extent)
 
     def decode_label_window(self, example, first, extent):
         """Equivalent of `pipelines.encoding.decode_label_window`."""

@@ -32,7 +32,7 @@ def verify(folder, *, progress=True):
             for shard in split.shards:
                 file = paths.join(folder, shard.file)
                 try:
-                    problem = _find_problem(file, shard, manifest.num_classes, meter)
+                    problem = _find_problem(file, shard, manifest, meter)
                 except tf.errors.OpError as error:
                     problem = error.message
                 if problem:
@@ -40,24 +40,24 @@ def verify(folder, *, progress=True):
     return manifest
 
 
-def _find_problem(file, shard, num_classes, meter):
+def _find_problem(file, shard, manifest, meter):
     """Describes the faults of a shard; None if there are none."""
     if file_sha256(file) != shard.sha256:
         return "its checksum is not that of the manifest"
-    offsets, position = [], 0
+    offsets, position, pixels = [], 0, manifest.pixel_format
     for number, record in enumerate(waiting.each_batch(tf.data.TFRecordDataset(file))):
-        example = parse_record(record)
+        example = parse_record(record, pixels)
         name = example["id"].numpy().decode()
         if example["shard"] != shard.key or example["index"] != number:
             return f"record {name!r} belongs elsewhere"
         try:
-            image, labels = decode_image(example), decode_labels(example).numpy()
+            image, labels = decode_image(example, pixels), decode_labels(example).numpy()
         except tf.errors.OpError as error:
             return f"record {name!r} cannot be decoded: {error.message}"
         size = (int(example["height"]), int(example["width"]))
         if not tuple(image.shape[:2]) == labels.shape == size:
             return f"the sizes in record {name!r} differ"
-        if (labels[labels != IGNORE_LABEL] >= num_classes).any():
+        if (labels[labels != IGNORE_LABEL] >= manifest.num_classes).any():
             return f"record {name!r} has labels beyond the classes"
         if shard.classes[number] != classes_in(labels):
             return f"the classes in record {name!r} are not those of the manifest"

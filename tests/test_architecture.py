@@ -8,7 +8,17 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 GROUND = {
-    *("config", "display", "dotted", "errors", "files", "pixel_depth", "progress", "quiet"),
+    *(
+        "config",
+        "display",
+        "dotted",
+        "errors",
+        "files",
+        "pixel_depth",
+        "pixel_format",
+        "progress",
+        "quiet",
+    ),
     *("classes", "import_hook"),
     *("json_text", "registration", "waiting"),
 }

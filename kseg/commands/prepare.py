@@ -6,6 +6,7 @@ r"""Turns a data set into the records that training reads, or checks records.
         --source gtFine_trainvaltest.zip
     python scripts/prepare_data.py folder --source mine --split train=0.8 --split val=0.2
     python scripts/prepare_data.py coco --source mine --class-map classes.json
+    python scripts/prepare_data.py folder --source bands --channels 4
     python scripts/prepare_data.py camvid --source CamVid --beam --direct_num_workers 4
     python scripts/prepare_data.py verify data/camvid
     python scripts/prepare_data.py report data/camvid
@@ -103,6 +104,14 @@ def parse_arguments(arguments=None):
         "--quality", type=quality, default=95, help="of these JPEGs, 1 to 100; default: 95"
     )
     console.add_value_range(common, "; needed where that is not clear, as for 12 bits in 16")
+    common.add_argument(
+        "--channels",
+        type=console.positive,
+        metavar="N",
+        help="keep the values of images of N channels: gray (1), RGB (3), four bands (4), any; of "
+        "8 or 16 bits or float32; PNG, TIFF, .npy. Mean and std of each channel become the "
+        "network's normalization. Without it all images become 8-bit RGB",
+    )
     common.add_argument(
         "--turned-masks",
         choices=TURNED_MASKS,
@@ -318,6 +327,7 @@ def main(arguments=None):
         quality=arguments.quality,
         value_range=arguments.range and tuple(arguments.range),
         turned_masks=arguments.turned_masks,
+        channels=arguments.channels,
         num_shards=arguments.shards,
         workers=arguments.workers,
         overwrite=arguments.overwrite,
@@ -346,7 +356,7 @@ def prepare(dataset, source=None, output=None, **options):
     from pipelines import data_report
 
     checking.check_path("output", output, optional=True)
-    for name in ("num_shards", "workers", "train_images", "val_images"):
+    for name in ("num_shards", "workers", "train_images", "val_images", "channels"):
         checking.check_count(name, options.get(name))
     checking.check_choice("image_format", options.get("image_format"), IMAGE_FORMATS)
     checking.check_choice("turned_masks", options.get("turned_masks"), TURNED_MASKS)

@@ -24,6 +24,7 @@ from pipelines.datasets.class_table import ClassTable
 from pipelines.datasets.dataset import pair_files, pair_listed, wrong_layout
 from pipelines.datasets.masks import MASKS, read_masks
 from pipelines.datasets.splits import (
+    ARRAY_ENDS,
     IMAGE_ENDS,
     JPEG_ENDS,
     LABEL_ENDS,
@@ -74,6 +75,7 @@ def find(
     masks="auto",
     unknown="error",
     seed=0,
+    channels=None,
 ):
     """Lists the examples of each split.
 
@@ -92,6 +94,7 @@ def find(
         unknown: str, treatment of values and colors that are not in the table: `error` or `ignore`.
         seed: int, seed of the division by ratios. Adding or removing an image moves few others
             between splits.
+        channels: int or None; if given, images may be `.npy` files, too.
 
     Returns:
         `Found`.
@@ -109,10 +112,11 @@ def find(
         raise DataError(f"Give both {option('images')} and {option('labels')}, or neither")
     source = open_source(source)
     label_ends = LABEL_ENDS + (JPEG_ENDS if masks == "binary" else ())
+    image_ends = IMAGE_ENDS + (ARRAY_ENDS if channels else ())
     try:
         table, notes = read_table(source, classes)
         places = _divided(*_given(source, images, labels)) if images else _search(source)
-        files = {name: _list_both(*pair, label_ends) for name, pair in places.items()}
+        files = {name: _list_both(*pair, image_ends, label_ends) for name, pair in places.items()}
     except NoMasksError as error:
         from pipelines.datasets import importers  # Imported here: one of them imports this module.
 
@@ -267,7 +271,7 @@ def _divided(images, labels):
     return {split: (images / below[0][split], labels / below[1][split]) for split in below[0]}
 
 
-def _list_both(image_place, label_place, label_ends):
+def _list_both(image_place, label_place, image_ends, label_ends):
     """Lists images and masks.
 
     Returns:
@@ -277,7 +281,7 @@ def _list_both(image_place, label_place, label_ends):
         DataError: if files are of an unsupported kind.
     """
     if image_place == label_place:
-        images = _list(image_place, IMAGE_ENDS)
+        images = _list(image_place, image_ends)
         labels = {}
         for key in list(images):
             name = _MASK_NAME.match(key)
@@ -286,7 +290,7 @@ def _list_both(image_place, label_place, label_ends):
         for file in labels.values():
             images = {key: other for key, other in images.items() if other != file}
         return images, labels, image_place
-    images = _list(image_place, IMAGE_ENDS)
+    images = _list(image_place, image_ends)
     labels = _without_common_end(images, _list(label_place, label_ends))
     if images.keys() - labels.keys():
         _check_kinds(images.keys() - labels.keys(), label_place)
@@ -333,6 +337,7 @@ def _check_kinds(missing, place, images=False):
         raise DataError(
             f"{place} must hold images as JPEG, PNG, BMP, TIFF or WebP. It holds {count} {kind} "
             "files, which are not read. Convert them"
+            + (f", or say how many channels they have: {option('channels')}" * (kind == "NumPy"))
         )
     why = "JPEG changes their values" if kind == "JPEG" else f"{kind} is not read"
     out = "Save them as PNG again, from where they were drawn"

@@ -17,6 +17,7 @@ SPLITS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 IMAGE_ENDS = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp")
+ARRAY_ENDS = (".npy",)
 LABEL_ENDS = (".png", ".bmp", ".tif", ".tiff")
 JPEG_ENDS = (".jpg", ".jpeg", ".jfif", ".jpe")
 _LIST_FOLDERS = ("", "splits", "lists", "ImageSets", "ImageSets/Segmentation")
@@ -151,11 +152,12 @@ def _match(line, images, labels, file):
     # names an image.
     whole = _clean(line)
     stem, end = posixpath.splitext(whole)
-    if (stem if end.lower() in IMAGE_ENDS else whole) in images:
-        return stem if end.lower() in IMAGE_ENDS else whole
+    listed = IMAGE_ENDS + ARRAY_ENDS
+    if (stem if end.lower() in listed else whole) in images:
+        return stem if end.lower() in listed else whole
     ends = [*(m.start() for m in re.finditer(r"[\s,;]+", line)), len(line)]
     for end in ends:
-        key = _look_up(_clean(line[:end]), images, IMAGE_ENDS, file)
+        key = _look_up(_clean(line[:end]), images, listed, file)
         if key is not None:
             rest = line[end:]
             break

@@ -375,7 +375,10 @@ def test_missing_and_truncated_shards_are_named(tmp_path):
         (lambda text: '{"format": ' + "9" * 10_000 + "}", "is damaged"),
         (lambda text: text.replace('"checksum"', '"chicksum"'), "is damaged"),
         (lambda text: text.replace('"wall"', '"hall"'), "was changed after it was written"),
-        (lambda text: text.replace('"format": 4', '"format": 99'), "has format 99.*reads 3 and 4"),
+        (
+            lambda text: text.replace('"format": 4', '"format": 99'),
+            "has format 99.*reads 3, 4 and 5",
+        ),
     ],
 )
 def test_damaged_manifest(tmp_path, change, message):

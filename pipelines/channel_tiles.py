@@ -1,0 +1,77 @@
+"""Images of any channels and depth in records: tiles of which any window is cheap to read.
+
+A tile holds `TILE` pixels. The lower bytes of its values come first, then the next higher ones:
+upper bytes vary little between neighbors, so that zlib makes them small and reads them fast. What
+lies beyond the image is 0.
+"""
+
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+TILE = (128, 256)
+
+
+def encode(values):
+    """Compresses an image tile by tile, row by row of tiles.
+
+    Args:
+        values: uint8, uint16 or float32 array `(height, width, channels)`.
+
+    Returns:
+        list of bytes.
+    """
+    (height, width), (rows, columns) = values.shape[:2], TILE
+    values = np.pad(values, [(0, -height % rows), (0, -width % columns), (0, 0)])
+    values = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    size = values.dtype.itemsize
+    tiles = []
+    for i in range(0, height, rows):
+        for j in range(0, width, columns):
+            tile = np.ascontiguousarray(values[i : i + rows, j : j + columns])
+            tiles.append(zlib.compress(tile.view("uint8").reshape(-1, size).T.tobytes()))
+    return tiles
+
+
+def decode_window(tiles, width, first, extent, pixels):
+    """Decodes a part of an image.
+
+    Args:
+        tiles: string tensor `(tiles,)`, as `encode` returns them.
+        width: int32 scalar, columns of the image.
+        first, extent: int32 `(2,)`, first row and column, rows and columns of the part.
+        pixels: `kseg.pixel_format.PixelFormat` of the image.
+
+    Returns:
+        tensor `(*extent, channels)` of the dtype of `pixels`.
+    """
+    tile = tf.constant(TILE)
+    begin, end = first // tile, (first + extent - 1) // tile + 1
+    tiles = tf.reshape(tiles, (-1, (width - 1) // TILE[1] + 1))[
+        begin[0] : end[0], begin[1] : end[1]
+    ]
+    size = np.dtype(pixels.dtype).itemsize
+    planes = tf.io.decode_raw(tf.io.decode_compressed(tf.reshape(tiles, (-1,)), "ZLIB"), "uint8")
+    planes = tf.unstack(
+        tf.reshape(planes, (-1, size, TILE[0], TILE[1], pixels.channels)), num=size, axis=1
+    )
+    values = tf.reshape(
+        _joined(planes, pixels.dtype), tf.concat([tf.shape(tiles), TILE, [pixels.channels]], axis=0)
+    )
+    values = tf.transpose(values, (0, 2, 1, 3, 4))
+    values = tf.reshape(values, tf.concat([tf.shape(tiles) * tile, [pixels.channels]], axis=0))
+    first = tf.concat([first - begin * tile, [0]], axis=0)
+    return tf.slice(values, first, tf.concat([extent, [pixels.channels]], axis=0))
+
+
+def _joined(planes, dtype):
+    """Values of their bytes, from the lowest to the highest."""
+    if dtype == "uint8":
+        return planes[0]
+    whole = "uint16" if dtype == "uint16" else "uint32"
+    values = tf.cast(planes[0], whole)
+    for number, plane in enumerate(planes[1:], 1):
+        shift = tf.constant(8 * number, whole)
+        values = tf.bitwise.bitwise_or(values, tf.bitwise.left_shift(tf.cast(plane, whole), shift))
+    return values if dtype == "uint16" else tf.bitcast(values, "float32")
