@@ -32,6 +32,7 @@ _HOMES = {
     "evaluate": "kseg.commands.evaluate",
     "export": "kseg.commands.export",
     "inference_model": "kseg.segmenters",
+    "from_preset": "kseg.runs.presets",
     "info_nce": "kseg.contrast.info_nce",
     "load": "kseg.serving.loading",
     "load_config": "kseg.config",
@@ -40,6 +41,7 @@ _HOMES = {
     "ohem_cross_entropy": "kseg.losses.ohem",
     "predict": "kseg.commands.predict",
     "prepare": "kseg.commands.prepare",
+    "push": "kseg.commands.push",
     "train": "kseg.commands.train",
 }
 
@@ -63,6 +65,7 @@ __all__ = [
     "cross_entropy",
     "evaluate",
     "export",
+    "from_preset",
     "inference_model",
     "info_nce",
     "load",
@@ -72,6 +75,7 @@ __all__ = [
     "ohem_cross_entropy",
     "predict",
     "prepare",
+    "push",
     "train",
 ]
 

@@ -36,6 +36,7 @@ NAMES = [
     "cross_entropy",
     "evaluate",
     "export",
+    "from_preset",
     "inference_model",
     "info_nce",
     "load",
@@ -45,6 +46,7 @@ NAMES = [
     "ohem_cross_entropy",
     "predict",
     "prepare",
+    "push",
     "train",
 ]
 

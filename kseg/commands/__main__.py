@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": "label images or a video",
     "export": "write a SavedModel, or a file for LiteRT or ONNX",
     "serve": "serve a network over HTTP, with a page for a browser",
+    "push": "share a trained network on the Hugging Face hub, or as a folder",
     "prepare": "turn a data set into records, or check records",
     "convert": "turn published weights into Keras weights",
     "analyze": "look at what a run has learned",

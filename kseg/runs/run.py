@@ -49,6 +49,7 @@ _FREE_KEYS = (
 )
 _FOLDERS = ("checkpoints", "tensorboard", "tracking", "evaluation", "analysis", "saved_model")
 _FILES = ("config.json", "classes.json", "data.json", "environment.json")
+PRESET_WEIGHTS = "model.weights.h5"  # The only weights of a preset, see `kseg.runs.presets`.
 
 
 class Run:
@@ -297,6 +298,8 @@ class Run:
         folder, steps = self.path / "checkpoints", self.checkpoint_steps()
         if which == "best" and (folder / "best.npz").exists():
             return folder / "best.npz"
+        if which == "best" and (self.path / PRESET_WEIGHTS).exists():
+            return self.path / PRESET_WEIGHTS
         if which in ("best", "latest") and steps:
             return folder / step_file(steps[-1])
         if str(which).isdigit() and int(which) in steps:
@@ -353,11 +356,27 @@ class Run:
 
         file = self.checkpoint(checkpoint)
         segmenter = self.build_segmenter(maps=maps, precision=precision)
+        if file.name == PRESET_WEIGHTS:
+            _load_preset(segmenter, file)
+            return segmenter
         variables = checkpoints.model_variables(segmenter)
         if self.config.train.ema and file.name != "best.npz":
             variables = checkpoints.averaged_variables(segmenter)
         checkpoints.restore(file, variables, check=lambda meta: self.check_checkpoint(file, meta))
         return segmenter
+
+
+def _load_preset(segmenter, file):
+    from kseg.runs.finite import check_weights
+    from kseg.weights import load_weights
+
+    report = load_weights(segmenter, str(file))
+    if report.missing:
+        raise UserError(
+            f"{file} must hold every weight of the network of config.json. It lacks "
+            f"{len(report.missing)}, such as {report.missing[0]!r}. Fetch the folder again"
+        )
+    check_weights(segmenter, str(file))
 
 
 _CLASSES = pydantic.TypeAdapter(Classes)

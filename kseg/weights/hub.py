@@ -1,5 +1,6 @@
 """Weights downloaded from the Hugging Face hub (`hf://`) or from keras-cv (`keras_cv://`)."""
 
+import contextlib
 import importlib.util
 import pathlib
 import re
@@ -13,6 +14,7 @@ _HUGGING_FACE = re.compile(
 )
 _MAX_MESSAGE = 150  # Characters of a library's error message.
 FILES = ("model.safetensors", "pytorch_model.bin")
+PRESET_FILE = "model.weights.h5"  # Of `kseg push`.
 
 
 def check_source(source):
@@ -30,11 +32,7 @@ def check_source(source):
         find_file(source)
     elif scheme == "hf":
         match = _parse_hugging_face(source)
-        if importlib.util.find_spec("huggingface_hub") is None:
-            raise UnavailableError(
-                f"{source} needs the package huggingface_hub: pip install 'kseg[hub]'. Or: "
-                f"{_by_hand(source, match)}"
-            )
+        _require_hub(source, _by_hand(source, match))
     elif scheme != "keras_cv":
         raise UserError(
             "A source of weights must be a file, hf://owner/name or keras_cv://preset. Received: "
@@ -65,7 +63,8 @@ def fetch_from_hugging_face(source):
 
     Args:
         source: str, `hf://owner/name`, `hf://owner/name/file` or `hf://owner/name@revision/file`.
-            Without a file, the first of `FILES` and `INDEXES` that the repository has.
+            Without a file, the first of `FILES`, `INDEXES` and `PRESET_FILE` that the repository
+            has.
 
     Returns:
         str, path of the local file; if it is an index, the files that it names are in the same
@@ -78,13 +77,12 @@ def fetch_from_hugging_face(source):
     check_source(source)
     match = _parse_hugging_face(source)
     repository, revision = match["repository"], match["revision"]
-    wanted = [match["file"]] if match["file"] else [*FILES, *INDEXES]
+    wanted = [match["file"]] if match["file"] else [*FILES, *INDEXES, PRESET_FILE]
     named = match["file"] or " or ".join(FILES)
     by_hand = _by_hand(source, match)
 
     import huggingface_hub
     from huggingface_hub import errors
-    from huggingface_hub.utils import logging
 
     def cached(name):
         """Returns the path of a file in the local cache, without network access, or None."""
@@ -96,9 +94,7 @@ def fetch_from_hugging_face(source):
         return path or huggingface_hub.hf_hub_download(repository, name, revision=revision)
 
     wanted.sort(key=lambda name: cached(name) is None)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # No log of every retry: the error below reports the reason.
-    try:
+    with _reporting(source, by_hand):
         for name in wanted:
             try:
                 path = fetch(name)
@@ -111,17 +107,156 @@ def fetch_from_hugging_face(source):
                 raise
             except errors.EntryNotFoundError:
                 continue
+    raise UnavailableError(
+        f"{repository} on Hugging Face has no file {named}. Name the file: hf://{repository}/FILE"
+    )
+
+
+def fetch_files(source, required, optional=()):
+    """Downloads certain files of a repository of the Hugging Face hub, all of one commit.
+
+    Args:
+        source: str, `hf://owner/name` or `hf://owner/name@revision`. Without a revision, it is the
+            newest commit of the main branch, or the cached one if there is no network.
+        required, optional: names of files.
+
+    Returns:
+        `pathlib.Path` of the folder in the hub's local cache that holds them.
+
+    Raises:
+        UserError: if `source` is malformed.
+        UnavailableError: if huggingface_hub is not installed, or a required file is not available.
+    """
+    match = parse_repository(source)
+    repository = match["repository"]
+    by_hand = (
+        f"Download {', '.join(required)} of {repository} on a machine with network access to one "
+        f"folder, and give it in place of {source}"
+    )
+    _require_hub(source, by_hand)
+
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    revision, folder = match["revision"], None
+    with _reporting(source, by_hand):
+        for name in (*required, *optional):
+            try:
+                path = huggingface_hub.hf_hub_download(repository, name, revision=revision)
+            except errors.EntryNotFoundError:  # Also without network, if it is not in the cache.
+                if name in optional:
+                    continue
+                raise
+            folder = pathlib.Path(path).parent
+            revision = folder.name  # The commit, also if the branch moves meanwhile.
+    return folder
+
+
+def upload_folder(folder, source, *, private=False, message="Upload by kseg push"):
+    """Uploads the files of a folder to a repository of the Hugging Face hub in one commit.
+
+    Args:
+        folder: path of a folder without subfolders.
+        source: str, `hf://owner/name`, or `hf://owner/name@branch`, whose branch must exist. The
+            repository is created if it is missing.
+        private: bool, whether a new repository is private.
+        message: str, the title of the commit.
+
+    Returns:
+        str, the address of the commit.
+
+    Raises:
+        UserError: if `source` is malformed, or the hub refuses the model card.
+        UnavailableError: if huggingface_hub is not installed, no token is configured, or the hub
+            refuses or cannot be reached. The repository then has all of the files or none.
+    """
+    match = parse_repository(source)
+    by_hand = "Or write a folder, and upload it by hand"
+    _require_hub(source, by_hand)
+
+    import huggingface_hub
+
+    with _reporting(source, by_hand):
+        api = huggingface_hub.HfApi()
+        repository = match["repository"]
+        api.create_repo(repository, private=private, exist_ok=True)
+        operations = [
+            huggingface_hub.CommitOperationAdd(path.name, str(path))
+            for path in sorted(pathlib.Path(folder).iterdir())
+        ]
+        try:
+            commit = api.create_commit(
+                repository, operations, commit_message=message, revision=match["revision"]
+            )
+        except ValueError as error:  # The metadata of the model card, such as its license.
+            raise UserError(f"{source} is refused: {' '.join(str(error).split())[:400]}") from None
+    return str(commit.commit_url)
+
+
+def check_upload(source):
+    """Checks that an upload is possible, before the work of making its files.
+
+    Args:
+        source: as in `upload_folder`.
+
+    Raises:
+        UserError: if `source` is malformed.
+        UnavailableError: if huggingface_hub is not installed, or no token is configured.
+    """
+    parse_repository(source)
+    by_hand = "Or write a folder, and upload it by hand"
+    _require_hub(source, by_hand)
+    import huggingface_hub
+
+    if huggingface_hub.get_token() is None:
+        raise UnavailableError(
+            f"Uploading to {source} needs a token with write access. Log in by `hf auth login`, or "
+            f"set HF_TOKEN. {by_hand}"
+        )
+
+
+def parse_repository(source):
+    """Splits `hf://owner/name[@revision]`.
+
+    Returns:
+        `re.Match` with `repository` and `revision`, which may be None.
+
+    Raises:
+        UserError: if the source is malformed, or names a file.
+    """
+    match = _HUGGING_FACE.fullmatch(source)
+    if match is None or match["file"]:
+        raise UserError(
+            "A repository on Hugging Face must be hf://owner/name, optionally followed by "
+            f"@revision. Received: {source}"
+        )
+    return match
+
+
+def _require_hub(source, by_hand):
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise UnavailableError(
+            f"{source} needs the package huggingface_hub: pip install 'kseg[hub]'. Or: {by_hand}"
+        )
+
+
+@contextlib.contextmanager
+def _reporting(source, by_hand):
+    """Turns errors of the hub, of HTTP and of the file system into one line."""
+    from huggingface_hub.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # No log of every retry: the error below reports the reason.
+    try:
+        yield
     except UserError:
         raise
-    except Exception as error:  # From the hub, HTTP or the file system.
+    except Exception as error:
         raise UnavailableError(
             f"{source} is not available: {_first_sentence(error)}. {by_hand}"
         ) from None
     finally:
         logging.set_verbosity(verbosity)
-    raise UnavailableError(
-        f"{repository} on Hugging Face has no file {named}. Name the file: hf://{repository}/FILE"
-    )
 
 
 def read_keras_cv_preset(source):
