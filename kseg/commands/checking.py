@@ -5,6 +5,7 @@ names the argument, states the rule and shows the received value.
 """
 
 import os
+import re
 
 from kseg.errors import UserError, option
 
@@ -76,6 +77,15 @@ def check_checkpoint(name, value):
     """Rejects a value that is neither None nor a step or the name of a checkpoint."""
     if value is not None and not isinstance(value, str) and not _is_number(value, int):
         _refuse(name, "'best', 'latest' or a step", value)
+
+
+def refuse(message):
+    """Raises a UserError for a message that is worded for the command line.
+
+    Args:
+        message: str; each flag in it is replaced by the name of the argument.
+    """
+    raise UserError(re.sub(r"--([a-z-]+)", lambda f: option(f[1].replace("-", "_")), message))
 
 
 def _is_number(value, kinds):

@@ -20,11 +20,10 @@ import contextlib
 import json
 import math
 import pathlib
-import re
 import sys
 import tempfile
 
-from kseg.commands import checking, console
+from kseg.commands import checking, console, views
 from kseg.commands.console import check_classes
 
 
@@ -72,27 +71,7 @@ def parse_arguments(arguments=None):
     )
 
     group = parser.add_argument_group("inference")
-    group.add_argument(
-        "--scales",
-        type=float,
-        nargs="*",
-        metavar="S",
-        help="average the probabilities of several sizes; without numbers 0.5, 0.75, ... 2.0",
-    )
-    group.add_argument("--flip", action="store_true", help="average with the mirrored image")
-    group.add_argument(
-        "--sliding-window",
-        type=console.positive,
-        nargs="*",
-        metavar="SIZE",
-        help="average the logits of overlapping windows of HEIGHT WIDTH, in each size; without "
-        "numbers the crop_size of the run",
-    )
-    group.add_argument(
-        "--overlap",
-        type=float,
-        help="overlap of neighboring windows, in [0, 1); default: a third",
-    )
+    views.add_arguments(group, windows=", in each size")
 
     group = parser.add_argument_group("further scores")
     group.add_argument(
@@ -153,15 +132,7 @@ def _check(options, refuse):
         refuse(f"--output must end in .json, is {options.output}")
     if options.submission and pathlib.Path(options.submission).suffix != ".zip":
         refuse(f"--submission must end in .zip, is {options.submission}")
-    if options.scales and min(options.scales) <= 0:
-        refuse(f"--scales must be above 0, are {' '.join(map(str, options.scales))}")
-    window = options.sliding_window
-    if window and len(window) != 2:
-        refuse(f"--sliding-window takes HEIGHT WIDTH or nothing, got {len(window)} numbers")
-    if options.overlap is not None and window is None:
-        refuse("--overlap goes with --sliding-window")
-    if options.overlap is not None and not 0 <= options.overlap < 1:
-        refuse(f"--overlap must be in [0, 1), is {options.overlap}")
+    views.check(options, refuse)
     if options.boundary is not None and not 0 < options.boundary < 1:
         refuse(f"--boundary must be in (0, 1), is {options.boundary}")
 
@@ -197,6 +168,7 @@ def evaluate(
     flip=False,
     sliding_window=None,
     overlap=None,
+    blend=None,
     boundary=None,
     cityscapes_ground_truth=None,
     submission=None,
@@ -218,6 +190,8 @@ def evaluate(
         flip: bool, whether to average over each image and its mirror image.
         sliding_window: `(height, width)`; `[]`: the crop size of the run; None: whole images.
         overlap: float in [0, 1), overlap of neighboring windows; None: one third.
+        blend: `"flat"`, `"gaussian"` or `"center"`, weights of overlapping windows, see
+            `kseg.evaluation.sliding_window.SlidingWindow`; None: `"flat"`.
         boundary: float, width of the Boundary IoU band as a fraction of the image diagonal; None:
             Boundary IoU is not computed.
         cityscapes_ground_truth: folder `gtFine` for the official instance-weighted scores.
@@ -233,28 +207,20 @@ def evaluate(
     options = argparse.Namespace(
         **locals(), compare=None, resamples=None, confidence=None, seed=None
     )
-    from kseg.errors import UserError, option
-
-    def refuse(message):
-        # These messages are worded for the command line.
-        found = re.sub(r"--([a-z-]+)", lambda flag: option(flag[1].replace("-", "_")), message)
-        raise UserError(found)
-
     if (run is None) == (saved_model is None):
-        refuse(f"One of `run` and `saved_model` must be given. Received: {run}, {saved_model}")
+        checking.refuse(
+            f"One of `run` and `saved_model` must be given. Received: {run}, {saved_model}"
+        )
     for name in ("run", "saved_model", "data", "output", "cityscapes_ground_truth", "submission"):
         checking.check_path(name, getattr(options, name), optional=True)
     checking.check_checkpoint("checkpoint", checkpoint)
     checking.check_choice("precision", precision, checking.PRECISIONS)
     checking.check_count("batch_size", batch_size)
     checking.check_count("panels", panels, least=0)
-    checking.check_numbers("scales", scales, "a list of numbers, such as [0.5, 1.0], or None")
-    checking.check_size("sliding_window", sliding_window, empty=True)
-    overlaps = None if overlap is None else [overlap]
-    checking.check_numbers("overlap", overlaps, "a number in [0, 1)")
+    views.check_types(options)
     boundaries = None if boundary is None else [boundary]
     checking.check_numbers("boundary", boundaries, "a number in (0, 1)")
-    _check(options, refuse)
+    _check(options, checking.refuse)
     return _evaluate(options)
 
 
@@ -286,7 +252,7 @@ def _evaluate(options):
     own = run is not None and manifest.dataset == run.config.data.dataset
     parts = [split] if own else [manifest.dataset, split]
     parts += [] if checkpoint in (None, "best") else [checkpoint]
-    output = output_file(options, "-".join([*parts, *modes(options)]))
+    output = output_file(options, "-".join([*parts, *views.modes(options)]))
     # Checked before the evaluation, whose result would be lost otherwise.
     for file in filter(None, (output, options.submission)):
         files.check_file(file)
@@ -310,7 +276,7 @@ def _evaluate(options):
             else:
                 model = load_saved_model(options.saved_model)
         crop_size = run.config.data.crop_size if run else None
-        model, settings = wrap(model, len(classes), options, crop_size, batch_size)
+        model, settings = views.wrap(model, len(classes), options, crop_size, batch_size)
         with Progress("evaluating", num_images) as progress:
             evaluation = Evaluator(model, len(classes), strategy=strategy)(
                 batches,
@@ -354,37 +320,6 @@ def _evaluate(options):
         draw(output.with_suffix(""), evaluation, classes)
         print(f"pictures:   {output.with_suffix('')}")
     return {"scores": evaluation.scores, "results": result, "output": output}
-
-
-def wrap(model, num_classes, options, crop_size, batch_size):
-    """Wraps the model for the scales, mirroring and windows requested by the options.
-
-    Returns:
-        `(model, settings)`: the wrapped model, and the settings as a JSON-able dict.
-    """
-    from kseg.evaluation.scaled_views import SCALES, MultiScale
-    from kseg.evaluation.sliding_window import SlidingWindow
-
-    settings = {}
-    if options.sliding_window is not None:
-        window = options.sliding_window or crop_size
-        overlap = 1 / 3 if options.overlap is None else options.overlap
-        model = SlidingWindow(model, num_classes, window, overlap=overlap, batch_size=batch_size)
-        settings |= {"window": list(window), "overlap": overlap}
-    scales = [1.0] if options.scales is None else options.scales or list(SCALES)
-    if scales != [1.0] or options.flip:
-        model = MultiScale(model, num_classes, scales, flip=options.flip)
-        settings |= {"scales": scales, "flip": options.flip}
-    return model, settings
-
-
-def modes(options):
-    """Returns the parts of the file name that describe scales, mirroring and windows."""
-    return [
-        *(["sliding"] if options.sliding_window is not None else []),
-        *(["ms"] if options.scales not in (None, [1.0]) else []),
-        *(["flip"] if options.flip else []),
-    ]
 
 
 def check_cityscapes(options, manifest):

@@ -94,7 +94,7 @@ def main(arguments=None):
         checks.require(package)
     path = pathlib.Path(options.run or options.saved_model)
     if options.saved_model:
-        from kseg.commands.predict import check_model
+        from kseg.commands.networks import check_model
 
         check_model(path)
     limits = Limits(
@@ -106,10 +106,11 @@ def main(arguments=None):
         rate=options.rate,
     )
     with bind(options.host, options.port) as listening:
+        from kseg.commands.networks import load
         from kseg.progress import Progress
 
         with Progress("loading the model"):
-            model = load(path, options.checkpoint, bool(options.run))
+            model = load(path, (options.checkpoint or "best") if options.run else None)
         check_memory(model, limits)
 
         from kseg.serving.labeling import labeler
@@ -221,7 +222,7 @@ def check_memory(model, limits):
         UserError: if the estimate exceeds the available memory, for a square picture or one as
             long as allowed.
     """
-    from kseg.commands.predict import memory_needs, too_large
+    from kseg.commands.networks import memory_needs, too_large
     from kseg.errors import UserError
 
     needs = memory_needs(model)
@@ -234,27 +235,6 @@ def check_memory(model, limits):
             raise UserError(
                 f"{reason}. Lower --max-megapixels. Received: {limits.max_pixels / 1e6:g}"
             )
-
-
-def load(path, checkpoint, is_run):
-    """Loads a network.
-
-    Args:
-        path: `pathlib.Path` of a run, a SavedModel, or a file for LiteRT or ONNX.
-        checkpoint: as for `kseg.runs.Run.checkpoint`; None: the best.
-        is_run: bool, whether `path` is the folder of a run.
-
-    Returns:
-        as `kseg.load`.
-    """
-    from kseg.serving.loading import load as load_network
-
-    if not is_run:
-        return load_network(path)
-    from kseg.commands.predict import saved_run
-
-    with saved_run(path, checkpoint or "best") as folder:
-        return load_network(folder)
 
 
 def decode(content, limits, value_range):

@@ -310,6 +310,22 @@ def confusion_picture(matrix, class_names):
     return picture
 
 
+def legend(names, palette, width=480):
+    """Draws the number and name of each class beside its color.
+
+    Args:
+        names: list of str.
+        palette: list of `[red, green, blue]`, of the same length.
+        width: int, pixels.
+
+    Returns:
+        uint8 array `(height, width, 3)`.
+    """
+    named = enumerate(zip(names, palette, strict=True))
+    entries = [(f"{i} {name}", tuple(map(int, color))) for i, (name, color) in named]
+    return _legend(entries, 0, width)
+
+
 def shrink(image, maps=(), *, width):
     """Shrinks an image and its label maps to a width, if they are wider.
 

@@ -1,4 +1,5 @@
 import pathlib
+import re
 import struct
 import subprocess
 import sys
@@ -11,12 +12,16 @@ from PIL import Image
 
 from kseg import serving
 from kseg.classes import Classes
-from kseg.commands import predict
+from kseg.commands import predict, predict_folder, predict_video
 from kseg.errors import UserError
 from kseg.evaluation import drawing
+from kseg.evaluation.scaled_views import MultiScale
+from kseg.evaluation.sliding_window import SlidingWindow
+from kseg.segmenters import inference_model
 from kseg.serving import memory
 from kseg.serving.onnx import export_onnx
 from tests.commands.tiny_run import PALETTE, SCRIPTS
+from tests.commands.tiny_run import tiny_run as tiny_run
 
 CLASSES = Classes(["red", "green", "blue"], PALETTE)
 
@@ -72,7 +77,8 @@ def test_labels_a_folder_with_its_subfolders(saved_model, tmp_path, capsys):
     write_image(source / ".thumbnails" / "a.png")
     assert call(saved_model, source, output) == 0
     stems = ["a", "deep/a", "deep/er/b.c"]
-    assert files(output) == sorted(f"{s}{end}.png" for s in stems for end in ("", "_overlay"))
+    written_files = [f"{s}{end}.png" for s in stems for end in ("", "_overlay")]
+    assert files(output) == sorted([*written_files, "predictions.json"])
     for name, (picture, labels) in written.items():
         stem = str(output / pathlib.Path(name).with_suffix(""))
         found = read(f"{stem}.png")
@@ -96,7 +102,9 @@ def test_second_call_leaves_out_what_the_first_wrote(saved_model, tmp_path):
     write_image(tmp_path / "a.png")
     for _ in range(2):
         call(saved_model, tmp_path, tmp_path / "labels")
-    assert files(tmp_path) == ["a.png", "labels/a.png", "labels/a_overlay.png"]
+    assert files(tmp_path) == [
+        *("a.png", "labels/a.png", "labels/a_overlay.png", "labels/predictions.json")
+    ]
 
 
 @pytest.mark.parametrize("kind", ["grey", "alpha", "16 bits", "12 bits"])
@@ -146,7 +154,7 @@ def test_names_unreadable_images_and_labels_the_others(saved_model, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         call(saved_model, source, output)
     assert "\n" not in str(caught.value)
-    assert files(output) == ["b.png", "b_overlay.png"]
+    assert files(output) == ["b.png", "b_overlay.png", "predictions.json"]
 
 
 def test_names_as_long_as_they_get(saved_model, tmp_path):
@@ -158,7 +166,7 @@ def test_names_as_long_as_they_get(saved_model, tmp_path):
     with pytest.raises(UserError, match=r"1 of 3 .*b\.png \(its name is too long.*The others are"):
         call(saved_model, source, output)
     expected = [f"{name}{end}.png" for name in ("a" * 243, "c") for end in ("", "_overlay")]
-    assert sorted({*files(output)} - {f"{names[1]}.png"}) == sorted(expected)
+    assert sorted({*files(output)} - {f"{names[1]}.png"}) == sorted([*expected, "predictions.json"])
 
 
 def test_an_output_that_cannot_be_a_folder(saved_model, tmp_path):
@@ -198,7 +206,7 @@ def test_what_needs_too_much_memory_is_said_before_the_work(
     monkeypatch.setattr(memory, "available", lambda: 10_000_000)
     with pytest.raises(UserError, match=r"1 of 2 .*big\.png \(1200 x 1000 pixels need about"):
         call(saved_model, tmp_path / "in", tmp_path / "out")
-    assert files(tmp_path / "out") == ["small.png", "small_overlay.png"]
+    assert files(tmp_path / "out") == ["predictions.json", "small.png", "small_overlay.png"]
     np.testing.assert_array_equal(read(tmp_path / "out" / "small.png"), labels)
     assert capsys.readouterr().err.count("are free") == 1
     monkeypatch.setattr(memory, "available", lambda: 10_000_000_000)
@@ -280,7 +288,7 @@ def test_frame_rates(saved_model, tmp_path, rate):
     ],
 )
 def test_frame_rates_that_can_be_written(rate, expected):
-    found, told = predict.frame_rate(rate)
+    found, told = predict_video.frame_rate(rate)
     assert (round(found, 2), told) == expected
     digits = next(d for d in range(5) if abs(found - round(found, d)) < 1e-9)
     assert found * 10**digits < 65_536
@@ -399,3 +407,153 @@ def test_as_a_command(saved_model, tmp_path):
         "TIFF, WebP, GIF or BMP file, this is something else). The others are labeled"
     )
     np.testing.assert_array_equal(read(tmp_path / "out" / "a.png"), labels)
+
+
+def probabilities_of(picture):
+    """The probabilities of `channels_model`: its logits are the values of the pixel."""
+    powers = np.exp(picture.astype("float64") - picture.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def write_shades(path, size, seed=0):
+    """Writes an image whose probabilities are not 0 and 1."""
+    picture = np.random.default_rng(seed).integers(100, 105, (*size, 3)).astype("uint8")
+    cv2.imwrite(str(path), picture[..., ::-1])
+    return picture
+
+
+@pytest.mark.parametrize("kind", ["SavedModel", "ONNX"])
+@pytest.mark.parametrize(
+    "views",
+    [[], ["--sliding-window", "8", "16", "--blend", "gaussian"], ["--flip", "--scales", "1.0"]],
+)
+def test_confidence_probabilities_and_colors(saved_model, tmp_path, views, kind):
+    model, output = saved_model, tmp_path / "out"
+    if kind == "ONNX":
+        model = tmp_path / "model.onnx"
+        export_onnx(channels_model(), model, CLASSES)
+    picture = write_shades(tmp_path / "a.png", (20, 30))
+    more = ["--confidence", "--probabilities", "--colors", "--no-overlay", *views]
+    assert call(model, tmp_path / "a.png", output, *more) == 0
+    endings = ("_colors.png", "_confidence.png", "_probabilities.npy")
+    assert files(output) == ["a.png", *(f"a{e}" for e in endings), "legend.png"]
+    expected = probabilities_of(picture)
+    found = np.load(output / "a_probabilities.npy")
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    labels = read(output / "a.png")
+    np.testing.assert_array_equal(
+        np.take_along_axis(expected, labels[..., None].astype(int), 2)[..., 0], expected.max(-1)
+    )
+    colors = read(output / "a_colors.png")[..., ::-1]
+    np.testing.assert_array_equal(colors, np.array(PALETTE)[labels])
+    confidence = read(output / "a_confidence.png")
+    assert np.abs(confidence - 255 * expected.max(-1)).max() <= 0.51
+    legend = read(output / "legend.png")[..., ::-1].reshape(-1, 3).tolist()
+    assert all(color in legend for color in PALETTE)
+
+
+def test_views_are_those_of_an_evaluation(tiny_run, tmp_path):
+    """Windows within scales and mirror images, as `kseg evaluate` averages them."""
+    picture = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype("uint8")
+    cv2.imwrite(str(tmp_path / "a.png"), picture[..., ::-1])
+    views = {"sliding_window": [], "overlap": 0.5, "scales": [0.5, 1.0], "flip": True}
+    output = tmp_path / "out"
+    predict.predict(tiny_run.path, tmp_path / "a.png", output, checkpoint="best", **views)
+    model = inference_model(tiny_run.segmenter("best"))
+    expected = MultiScale(SlidingWindow(model, 3, (32, 32), overlap=0.5), 3, [0.5, 1.0], flip=True)
+    expected = np.argmax(expected(picture[None])[0], -1)
+    assert len(np.unique(expected)) > 1
+    assert np.mean(read(output / "a.png") == expected) > 0.999
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--overlap", "0.5"], "--overlap goes with --sliding-window"),
+        (["--blend", "flat"], "--blend goes with --sliding-window"),
+        (["--sliding-window", "8"], "takes HEIGHT WIDTH or nothing, got 1"),
+        (["--sliding-window", "8", "8", "--overlap", "1"], r"must be in \[0, 1\), is 1.0"),
+        (["--sliding-window", "0", "8"], "must be 1 or more, not 0"),
+        (["--scales", "0"], "--scales must be above 0"),
+        (["--scales", "nan"], "--scales must be above 0"),
+        (["--batch-size", "0"], "must be 1 or more, not 0"),
+    ],
+)
+def test_refuses_views(saved_model, tmp_path, capsys, more, message):
+    write_image(tmp_path / "a.png")
+    with pytest.raises(SystemExit) as exit:
+        call(saved_model, tmp_path / "a.png", tmp_path / "out", *more)
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_goes_with_other_inputs(saved_model, tmp_path):
+    write_image(tmp_path / "a.png")
+    write_video(tmp_path / "a.avi", 2)
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="`resume` goes with a folder"):
+        predict.predict(saved_model, tmp_path / "a.png", out, resume=True)
+    with pytest.raises(UserError, match="`confidence` goes with images"):
+        predict.predict(saved_model, tmp_path / "a.avi", out, confidence=True)
+    with pytest.raises(UserError, match="`sliding_window` with an exported network needs HEIGHT"):
+        predict.predict(saved_model, tmp_path / "a.png", out, sliding_window=[])
+    with pytest.raises(UserError, match=r"legend of the colors and .* would both be written"):
+        write_image(tmp_path / "in" / "legend.png")
+        predict.predict(saved_model, tmp_path / "in", out, colors=True)
+    assert not out.exists()
+
+
+def test_resumes(saved_model, tmp_path, capsys):
+    source, output = tmp_path / "in", tmp_path / "out"
+    truth = {name: write_image(source / f"{name}.png", seed=i)[1] for i, name in enumerate("abc")}
+    (source / "b.png").write_bytes(b"not yet")
+    with pytest.raises(UserError, match="1 of 3"):
+        call(saved_model, source, output, "--resume", "--confidence")
+    times = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    (output / "c_confidence.png").unlink()
+    write_image(source / "b.png", seed=1)
+    call(saved_model, source, output, "--resume", "--confidence")
+    assert "1 of 3 images are finished: skipped" in capsys.readouterr().out
+    for name, labels in truth.items():
+        np.testing.assert_array_equal(read(output / f"{name}.png"), labels)
+    kept = {p.name for p in output.iterdir() if times.get(p.name) == p.stat().st_mtime_ns}
+    assert kept == {"a.png", "a_overlay.png", "a_confidence.png", "predictions.json"}
+    # A changed image is labeled again.
+    labels = write_image(source / "a.png", seed=9)[1]
+    call(saved_model, source, output, "--resume", "--confidence")
+    np.testing.assert_array_equal(read(output / "a.png"), labels)
+    with pytest.raises(UserError, match=r"needs the settings .* \(flip: False, now True"):
+        call(saved_model, source, output, "--resume", "--flip")
+    # Without --resume everything is written again, and an interruption of that can be resumed.
+    call(saved_model, source, output)
+    (output / "predictions.json").write_text("{")
+    with pytest.raises(UserError, match=r"predictions\.json is damaged"):
+        call(saved_model, source, output, "--resume")
+
+
+def test_batches_of_equal_size(tmp_path):
+    sizes = [(8, 9), (10, 4), (8, 9), (8, 9), (10, 4), (8, 9), (8, 9)]
+    jobs = []
+    for i, size in enumerate(sizes):
+        write_image(tmp_path / f"{i}.png", size, i)
+        jobs.append(predict_folder.Job(tmp_path / f"{i}.png", {"labels": tmp_path / f"{i}_l.png"}))
+    (tmp_path / "3.png").write_bytes(b"damaged")
+    seen, unlabeled = [], {}
+
+    def label(images):
+        seen.append(images.shape[:3])
+        if len(images) > 2:
+            raise ValueError("too many")
+        return {"labels": images.argmax(-1).astype("uint8")}
+
+    predict_folder.label_images(jobs, 7, label, PALETTE, None, unlabeled, tmp_path, batch_size=3)
+    # The four left of the first size: three, which fail and are labeled one by one, and one.
+    assert seen[:4] == [(3, 8, 9), (1, 8, 9), (1, 8, 9), (1, 8, 9)]
+    assert (2, 10, 4) in seen and (1, 8, 9) in seen[4:]
+    assert tmp_path / "3.png" in unlabeled
+    for i in (0, 2, 5, 6):
+        expected = read(tmp_path / f"{i}.png")[..., ::-1].argmax(-1)
+        np.testing.assert_array_equal(read(tmp_path / f"{i}_l.png"), expected)

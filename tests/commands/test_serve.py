@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
-from kseg.commands import predict, serve
-from kseg.commands.predict import memory_needs
+from kseg.commands import networks, serve
+from kseg.commands.networks import load, memory_needs
 from kseg.errors import UserError
 from kseg.serving import export_saved_model, load_saved_model
 from kseg.serving.labeling import labeler
@@ -104,7 +104,7 @@ def test_runs_and_files_are_served(tiny_run, model, tmp_path):
     logits = load_saved_model(model)(images).numpy()
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     for path, is_run in ((tiny_run.path, True), (model, False), (tmp_path / "model.onnx", False)):
-        loaded = serve.load(path, None, is_run)
+        loaded = load(path, "best" if is_run else None)
         labels, confidence = labeler(loaded, confidence=True)(images)
         np.testing.assert_array_equal(labeler(loaded)(images), labels)
         np.testing.assert_array_equal(labels, logits.argmax(-1))
@@ -130,7 +130,7 @@ def test_a_limit_above_the_memory_is_refused(monkeypatch):
     serve.check_memory(None, limits)
     for shape in ((2000, 2000), (8000, 500), (500, 8000)):
         monkeypatch.setattr(
-            predict,
+            networks,
             "memory_needs",
             lambda model, shape=shape: lambda size: 1 << (50 if size == shape else 20),
         )

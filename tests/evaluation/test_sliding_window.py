@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kseg.evaluation.evaluator import Evaluator
-from kseg.evaluation.sliding_window import SlidingWindow
+from kseg.evaluation.sliding_window import SlidingWindow, place_windows
 from tests.evaluation.test_evaluator import NUM_CLASSES, batches_of, examples
 
 
@@ -69,7 +69,8 @@ def test_is_the_mean_over_the_windows(size, window, overlap, windows, batch_size
 @pytest.mark.parametrize("window", [(300, 300), (3, 3), (100, 90)])
 def test_stride_of_two_thirds_is_exact(window):
     expected = [-(-2 * size // 3) for size in window]  # Rounded up.
-    assert SlidingWindow(model(), NUM_CLASSES, window)._stride == expected
+    found = [place_windows(10 * size, size, 1 / 3, "flat")[1] for size in window]
+    assert [int(starts[1] - starts[0]) for starts in found] == expected
 
 
 def test_image_that_fits_is_seen_as_it_is():
@@ -116,3 +117,40 @@ def test_refuses(arguments):
 def test_refuses_a_model_of_other_classes():
     with pytest.raises(ValueError, match="A model of 5 classes"):
         SlidingWindow(model(), 5, (4, 4))(images(1, 4, 4))
+
+
+def test_gaussian_weights_by_hand():
+    """A one-pixel network whose logits tell the window: only the weights matter."""
+    image = np.zeros((1, 6, 1, 3), "uint8")
+    image[0, :, 0, 0] = np.arange(6)
+
+    def network(windows, training=False):
+        first = tf.cast(windows[:, :1, :, :1], "float32")  # The window's first row.
+        return tf.broadcast_to(first, (*windows.shape[:3], 1))
+
+    sliding = SlidingWindow(network, 1, (4, 1), overlap=0.5, blend="gaussian")
+    weight = [math.exp(-0.5 * ((i - 1.5) / 0.5) ** 2) for i in range(4)]
+    # Windows begin at rows 0 and 2, and their logits are 0 and 2.
+    mixed = [2 * weight[i - 2] / (weight[i] + weight[i - 2]) for i in (2, 3)]
+    np.testing.assert_allclose(sliding(image)[0, :, 0, 0], [0, 0, *mixed, 2, 2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(160, 96), (164, 100), (64, 300), (40, 30)])
+def test_centers_of_windows_are_the_whole_image(size):
+    """The receptive field, 3 pixels to each side, lies within the 16 that windows overlap by."""
+    network, batch = model(), images(1, *size)
+    sliding = SlidingWindow(network, NUM_CLASSES, (64, 64), overlap=0.5, blend="center")
+    np.testing.assert_allclose(sliding(batch), network(batch), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("blend", ["flat", "gaussian", "center"])
+def test_a_map_that_needs_no_context_is_not_changed(blend):
+    image, layer = keras.Input((None, None, 3)), keras.layers.Conv2D(NUM_CLASSES, 1)
+    network, batch = keras.Model(image, layer(image)), images(2, 50, 75)
+    sliding = SlidingWindow(network, NUM_CLASSES, (20, 33), overlap=0.4, blend=blend)
+    np.testing.assert_allclose(sliding(batch), network(batch), rtol=1e-5, atol=1e-3)
+
+
+def test_refuses_unknown_blends():
+    with pytest.raises(ValueError, match=r"flat, gaussian, center\. Received: 'round'"):
+        SlidingWindow(model(), NUM_CLASSES, (4, 4), blend="round")

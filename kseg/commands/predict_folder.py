@@ -1,0 +1,381 @@
+"""Labeling of images, one or a folder of them, for `kseg predict`."""
+
+import collections
+import concurrent.futures
+import errno
+import hashlib
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+import typing
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+RECORD = "predictions.json"
+LEGEND = "legend.png"
+# Files of an image beside `STEM.png`, the class indices.
+ENDINGS = {
+    "overlay": "_overlay.png",
+    "colors": "_colors.png",
+    "confidence": "_confidence.png",
+    "probabilities": "_probabilities.npy",
+}
+_READ_AHEAD = 3  # Images that wait in memory, whatever their size.
+_PIXELS_AHEAD = 1 << 25  # More images wait up to this total.
+_WRITE_BEHIND = 4  # Batches whose files are still being written.
+_MAX_BATCH = 8  # Images in a batch if no size is given,
+_BATCH_PIXELS = 1 << 20  # and their total.
+
+
+class Job(typing.NamedTuple):
+    """An image to label.
+
+    Attributes:
+        image: `pathlib.Path`.
+        files: dict from `"labels"` and keys of `ENDINGS` to the `pathlib.Path` to write.
+    """
+
+    image: pathlib.Path
+    files: dict
+
+
+def plan(source, output, kinds=("overlay",)):
+    """Finds the input images and chooses the output files.
+
+    Args:
+        source: `pathlib.Path` of an image or a folder.
+        output: `pathlib.Path` of a folder, which need not exist.
+        kinds: keys of `ENDINGS`, the files to write beside the class indices.
+
+    Returns:
+        list of `Job`, sorted by image.
+
+    Raises:
+        UserError: if there is no image, an output file is also an input, or two images would be
+            written to the same file.
+    """
+    from kseg.errors import UserError
+
+    if source.is_dir():
+        root, images = source, sorted(p for p in source.rglob("*") if _is_image(p, source, output))
+        if not images:
+            raise UserError(f"There are no images ({' '.join(SUFFIXES)}) in {source}")
+    elif source.exists():
+        root, images = source.parent, [source]
+    else:
+        raise UserError(f"There is no image or folder {source}")
+    if source.is_dir() and output.resolve() == source.resolve():
+        # The next call would mistake these labels for input images.
+        raise UserError(f"--output must be another folder than --input. Received: {output}")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file. Use a folder for --output")
+    inputs = {image.resolve() for image in images}
+    writers, jobs = {}, []
+    if "colors" in kinds:
+        writers[output / LEGEND] = "the legend of the colors"
+    for image in images:
+        stem = output / image.relative_to(root).with_suffix("")
+        files = {"labels": ".png", **{kind: ENDINGS[kind] for kind in kinds}}
+        files = {kind: stem.with_name(f"{stem.name}{end}") for kind, end in files.items()}
+        for file in files.values():
+            if file.resolve() in inputs:
+                raise UserError(f"{file} would be overwritten. Use another folder for --output")
+            if file in writers:
+                raise UserError(
+                    f"{writers[file]} and {image} would both be written to {file}. Rename one"
+                )
+            writers[file] = image
+        jobs.append(Job(image, files))
+    return jobs
+
+
+def label_images(jobs, total, label, palette, value_range, unlabeled, output, *, batch_size=None):
+    """Labels images in batches of equal size; reading and writing overlap with inference.
+
+    An image that cannot be read or labeled does not affect the others, also not those of its batch.
+
+    Args:
+        jobs: list of `Job`.
+        total: int, number of images, including skipped ones.
+        label: function from uint8 `(batch, height, width, 3)` to a dict from `"labels"`, and from
+            `"confidence"` and `"probabilities"` if they are written, to arrays whose first axis is
+            the batch.
+        palette: list of `[red, green, blue]`.
+        value_range: as for `pipelines.pictures.read`.
+        unlabeled: dict from a skipped image to the reason; images that fail are added.
+        output: folder, named in the last line of output.
+        batch_size: int, images in a batch; None: 8, or as many as have 2^20 pixels in total.
+    """
+    from kseg.progress import Progress
+
+    writing, timed, start = collections.deque(), 0, None
+
+    def finish(path, written):
+        try:
+            written.result()
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # A full disk, for example, affects all images.
+                raise
+            unlabeled[path] = "its name is too long for those of its files"
+
+    with (
+        Progress("labeling", total) as progress,
+        concurrent.futures.ThreadPoolExecutor(4) as pool,
+        concurrent.futures.ThreadPoolExecutor(4) as writers,
+    ):
+        progress.update(total - len(jobs))
+        images = _read_ahead(jobs, value_range, pool, unlabeled, progress, batch_size)
+        for batch in _batches(images, batch_size):
+            for (job, image), results in _label_batch(label, batch, unlabeled):
+                written = writers.submit(write, job.files, image, results, palette)
+                writing.append((job.image, written))
+            timed += len(batch) if start is not None else 0
+            start = start or time.perf_counter()  # The first call compiles.
+            # Limits the number of pictures waiting in memory.
+            while len(writing) > _WRITE_BEHIND * len(batch):
+                finish(*writing.popleft())
+            progress.advance(len(batch))
+        for item in writing:
+            finish(*item)
+    speed = f", {timed / (time.perf_counter() - start):.2f} a second" if timed else ""
+    print(f"{total - len(unlabeled)} images{speed}: {output}")
+
+
+def _read_ahead(jobs, value_range, pool, unlabeled, progress, batch_size):
+    """Yields `(job, image)` in order, reading further images in the meantime."""
+    from pipelines import pictures
+
+    reading, pixels, most = collections.deque(), 0, 2 * (batch_size or _MAX_BATCH)
+    waiting = collections.deque(jobs)
+    while waiting or reading:
+        while waiting and len(reading) < most:
+            size = math.prod(pictures.size_of_file(waiting[0].image) or (0,))
+            if len(reading) >= _READ_AHEAD and pixels + size > _PIXELS_AHEAD:
+                break
+            job = waiting.popleft()
+            reading.append((job, size, pool.submit(read, job.image, value_range)))
+            pixels += size
+        job, size, result = reading.popleft()
+        pixels -= size
+        image, reason = result.result()
+        if reason is None:
+            yield job, image
+        else:
+            unlabeled[job.image] = reason
+            progress.advance()
+
+
+def _batches(images, batch_size):
+    """Yields lists of `(job, image)` of equal size; `images` yields them one by one."""
+    groups, waiting = {}, 0
+    for job, image in images:
+        height, width = image.shape[:2]
+        most = batch_size or max(1, min(_MAX_BATCH, _BATCH_PIXELS // (height * width)))
+        group = groups.setdefault((height, width), [])
+        group.append((job, image))
+        waiting += height * width
+        if len(group) >= most:
+            waiting -= len(group) * height * width
+            yield groups.pop((height, width))
+        while waiting > _PIXELS_AHEAD:
+            (height, width), group = next(iter(groups.items()))  # The one that waits longest.
+            waiting -= len(group) * height * width
+            yield groups.pop((height, width))
+    yield from groups.values()
+
+
+def _label_batch(label, batch, unlabeled):
+    """Returns pairs of an item of a batch and its results; failed images are left out."""
+    import tensorflow as tf
+
+    try:
+        results = label(_stack([image for _, image in batch]))
+    except Exception as error:  # Networks raise errors of any type.
+        if len(batch) > 1:
+            return [pair for item in batch for pair in _label_batch(label, [item], unlabeled)]
+        job, image = batch[0]
+        reason = f"the network failed on it ({' '.join(str(error).split())[:200]})"
+        if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
+            reason = f"{image.shape[1]} x {image.shape[0]} pixels need more memory"
+        unlabeled[job.image] = reason
+        return []
+    return [
+        (item, {kind: values[i] for kind, values in results.items()})
+        for i, item in enumerate(batch)
+    ]
+
+
+def _stack(images):
+    import numpy as np
+
+    return images[0][None] if len(images) == 1 else np.stack(images)
+
+
+def write(paths, image, results, palette):
+    """Writes the files of an image, each as a whole.
+
+    Args:
+        paths: as `Job.files`.
+        image: uint8 RGB `(height, width, 3)`.
+        results: dict of uint8 `labels`, and of float32 `confidence` and `probabilities` if these
+            are written.
+        palette: list of `[red, green, blue]`.
+    """
+    import numpy as np
+
+    from kseg import files
+    from kseg.evaluation import drawing
+
+    labels = results["labels"]
+    pictures = {
+        "labels": lambda: labels,
+        "overlay": lambda: drawing.overlay(image, labels, palette),
+        "colors": lambda: drawing.colorize(labels, palette),
+        "confidence": lambda: to_bytes(results["confidence"]),
+    }
+    for kind, path in paths.items():
+        if kind == "probabilities":
+            with files.replace_file(path) as new:
+                np.save(new, results["probabilities"].astype("float16"))
+        else:
+            drawing.write_png(path, pictures[kind]())
+
+
+def to_bytes(probabilities):
+    """Converts probabilities to uint8, 255 times the probability, rounded."""
+    import numpy as np
+
+    return np.rint(255 * np.clip(probabilities, 0, 1)).astype("uint8")
+
+
+def find_too_large(jobs, needs):
+    """Finds and reports images that need more memory than is available, before any work.
+
+    Args:
+        jobs: list of `Job`.
+        needs: function from `(height, width)` to bytes, or None if unknown.
+
+    Returns:
+        dict from image to the reason.
+    """
+    from kseg.commands.networks import too_large
+    from pipelines import pictures
+
+    if needs is None:
+        return {}
+    sizes = {job.image: pictures.size_of_file(job.image) for job in jobs}
+    reasons = {}
+    # Largest first: once one fits, smaller ones need no check.
+    for size in sorted({s for s in sizes.values() if s}, key=lambda s: -s[0] * s[1]):
+        reason = too_large(size, needs)
+        if reason is None:
+            break
+        reasons[size] = reason
+    reasons_by_image = {image: reasons[size] for image, size in sizes.items() if size in reasons}
+    for image, reason in reasons_by_image.items():
+        print(f"{image}: {reason}", file=sys.stderr)
+    return reasons_by_image
+
+
+def digest(path):
+    """Computes the SHA-256 of a file, or of all files of a folder with their names."""
+    found = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        found.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()
+
+
+def start(output, settings, classes, resume):
+    """Writes the record of a call to its output folder, or checks the one of a call to resume.
+
+    Args:
+        output: `pathlib.Path` of the folder, which exists.
+        settings: JSON-able dict of everything that the labels depend on.
+        classes: `kseg.classes.Classes`.
+        resume: bool, whether the call continues an earlier one.
+
+    Returns:
+        int, the time in nanoseconds since which files in the folder are those of these settings.
+
+    Raises:
+        UserError: if the call to resume had other settings, or its record is damaged.
+    """
+    from kseg import files
+    from kseg.errors import UserError, option
+
+    path = output / RECORD
+    if resume and path.is_file():
+        advice = f"Use another folder for {option('output')}, or leave {option('resume')} out"
+        try:
+            known = json.loads(path.read_text())["settings"]
+            changed = sorted(key for key in {*known, *settings} if known[key] != settings[key])
+        except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+            raise UserError(f"{path} is damaged, or of another version. {advice}") from None
+        if changed:
+            shown = "; ".join(f"{key}: {known[key]}, now {settings[key]}" for key in changed)
+            raise UserError(
+                f"{option('resume')} needs the settings of the earlier call. In {path} they are "
+                f"different ({shown[:300]}). {advice}"
+            )
+        return path.stat().st_mtime_ns
+    content = {
+        "settings": settings,
+        "classes": [
+            {"id": i, "name": name, "color": list(map(int, color))}
+            for i, (name, color) in enumerate(zip(classes.names, classes.palette, strict=True))
+        ],
+    }
+    files.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return path.stat().st_mtime_ns
+
+
+def is_finished(job, since):
+    """Returns True if all files of an image were written since then, and after the image.
+
+    Args:
+        job: `Job`.
+        since: as returned by `start`.
+    """
+    try:
+        oldest = min(os.stat(file).st_mtime_ns for file in job.files.values())
+        return oldest >= since and oldest >= os.stat(job.image).st_mtime_ns
+    except OSError:
+        return False
+
+
+def read(path, value_range=None):
+    """Reads an image.
+
+    Args:
+        path: `pathlib.Path`.
+        value_range: as for `pipelines.pictures.read`.
+
+    Returns:
+        `(image, reason)`: uint8 RGB `(height, width, 3)` and None; or None and the reason why the
+        image cannot be read.
+    """
+    from pipelines import paths, pictures
+    from pipelines.errors import DataError
+
+    try:
+        return pictures.read(paths.read_bytes(path), value_range).pixels, None
+    except OSError as error:
+        return None, error.strerror
+    except DataError as error:
+        return None, str(error)
+    except MemoryError:
+        return None, "it needs more memory than there is"
+
+
+def _is_image(path, source, output):
+    """Returns True for an image in the source folder that no earlier prediction wrote."""
+    parts = path.relative_to(source).parts
+    hidden = any(part.startswith(".") for part in parts)
+    inside = output.resolve() != source.resolve() and output.resolve() in path.resolve().parents
+    return path.suffix.lower() in SUFFIXES and path.is_file() and not hidden and not inside

@@ -1,0 +1,152 @@
+"""Labeling of videos, for `kseg predict`."""
+
+import contextlib
+import math
+import time
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+_MOST_LOST = 1000  # Consecutive unreadable frames after which the video is taken to have ended.
+
+
+def is_video(path):
+    """Returns True for a file that is a video by its suffix, or a GIF with several frames."""
+    return path.suffix.lower() in VIDEO_SUFFIXES or _is_animation(path)
+
+
+def plan_video(source, output):
+    """Chooses the file to write for a video.
+
+    Raises:
+        UserError: if the file would be the source video itself, or the output is not a folder.
+    """
+    from kseg.errors import UserError
+
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file. Use a folder for --output")
+    target = output / f"{source.stem}_overlay.mp4"
+    if target.resolve() == source.resolve():
+        raise UserError(f"{target} would be overwritten. Use another folder for --output")
+    return target
+
+
+def label_video(source, target, label, palette, needs):
+    """Writes a video with the classes' colors over each frame.
+
+    Args:
+        source: `pathlib.Path` of a video.
+        target: `pathlib.Path` of the `.mp4` to write; the file appears only once it is complete.
+        label: function from uint8 `(height, width, 3)` to class indices `(height, width)`.
+        palette: list of `[red, green, blue]`.
+        needs: function from `(height, width)` to bytes, or None; see `networks.memory_needs`.
+
+    Raises:
+        UserError: if the video cannot be read or written; or, after writing it, if some frames
+            could not be read.
+    """
+    import cv2
+    import numpy as np
+
+    from kseg import files
+    from kseg.commands.networks import too_large
+    from kseg.errors import UserError
+    from kseg.evaluation import drawing
+    from kseg.progress import Progress
+
+    capture = cv2.VideoCapture(str(source))
+    # Rotate frames upright: the default depends on the version of OpenCV.
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
+    has_frame, frame = capture.read()
+    if not has_frame:
+        state = "has no frame that can be read" if capture.isOpened() else "is no readable video"
+        raise UserError(f"{source} {state}. Convert it to another format")
+    height, width = frame.shape[:2]
+    if needs is not None and (reason := too_large((height, width), needs)):
+        raise UserError(f"{source} cannot be labeled: {reason}")
+    even = height + height % 2, width + width % 2
+    rate, told = frame_rate(capture.get(cv2.CAP_PROP_FPS))
+    promised = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+    codec = cv2.VideoWriter_fourcc(*"mp4v")
+    count, lost, start, overlay = 0, 0, None, None
+    with contextlib.ExitStack() as stack:
+        stack.callback(capture.release)
+        progress = stack.enter_context(Progress("labeling", promised, unit="frames"))
+        new = stack.enter_context(files.replace_file(target))
+        writer = cv2.VideoWriter(str(new), codec, rate, even[::-1])
+        stack.callback(writer.release)
+        if not writer.isOpened():
+            raise UserError(
+                f"{target} cannot be written as a video of {width} x {height}, {rate:g} frames a "
+                "second"
+            )
+        gap = 0
+        while True:
+            if has_frame:
+                if frame.shape[:2] != (height, width):
+                    raise UserError(
+                        f"A video must have one size. {source} has {width} x {height} at first, "
+                        f"and frame {count + gap + 1} has {frame.shape[1]} x {frame.shape[0]}"
+                    )
+                # Keeps later frames in time.
+                for _ in range(gap):
+                    writer.write(overlay)
+                lost, gap = lost + gap, 0
+                image = np.ascontiguousarray(frame[..., ::-1])
+                overlay = drawing.overlay(image, label(image), palette)[..., ::-1]
+                missing = even[0] - height, even[1] - width
+                overlay = np.pad(overlay, [(0, missing[0]), (0, missing[1]), (0, 0)], "edge")
+                writer.write(overlay)
+                count += 1
+                start = start or time.perf_counter()  # The first call compiles.
+                progress.update(count + lost)
+            else:
+                gap += 1
+                if count + lost + gap > promised or gap > _MOST_LOST:
+                    break
+            has_frame, frame = capture.read()
+    seconds = time.perf_counter() - start
+    speed = f", {(count - 1) / seconds:.2f} a second" if count > 1 else ""
+    print(f"{count} frames{speed}: {target}")
+    if even != (height, width):
+        print(f"{width} x {height} became {even[1]} x {even[0]}: the codec needs even sizes")
+    if not told:
+        print(f"the video does not tell its frame rate: written with {rate:g} a second")
+    if lost:
+        raise UserError(
+            f"{lost} of {count + lost} frames of {source} cannot be read. In {target} each repeats "
+            "the one before"
+        )
+    # Some formats only estimate the number of frames.
+    if promised > 1.02 * count + 1:
+        raise UserError(
+            f"{source} ends after {count} of {promised} frames: it is cut off or damaged there. "
+            f"{target} has those {count}"
+        )
+
+
+def frame_rate(rate):
+    """Chooses the frame rate to write, which MPEG-4 stores as a fraction of 16-bit integers.
+
+    Args:
+        rate: float, frames per second according to the video; may be invalid.
+
+    Returns:
+        `(rate, told)`: the nearest rate that can be written, and True; or 25 and False if the
+        video does not state a valid rate.
+    """
+    if not (math.isfinite(rate) and 0 < rate < 1 << 16):
+        return 25.0, False
+    digits = next((d for d in (3, 2, 1) if rate * 10**d < 65_535), 0)
+    return max(round(rate, digits), 0.001), True
+
+
+def _is_animation(path):
+    """Returns True for a GIF with several frames."""
+    from PIL import Image
+
+    if path.suffix.lower() != ".gif":
+        return False
+    try:
+        with Image.open(path, formats=["GIF"]) as image:
+            return image.n_frames > 1
+    except (OSError, SyntaxError, ValueError, EOFError):
+        return False
