@@ -83,6 +83,68 @@ def report_features(options, run, images, statistics):
     return values
 
 
+def gradients(options):
+    """Prints how strongly each loss term pulls on the weights, and writes it as JSON."""
+    from kseg.errors import UserError
+
+    if options.checkpoint == "best":
+        raise UserError(
+            "--what gradients needs a checkpoint of the training, with its memory banks: "
+            "--checkpoint latest (its default) or a step. The best weights are stored without"
+        )
+    run = open_run(options)
+    data = run.config.data
+    if options.data:
+        data = data.model_copy(update={"path": options.data})
+
+    import tensorflow as tf
+
+    from kseg.analysis.gradients import compare_gradients
+    from kseg.commands.data import ExperimentData
+    from kseg.runs import checkpoints
+    from kseg.training.build import build_trainer
+
+    opened = ExperimentData.open(run.config.model_copy(update={"data": data}))
+    check_classes(run.classes.names, opened.manifest)
+    with Progress("loading the network"):
+        trainer = build_trainer(run, tf.distribute.get_strategy())
+        file = run.checkpoint(options.checkpoint)
+        step = checkpoints.restore(file, checkpoints.training_variables(trainer))["step"]
+    losses = [name for name, (_, weight) in trainer.losses_on_logits.items() if weight]
+    reference = next((name for name in losses if name == "cross_entropy"), losses[0])
+    batches = opened.training_batches(step).take(options.batches)
+    with Progress("computing gradients", options.batches, unit="batches") as progress:
+        found = compare_gradients(trainer, batches, reference=reference, progress=progress.advance)
+    values = {name: term.to_dict() for name, term in found.items()}
+    width = max(map(len, values)) + 2
+    print(f"{'term':<{width}}{'weight':>8}{'value':>9}{'gradient':>18}{'cosine':>16}")
+    for name, term in values.items():
+        value, ratio, cosine = term["value"], term["ratio"], term["cosine"]
+        print(
+            f"{name:<{width}}{term['weight']:>8.3g}{_number(value['mean']):>9}"
+            f"{_with_spread(ratio):>18}{_with_spread(cosine):>16}"
+        )
+    print(
+        f"gradient: norm of weight times gradient, relative to {reference}; cosine: of the angle "
+        f"to its gradient; both over the weights that both terms reach. Mean and standard "
+        f"deviation over {options.batches} training batches of {data.batch_size} from step {step}"
+    )
+    file = run.path / "analysis" / "gradients.json"
+    write_json(
+        file,
+        {"step": step, "batches": options.batches, "reference": reference, "terms": values},
+    )
+    print(f"gradients:   {file}")
+    return values
+
+
+def _with_spread(statistics):
+    if statistics["mean"] is None:
+        return "-"
+    text = f"{statistics['mean']:.3f}"
+    return text if statistics["std"] is None else f"{text} +- {statistics['std']:.3f}"
+
+
 def curves(options):
     """Draws the training curves."""
     from kseg.analysis.extras import require
@@ -512,7 +574,7 @@ def check_numbers(options):
     """Rejects counts that are too small."""
     from kseg.errors import UserError
 
-    for name, least in (("samples", 2), ("points", 1), ("images", 1)):
+    for name, least in (("samples", 2), ("points", 1), ("images", 1), ("batches", 1)):
         value = getattr(options, name)
         if value < least:
             raise UserError(f"--{name} must be at least {least}. Received: {value}")

@@ -10,6 +10,8 @@ failures      the images of the least mean IoU, and the classes most often taken
 features      how well the features just before the classifier stay together within a class and
               apart between classes (alignment A, uniformity U and U_l of Sung et al., CVPR 2024,
               supplement Sec. 2)
+gradients     how strongly each loss term pulls on the weights, relative to cross-entropy, and
+              whether in the same direction, on training batches
 tsne          t-SNE of pixels' features and of region centers; the same points with pictures for
               TensorBoard's Embedding Projector
 feature-maps  the features' principal components as colors
@@ -32,6 +34,7 @@ ANALYSES = {
     "feature-maps": analyses.feature_maps,
     "features": analyses.features,
     "grad-cam": analyses.grad_cam,
+    "gradients": analyses.gradients,
     "panels": analyses.panels,
     "report": analyses.report,
     "tsne": analyses.tsne,
@@ -46,7 +49,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--runs", nargs="+", metavar="FOLDER", default=[], help="panels: two or more, in order"
     )
-    console.add_checkpoint(parser, default="best")
+    console.add_checkpoint(parser, text="; gradients: latest (default) or a step")
     parser.add_argument(
         "--data", metavar="FOLDER", help="prepared data; default: that of the (first) run"
     )
@@ -62,6 +65,13 @@ def parse_arguments(arguments=None):
         default=2000,
         metavar="N",
         help="features: pixels of each class that A is taken from; default: 2000",
+    )
+    parser.add_argument(
+        "--batches",
+        type=int,
+        default=10,
+        metavar="N",
+        help="gradients: number of training batches; default: 10",
     )
     parser.add_argument(
         "--points",
@@ -103,8 +113,14 @@ def parse_arguments(arguments=None):
 def main(arguments=None):
     """Runs the command and returns its exit code."""
     options = parse_arguments(arguments)
-    ANALYSES[options.what](options)
+    _run(options)
     return 0
+
+
+def _run(options):
+    if options.checkpoint is None:
+        options.checkpoint = "latest" if options.what == "gradients" else "best"
+    return ANALYSES[options.what](options)
 
 
 def analyze(what, run=None, **options):
@@ -114,12 +130,13 @@ def analyze(what, run=None, **options):
         what: str, one of `ANALYSES`.
         run: folder of a run. Panels take `runs` instead; complexity takes `run` or `config`.
         **options: options of `kseg analyze --help`, with `_` for `-`: `runs`, `checkpoint`,
-            `data`, `split`, `images`, `samples`, `points`, `stages`, `classes`, `seed`, `raw`,
-            `config`, `overrides`, `rounds`, `output`.
+            `data`, `split`, `images`, `samples`, `batches`, `points`, `stages`, `classes`, `seed`,
+            `raw`, `config`, `overrides`, `rounds`, `output`.
 
     Returns:
-        For features, failures and complexity: dict, the content of the JSON file. For panels: dict
-        from image to the mean IoU of each run. For tsne: dict from title to `(points, classes)`.
+        For features, failures and complexity: dict, the content of the JSON file; for gradients:
+        its `terms`. For panels: dict from image to the mean IoU of each run. For tsne: dict from
+        title to `(points, classes)`.
         For curves, feature-maps and report: path of the file. For grad-cam: path of the folder.
 
     Raises:
@@ -133,4 +150,4 @@ def analyze(what, run=None, **options):
         known = f"{sorted(ANALYSES)} and options {sorted(set(settings) - {'what', 'run'})}"
         raise UserError(f"`analyze` knows {known}. Received: {', '.join(unknown)}")
     given = {**options, "run": None if run is None else str(run)}
-    return ANALYSES[what](argparse.Namespace(**{**settings, **given}))
+    return _run(argparse.Namespace(**{**settings, **given}))

@@ -74,12 +74,12 @@ def check_model(parser, options):
         parser.error("--checkpoint goes with --run: a SavedModel has no checkpoints")
 
 
-def add_checkpoint(parser, default=None):
+def add_checkpoint(parser, default=None, text=""):
     """Adds `--checkpoint`; `default=None` lets the command detect that it was not given."""
     parser.add_argument(
         "--checkpoint",
         default=default,
-        help="checkpoint of the run: best (default), latest, or a step such as 3000",
+        help=f"checkpoint of the run: best (default), latest, or a step such as 3000{text}",
     )
 
 

@@ -288,14 +288,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
     def _take_step(self, batch):
         """Takes the step of `take_step`; returns its values and the segmenter's outputs."""
         self._check_static(batch)
-        images = batch.images
-        if self.distortion is not None:
-            if batch.draws is None:
-                raise ValueError(
-                    "A distortion needs batches with `draws`, random numbers of its `NUM_DRAWS`. "
-                    "Received: none. Give `training_dataset` num_draws"
-                )
-            images = self.distortion(images, batch.draws)
+        images = self._distorted(batch)
 
         def scaled_loss(outputs):
             terms, bank_entries = self.loss_terms(outputs, batch.labels, batch.weights)
@@ -326,6 +319,33 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         if self.objectives:
             run_if(accepted, self._remember, bank_entries)
         return _global_values(loss, terms), outputs
+
+    def training_terms(self, data):
+        """Computes every term of a training batch without taking a step, in one part.
+
+        Args:
+            data: as for `take_step`.
+
+        Returns:
+            `(terms, bank_entries)`, as `loss_terms`.
+
+        Raises:
+            ValueError: as `take_step`.
+        """
+        batch = batches.unpack(data)
+        self._check_static(batch)
+        outputs = self.segmenter(self._distorted(batch), training=True)
+        return self.loss_terms(outputs, batch.labels, batch.weights)
+
+    def _distorted(self, batch):
+        if self.distortion is None:
+            return batch.images
+        if batch.draws is None:
+            raise ValueError(
+                "A distortion needs batches with `draws`, random numbers of its `NUM_DRAWS`. "
+                "Received: none. Give `training_dataset` num_draws"
+            )
+        return self.distortion(batch.images, batch.draws)
 
     def _check_static(self, batch):
         if self.objectives and None in batch.images.shape:

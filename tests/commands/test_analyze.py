@@ -5,16 +5,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kseg import backbones, config
 from kseg.analysis.failures import image_mean_iou
 from kseg.analysis.features import FeatureCollector
+from kseg.classes import Classes
 from kseg.commands import analyze
 from kseg.errors import UserError
 from kseg.layers import resize_labels
+from kseg.runs import Run, checkpoints
 from kseg.segmenters import inference_model
+from kseg.training.build import build_trainer
 from pipelines import loader
 from tests.analysis.test_report import check_self_contained
-from tests.commands.tiny_run import NAMES, write_data, write_run
+from tests.commands.tiny_run import NAMES, PALETTE, write_data, write_run
 from tests.commands.tiny_run import tiny_run as tiny_run
+from tests.training.tiny import build_tiny_backbone
 
 
 def call(*arguments):
@@ -196,3 +201,52 @@ def test_a_run_without_events(tmp_path):
     run = write_run(tmp_path / "run", write_data(tmp_path / "data"))
     with pytest.raises(UserError, match="has no TensorBoard events"):
         call("--run", run.path, "--what", "curves")
+
+
+@pytest.fixture(scope="module")
+def contrast_run(tmp_path_factory):
+    """A run with an objective and its state of step 3, as training stores it."""
+    folder = tmp_path_factory.mktemp("contrast")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.BACKBONES, "hrnet_w18_small", build_tiny_backbone)
+        values = {
+            "name": "tiny",
+            "model": {"backbone": {"name": "hrnet_w18_small"}, "head": {"name": "hrnet"}},
+            "contrast": [{"name": "region_contrast", "capacity": 4, "weight": 0.5}],
+            "data": {
+                "dataset": "tiny",
+                "path": str(write_data(folder / "data")),
+                "train_split": "val",
+                "crop_size": [32, 32],
+                "batch_size": 2,
+            },
+            "train": {"steps": 5},
+        }
+        run = Run.create(
+            folder / "run", config.parse(values, source="tiny"), Classes(NAMES, PALETTE)
+        )
+        variables = checkpoints.training_variables(build_trainer(run, tf.distribute.get_strategy()))
+        for step in (2, 3):
+            file = run.path / "checkpoints" / f"step-{step:08d}.npz"
+            checkpoints.save(file, variables, {"step": step, **run.identity()})
+        yield run
+
+
+def test_gradients(contrast_run, capsys):
+    call("--run", contrast_run.path, "--what", "gradients", "--batches", 2)
+    printed = capsys.readouterr().out
+    assert "over 2 training batches of 2 from step 3" in printed
+    found = json.loads((contrast_run.path / "analysis" / "gradients.json").read_text())
+    assert (found["step"], found["batches"], found["reference"]) == (3, 2, "cross_entropy")
+    terms = found["terms"]
+    assert terms["cross_entropy"]["ratio"] == pytest.approx({"mean": 1, "std": 0}, abs=1e-5)
+    (term,) = (term for name, term in terms.items() if name.startswith("region_contrast"))
+    assert term["weight"] == 0.5 and term["ratio"]["mean"] > 0
+    assert f"{term['ratio']['mean']:.3f} +- {term['ratio']['std']:.3f}" in printed
+
+
+def test_gradients_of_the_best_weights_are_refused(contrast_run):
+    with pytest.raises(UserError, match="with its memory banks: --checkpoint latest"):
+        analyze.analyze("gradients", contrast_run.path, checkpoint="best")
+    with pytest.raises(UserError, match=r"--batches must be at least 1\. Received: 0"):
+        analyze.analyze("gradients", contrast_run.path, batches=0)

@@ -61,7 +61,7 @@ MISTAKES = [
     ("prepare", ["report", "BROKEN"], "manifest.json is damaged"),
     *(("analyze", ["--what", what, "--run", "gone"], BAD_RUN)
       for what in ("complexity", "curves", "failures", "feature-maps", "features", "grad-cam",
-                   "report", "tsne")),
+                   "gradients", "report", "tsne")),
     ("analyze", ["--what", "panels", "--runs", "RUN", "gone"], BAD_RUN),
     ("analyze", ["--what", "failures", "--run", "RUN", "--data", "gone"], NO_DATA),
     ("analyze", ["--what", "tsne", "--run", "RUN", "--checkpoint", "8"], "no checkpoint '8'"),
