@@ -17,6 +17,11 @@ in the preparation of data: 8-bit RGB, rotated upright according to EXIF, gray r
 transparency dropped. Images that cannot be read, or need more memory than is available, are listed
 with the reason; the others are labeled. Files appear only once they are complete.
 
+A TIFF file that does not fit into memory, also a BigTIFF or GeoTIFF, is read, labeled and written
+in tiles: overlapping windows (by default 512 x 512, blended by a Gaussian), and tiled TIFF files
+with the georeference of the image: STEM.tif, STEM_confidence.tif, STEM_probabilities.tif (255 times
+the probability, a channel for each class) and STEM_colors.tif; no overlay.
+
 For a video STEM.mp4 (or an animated GIF) it writes STEM_overlay.mp4, the colors over each frame,
 upright, without sound, with the same frame rate (at most 1 % of a frame off) and size. For an odd
 size, the last row or column is repeated, because the codec supports only even sizes.
@@ -61,6 +66,12 @@ def parse_arguments(arguments=None):
     )
     views.add_arguments(
         parser.add_argument_group("inference"), windows=" pixels, in each size of the image"
+    )
+    parser.add_argument(
+        "--tiles",
+        action="store_true",
+        help="read, label and write all TIFF files in tiles; default: those that do not fit into "
+        "memory. Needs kseg[raster]",
     )
     group = parser.add_argument_group("files")
     group.add_argument(
@@ -115,6 +126,7 @@ def predict(
     overlay=True,
     batch_size=None,
     resume=False,
+    tiles=False,
 ):
     """Labels images or a video and writes class indices and overlays.
 
@@ -144,6 +156,8 @@ def predict(
             above a total of 2^20 pixels; 4 windows.
         resume: bool, whether to skip images of a folder whose files an earlier call with the same
             model and settings has written.
+        tiles: bool, whether to read, label and write all TIFF files in tiles; False: only those
+            that do not fit into memory. Scales and mirror images are then those of each window.
 
     Returns:
         list of `pathlib.Path`, the images of class indices, also of skipped images; for a video,
@@ -159,21 +173,26 @@ def predict(
     video = source.is_file() and is_video(source)
     if video:
         target = plan_video(source, output)
-        for name in ("confidence", "probabilities", "colors", "resume"):
+        for name in ("confidence", "probabilities", "colors", "resume", "tiles"):
             if getattr(options, name):
                 checking.refuse(f"--{name} goes with images, {source} is a video")
         if not overlay:
             checking.refuse(f"A video gets an overlay only. Received: {source} and --no-overlay")
     else:
         jobs = plan(source, output, [kind for kind in ENDINGS if getattr(options, kind)])
+        if tiles and source.is_file() and not jobs[0].tiles:
+            rule = "--tiles goes with TIFF files, and another folder than that of the image"
+            checking.refuse(f"{rule}. Received: {source}")
         if resume and not source.is_dir():
             checking.refuse(f"--resume goes with a folder of images, --input is {source}")
 
     from kseg import files
     from kseg.commands.networks import check_model, load, memory_needs
     from kseg.progress import Progress
-    from pipelines import pictures
+    from pipelines import pictures, rasters
 
+    if tiles:
+        rasters.check_installed()
     value_range = value_range and tuple(value_range)
     pictures.check_range(value_range)
     if video:
@@ -198,8 +217,7 @@ def predict(
         label_video(source, target, lambda x: label(x[None])["labels"][0], palette, needs)
         return [target]
     files.make_folder(output)
-    label_folder(jobs, label, network.classes, needs, value_range, settings, options)
-    return [job.files["labels"] for job in jobs]
+    return label_folder(jobs, label, network, needs, value_range, settings, options)
 
 
 def build_labeler(network, options):
@@ -215,9 +233,8 @@ def build_labeler(network, options):
     """
     from kseg.serving.labeling import labeler
 
-    crop_size, settings, wrap = None, {}, None
-    if options.sliding_window is not None and not options.sliding_window:
-        crop_size = _crop_size(network, options)
+    settings, wrap = {}, None
+    crop_size = views.crop_size(network, options)
     if options.sliding_window is not None or options.flip or views.scales_of(options) != [1.0]:
 
         def wrap(model):
@@ -238,17 +255,20 @@ def build_labeler(network, options):
     return label, settings
 
 
-def label_folder(jobs, label, classes, needs, value_range, settings, options):
+def label_folder(jobs, label, network, needs, value_range, settings, options):
     """Labels images, except those that an earlier call has finished.
 
     Args:
         jobs: list of `Job`.
         label: as for `label_images`.
-        classes: `kseg.classes.Classes`.
+        network: result of `kseg.load`.
         needs: as for `find_too_large`.
         value_range: as for `pipelines.pictures.read`.
         settings: settings of the views, a JSON-able dict.
         options: namespace of the arguments of `predict`.
+
+    Returns:
+        list of `pathlib.Path`, the images of class indices.
 
     Raises:
         UserError: if some images could not be labeled.
@@ -257,13 +277,14 @@ def label_folder(jobs, label, classes, needs, value_range, settings, options):
     from kseg.errors import UserError
     from kseg.evaluation import drawing
 
-    output, left = pathlib.Path(options.output), jobs
+    output, left, classes = pathlib.Path(options.output), jobs, network.classes
     if pathlib.Path(options.source).is_dir():
         settings = {
             "model_sha256": predict_folder.digest(_weights_file(options)),
             "value_range": list(value_range) if value_range else None,
             **dict.fromkeys(("window", "overlap", "blend", "scales"), None),
             "flip": options.flip,
+            "tiles": options.tiles,
             **settings,
         }
         since = predict_folder.start(output, settings, classes, options.resume)
@@ -272,10 +293,20 @@ def label_folder(jobs, label, classes, needs, value_range, settings, options):
             print(f"{len(jobs) - len(left)} of {len(jobs)} images are finished: skipped")
     if options.colors:
         drawing.write_png(output / LEGEND, drawing.legend(classes.names, classes.palette))
-    unlabeled = predict_folder.find_too_large(left, needs)
-    left = [job for job in left if job.image not in unlabeled]
-    arguments = left, len(jobs), label, classes.palette, value_range, unlabeled, output
-    predict_folder.label_images(*arguments, batch_size=options.batch_size)
+    found = predict_folder.find_too_large(left, needs)
+    # Of a TIFF in tiles no more than a few rows of windows are in memory.
+    large = [job for job in left if job.tiles and (options.tiles or job.image in found)]
+    unlabeled = {job.image: found[job.image] for job in left if job.image in found}
+    for job in large:
+        unlabeled.pop(job.image, None)
+    for image, reason in unlabeled.items():
+        print(f"{image}: {reason}", file=sys.stderr)
+    whole = [job for job in left if job not in large and job.image not in unlabeled]
+    if len(large) < len(jobs):
+        others = len(jobs) - len(large)
+        arguments = whole, others, label, classes.palette, value_range, unlabeled, output
+        predict_folder.label_images(*arguments, batch_size=options.batch_size)
+    label_large(large, network, value_range, unlabeled, options)
     if unlabeled:
         shown = [f"{path} ({reason})" for path, reason in unlabeled.items()]
         more = f"; and {len(shown) - 5} more" if len(shown) > 5 else ""
@@ -284,6 +315,39 @@ def label_folder(jobs, label, classes, needs, value_range, settings, options):
             f"{len(shown)} of {len(jobs)} images could not be labeled: "
             f"{'; '.join(shown[:5])}{more}{others}"
         )
+    return [predict_folder.label_file(job) for job in jobs]
+
+
+def label_large(jobs, network, value_range, unlabeled, options):
+    """Labels TIFF files in tiles, one after another.
+
+    Args:
+        jobs: list of `Job` that have `tiles`.
+        network: result of `kseg.load`.
+        value_range: as for `pipelines.rasters.open_raster`.
+        unlabeled: dict from an image to the reason; images that fail are added.
+        options: namespace of the arguments of `predict`.
+    """
+    if not jobs:
+        return
+    from kseg.commands import predict_folder, predict_tiles
+    from pipelines import rasters
+
+    rasters.check_installed()
+    windows, are_probabilities = predict_tiles.build_windows(network, options)
+    chosen = predict_tiles.settings(network, options)
+    height, width = chosen["window"]
+    print(
+        f"{len(jobs)} images in tiles: windows of {width} x {height}, overlap "
+        f"{chosen['overlap']:.3g}, {chosen['blend']}"
+    )
+    for job in jobs:
+        reason = predict_folder.reason_of(
+            predict_tiles.label_raster,
+            *(job.image, job.tiles, windows, are_probabilities, network.classes, value_range),
+        )
+        if reason is not None:
+            unlabeled[job.image] = reason
 
 
 def _check(options):
@@ -295,17 +359,6 @@ def _check(options):
     checking.check_count("batch_size", options.batch_size)
     views.check_types(options)
     views.check(options, checking.refuse)
-
-
-def _crop_size(network, options):
-    """Chooses the windows for `--sliding-window` without numbers."""
-    if options.checkpoint is not None:
-        from kseg.runs import Run
-
-        return Run.open(options.model).config.data.crop_size
-    if getattr(network, "size", None) is None:
-        checking.refuse("--sliding-window with an exported network needs HEIGHT WIDTH")
-    return network.size
 
 
 def _weights_file(options):

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import pathlib
-import sys
 import time
 import typing
 
@@ -22,6 +21,7 @@ ENDINGS = {
     "confidence": "_confidence.png",
     "probabilities": "_probabilities.npy",
 }
+_NO_MEMORY = "it needs more memory than there is"
 _READ_AHEAD = 3  # Images that wait in memory, whatever their size.
 _PIXELS_AHEAD = 1 << 25  # More images wait up to this total.
 _WRITE_BEHIND = 4  # Batches whose files are still being written.
@@ -35,10 +35,14 @@ class Job(typing.NamedTuple):
     Attributes:
         image: `pathlib.Path`.
         files: dict from `"labels"` and keys of `ENDINGS` to the `pathlib.Path` to write.
+        tiles: the same for the files of an image in tiles, see `kseg.commands.predict_tiles`; empty
+            if that is not possible: for other images than TIFF, and where a file would be the image
+            itself.
     """
 
     image: pathlib.Path
     files: dict
+    tiles: dict
 
 
 def plan(source, output, kinds=("overlay",)):
@@ -87,8 +91,19 @@ def plan(source, output, kinds=("overlay",)):
                     f"{writers[file]} and {image} would both be written to {file}. Rename one"
                 )
             writers[file] = image
-        jobs.append(Job(image, files))
+        jobs.append(Job(image, files, _tiles(image, stem, kinds, inputs)))
     return jobs
+
+
+def _tiles(image, stem, kinds, inputs):
+    """Returns the `tiles` of a `Job`."""
+    from kseg.commands import predict_tiles
+
+    if image.suffix.lower() not in (".tif", ".tiff"):
+        return {}
+    endings = predict_tiles.ENDINGS.items()
+    paths = {k: stem.with_name(f"{stem.name}{e}") for k, e in endings if k in ("labels", *kinds)}
+    return {} if any(path.resolve() in inputs for path in paths.values()) else paths
 
 
 def label_images(jobs, total, label, palette, value_range, unlabeled, output, *, batch_size=None):
@@ -188,23 +203,46 @@ def _batches(images, batch_size):
 
 def _label_batch(label, batch, unlabeled):
     """Returns pairs of an item of a batch and its results; failed images are left out."""
-    import tensorflow as tf
-
-    try:
-        results = label(_stack([image for _, image in batch]))
-    except Exception as error:  # Networks raise errors of any type.
+    results = []
+    reason = reason_of(lambda: results.append(label(_stack([image for _, image in batch]))))
+    if reason is not None:
         if len(batch) > 1:
             return [pair for item in batch for pair in _label_batch(label, [item], unlabeled)]
         job, image = batch[0]
-        reason = f"the network failed on it ({' '.join(str(error).split())[:200]})"
-        if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
+        if reason == _NO_MEMORY:
             reason = f"{image.shape[1]} x {image.shape[0]} pixels need more memory"
         unlabeled[job.image] = reason
         return []
     return [
-        (item, {kind: values[i] for kind, values in results.items()})
+        (item, {kind: values[i] for kind, values in results[0].items()})
         for i, item in enumerate(batch)
     ]
+
+
+def reason_of(function, *arguments):
+    """Calls a function and explains why it could not label an image.
+
+    Returns:
+        str; None if it returned.
+
+    Raises:
+        OSError: which affects all images, such as that of a full disk.
+    """
+    import tensorflow as tf
+
+    from pipelines.errors import DataError
+
+    try:
+        function(*arguments)
+    except DataError as error:
+        return str(error)
+    except OSError:
+        raise
+    except (tf.errors.ResourceExhaustedError, MemoryError):
+        return _NO_MEMORY
+    except Exception as error:  # Networks raise errors of any type.
+        return f"the network failed on it ({' '.join(str(error).split())[:200]})"
+    return None
 
 
 def _stack(images):
@@ -251,7 +289,7 @@ def to_bytes(probabilities):
 
 
 def find_too_large(jobs, needs):
-    """Finds and reports images that need more memory than is available, before any work.
+    """Finds images that need more memory than is available, before any work.
 
     Args:
         jobs: list of `Job`.
@@ -263,20 +301,17 @@ def find_too_large(jobs, needs):
     from kseg.commands.networks import too_large
     from pipelines import pictures
 
-    if needs is None:
-        return {}
     sizes = {job.image: pictures.size_of_file(job.image) for job in jobs}
     reasons = {}
     # Largest first: once one fits, smaller ones need no check.
     for size in sorted({s for s in sizes.values() if s}, key=lambda s: -s[0] * s[1]):
-        reason = too_large(size, needs)
+        reason = too_large(size, needs) if needs is not None else None
+        if reason is None and size[0] * size[1] > pictures.MAX_PIXELS:
+            reason = f"{size[1]} x {size[0]} pixels are too many to read in one piece"
         if reason is None:
             break
         reasons[size] = reason
-    reasons_by_image = {image: reasons[size] for image, size in sizes.items() if size in reasons}
-    for image, reason in reasons_by_image.items():
-        print(f"{image}: {reason}", file=sys.stderr)
-    return reasons_by_image
+    return {image: reasons[size] for image, size in sizes.items() if size in reasons}
 
 
 def digest(path):
@@ -338,15 +373,27 @@ def start(output, settings, classes, resume):
 def is_finished(job, since):
     """Returns True if all files of an image were written since then, and after the image.
 
+    Those of an image in tiles count as well.
+
     Args:
         job: `Job`.
         since: as returned by `start`.
     """
+    return any(_are_finished(paths, job.image, since) for paths in (job.files, job.tiles) if paths)
+
+
+def _are_finished(paths, image, since):
     try:
-        oldest = min(os.stat(file).st_mtime_ns for file in job.files.values())
-        return oldest >= since and oldest >= os.stat(job.image).st_mtime_ns
+        oldest = min(os.stat(path).st_mtime_ns for path in paths.values())
+        return oldest >= since and oldest >= os.stat(image).st_mtime_ns
     except OSError:
         return False
+
+
+def label_file(job):
+    """Returns the file of class indices of a labeled image: the newer one, if both exist."""
+    candidates = [paths["labels"] for paths in (job.files, job.tiles) if paths]
+    return max(candidates, key=lambda path: path.stat().st_mtime_ns if path.exists() else 0)
 
 
 def read(path, value_range=None):
@@ -370,7 +417,7 @@ def read(path, value_range=None):
     except DataError as error:
         return None, str(error)
     except MemoryError:
-        return None, "it needs more memory than there is"
+        return None, _NO_MEMORY
 
 
 def _is_image(path, source, output):

@@ -93,6 +93,29 @@ def wrap(model, num_classes, options, crop_size, batch_size):
     return model, settings
 
 
+def crop_size(network, options):
+    """Chooses the windows for `--sliding-window` without numbers.
+
+    Args:
+        network: result of `kseg.load`.
+        options: namespace of `model`, `checkpoint` and `sliding_window`, as for
+            `kseg.commands.predict.predict`.
+
+    Returns:
+        `(height, width)`: the crop size of a run, or the size of a network with a fixed one; None
+        if numbers are given.
+    """
+    if options.sliding_window is None or options.sliding_window:
+        return None
+    if options.checkpoint is not None:
+        from kseg.runs import Run
+
+        return Run.open(options.model).config.data.crop_size
+    if getattr(network, "size", None) is None:
+        checking.refuse("--sliding-window with an exported network needs HEIGHT WIDTH")
+    return network.size
+
+
 def window_settings(options, crop_size):
     """Returns the arguments `window`, `overlap` and `blend` of a `SlidingWindow`, a dict."""
     return {

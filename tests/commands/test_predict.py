@@ -539,7 +539,9 @@ def test_batches_of_equal_size(tmp_path):
     jobs = []
     for i, size in enumerate(sizes):
         write_image(tmp_path / f"{i}.png", size, i)
-        jobs.append(predict_folder.Job(tmp_path / f"{i}.png", {"labels": tmp_path / f"{i}_l.png"}))
+        jobs.append(
+            predict_folder.Job(tmp_path / f"{i}.png", {"labels": tmp_path / f"{i}_l.png"}, {})
+        )
     (tmp_path / "3.png").write_bytes(b"damaged")
     seen, unlabeled = [], {}
 

@@ -1,0 +1,258 @@
+"""Pictures read and written in parts: TIFF, BigTIFF and GeoTIFF files of any size, by rasterio.
+
+Needs `pip install kseg[raster]`. The rules are those of `pipelines.pictures`: a single channel is
+repeated, palette indices become their colors, opacity is dropped, less than 8 bits are stretched,
+and values of more than 8 bits need a range. Departures: the range must be given for 16 bits, too,
+because the largest value is not known before the end of the file; files that are not upright, have
+several pages, or are of another color space than gray, RGB or YCbCr are rejected.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import threading
+import warnings
+
+import numpy as np
+
+from kseg import pixel_depth
+from kseg.errors import UserError, option
+from pipelines import pictures
+from pipelines.errors import DataError
+
+BLOCK = 256  # Extent of the tiles that are written, pixels.
+_CACHE = 128 << 20  # Bytes of decoded tiles that GDAL keeps.
+
+
+def check_installed():
+    """Raises a UserError if rasterio is not installed."""
+    if importlib.util.find_spec("rasterio") is None:
+        raise UserError('Pictures in tiles need rasterio. Call: pip install "kseg[raster]"')
+
+
+@contextlib.contextmanager
+def open_raster(path, value_range=None):
+    """Opens a TIFF file to read it in bands of rows.
+
+    Args:
+        path: path of a TIFF, BigTIFF or GeoTIFF file.
+        value_range: as for `pipelines.pictures.read`.
+
+    Yields:
+        `Raster`.
+
+    Raises:
+        DataError: if the file cannot be read; says what it is.
+    """
+    import rasterio
+
+    with _quiet(), rasterio.Env(GDAL_CACHEMAX=_CACHE):
+        try:
+            with open(path, "rb") as stream:
+                head = stream.read(1 << 20)
+        except OSError as error:
+            raise DataError(error.strerror) from None
+        if (kind := pictures.kind_of(head)) != "TIFF":
+            raise DataError(f"a picture in tiles must be a TIFF file, this is a {kind} file")
+        if pictures.orientation(head) != 1:
+            raise DataError("a picture in tiles must be upright, this has another orientation")
+        try:
+            source = rasterio.open(path, driver="GTiff")
+        except rasterio.errors.RasterioError as error:
+            raise DataError(f"the TIFF file is damaged ({_first_line(error)})") from None
+        with source:
+            yield Raster(source, value_range)
+
+
+class Raster:
+    """An open TIFF file.
+
+    Args:
+        source: open dataset of rasterio.
+        value_range: as for `open_raster`.
+
+    Attributes:
+        size: `(height, width)`.
+        has_nodata: bool, whether a value marks pixels without data.
+
+    Raises:
+        DataError: if it is not a picture that is read.
+    """
+
+    def __init__(self, source, value_range=None):
+        self._source, self._range = source, value_range
+        self._lock = threading.Lock()  # Of a file that several threads read.
+        self.size = source.height, source.width
+        self.has_nodata = source.nodata is not None
+        dtype = np.dtype(source.dtypes[0])
+        tags = source.tags(ns="IMAGE_STRUCTURE")
+        self._inverted = tags.get("MINISWHITE") == "YES"
+        self._bits = int(source.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8 * dtype.itemsize))
+        colors = [source.colorinterp[i].name for i in range(source.count)]
+        pages = source.subdatasets
+        if pages:
+            raise DataError(f"an image must be one picture, this TIFF has {len(pages)} pages")
+        if source.count > 4:
+            raise DataError(f"an image must have 1 to 4 channels, this has {source.count}")
+        space = tags.get("SOURCE_COLOR_SPACE", "YCbCr")
+        if space != "YCbCr" or "hue" in colors:
+            raise DataError(f"a picture in tiles must be gray or RGB, this is {space}. Convert it")
+        if dtype.kind not in "uif":
+            raise DataError(f"the picture holds {dtype} values, which are not read")
+        if dtype != np.uint8 and value_range is None:
+            raise DataError(
+                f"the picture holds {dtype} values. Say which become black and white: "
+                f"{option('value_range', (0, 65535))}"
+            )
+        self._palette = None
+        if source.count == 1 and colors[0] == "palette":
+            table = source.colormap(1)
+            palette = np.zeros((256, 3), "uint8")
+            for value, color in table.items():
+                palette[value] = color[:3]
+            self._palette = palette
+
+    def read(self, first, last):
+        """Reads rows `first` to `last - 1`.
+
+        Returns:
+            uint8 RGB `(last - first, width, 3)`.
+
+        Raises:
+            DataError: if they are damaged, or hold values that are not finite.
+        """
+        channels = [1, 2, 3] if self._source.count > 2 else [1]
+        values = self._read(channels, first, last)
+        if self._palette is not None:
+            return self._palette[values[0]]
+        if values.dtype != np.uint8:
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise DataError("the picture holds values that are not finite (NaN or infinite)")
+            values = pixel_depth.to_8_bits(values, self._range)
+        elif self._bits < 8:
+            highest = (1 << self._bits) - 1
+            values = (values.astype("uint16") * 255 // highest).astype("uint8")
+        if self._inverted:
+            values = 255 - values
+        if len(values) == 1:
+            return np.repeat(values[0][..., None], 3, axis=2)
+        return np.ascontiguousarray(values.transpose(1, 2, 0))
+
+    def has_data(self, first, last):
+        """Returns bool `(last - first, width)`: whether the pixels of rows have a value.
+
+        Args:
+            first, last: as for `read`.
+        """
+        values = self._read(list(range(1, self._source.count + 1)), first, last)
+        nodata = self._source.nodata
+        return ~np.all(np.isnan(values) if np.isnan(nodata) else values == nodata, axis=0)
+
+    def _read(self, channels, first, last):
+        import rasterio
+
+        window = rasterio.windows.Window(0, first, self.size[1], last - first)
+        try:
+            with self._lock:
+                return self._source.read(channels, window=window)
+        except rasterio.errors.RasterioError as error:
+            raise DataError(
+                f"the TIFF file is damaged between rows {first} and {last} ({_first_line(error)})"
+            ) from None
+
+    @property
+    def georeference(self):
+        """Dict of the keyword arguments of a copy's coordinate system; empty without one."""
+        source = self._source
+        points, system = source.gcps
+        found = {"crs": source.crs or system, "gcps": points or None}
+        if not source.transform.is_identity and not points:
+            found["transform"] = source.transform
+        return {key: value for key, value in found.items() if value}
+
+
+@contextlib.contextmanager
+def create_raster(path, size, *, channels=1, georeference=None, palette=None, nodata=None):
+    """Creates a tiled, compressed TIFF of uint8 values; a BigTIFF if it may exceed 4 GB.
+
+    Args:
+        path: path to write; it must not be a file that is being read.
+        size: `(height, width)`.
+        channels: int.
+        georeference: as `Raster.georeference`.
+        palette: list of `[red, green, blue]`, colors of the values of a single channel, or None.
+        nodata: int, value of pixels without data; None: all have data.
+
+    Yields:
+        function that takes the next rows, uint8 `(rows, width)` or `(rows, width, channels)`.
+    """
+    import rasterio
+
+    profile = {
+        "driver": "GTiff",
+        "dtype": "uint8",
+        "count": channels,
+        "height": size[0],
+        "width": size[1],
+        "nodata": nodata,
+        "compress": "deflate",
+        "bigtiff": "if_safer",
+        "tiled": True,
+        "blockxsize": BLOCK,
+        "blockysize": BLOCK,
+        **({"interleave": "band", "photometric": "minisblack"} if channels > 1 else {}),
+        **(georeference or {}),
+    }
+    with _quiet(), rasterio.Env(GDAL_CACHEMAX=_CACHE), rasterio.open(path, "w", **profile) as file:
+        if palette is not None:
+            colors = {i: (*map(int, color), 255) for i, color in enumerate(palette)}
+            file.write_colormap(1, colors)
+        rows = _Rows(file, size)
+        yield rows.add
+        rows.flush(size[0])
+
+
+class _Rows:
+    """Collects rows until they fill a row of tiles, so that each tile is compressed once."""
+
+    def __init__(self, file, size):
+        self._file, self._size = file, size
+        self._first = 0
+        self._held = []
+
+    def add(self, rows):
+        self._held.append(rows)
+        self.flush(self._first + sum(map(len, self._held)) // BLOCK * BLOCK)
+
+    def flush(self, last):
+        """Writes all rows before `last`."""
+        import rasterio
+
+        count = last - self._first
+        if not count:
+            return
+        rows = np.concatenate(self._held)
+        window = rasterio.windows.Window(0, self._first, self._size[1], count)
+        values = rows[:count]
+        values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+        self._file.write(values, window=window)
+        self._held = [rows[count:].copy()]
+        self._first = last
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Suppresses the warnings and log of rasterio; damage is raised when it is met."""
+    log = logging.getLogger("rasterio")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _first_line(error):
+    return " ".join(str(error.__cause__ or error).split())[:100]

@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import rasterio
+from rasterio.control import GroundControlPoint
+from rasterio.transform import from_origin
+
+from pipelines import pictures, rasters
+from pipelines.errors import DataError
+
+
+def write(path, values, **more):
+    """Writes an array `(channels, height, width)` as a TIFF file."""
+    count, height, width = values.shape
+    profile = {"count": count, "height": height, "width": width, "dtype": values.dtype}
+    with rasterio.open(path, "w", driver="GTiff", **profile, **more) as file:
+        file.write(values)
+        for key, value in more.get("tags", {}).items():
+            file.update_tags(**{key: value})
+    return path
+
+
+def values(channels, dtype="uint8", high=256):
+    return np.random.default_rng(0).integers(0, high, (channels, 50, 37)).astype(dtype)
+
+
+def read(path, value_range=None):
+    with rasters.open_raster(path, value_range) as raster:
+        rows = [raster.read(first, min(first + 16, 50)) for first in range(0, 50, 16)]
+        assert raster.size == (50, 37)
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize(
+    "channels, dtype, value_range, more",
+    [
+        (3, "uint8", None, {"tiled": True, "blockxsize": 16, "blockysize": 32}),
+        (3, "uint8", None, {"compress": "lzw", "bigtiff": "yes", "interleave": "band"}),
+        (1, "uint8", None, {"compress": "deflate", "predictor": 2}),
+        (2, "uint8", None, {"alpha": "yes"}),
+        (4, "uint8", None, {"photometric": "rgb", "alpha": "yes"}),
+        (1, "uint8", None, {"nbits": 1}),
+        (1, "uint8", None, {"nbits": 4}),
+        (1, "uint8", None, {"photometric": "miniswhite"}),
+        (3, "uint16", (0, 4095), {"photometric": "rgb"}),
+        (1, "float32", (10, 3000), {}),
+    ],
+)
+def test_pixels_are_those_of_the_picture_in_one_piece(tmp_path, channels, dtype, value_range, more):
+    high = 1 << more.get("nbits", 8 if dtype == "uint8" else 12)
+    path = write(tmp_path / "a.tif", values(channels, dtype, high), **more)
+    expected = pictures.read(path.read_bytes(), value_range).pixels
+    np.testing.assert_array_equal(read(path, value_range), expected)
+
+
+def test_palettes_become_colors(tmp_path):
+    indices = values(1, high=3)
+    colors = [[1, 2, 3], [40, 50, 60], [250, 7, 0]]
+    with rasters.create_raster(tmp_path / "a.tif", (50, 37), palette=colors) as add:
+        add(indices[0, :20])
+        add(indices[0, 20:])
+    np.testing.assert_array_equal(read(tmp_path / "a.tif"), np.array(colors)[indices[0]])
+
+
+@pytest.mark.parametrize("steps", [(600, 40), (256, 256, 128), (1,) * 640])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_rows_of_any_number_are_written(tmp_path, steps, channels):
+    rows = np.random.default_rng(0).integers(0, 256, (640, 300, channels)).astype("uint8")
+    rows = rows[..., 0] if channels == 1 else rows
+    with rasters.create_raster(tmp_path / "a.tif", (640, 300), channels=channels) as add:
+        for part in np.split(rows, np.cumsum(steps)[:-1]):
+            add(part)
+    with rasterio.open(tmp_path / "a.tif") as file:
+        found = file.read()
+        assert file.block_shapes == [(256, 256)] * channels
+    np.testing.assert_array_equal(found.transpose(1, 2, 0).squeeze(), rows)
+
+
+def test_georeferences_are_kept(tmp_path):
+    first = {"crs": "EPSG:25832", "transform": from_origin(5e5, 5e6, 0.2, 0.2)}
+    points = [GroundControlPoint(r, c, 10 + c, 50 - r) for r, c in ((0, 0), (0, 30), (40, 0))]
+    second = {"crs": "EPSG:4326", "gcps": points}
+    for number, georeference in enumerate((first, second, {})):
+        path = write(tmp_path / f"{number}.tif", values(3), nodata=0, **georeference)
+        with rasters.open_raster(path) as raster:
+            copied = {"georeference": raster.georeference, "nodata": 255}
+            with rasters.create_raster(tmp_path / "copy.tif", raster.size, **copied) as add:
+                add(np.zeros(raster.size, "uint8"))
+        with rasterio.open(path) as source, rasterio.open(tmp_path / "copy.tif") as copy:
+            assert copy.crs == source.crs and copy.transform == source.transform
+            assert [p.asdict() for p in copy.gcps[0]] == [p.asdict() for p in source.gcps[0]]
+            assert copy.gcps[1] == source.gcps[1] and copy.nodata == 255
+
+
+def test_pixels_without_data(tmp_path):
+    pixels = np.ones((3, 50, 37), "uint8")
+    pixels[:, 5] = 0
+    pixels[:2, 6] = 0  # One channel has a value.
+    path = write(tmp_path / "a.tif", pixels, nodata=0)
+    with rasters.open_raster(path) as raster:
+        assert raster.has_nodata
+        found = raster.has_data(4, 8)
+    np.testing.assert_array_equal(found, np.arange(4, 8)[:, None].repeat(37, 1) != 5)
+
+
+@pytest.mark.parametrize(
+    "channels, dtype, more, message",
+    [
+        (5, "uint8", {}, "1 to 4 channels, this has 5"),
+        (3, "uint16", {"photometric": "rgb"}, r"uint16 values\. Say which.*value_range"),
+        (1, "complex64", {}, "complex64 values"),
+        (4, "uint8", {"photometric": "cmyk"}, "must be gray or RGB, this is CMYK"),
+    ],
+)
+def test_pictures_that_are_not_read(tmp_path, channels, dtype, more, message):
+    path = write(tmp_path / "a.tif", values(channels, dtype), **more)
+    with pytest.raises(DataError, match=message), rasters.open_raster(path):
+        pass
+
+
+def test_damaged_files(tmp_path):
+    path = write(tmp_path / "a.tif", values(3), compress="deflate", blockysize=16)
+    content = path.read_bytes()
+    (tmp_path / "cut.tif").write_bytes(content[: len(content) // 2])
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for name in ("cut.tif", "a.png", "missing.tif"):
+        with pytest.raises(DataError, match=r"damaged|must be a TIFF|No such file") as caught:
+            read(tmp_path / name)
+        assert "\n" not in str(caught.value)
