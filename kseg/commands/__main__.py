@@ -7,6 +7,7 @@ import kseg
 from kseg.commands import console
 
 COMMANDS = {
+    "init": "write a config for prepared data and this machine",
     "train": "train an experiment, evaluate its best weights and export them",
     "evaluate": "score a run or a SavedModel, or compare two runs",
     "predict": "label images or a video",

@@ -66,6 +66,7 @@ def push(run, target, *, license="unknown", private=False, overwrite=False):
     checking.check_path("target", target)
     from kseg.errors import UserError, option
     from kseg.runs import Run
+    from kseg.runs.presets import check_target
     from kseg.weights import hub
 
     if not (isinstance(license, str) and license.isprintable() and license.strip()):
@@ -81,9 +82,12 @@ def push(run, target, *, license="unknown", private=False, overwrite=False):
         raise UserError(f"{option('private')} is for hf://owner/name. Received: {target}")
     opened = Run.open(run)
     opened.checkpoint("best")
-    scores = _scores(opened)
     if to_hub:
         hub.check_upload(target)
+    else:
+        check_target(target, overwrite)
+    scores = _scores(opened)
+    if to_hub:
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "preset"
             _write(opened, path, scores, license=license, source=target)
@@ -110,8 +114,7 @@ def _scores(run):
 
 def _write(run, folder, scores, **options):
     from kseg.progress import Progress
-    from kseg.runs.presets import check_target, write_preset
+    from kseg.runs.presets import write_preset
 
-    check_target(folder, options.get("overwrite", False))
     with Progress("writing the preset"):
         write_preset(run, folder, scores, **options)

@@ -188,7 +188,8 @@ def _read(path, readers, known):
         raise ConfigError(f"{path}: `extends` must not go deeper than {_MAX_DEPTH} files")
     if resolved not in known:
         values = read_json(path)
-        values.pop("$schema", None)
+        for key in ("$schema", "$comment"):
+            values.pop(key, None)
         bases = values.pop("extends", None)
         bases = [bases] if isinstance(bases, str) else bases or []
         if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -329,7 +330,7 @@ def _apply_override(values, override):
         raise ConfigError(
             f"An override must be key=value, such as train.steps=100. Received: {override!r}"
         )
-    if key in ("extends", "$schema"):
+    if key in ("extends", "$schema", "$comment"):
         raise ConfigError(
             f"`{key}` is a key of config files, not of {option('overrides')}. Write a file, or use "
             f"{option('config')}"

@@ -903,6 +903,9 @@ class Experiment(Section):
     """One experiment: everything that decides its result."""
 
     schema_: str | None = Field(None, alias="$schema", exclude=True)
+    comment_: str | list[str] | None = Field(
+        None, alias="$comment", exclude=True, description="For readers of the file; has no effect."
+    )
     extends: str | list[str] | None = Field(
         None,
         exclude=True,

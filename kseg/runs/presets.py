@@ -18,7 +18,6 @@ from kseg import files
 from kseg.dotted import is_dotted
 from kseg.errors import UserError, option
 from kseg.json_text import parse_json
-from kseg.runs import checkpoints
 from kseg.runs.model_card import model_card
 from kseg.runs.run import PRESET_WEIGHTS, Run
 
@@ -207,6 +206,8 @@ def _check_scores(run, scores):
         )
     if list(scores["classes"]) != list(run.classes.names):
         raise UserError(f"The scores in {where} must be of the run's classes. {again}")
+    from kseg.runs import checkpoints
+
     best = run.checkpoint("best")
     had = None
     if best.name != PRESET_WEIGHTS:

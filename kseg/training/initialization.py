@@ -4,6 +4,7 @@ import sys
 
 from kseg.errors import UnavailableError, option
 from kseg.weights import hub
+from kseg.weights.published import differs_from_published
 
 
 def check_pretrained(model):
@@ -53,6 +54,13 @@ def load_pretrained(segmenter, model):
         print(f"warning: all weights start at random: {error}", file=sys.stderr, flush=True)
         return "random"
     print(report, flush=True)
+    if "://" not in source and differs_from_published(source):
+        print(
+            f"warning: {source} does not have the checksum in its name: it is not the published "
+            "file, or was cut off. Download it again",
+            file=sys.stderr,
+            flush=True,
+        )
     return source
 
 

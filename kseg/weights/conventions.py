@@ -79,6 +79,13 @@ CONVENTIONS = (
         leftovers={r"loss\.": "part of the loss"},
     ),
     Convention(
+        "OCRNet of mmsegmentation",
+        (r"decode_head\.1\.object_context_block\.",),
+        hrnet.mmsegmentation_head_name_map,
+        head=True,
+        prepare=hrnet.add_biases,
+    ),
+    Convention(
         "ResNet of timm, torchvision or mmsegmentation",
         (r"layer1\.0\.conv1\.", r"layer4\.0\.conv1\."),
         resnet.name_map,

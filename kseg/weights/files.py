@@ -8,6 +8,7 @@ from kseg.weights.archive import reporting_damage
 from kseg.weights.checkpoint import Checkpoint
 from kseg.weights.keras_file import read_keras_file
 from kseg.weights.npz_file import read_npz_file
+from kseg.weights.published import where_to_find
 from kseg.weights.safetensors_file import read_safetensors_file
 from kseg.weights.torch_file import read_torch_file
 
@@ -72,7 +73,7 @@ def find_file(path):
     if suffix is None:
         raise UserError(f"A weights file must end in one of {', '.join(known)}. Received: {path}")
     if not path.exists():
-        raise UserError(f"There is no weights file {path}")
+        raise UserError(f"There is no weights file {path}{where_to_find(path)}")
     if not path.is_file():
         raise UserError(f"A weights file must be a regular file. {path} is a pipe or a device")
     return path, suffix

@@ -2,6 +2,8 @@
 
 import re
 
+import numpy as np
+
 from kseg.weights.parameters import weight_path
 
 # Modules of an ImageNet checkpoint that are not part of the backbone, for `ignore` of
@@ -37,6 +39,32 @@ HEADS = {
     "cls_head": ("ocr_logits", None),
 }
 
+# The same of mmsegmentation, whose coarse and fine head are the items of a list.
+_MMSEG_BLOCK = "decode_head.1.object_context_block"
+_MMSEGMENTATION = {
+    "decode_head.0.convs.0": "ocr_aux_fusion",
+    "decode_head.1.bottleneck": "ocr_pixels",
+    f"{_MMSEG_BLOCK}.query_project.0": "ocr_query1",
+    f"{_MMSEG_BLOCK}.query_project.1": "ocr_query2",
+    f"{_MMSEG_BLOCK}.key_project.0": "ocr_key1",
+    f"{_MMSEG_BLOCK}.key_project.1": "ocr_key2",
+    f"{_MMSEG_BLOCK}.value_project": "ocr_value",
+    f"{_MMSEG_BLOCK}.out_project": "ocr_context",
+    f"{_MMSEG_BLOCK}.bottleneck": "ocr_fusion",
+}
+_CONV_MODULE = {"conv": "convolution", "bn": "normalization"}
+MMSEGMENTATION = {
+    **{
+        f"{module}.{theirs}": (layer, ours)
+        for module, layer in _MMSEGMENTATION.items()
+        for theirs, ours in _CONV_MODULE.items()
+    },
+    "decode_head.0.conv_seg": ("ocr_aux_logits", None),
+    "decode_head.1.conv_seg": ("ocr_logits", None),
+}
+# Convolutions that have a bias in the official code, and none in mmsegmentation.
+_WITHOUT_BIAS = ("decode_head.0.convs.0.conv", "decode_head.1.bottleneck.conv")
+
 _BACKBONE = re.compile(r"(conv\d|bn\d|layer1\.|transition\d\.|stage\d\.)")
 _NAMED = re.compile(r"(?P<parent>.*?)(?P<kind>conv|bn)(?P<index>\d)")
 _SEQUENTIAL = re.compile(r"(?P<parent>.*)\.(?P<index>[01])")
@@ -62,6 +90,36 @@ def head_name_map(name):
     """Finds the weight as `name_map` does, for the heads only."""
     module, _, parameter = name.rpartition(".")
     return weight_path(*HEADS[module], parameter) if module in HEADS else None
+
+
+def mmsegmentation_head_name_map(name):
+    """Finds the weight as `name_map` does, for the OCR head of mmsegmentation.
+
+    Args:
+        name: str, such as `"decode_head.1.object_context_block.key_project.0.bn.weight"`.
+
+    Returns:
+        str, such as `"ocr_key1/normalization/gamma"`, or None.
+    """
+    module, _, parameter = name.rpartition(".")
+    return weight_path(*MMSEGMENTATION[module], parameter) if module in MMSEGMENTATION else None
+
+
+def add_biases(arrays):
+    """Adds biases of zero where mmsegmentation's OCR head has none and the official one has.
+
+    Args:
+        arrays: dict from the names of parameters, with or without prefixes, to arrays.
+
+    Returns:
+        dict of the same kind.
+    """
+    added = dict(arrays)
+    for name, array in arrays.items():
+        module = name.removesuffix(".weight")
+        if module != name and module.endswith(_WITHOUT_BIAS):
+            added.setdefault(f"{module}.bias", np.zeros(np.shape(array)[:1], "float32"))
+    return added
 
 
 def backbone_name_map(name):
