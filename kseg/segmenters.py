@@ -24,6 +24,7 @@ def build_segmenter(
     embedding_dim=256,
     projector_layers=2,
     synchronized_batch_norm=False,
+    pixel_format=None,
     name="segmenter",
 ):
     """Combines a backbone, a head and projectors into one model.
@@ -43,33 +44,50 @@ def build_segmenter(
         projector_layers: int >= 0, hidden layers of a projector.
         synchronized_batch_norm: bool, whether batch-norm statistics span all replicas. The weights
             are the same either way.
+        pixel_format: `kseg.pixel_format.PixelFormat` of the images, whose mean and std are the
+            normalization; None: RGB in 0 to 255, normalized as the backbone's weights expect.
         name: str, the model's name.
 
     Returns:
         functional `keras.Model` from `image`, uint8 or float `(batch, height, width, 3)` RGB in 0
-        to 255, of any size, to a dict: `logits` float32 `(batch, h, w, num_classes)` at the
-        head's stride, `aux_logits` likewise if the head has them, `features`
+        to 255, or `(batch, height, width, channels)` of the `pixel_format`, of any size,
+        to a dict: `logits` float32 `(batch, h, w, num_classes)` at the head's stride,
+        `aux_logits` likewise if the head has them, `features`
         `(batch, h, w, channels)`, the maps named in `maps`, and for each projection
         `embedding_<name>` float32 `(batch, h, w, embedding_dim)` with rows of unit L2 norm, at the
         size of its map.
 
     Raises:
-        ValueError: if a name is unknown, or arguments are given for a built backbone.
+        ValueError: if a name is unknown, arguments are given for a built backbone, or a backbone
+            does not take the channels.
     """
+    channels = 3 if pixel_format is None else pixel_format.channels
     if isinstance(backbone, str):
-        backbone = build_backbone(
-            backbone,
-            **{"synchronized_batch_norm": synchronized_batch_norm, **(backbone_arguments or {})},
-        )
+        given = {"synchronized_batch_norm": synchronized_batch_norm, **(backbone_arguments or {})}
+        if channels != 3:
+            given["input_channels"] = channels
+        backbone = build_backbone(backbone, **given)
     elif backbone_arguments:
         raise ValueError(
             "`backbone_arguments` have no effect on a backbone that is already built. "
             f"Received: {backbone_arguments=}. Pass the backbone's name instead."
         )
 
-    image = keras.Input((None, None, 3), name="image")  # float32: Keras casts uint8 images to it.
+    if backbone.input_shape[-1] != channels:
+        raise ValueError(
+            f"The backbone {backbone.name!r} must take images of {channels} channels. Received one "
+            f"of {backbone.input_shape[-1]}. Build it with `input_channels={channels}`"
+        )
+    # float32: Keras casts whole numbers to it.
+    image = keras.Input((None, None, channels), name="image")
+    mean, std = (
+        (backbone.mean, backbone.std) if pixel_format is None else pixel_format.normalization
+    )
     normalization = ImageNormalization(
-        mean=backbone.mean, std=backbone.std, name="image_normalization"
+        mean=mean,
+        std=std,
+        pixel_format=pixel_format and pixel_format.to_dict(),
+        name="image_normalization",
     )
     stages = backbone(normalization(image))
     head_maps = build_head(
@@ -112,6 +130,7 @@ def segmenter_from_config(
     projections=(),
     maps=(),
     synchronized_batch_norm=False,
+    pixel_format=None,
 ):
     """Builds the segmenter that a config describes, with newly initialized weights.
 
@@ -119,7 +138,7 @@ def segmenter_from_config(
         model: `kseg.config.schema.Model`, the section `model` of an experiment.
         num_classes: int > 0.
         precision: str, the network's dtype policy, which overrides Keras' global one.
-        projections, maps, synchronized_batch_norm: as in `build_segmenter`.
+        projections, maps, synchronized_batch_norm, pixel_format: as in `build_segmenter`.
 
     Returns:
         keras model, see `build_segmenter`.
@@ -128,7 +147,7 @@ def segmenter_from_config(
         ValueError: if the network cannot be built from these arguments.
     """
     # The caller that starts a run loads the weights, from `model.backbone.weights`.
-    arguments = model.backbone.model_dump(exclude={"name", "weights", "weights_if_missing"})
+    arguments = model.backbone.model_dump(exclude={"name", "weights", "weights_if_missing", "stem"})
     head_arguments = model.head.model_dump(exclude={"name"})
     if is_dotted(model.backbone.name):
         arguments = arguments["arguments"]
@@ -148,7 +167,21 @@ def segmenter_from_config(
             embedding_dim=model.embedding_dim,
             projector_layers=model.projector_layers,
             synchronized_batch_norm=synchronized_batch_norm,
+            pixel_format=pixel_format,
         )
+
+
+def pixel_format_of(model):
+    """Tells what images a segmenter or its inference view takes.
+
+    Args:
+        model: from `build_segmenter` or `inference_model`.
+
+    Returns:
+        `kseg.pixel_format.PixelFormat`; None: RGB in 0 to 255.
+    """
+    found = [layer for layer in model.layers if isinstance(layer, ImageNormalization)]
+    return found[0].pixel_format if found else None
 
 
 def inference_model(segmenter):

@@ -28,7 +28,7 @@ _WIDENED = {"int16": "float32", "float16": "float32", "float64": "float32"}
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6  # Values of a TIFF's photometric tag.
 
 
-def read(content, channels, dtype=None, value_range=None):
+def read(content, channels, dtype=None, value_range=None, *, mismatch=None):
     """Reads a file by the rules of the module docstring.
 
     Args:
@@ -36,6 +36,7 @@ def read(content, channels, dtype=None, value_range=None):
         channels: int, the channels that it must have.
         dtype: str, the type that its values must have; None: any of `kseg.pixel_format.DTYPES`.
         value_range: `(low, high)`, which no value may leave; None: any finite value.
+        mismatch: str, why it must have that many channels, for the message.
 
     Returns:
         `pipelines.pictures.Picture`: `pixels` are `(height, width, channels)`, upright; `content`
@@ -54,9 +55,9 @@ def read(content, channels, dtype=None, value_range=None):
     except MemoryError:
         raise DataError("the file needs more memory than there is") from None
     if values.shape[2] != channels:
+        rule = f"with {option('channels', channels)} all images must have {channels}"
         raise DataError(
-            f"the image has {_count(values.shape[2])}, not {channels} "
-            f"({option('channels', channels)}). All images of a data set must have the same number"
+            f"the image has {_count(values.shape[2])}, not {channels}; {mismatch or rule}"
         )
     values = _known_type(values)
     if dtype is not None and values.dtype != dtype:
@@ -78,6 +79,27 @@ def read(content, channels, dtype=None, value_range=None):
                 "found then"
             )
     return pictures.Picture(pictures.turn(values, turned), turned, None, values.dtype != "uint8")
+
+
+def read_for(content, pixels):
+    """Reads a file for a network.
+
+    Args:
+        content: bytes of the file.
+        pixels: `kseg.pixel_format.PixelFormat` that the network takes.
+
+    Returns:
+        as `read`.
+
+    Raises:
+        DataError: as `read`, or if the image has other channels or another depth.
+    """
+    picture = read(content, pixels.channels, mismatch=f"the network takes {pixels}")
+    if picture.pixels.dtype != pixels.dtype:
+        raise DataError(
+            f"the image holds {picture.pixels.dtype} values, the network takes {pixels}. Convert it"
+        )
+    return picture
 
 
 def find_dtype(examples, channels):
@@ -246,6 +268,8 @@ def _read_tiff(content, channels):
 
 
 def _read_tiff_with_opencv(content, channels, pages, own, color):
+    # It warns about tags that it writes itself; what is wrong with a file is reported below.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     data = np.frombuffer(content, "uint8")
     if len(pages) == 1:
         found = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)

@@ -3,6 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
+from kseg.evaluation.evaluator import images_spec
+from kseg.segmenters import pixel_format_of
+
 
 class GradCAM:
     """Class activation maps weighted by gradients, for segmentation.
@@ -39,7 +42,7 @@ class GradCAM:
 
         @tf.function(
             input_signature=[
-                tf.TensorSpec((None, None, None, 3), "uint8"),
+                images_spec(pixel_format_of(segmenter)),
                 tf.TensorSpec((), "int32"),
             ],
             autograph=False,
@@ -73,7 +76,7 @@ class GradCAM:
         """Computes the maps of a class.
 
         Args:
-            images: uint8 array `(batch, height, width, 3)`.
+            images: uint8 array `(batch, height, width, 3)`, or of the segmenter's pixel format.
             number: int, the class.
 
         Returns:
@@ -103,7 +106,7 @@ class ClassImages:
 
         Args:
             ids: list of str.
-            images: uint8 array `(batch, height, width, 3)`.
+            images: array `(batch, height, width, channels)`.
             labels: int array `(batch, height, width)`; values outside `[0, num_classes)` are
                 ignored.
         """

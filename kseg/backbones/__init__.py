@@ -1,5 +1,7 @@
 """Backbones, which map an image to feature maps at several strides, and their registry."""
 
+import inspect
+
 from kseg.backbones.backbone import Backbone
 from kseg.backbones.efficientnet_lite import (
     build_efficientnet_lite,
@@ -59,13 +61,28 @@ def build_backbone(name, **arguments):
         TypeError: if the builder does not take one of the arguments.
     """
     if is_dotted(name):
-        return _check(name, load_object(name)(**arguments))
+        builder = load_object(name)
+        if "input_channels" in arguments and not _takes_channels(builder):
+            raise ValueError(
+                f"The backbone {name!r} must take `input_channels`, for images of "
+                f"{arguments['input_channels']} channels. Add that argument to its builder"
+            )
+        return _check(name, builder(**arguments))
     if name not in BACKBONES:
         raise ValueError(
             f"Unknown backbone. Received: {name=}. Choose from {sorted(BACKBONES)}, or use "
             '"package.module:function"'
         )
     return BACKBONES[name](**arguments)
+
+
+def _takes_channels(builder):
+    """Returns True if a function takes `input_channels`, by name or among any others."""
+    try:
+        parameters = inspect.signature(builder).parameters.values()
+    except (TypeError, ValueError):  # A callable without a signature.
+        return True
+    return any(p.name == "input_channels" or p.kind == p.VAR_KEYWORD for p in parameters)
 
 
 def _check(name, backbone):
@@ -76,7 +93,7 @@ def _check(name, backbone):
             f"Received: {type(backbone).__name__} with strides {getattr(backbone, 'strides', None)}"
         )
     size = 4 * max(backbone.strides.values())
-    shapes = backbone.compute_output_shape((1, size, size, 3))
+    shapes = backbone.compute_output_shape((1, size, size, backbone.input_shape[-1]))
     for stage, stride in backbone.strides.items():
         if tuple(shapes[stage][1:3]) != (-(-size // stride),) * 2:
             raise ValueError(

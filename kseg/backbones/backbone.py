@@ -11,7 +11,8 @@ from kseg.layers import IMAGENET_MEAN, IMAGENET_STD
 class Backbone(keras.Model):
     """A functional model from normalized images to feature maps, with known strides.
 
-    The input is a float tensor `(batch, height, width, 3)`, the output a dict
+    The input is a float tensor `(batch, height, width, channels)`, of 3 channels unless the images
+    are not RGB, the output a dict
     `{"c2": ..., "c5": ...}` of float tensors `(batch, ceil(height / stride),
     ceil(width / stride), channels)`, from fine to coarse.
 

@@ -32,6 +32,7 @@ def build_efficientnet_lite(
     drop_path_rate=0.2,
     depthwise=None,
     synchronized_batch_norm=False,
+    input_channels=3,
     name="efficientnet_lite",
 ):
     """Builds an EfficientNet-Lite: inverted residual blocks with ReLU6, no squeeze-and-excitation.
@@ -57,6 +58,7 @@ def build_efficientnet_lite(
             probability `drop_path_rate * i / n`, independently for each sample (stochastic depth).
         depthwise: str or None, `implementation` of `kseg.layers.DepthwiseConv2D`.
         synchronized_batch_norm: bool, whether batch-norm statistics span all replicas.
+        input_channels: int, channels of the images.
         name: str, the model's name.
 
     Returns:
@@ -81,7 +83,7 @@ def build_efficientnet_lite(
         DepthwiseConvNorm, max_value=6.0, implementation=depthwise, **settings
     )
 
-    image = keras.Input((None, None, 3), name="image")
+    image = keras.Input((None, None, input_channels), name="image")
     x = conv_norm(stem_channels, 3, strides=2, tensorflow_padding=True, name="conv_stem")(image)
     maps, strides = [], []
     stride, dilation, block, num_blocks = 2, 1, 0, sum(repeats)

@@ -22,6 +22,7 @@ def build_hrnet(
     interpolation="bilinear",
     align_corners=False,
     synchronized_batch_norm=False,
+    input_channels=3,
     name="hrnet",
 ):
     """Builds a high-resolution network: parallel branches that exchange features.
@@ -47,6 +48,7 @@ def build_hrnet(
         stem_channels: int, width of the first convolution. The second has 64.
         interpolation, align_corners: upsampling of the exchange, as in `kseg.layers.resize`.
         synchronized_batch_norm: bool, whether batch-norm statistics span all replicas.
+        input_channels: int, channels of the images.
         name: str, the model's name.
 
     Returns:
@@ -60,7 +62,7 @@ def build_hrnet(
         functools.partial(ResizeAndSum, interpolation=interpolation, align_corners=align_corners),
     )
 
-    image = keras.Input((None, None, 3), name="image")
+    image = keras.Input((None, None, input_channels), name="image")
     x = conv_norm(stem_channels, 3, strides=2, name="conv1")(image)
     x = conv_norm(64, 3, strides=2, name="conv2")(x)
     width = 4 * stage1_channels

@@ -21,6 +21,7 @@ def build_keras_cv(
     mean=(0.0, 0.0, 0.0),
     std=(255.0, 255.0, 255.0),
     synchronized_batch_norm=False,
+    input_channels=3,
     name="keras_cv",
 ):
     """Adapts a keras-cv backbone to kseg.
@@ -45,6 +46,7 @@ def build_keras_cv(
         mean, std: three floats each, in units of 0 to 255: the normalization that the weights
             expect. The default divides by 255, as keras-cv does.
         synchronized_batch_norm: bool, whether batch-norm statistics span all replicas.
+        input_channels: int, channels of the images; weights of a preset are for 3.
         name: str, the model's name.
 
     Returns:
@@ -61,8 +63,12 @@ def build_keras_cv(
             "A keras_cv backbone needs a `class_name` (with `arguments`) or a `preset`, not both. "
             f"Received: {class_name=}, {preset=}"
         )
-    arguments = {"input_shape": (None, None, 3), **(arguments or {}), "include_rescaling": False}
-    arguments["input_shape"] = tuple(arguments["input_shape"])
+    arguments = {
+        "input_shape": (None, None, input_channels),
+        **(arguments or {}),
+        "include_rescaling": False,
+    }
+    arguments["input_shape"] = (*arguments["input_shape"][:2], input_channels)
     if preset is not None:
         source = _from_preset(preset, load_weights, arguments)
     else:

@@ -21,6 +21,7 @@ def build_resnet(
     output_stride=32,
     multi_grid=None,
     synchronized_batch_norm=False,
+    input_channels=3,
     name="resnet",
 ):
     """Builds a residual network whose last stages may be dilated instead of strided.
@@ -49,6 +50,7 @@ def build_resnet(
         multi_grid: ints that multiply the dilation of the last stage's blocks, cyclically from the
             first block on, such as `(1, 2, 4)` (4, 8 and 16 at output stride 8); or None.
         synchronized_batch_norm: bool, whether batch-norm statistics span all replicas.
+        input_channels: int, channels of the images.
         name: str, the model's name.
 
     Returns:
@@ -73,7 +75,7 @@ def build_resnet(
         raise ValueError("`multi_grid` must not be empty. Received: (). Use None for no grid.")
     conv_norm = functools.partial(ConvNorm, synchronized=synchronized_batch_norm)
 
-    image = keras.Input((None, None, 3), name="image")
+    image = keras.Input((None, None, input_channels), name="image")
     if variant == "v1b":
         x = conv_norm(stem_channels, 7, strides=2, name="conv1")(image)
     else:

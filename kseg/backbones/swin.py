@@ -33,6 +33,7 @@ def build_swin(
     qkv_bias=True,
     output_norms=True,
     synchronized_batch_norm=False,
+    input_channels=3,
     name="swin",
 ):
     """Builds a Swin transformer for dense prediction.
@@ -60,6 +61,7 @@ def build_swin(
         output_norms: bool, whether each output has its own layer norm, as in segmentation networks.
             timm's feature extractors have none.
         synchronized_batch_norm: bool. No effect: a Swin has no batch norm.
+        input_channels: int, channels of the images.
         name: str, the model's name.
 
     Returns:
@@ -80,7 +82,7 @@ def build_swin(
     rates = iter(np.linspace(0.0, drop_path_rate, sum(depths)).tolist())
     shift = window_size // 2
 
-    image = keras.Input((None, None, 3), name="image")
+    image = keras.Input((None, None, input_channels), name="image")
     x = PatchEmbedding(embed_dim, name="patch_embed")(image)
     outputs = {}
     for stage, key in enumerate(STRIDES):

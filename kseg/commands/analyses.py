@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from kseg.commands.console import check_classes
+from kseg.commands.console import check_classes, check_pixels
 from kseg.progress import Progress
 
 _MAX_ACTIVATIONS = 24  # Classes with a Grad-CAM in a report.
@@ -390,13 +390,16 @@ def activations(segmenter, stages, kept):
     """Computes Grad-CAMs: a list of `Activation`, one for each class in `kept`."""
     from kseg.analysis.grad_cam import GradCAM
     from kseg.analysis.report import Activation
+    from kseg.pixel_format import to_picture
+    from kseg.segmenters import pixel_format_of
 
     explain = GradCAM(segmenter, stages)
     results = []
     with Progress("Grad-CAM", len(kept), unit="classes") as progress:
         for n, (name, image) in kept.items():
             heat = {stage: maps[0] for stage, maps in explain(image[None], n).items()}
-            results.append(Activation(n, name, image, heat))
+            picture = to_picture(image, pixel_format_of(segmenter))
+            results.append(Activation(n, name, picture, heat))
             progress.advance()
     return results
 
@@ -495,7 +498,7 @@ def report(options):
             statistics.add(seen.features.reshape(-1, dim), seen.feature_labels.reshape(-1))
             failed.add(seen)
             embeddings.add(seen)
-            of_classes.add(seen.ids, seen.images, seen.labels)
+            of_classes.add(seen.ids, seen.inputs, seen.labels)
             for i in range(len(seen.ids)):
                 if done + i in chosen:
                     value = image_mean_iou(seen.labels[i], seen.predictions[i], len(classes))
@@ -588,6 +591,7 @@ def open_images(options, run):
     folder, split = options.data or data.folder, options.split or data.eval_split
     manifest = pipelines.read_manifest(folder)
     check_classes(run.classes.names, manifest)
+    check_pixels(run.pixel_format, manifest)
     count = manifest.split(split).num_images
     return Images(folder, manifest.dataset, split, count, data.eval_batch_size)
 

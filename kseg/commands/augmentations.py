@@ -11,14 +11,16 @@ from kseg.dotted import is_dotted, load_object
 from kseg.errors import UserError
 
 
-def check(augmentations):
+def check(augmentations, pixel_format=None):
     """Imports the augmentations named in the config and checks their arguments.
 
     Args:
         augmentations: the list `Experiment.data.augmentations`.
+        pixel_format: `kseg.pixel_format.PixelFormat` of the images, or None: 8-bit RGB.
 
     Raises:
-        UserError: if a name cannot be imported or does not accept the given arguments.
+        UserError: if a name cannot be imported or does not accept the given arguments, or a Keras
+            layer is for RGB and the images are not.
     """
     for entry in augmentations:
         if not is_dotted(entry.name):
@@ -28,6 +30,12 @@ def check(augmentations):
             raise UserError(
                 f"`data.augmentations` must name Keras layers and functions. {entry.name!r} is "
                 f"{type(found).__name__}"
+            )
+        if pixel_format is not None and inspect.isclass(found):
+            raise UserError(
+                f"The entry {entry.name!r} of `data.augmentations` is for 8-bit RGB images, as "
+                f"Keras' layers are. These are {pixel_format}. Leave it out, or name a function "
+                "(batch, seed, **arguments)"
             )
         batch = () if inspect.isclass(found) else (None, None)
         try:

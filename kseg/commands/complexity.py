@@ -116,7 +116,7 @@ class Subject:
 
     def __init__(self, config):
         self._config = config
-        self._classes, self.source, self.batch = _classes_and_batch(config)
+        self._classes, self.source, self.batch, self._pixels = _classes_and_batch(config)
 
     def run(self, column):
         """Creates an unsaved run of one column, `contrast` or `without`."""
@@ -125,7 +125,7 @@ class Subject:
         config = self._config
         if column == "without":
             config = config.model_copy(update={"contrast": []})
-        return Run("unwritten", config, self._classes)
+        return Run("unwritten", config, self._classes, {"pixels": self._pixels})
 
     def build(self, column):
         """Builds `(trainer, step)` with full memory banks, as after some training."""
@@ -158,7 +158,8 @@ class Subject:
         from kseg.analysis.complexity import count_flops, count_parameters
         from kseg.segmenters import inference_model
 
-        spec = tf.TensorSpec((1, *self._config.data.crop_size, 3))
+        channels = self.batch["image"].shape[-1]
+        spec = tf.TensorSpec((1, *self._config.data.crop_size, channels))
         measured = {"training": {}, "inference": {}}
         works = {"training": {}, "inference": {}}
         for column in ("without", "contrast"):
@@ -266,7 +267,7 @@ def _describe_data(config):
 
 
 def _classes_and_batch(config):
-    """Returns `(classes, dataset, batch)` for a config."""
+    """Returns `(classes, dataset, batch, pixels)` for a config; the last of its manifest."""
     import pipelines
     from kseg import waiting
     from kseg.training.build import build_distortion
@@ -284,7 +285,9 @@ def _classes_and_batch(config):
         scales = (
             max(wanted / available for wanted, available in zip(data.crop_size, size, strict=True)),
         ) * 2
-    distortion = build_distortion(data)  # Part of the training step.
+    distortion = build_distortion(
+        data, manifest and manifest.pixel_format
+    )  # Part of the training step.
     batches = loader.training_dataset(
         folder,
         split,
@@ -294,7 +297,7 @@ def _classes_and_batch(config):
         scale_range=scales,
         num_draws=distortion.NUM_DRAWS if distortion else 0,
     )
-    return classes, source, waiting.next_batch(iter(batches))
+    return classes, source, waiting.next_batch(iter(batches)), manifest and manifest.pixels
 
 
 def main():

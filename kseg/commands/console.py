@@ -222,6 +222,32 @@ def check_classes(names, manifest):
             )
 
 
+def check_pixels(pixel_format, manifest):
+    """Refuses data whose images are not those that a network takes.
+
+    Args:
+        pixel_format: `kseg.pixel_format.PixelFormat` of the network, or None: 8-bit RGB.
+        manifest: `pipelines.manifest.Manifest` of the data.
+
+    Raises:
+        UserError: if channels or dtype differ.
+    """
+    from kseg.errors import UserError
+
+    have = manifest.pixel_format
+    if (have and (have.channels, have.dtype)) != (
+        pixel_format and (pixel_format.channels, pixel_format.dtype)
+    ):
+        way = "without " + flag("channels")
+        if pixel_format:
+            way = "with " + flag("channels", pixel_format.channels)
+        raise UserError(
+            f"The data must have the images that the network was trained on: "
+            f"{pixel_format or '8-bit RGB'}. {manifest.folder} has {have or '8-bit RGB'}. Prepare "
+            f"it again, {way}"
+        )
+
+
 def _stop(error):
     _end(f"error: {error}", 2)
 

@@ -180,19 +180,25 @@ def parse_override(text):
 def segmenter_builder(options):
     """Reads a config; returns a function that builds its network without projectors."""
     from kseg import config as config_module
-    from pipelines import datasets, read_manifest
+    from pipelines import datasets, manifest, read_manifest
 
     config = config_module.load(options.config, options.overrides)
     if config.data.dataset == "folder":  # The classes are known only from the prepared data.
         known = read_manifest(config.data.folder)
     else:
         known = datasets.get(config.data.dataset).taxonomy()
+    pixels = None
+    if manifest.exists(config.data.folder):
+        pixels = manifest.parse_manifest(config.data.folder).pixel_format
 
     def build():
         from kseg.segmenters import segmenter_from_config
 
         return segmenter_from_config(
-            config.model, len(known.class_names), precision=config.train.precision
+            config.model,
+            len(known.class_names),
+            precision=config.train.precision,
+            pixel_format=pixels,
         )
 
     return build

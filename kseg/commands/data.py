@@ -59,7 +59,7 @@ class ExperimentData:
         config.losses.check_classes(manifest.num_classes)
         opened._centered_classes()
         opened._pasted_classes()
-        augmentations.check(data.augmentations)
+        augmentations.check(data.augmentations, manifest.pixel_format)
         return opened
 
     def identity(self):
@@ -67,7 +67,8 @@ class ExperimentData:
 
         Returns:
             JSON-able dict with `dataset`, `classes` (names), `value_range` (of deep images, see
-            `pipelines.manifest.Manifest`), and `splits`: for each training split and the
+            `pipelines.manifest.Manifest`), `pixels` (of images that are not 8-bit RGB, as there),
+            and `splits`: for each training split and the
             evaluation split, `images` (number of images), `pixels` (of each class, then of ignored
             pixels) and `content` (a hash of all images and masks).
         """
@@ -84,6 +85,7 @@ class ExperimentData:
             "dataset": self.manifest.dataset,
             "classes": self.manifest.class_names,
             "value_range": self.manifest.value_range,
+            **({} if self.manifest.pixels is None else {"pixels": self.manifest.pixels}),
             "splits": splits,
         }
 
@@ -190,7 +192,7 @@ class ExperimentData:
         from pipelines import loader
 
         data = self.config.data
-        distortion = build_distortion(data)
+        distortion = build_distortion(data, self.manifest.pixel_format)
         batches = loader.training_dataset(
             data.folder,
             data.train_split,

@@ -24,7 +24,7 @@ import sys
 import tempfile
 
 from kseg.commands import checking, console, views
-from kseg.commands.console import check_classes
+from kseg.commands.console import check_classes, check_pixels
 
 
 def parse_arguments(arguments=None):
@@ -248,6 +248,8 @@ def _evaluate(options):
     manifest = pipelines.read_manifest(folder)
     num_images = manifest.split(split).num_images
     check_classes(classes.names, manifest)
+    pixels = run.pixel_format if run else pixels_of_saved_model(options.saved_model)
+    check_pixels(pixels, manifest)
     check_cityscapes(options, manifest)
     own = run is not None and manifest.dataset == run.config.data.dataset
     parts = [split] if own else [manifest.dataset, split]
@@ -278,7 +280,8 @@ def _evaluate(options):
         crop_size = run.config.data.crop_size if run else None
         model, settings = views.wrap(model, len(classes), options, crop_size, batch_size)
         with Progress("evaluating", num_images) as progress:
-            evaluation = Evaluator(model, len(classes), strategy=strategy)(
+            evaluate = Evaluator(model, len(classes), strategy=strategy, pixel_format=pixels)
+            evaluation = evaluate(
                 batches,
                 num_examples=options.panels or 0,
                 progress=progress.update,
@@ -320,6 +323,14 @@ def _evaluate(options):
         draw(output.with_suffix(""), evaluation, classes)
         print(f"pictures:   {output.with_suffix('')}")
     return {"scores": evaluation.scores, "results": result, "output": output}
+
+
+def pixels_of_saved_model(path):
+    """Reads the `kseg.pixel_format.PixelFormat` of a SavedModel; None: 8-bit RGB."""
+    from kseg.pixel_format import PixelFormat
+    from kseg.serving.checks import read_classes
+
+    return PixelFormat.from_dict(read_classes(path)[1].get("pixels"))
 
 
 def check_cityscapes(options, manifest):

@@ -53,6 +53,34 @@ def check_model(path):
         checks.read_classes(path)
 
 
+def pixel_format_of(path, checkpoint):
+    """Reads what images a network takes, without loading it.
+
+    Args:
+        path, checkpoint: as for `load`.
+
+    Returns:
+        `kseg.pixel_format.PixelFormat`; None: 8-bit RGB, or it cannot be read, which `load`
+        reports.
+    """
+    from kseg.classes import Classes
+    from kseg.errors import UserError
+    from kseg.pixel_format import PixelFormat
+    from kseg.runs import Run
+    from kseg.serving import checks
+
+    path = pathlib.Path(path)
+    try:
+        if checkpoint is not None:
+            return Run.open(path).pixel_format
+        if not path.is_file():
+            return PixelFormat.from_dict(checks.read_classes(path)[1].get("pixels"))
+        text = path.with_suffix(checks.CLASSES_SUFFIX).read_text()
+        return PixelFormat.from_dict(Classes.from_json(text)[1].get("pixels"))
+    except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def memory_needs(model):
     """Returns a function that estimates the memory of a network for one image.
 

@@ -168,9 +168,15 @@ def predict(
             some images could not be labeled. The other images are still labeled.
     """
     options = argparse.Namespace(**locals())
+    from kseg.commands.networks import check_model, load, memory_needs, pixel_format_of
+
     _check(options)
     source, output = pathlib.Path(source), pathlib.Path(output)
     video = source.is_file() and is_video(source)
+    pixel_format = pixel_format_of(model, checkpoint)
+    if pixel_format is not None and (video or value_range is not None):
+        given = f"the video {source}" if video else "--range"
+        checking.refuse(f"The model takes {pixel_format}, which it knows: {given} is for 8-bit RGB")
     if video:
         target = plan_video(source, output)
         for name in ("confidence", "probabilities", "colors", "resume", "tiles"):
@@ -179,7 +185,10 @@ def predict(
         if not overlay:
             checking.refuse(f"A video gets an overlay only. Received: {source} and --no-overlay")
     else:
-        jobs = plan(source, output, [kind for kind in ENDINGS if getattr(options, kind)])
+        suffixes = SUFFIXES + ((".npy",) if pixel_format else ())
+        jobs = plan(source, output, [kind for kind in ENDINGS if getattr(options, kind)], suffixes)
+        if tiles and pixel_format is not None:
+            checking.refuse(f"--tiles is for 8-bit RGB. The model takes {pixel_format}")
         if tiles and source.is_file() and not jobs[0].tiles:
             rule = "--tiles goes with TIFF files, and another folder than that of the image"
             checking.refuse(f"{rule}. Received: {source}")
@@ -187,7 +196,6 @@ def predict(
             checking.refuse(f"--resume goes with a folder of images, --input is {source}")
 
     from kseg import files
-    from kseg.commands.networks import check_model, load, memory_needs
     from kseg.progress import Progress
     from pipelines import pictures, rasters
 
@@ -294,8 +302,10 @@ def label_folder(jobs, label, network, needs, value_range, settings, options):
     if options.colors:
         drawing.write_png(output / LEGEND, drawing.legend(classes.names, classes.palette))
     found = predict_folder.find_too_large(left, needs)
+    pixels = getattr(network, "pixel_format", None)
     # Of a TIFF in tiles no more than a few rows of windows are in memory.
     large = [job for job in left if job.tiles and (options.tiles or job.image in found)]
+    large = large if pixels is None else []  # Tiles are read as 8-bit RGB.
     unlabeled = {job.image: found[job.image] for job in left if job.image in found}
     for job in large:
         unlabeled.pop(job.image, None)
@@ -305,7 +315,7 @@ def label_folder(jobs, label, network, needs, value_range, settings, options):
     if len(large) < len(jobs):
         others = len(jobs) - len(large)
         arguments = whole, others, label, classes.palette, value_range, unlabeled, output
-        predict_folder.label_images(*arguments, batch_size=options.batch_size)
+        predict_folder.label_images(*arguments, batch_size=options.batch_size, pixel_format=pixels)
     label_large(large, network, value_range, unlabeled, options)
     if unlabeled:
         shown = [f"{path} ({reason})" for path, reason in unlabeled.items()]

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -45,13 +46,14 @@ class Job(typing.NamedTuple):
     tiles: dict
 
 
-def plan(source, output, kinds=("overlay",)):
+def plan(source, output, kinds=("overlay",), suffixes=SUFFIXES):
     """Finds the input images and chooses the output files.
 
     Args:
         source: `pathlib.Path` of an image or a folder.
         output: `pathlib.Path` of a folder, which need not exist.
         kinds: keys of `ENDINGS`, the files to write beside the class indices.
+        suffixes: tuple of str, of the images in a folder.
 
     Returns:
         list of `Job`, sorted by image.
@@ -63,9 +65,11 @@ def plan(source, output, kinds=("overlay",)):
     from kseg.errors import UserError
 
     if source.is_dir():
-        root, images = source, sorted(p for p in source.rglob("*") if _is_image(p, source, output))
+        found = source.rglob("*")
+        images = sorted(p for p in found if _is_image(p, source, output, suffixes))
+        root = source
         if not images:
-            raise UserError(f"There are no images ({' '.join(SUFFIXES)}) in {source}")
+            raise UserError(f"There are no images ({' '.join(suffixes)}) in {source}")
     elif source.exists():
         root, images = source.parent, [source]
     else:
@@ -106,7 +110,18 @@ def _tiles(image, stem, kinds, inputs):
     return {} if any(path.resolve() in inputs for path in paths.values()) else paths
 
 
-def label_images(jobs, total, label, palette, value_range, unlabeled, output, *, batch_size=None):
+def label_images(
+    jobs,
+    total,
+    label,
+    palette,
+    value_range,
+    unlabeled,
+    output,
+    *,
+    batch_size=None,
+    pixel_format=None,
+):
     """Labels images in batches of equal size; reading and writing overlap with inference.
 
     An image that cannot be read or labeled does not affect the others, also not those of its batch.
@@ -122,7 +137,10 @@ def label_images(jobs, total, label, palette, value_range, unlabeled, output, *,
         unlabeled: dict from a skipped image to the reason; images that fail are added.
         output: folder, named in the last line of output.
         batch_size: int, images in a batch; None: 8, or as many as have 2^20 pixels in total.
+        pixel_format: `kseg.pixel_format.PixelFormat` of the images that `label` takes; None: 8-bit
+            RGB.
     """
+    from kseg.pixel_format import to_picture
     from kseg.progress import Progress
 
     writing, timed, start = collections.deque(), 0, None
@@ -141,10 +159,12 @@ def label_images(jobs, total, label, palette, value_range, unlabeled, output, *,
         concurrent.futures.ThreadPoolExecutor(4) as writers,
     ):
         progress.update(total - len(jobs))
-        images = _read_ahead(jobs, value_range, pool, unlabeled, progress, batch_size)
+        reader = functools.partial(read, value_range=value_range, pixel_format=pixel_format)
+        images = _read_ahead(jobs, reader, pool, unlabeled, progress, batch_size)
         for batch in _batches(images, batch_size):
             for (job, image), results in _label_batch(label, batch, unlabeled):
-                written = writers.submit(write, job.files, image, results, palette)
+                picture = to_picture(image, pixel_format)
+                written = writers.submit(write, job.files, picture, results, palette)
                 writing.append((job.image, written))
             timed += len(batch) if start is not None else 0
             start = start or time.perf_counter()  # The first call compiles.
@@ -158,7 +178,7 @@ def label_images(jobs, total, label, palette, value_range, unlabeled, output, *,
     print(f"{total - len(unlabeled)} images{speed}: {output}")
 
 
-def _read_ahead(jobs, value_range, pool, unlabeled, progress, batch_size):
+def _read_ahead(jobs, reader, pool, unlabeled, progress, batch_size):
     """Yields `(job, image)` in order, reading further images in the meantime."""
     from pipelines import pictures
 
@@ -170,7 +190,7 @@ def _read_ahead(jobs, value_range, pool, unlabeled, progress, batch_size):
             if len(reading) >= _READ_AHEAD and pixels + size > _PIXELS_AHEAD:
                 break
             job = waiting.popleft()
-            reading.append((job, size, pool.submit(read, job.image, value_range)))
+            reading.append((job, size, pool.submit(reader, job.image)))
             pixels += size
         job, size, result = reading.popleft()
         pixels -= size
@@ -396,21 +416,26 @@ def label_file(job):
     return max(candidates, key=lambda path: path.stat().st_mtime_ns if path.exists() else 0)
 
 
-def read(path, value_range=None):
+def read(path, value_range=None, pixel_format=None):
     """Reads an image.
 
     Args:
         path: `pathlib.Path`.
         value_range: as for `pipelines.pictures.read`.
+        pixel_format: `kseg.pixel_format.PixelFormat` that the image must have; None: it becomes
+            8-bit RGB.
 
     Returns:
-        `(image, reason)`: uint8 RGB `(height, width, 3)` and None; or None and the reason why the
-        image cannot be read.
+        `(image, reason)`: uint8 RGB `(height, width, 3)`, or an array of the pixel format, and
+        None; or None and the reason why the image cannot be read.
     """
-    from pipelines import paths, pictures
+    from pipelines import channel_files, paths, pictures
     from pipelines.errors import DataError
 
     try:
+        if pixel_format is not None:
+            content = paths.read_bytes(path)
+            return channel_files.read_for(content, pixel_format).pixels, None
         return pictures.read(paths.read_bytes(path), value_range).pixels, None
     except OSError as error:
         return None, error.strerror
@@ -420,9 +445,9 @@ def read(path, value_range=None):
         return None, _NO_MEMORY
 
 
-def _is_image(path, source, output):
+def _is_image(path, source, output, suffixes):
     """Returns True for an image in the source folder that no earlier prediction wrote."""
     parts = path.relative_to(source).parts
     hidden = any(part.startswith(".") for part in parts)
     inside = output.resolve() != source.resolve() and output.resolve() in path.resolve().parents
-    return path.suffix.lower() in SUFFIXES and path.is_file() and not hidden and not inside
+    return path.suffix.lower() in suffixes and path.is_file() and not hidden and not inside

@@ -111,6 +111,7 @@ def main(arguments=None):
 
         with Progress("loading the model"):
             model = load(path, (options.checkpoint or "best") if options.run else None)
+        check_images(model)
         check_memory(model, limits)
 
         from kseg.serving.labeling import labeler
@@ -124,6 +125,25 @@ def main(arguments=None):
         label = labeler(model, confidence=True)
         app = build_app(label, model.classes, read, limits=limits, name=path.name)
         return run_server(app, listening)
+
+
+def check_images(model):
+    """Refuses a network for other images than 8-bit RGB, which browsers and clients send.
+
+    Args:
+        model: result of `kseg.load`.
+
+    Raises:
+        UserError: if the network takes other images.
+    """
+    from kseg.errors import UserError
+
+    pixels = getattr(model, "pixel_format", None)
+    if pixels is not None:
+        raise UserError(
+            f"The server takes pictures of 8-bit RGB. This network takes {pixels}. Label files "
+            "with `kseg predict`, or serve its SavedModel with TensorFlow Serving"
+        )
 
 
 def bind(host, port):

@@ -126,6 +126,8 @@ def _train(run, data, strategy, cluster, callbacks=None):
     is_chief = cluster is None or cluster.is_chief
     if is_chief:
         print(describe_devices(strategy), flush=True)
+        for line in describe_pixels(run):
+            print(line, flush=True)
     try:
         if cluster:  # The chief has found no mistakes.
             check_agreement(strategy, cluster, run.agreement())
@@ -154,6 +156,29 @@ def _train(run, data, strategy, cluster, callbacks=None):
     return finished
 
 
+def describe_pixels(run):
+    """Describes images that are not 8-bit RGB, and the distortion left out for them.
+
+    Args:
+        run: `kseg.runs.Run`.
+
+    Returns:
+        list of str, lines; empty for 8-bit RGB.
+    """
+    from kseg.training.build import left_out_of_jitter
+
+    pixels = run.pixel_format
+    if pixels is None:
+        return []
+    lines = [f"images: {pixels}; normalized by the mean and std of each channel"]
+    if left_out := left_out_of_jitter(run.config.data, pixels):
+        lines.append(
+            f"data.color_jitter: no {', '.join(left_out)}, because the images are not RGB of "
+            "whole numbers"
+        )
+    return lines
+
+
 def _lost_workers():
     """Returns the types of TensorFlow's errors when another machine is lost."""
     from tensorflow import errors
@@ -179,7 +204,9 @@ def finish(run, result, evaluation_batches, count):
     classes = run.classes
     with Progress("evaluating the best weights", count) as progress:
         segmenter = run.segmenter("best")
-        evaluator = Evaluator(inference_model(segmenter), len(classes))
+        evaluator = Evaluator(
+            inference_model(segmenter), len(classes), pixel_format=run.pixel_format
+        )
         evaluation = evaluator(evaluation_batches, num_examples=4, progress=progress.update)
     more = {"categories": classes.categories, "groups": classes.groups}
     print(evaluation.scores.table(classes.names, **more))
@@ -234,7 +261,7 @@ def dry_run(config, folder=None):
     config = data.config
     for warning in data.check_labels():
         print(f"warning: {warning}", file=sys.stderr, flush=True)
-    run = Run(folder or f"runs/{config.name}", config, data.classes)
+    run = Run(folder or f"runs/{config.name}", config, data.classes, data.identity())
     print(config.to_json(), end="", flush=True)
 
     from kseg.training.build import build_trainer
@@ -252,5 +279,7 @@ def dry_run(config, folder=None):
         f"classes, {total:.2f} M weights ({deployed:.2f} M without projectors); gives {outputs}"
     )
     height, width = config.data.crop_size
-    print(f"batch:  ({config.data.batch_size}, {height}, {width}, 3) uint8")
+    pixels = run.pixel_format
+    channels, dtype = (3, "uint8") if pixels is None else (pixels.channels, pixels.dtype)
+    print(f"batch:  ({config.data.batch_size}, {height}, {width}, {channels}) {dtype}")
     print(f"steps:  {config.train.total_steps} on {strategy.num_replicas_in_sync} device(s)")

@@ -75,6 +75,12 @@ class Backbone(Section):
         "fail",
         description="If `weights` are unavailable (no network): stop, or warn and start at random.",
     )
+    stem: Literal["mean", "repeat"] | None = Field(
+        None,
+        description="First convolution of `weights` for RGB, on images of other channels. mean: "
+        "each channel gets the mean of red, green and blue. repeat: red, green, blue, red, ... in "
+        "turn. null: repeat for more than 3 channels, else mean.",
+    )
 
 
 class HRNetBackbone(Backbone):

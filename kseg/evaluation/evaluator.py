@@ -16,6 +16,7 @@ from kseg.backend import replicas
 from kseg.classes import check_num_classes
 from kseg.evaluation.image_counts import ImageCounts
 from kseg.evaluation.metrics import Scores, confusion_matrices
+from kseg.pixel_format import to_picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Evaluator:
         strategy: `tf.distribute.Strategy` on one host, in whose scope the model was built; or
             None. Each replica takes whole batches, so the result equals that of one replica for any
             number and size of batches.
+        pixel_format: `kseg.pixel_format.PixelFormat` of the images, which then have its channels
+            and dtype; None: 8-bit RGB.
 
     Raises:
         ValueError: at the first call, if the number of classes of the model is not `num_classes`,
@@ -89,7 +92,8 @@ class Evaluator:
         (4, 256)
     """
 
-    def __init__(self, model, num_classes, *, losses=None, strategy=None):
+    def __init__(self, model, num_classes, *, losses=None, strategy=None, pixel_format=None):
+        self._pixel_format = pixel_format
         self._num_classes = num_classes
         self._loss_names = list(losses or {})
         self._strategy = strategy or tf.distribute.get_strategy()
@@ -107,7 +111,7 @@ class Evaluator:
         # lists can have a signature with unknown sizes.
         @tf.function(
             input_signature=[
-                [tf.TensorSpec((None, None, None, 3), "uint8")] * self._num_replicas,
+                [images_spec(pixel_format)] * self._num_replicas,
                 [tf.TensorSpec((None, None, None), "int32")] * self._num_replicas,
             ],
             autograph=False,
@@ -132,7 +136,8 @@ class Evaluator:
             dataset: batches `{"image": uint8 (batch, height, width, 3), "label": int (batch,
                 height, width), "id": string (batch,)}`, 255 = ignored; sizes may differ between
                 batches. Without ids, images are numbered.
-            num_examples: int, number of examples to return, at most one per image.
+            num_examples: int, number of examples to return, at most one per image; their images
+                are uint8 RGB, see `kseg.pixel_format.to_picture`.
             progress: function or None, called with the number of images processed so far.
             consumers: functions called with each batch in order: `(ids, labels, predictions)`, a
                 list of str and two arrays `(batch, height, width)`.
@@ -166,7 +171,8 @@ class Evaluator:
                         consume(*arrays)
                 for i in sorted({int(fraction * size) for fraction in chosen.get(number, ())}):
                     arrays = (batch["image"], batch["label"], predicted)
-                    examples.append(tuple(array[i].numpy() for array in arrays))
+                    image, *others = (array[i].numpy() for array in arrays)
+                    examples.append((to_picture(image, self._pixel_format), *others))
                 number += 1
                 num_images += size
                 timed += size if start is not None else 0
@@ -181,6 +187,22 @@ class Evaluator:
         means = [value / total if total else math.nan for value in sums]
         losses = dict(zip(self._loss_names, means, strict=True))
         return Evaluation(Scores(matrix), num_images, speed, examples, image_counts, losses)
+
+
+def images_spec(pixel_format, name=None):
+    """Describes batches of images of any size.
+
+    Args:
+        pixel_format: `kseg.pixel_format.PixelFormat`, or None: 8-bit RGB.
+        name: str or None, of the tensor.
+
+    Returns:
+        `tf.TensorSpec` of shape `(None, None, None, channels)`.
+    """
+    channels, dtype = (
+        (3, "uint8") if pixel_format is None else (pixel_format.channels, pixel_format.dtype)
+    )
+    return tf.TensorSpec((None, None, None, channels), dtype, name=name)
 
 
 def predict(model, images, num_classes):

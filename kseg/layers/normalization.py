@@ -6,29 +6,35 @@ import keras
 import numpy as np
 from keras import ops
 
+from kseg.pixel_format import PixelFormat
+
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 @keras.saving.register_keras_serializable(package="kseg")
 class ImageNormalization(keras.layers.Layer):
-    """Brings RGB images to zero mean and unit variance over ImageNet: `(x - mean) / std`.
+    """Brings images to zero mean and unit variance over a data set: `(x - mean) / std`.
 
     Args:
-        mean, std: three floats each, in units of 0 to 255.
+        mean, std: one float for each channel, in units of the images; those of RGB in 0 to 255 over
+            ImageNet by default.
+        pixel_format: dict as of `kseg.pixel_format.PixelFormat.to_dict`, what the images are, for
+            those who export or call the network; None: RGB in 0 to 255.
 
     Call arguments:
-        inputs: uint8 or float tensor `(batch, height, width, 3)`, RGB in 0 to 255.
+        inputs: uint8, uint16 or float tensor `(batch, height, width, channels)`.
 
     Returns:
         float tensor of the same shape in the compute dtype.
     """
 
-    def __init__(self, *, mean=IMAGENET_MEAN, std=IMAGENET_STD, **kwargs):
+    def __init__(self, *, mean=IMAGENET_MEAN, std=IMAGENET_STD, pixel_format=None, **kwargs):
         # No autocast: bfloat16 would round interpolated pixels before they are centered.
         super().__init__(autocast=False, **kwargs)
         self.mean = tuple(mean)
         self.std = tuple(std)
+        self.pixel_format = PixelFormat.from_dict(pixel_format)
 
     def call(self, inputs):
         centered = ops.cast(inputs, "float32") - np.array(self.mean, "float32")
@@ -38,7 +44,10 @@ class ImageNormalization(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def get_config(self):
-        return {**super().get_config(), "mean": self.mean, "std": self.std}
+        config = {**super().get_config(), "mean": self.mean, "std": self.std}
+        if self.pixel_format is not None:
+            config["pixel_format"] = self.pixel_format.to_dict()
+        return config
 
 
 @keras.saving.register_keras_serializable(package="kseg")

@@ -18,21 +18,27 @@ class PhotometricDistortion(keras.layers.Layer):
     uniform fraction of a turn in `+- hue`. A Gaussian blur follows. The result for an image depends
     only on that image and its draws.
 
+    Images of other than three channels have no saturation and hue, and the mean of their channels
+    is their luma.
+
     Args:
         brightness, contrast, saturation: floats in [0, 1), the strengths.
         hue: float in [0, 0.5], fraction of a turn.
         blur_probability: float in [0, 1].
         blur_sigma: `(least, most)`, pixels; the blur's sigma is uniform in between.
+        value_range: `(low, high)`: black and white. Colors are clipped to it, if any changes.
 
     Call arguments:
-        images: tensor `(batch, height, width, 3)`, RGB, 0 to 255; static height and width.
+        images: tensor `(batch, height, width, channels)`, in `value_range`; static height and
+            width.
         draws: float tensor `(batch, NUM_DRAWS)`, uniform in [0, 1).
 
     Returns:
-        float32 tensor `(batch, height, width, 3)`, 0 to 255.
+        float32 tensor `(batch, height, width, channels)`, in `value_range`.
 
     Raises:
-        ValueError: if `blur_sigma` is not 0 < least <= most.
+        ValueError: if `blur_sigma` is not 0 < least <= most; at the first call, if images of other
+            than three channels are to change in saturation or hue.
     """
 
     NUM_DRAWS = 6
@@ -46,6 +52,7 @@ class PhotometricDistortion(keras.layers.Layer):
         hue=0.0,
         blur_probability=0.0,
         blur_sigma=(0.1, 2.0),
+        value_range=(0, 255),
         dtype="float32",
         **kwargs,
     ):
@@ -56,17 +63,29 @@ class PhotometricDistortion(keras.layers.Layer):
         self.hue = hue
         self.blur_probability = blur_probability
         self.blur_sigma = tuple(blur_sigma)
+        self.value_range = tuple(value_range)
 
     def call(self, images, draws):
         """Distorts a batch."""
         images = ops.cast(images, "float32")
         if any(self.strengths) or self.hue:
             _, height, width, channels = images.shape
+            low, high = self.value_range
             pixels = ops.reshape(images, (-1, height * width, channels))
-            luma = ops.convert_to_tensor(_YIQ[0], "float32")
+            if low:
+                pixels = pixels - low
+            weights = _YIQ[0] if channels == 3 else np.full(channels, 1.0 / channels)
+            luma = ops.convert_to_tensor(weights, "float32")
             mean_luma = ops.sum(ops.mean(pixels, axis=1) * luma, axis=-1)
-            matrices, offsets = self.color_maps(draws[:, :4], mean_luma)
-            pixels = ops.clip(ops.matmul(pixels, matrices) + offsets[:, None, None], 0.0, 255.0)
+            if channels == 3:
+                matrices, offsets = self.color_maps(draws[:, :4], mean_luma)
+                pixels = ops.matmul(pixels, matrices)
+            else:
+                factors, offsets = self._gray_maps(draws, mean_luma, channels)
+                pixels = pixels * factors[:, None, None]
+            pixels = ops.clip(pixels + offsets[:, None, None], 0.0, float(high - low))
+            if low:
+                pixels = pixels + low
             images = ops.reshape(pixels, (-1, height, width, channels))
         if self.blur_probability:
             images = self._blur(images, draws[:, 4], draws[:, 5])
@@ -103,6 +122,19 @@ class PhotometricDistortion(keras.layers.Layer):
         # The rotation preserves gray, so the offset depends on contrast and brightness only.
         return matrices, mean_luma * brightness * (1.0 - contrast)
 
+    def _gray_maps(self, draws, mean_luma, channels):
+        """Computes the factor and the offset of each image of other than three channels."""
+        if self.strengths[2] or self.hue:
+            raise ValueError(
+                "Images must have 3 channels, RGB, to change in `saturation` or `hue`. Received: "
+                f"{channels} channels. Set both to 0"
+            )
+        brightness, contrast = (
+            1.0 + (2.0 * draws[:, i] - 1.0) * strength
+            for i, strength in enumerate(self.strengths[:2])
+        )
+        return brightness * contrast, mean_luma * brightness * (1.0 - contrast)
+
     def _blur(self, images, selection_draws, sigma_draws):
         """Convolves each image with a separable Gaussian, as a sum of shifted images."""
         low, high = self.blur_sigma
@@ -133,6 +165,7 @@ class PhotometricDistortion(keras.layers.Layer):
             "hue": self.hue,
             "blur_probability": self.blur_probability,
             "blur_sigma": self.blur_sigma,
+            "value_range": self.value_range,
         }
 
 

@@ -28,6 +28,7 @@ from kseg import files
 from kseg.classes import Classes
 from kseg.errors import UserError, as_user_error, option
 from kseg.json_text import parse_json
+from kseg.pixel_format import PixelFormat
 from kseg.runs.environment import environment
 
 # Keys that may change when a run is resumed: they do not affect what is learned.
@@ -80,6 +81,11 @@ class Run:
         """The range of deep images in its data, `(low, high)`, or None if unknown."""
         value_range = (self.data or {}).get("value_range")
         return tuple(value_range) if value_range else None
+
+    @property
+    def pixel_format(self):
+        """`kseg.pixel_format.PixelFormat` of the images; None: 8-bit RGB."""
+        return PixelFormat.from_dict((self.data or {}).get("pixels"))
 
     @classmethod
     def open(cls, path):
@@ -334,6 +340,7 @@ class Run:
             projections=projections,
             maps=maps,
             synchronized_batch_norm=synchronized_batch_norm,
+            pixel_format=self.pixel_format,
         )
 
     def segmenter(self, checkpoint="best", *, maps=(), precision=None):
@@ -423,6 +430,9 @@ def _data_differences(before, after):
         return [f"the data set was {before.get('dataset')!r}, is {after['dataset']!r}"]
     if before.get("classes") != after["classes"]:
         return [f"the classes were {_few(before.get('classes'))}, are {_few(after['classes'])}"]
+    old, new = (PixelFormat.from_dict(data.get("pixels")) for data in (before, after))
+    if (old and (old.channels, old.dtype)) != (new and (new.channels, new.dtype)):
+        return [f"the images had {old or '8-bit RGB'}, have {new or '8-bit RGB'}"]
     changes = []
     for name, split in after["splits"].items():
         old = before.get("splits", {}).get(name, {})

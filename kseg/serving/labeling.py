@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from kseg.evaluation.evaluator import check_logits
+from kseg.evaluation.evaluator import check_logits, images_spec
 from kseg.serving.network_file import confidence_of
 
 
@@ -29,7 +29,14 @@ def labeler(model, *, confidence=False, probabilities=False, wrap=None):
     if hasattr(model, "size") and wrap is None and not probabilities:
         return _file_labeler(model, confidence)
     network, are_probabilities = (wrap or _unchanged)(as_network(model))
-    return _graph_labeler(network, are_probabilities, len(model.classes), confidence, probabilities)
+    return _graph_labeler(
+        network,
+        are_probabilities,
+        len(model.classes),
+        confidence,
+        probabilities,
+        getattr(model, "pixel_format", None),
+    )
 
 
 def as_network(model):
@@ -40,15 +47,16 @@ def as_network(model):
 
     Returns:
         function of `(images, training=False)`, uint8 or float32 `(batch, height, width, 3)` in 0 to
-        255, to float32 logits `(batch, height, width, num_classes)`. For a file for LiteRT or ONNX,
-        images are rounded to integers, and resized to the size of a network with a fixed one; the
+        255, or images of the pixel format of the network, to float32 logits `(batch, height, width,
+        num_classes)`. For a file for LiteRT or ONNX, images are rounded to the integers that it
+        takes, and resized to the size of a network with a fixed one; the
         logits are resized back bilinearly.
     """
-    num_classes = len(model.classes)
+    num_classes, pixels = len(model.classes), getattr(model, "pixel_format", None)
     if not hasattr(model, "size"):
 
         def saved_model(images, training=False):
-            if images.dtype.is_floating:
+            if images.dtype.is_floating and pixels is None:
                 # A SavedModel rejects dark images that are not integers as normalized ones.
                 dark = tf.reduce_max(images) <= 4
                 images = tf.where(dark, tf.round(images), images)
@@ -57,13 +65,16 @@ def as_network(model):
         return saved_model
 
     def run(images):
-        images = np.clip(np.rint(images), 0, 255).astype("uint8")
+        dtype = "uint8" if pixels is None else pixels.dtype
+        if dtype != "float32":
+            images = np.clip(np.rint(images), 0, np.iinfo(dtype).max).astype(dtype)
         if model.size is None:
             return np.asarray(model(images), "float32")
         height, width = images.shape[1:3]
         logits = []
         for image in images:
-            scaled = np.asarray(model(_resize(image, model.size)[None]), "float32")[0]
+            fitted = _resize(image, model.size).reshape(*model.size, -1)
+            scaled = np.asarray(model(fitted[None]), "float32")[0]
             logits.append(_resize(scaled, (height, width)).reshape(height, width, num_classes))
         return np.stack(logits)
 
@@ -98,8 +109,10 @@ def _file_labeler(model, confidence):
     return label
 
 
-def _graph_labeler(network, are_probabilities, num_classes, confidence, probabilities):
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False)
+def _graph_labeler(
+    network, are_probabilities, num_classes, confidence, probabilities, pixel_format=None
+):
+    @tf.function(input_signature=[images_spec(pixel_format)], autograph=False)
     def label(images):
         scores = network(images, training=False)
         check_logits(scores, num_classes)

@@ -6,12 +6,16 @@ import re
 import tempfile
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kseg import files
 from kseg.classes import Classes
 from kseg.errors import UserError
+from kseg.evaluation.evaluator import images_spec
 from kseg.metrics import MeanIoU
+from kseg.pixel_format import PixelFormat
+from kseg.segmenters import pixel_format_of
 from kseg.serving.checks import (
     CLASSES_FILE,
     broken_saved_model,
@@ -33,6 +37,11 @@ def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=
     `classes`, uint8 `(height, width)`, and `confidence`, the probability of that class, float32 of
     the same shape. Images of another shape and float images outside 0 to 255 raise a descriptive
     error.
+
+    A network for other images (its `kseg.pixel_format.PixelFormat`) takes its channels and dtype in
+    place of RGB and uint8; `serving_float` takes the same values as float32, and there is no
+    `serving_bytes`. `pixel_format()` and `assets/classes.json` (`pixels`) say channels, dtype,
+    range and statistics.
 
     On the loaded object, `serve` takes either dtype; `class_names()` returns the names, string
     `(num_classes,)`, `palette()` the colors, uint8 `(num_classes, 3)`, and `value_range()` the
@@ -59,18 +68,20 @@ def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=
     path = pathlib.Path(path)
     check_folder_target(path, overwrite)
     model = exportable_model(segmenter, classes, "a SavedModel")
+    pixels = pixel_format_of(segmenter)
     with files.replace_folder(path) as new:
         # An asset keeps the name of the file that it is copied from.
         asset = pathlib.Path(tempfile.mkdtemp(dir=new.parent)) / CLASSES_FILE
-        asset.write_text(classes.to_json(value_range=value_range))
+        asset.write_text(classes.to_json(value_range=value_range, **_described(pixels)))
         module = _served_module(model, classes, value_range)
         module.classes = tf.saved_model.Asset(str(asset))
         signatures = {
-            "serving_default": module.serve.get_concrete_function(_images("uint8")),
-            "serving_float": module.serve.get_concrete_function(_images("float32")),
+            "serving_default": module.serve.get_concrete_function(images_spec(pixels, "images")),
+            "serving_float": module.serve.get_concrete_function(_floats(pixels)),
             "serving_image": module.serve_image.get_concrete_function(),
-            "serving_bytes": module.serve_bytes.get_concrete_function(),
         }
+        if pixels is None:
+            signatures["serving_bytes"] = module.serve_bytes.get_concrete_function()
         try:
             tf.saved_model.save(module, str(new), signatures=signatures)
         except tf.errors.OpError as error:  # Such as a full disk; the paths in it are temporary.
@@ -101,6 +112,7 @@ def load_saved_model(path):
         # SavedModels of earlier versions lack it.
         known_range = loaded.value_range().numpy().tolist() if "value_range" in more else []
         value_range = list(more.get("value_range") or [])
+        pixels = PixelFormat.from_dict(more.get("pixels"))
     except Exception as error:  # TensorFlow's readers raise IndexError, KeyError and more.
         raise broken_saved_model(path, error) from None
     if known != classes or known_range != value_range:
@@ -109,7 +121,7 @@ def load_saved_model(path):
             f"{len(known)}, or their names or colors, or the range of deep images, differ. Write "
             "it again with `kseg export`"
         )
-    model = ServedModel(loaded, classes, tuple(value_range) or None)
+    model = ServedModel(loaded, classes, tuple(value_range) or None, pixels)
     # No XLA, which would compile the network again for every image size.
     model.compile(jit_compile=False)
     return model
@@ -139,18 +151,21 @@ class ServedModel(keras.Model):
         loaded: the result of `tf.saved_model.load`.
         classes: `kseg.classes.Classes`.
         value_range: as for `export`.
+        pixel_format: `kseg.pixel_format.PixelFormat` of the images; None: 8-bit RGB.
 
     Attributes:
         classes: `kseg.classes.Classes`.
         value_range: as for `export`.
+        pixel_format: as the argument.
         signature: function of the signature `serving_default`.
     """
 
-    def __init__(self, loaded, classes, value_range=None):
+    def __init__(self, loaded, classes, value_range=None, pixel_format=None):
         super().__init__(name="served", dtype="float32")
         self._loaded = loaded
         self.classes = classes
         self.value_range = value_range
+        self.pixel_format = pixel_format
         self.signature = loaded.signatures["serving_default"]
         self.mean_iou = MeanIoU(len(classes))
         self.built = True
@@ -169,7 +184,9 @@ class ServedModel(keras.Model):
                 images are not in 0 to 255, see `kseg.serving.serving_input.check_images`.
         """
         images = tf.convert_to_tensor(images)
-        shape = images.shape
+        shape, pixels = images.shape, self.pixel_format
+        if pixels is not None:
+            return self._call_with_format(images)
         if shape.rank is not None and (shape.rank != 4 or shape[-1] not in (None, 3)):
             raise ValueError(
                 f"Images must be RGB, (batch, height, width, 3). Received shape: {tuple(shape)}"
@@ -180,6 +197,18 @@ class ServedModel(keras.Model):
             )
         if images.dtype != "uint8":
             images = tf.cast(images, "float32")
+        return self._loaded.serve(images)["logits"]
+
+    def _call_with_format(self, images):
+        """Computes the logits of images that are not 8-bit RGB."""
+        shape, pixels = images.shape, self.pixel_format
+        if shape.rank not in (None, 4) or shape[-1] not in (None, pixels.channels):
+            raise ValueError(
+                f"Images must be (batch, height, width, {pixels.channels}), {pixels}. Received "
+                f"shape: {tuple(shape)}"
+            )
+        if images.dtype not in (pixels.dtype, "float32"):
+            raise ValueError(f"Images must be {pixels}. Received: {images.dtype.name}")
         return self._loaded.serve(images)["logits"]
 
     def train_step(self, data):
@@ -208,7 +237,9 @@ def _served_module(model, classes, value_range):
     module.weights = [weight.value for weight in model.weights]
 
     # The network is stored only once for all signatures and dtypes.
-    @tf.function(input_signature=[_images("float32")], autograph=False)
+    pixels = pixel_format_of(model)
+
+    @tf.function(input_signature=[_floats(pixels)], autograph=False)
     def network(images):
         return model(images, training=False)
 
@@ -216,7 +247,7 @@ def _served_module(model, classes, value_range):
 
     @tf.function(autograph=False)
     def serve(images):
-        return {"logits": network(tf.cast(check_images(images), "float32"))}
+        return {"logits": network(tf.cast(check_images(images, pixels), "float32"))}
 
     def label(image):
         probabilities = tf.nn.softmax(network(tf.cast(image[None], "float32"))[0])
@@ -225,15 +256,21 @@ def _served_module(model, classes, value_range):
             "confidence": tf.reduce_max(probabilities, axis=-1),
         }
 
-    @tf.function(
-        input_signature=[tf.TensorSpec((None, None, 3), "uint8", name="image")], autograph=False
-    )
+    image_spec = images_spec(pixels)
+    image_spec = tf.TensorSpec(image_spec.shape[1:], image_spec.dtype, name="image")
+
+    @tf.function(input_signature=[image_spec], autograph=False)
     def serve_image(image):
-        return label(check_images(image))
+        return label(check_images(image, pixels))
 
     @tf.function(input_signature=[tf.TensorSpec((), "string", name="encoded")], autograph=False)
     def serve_bytes(encoded):
         return label(decode(encoded, value_range))
+
+    @tf.function(input_signature=[], autograph=False)
+    def pixel_format():
+        of = {name: np.asarray(value) for name, value in pixels.to_dict().items()}
+        return {name: tf.constant(value) for name, value in of.items()}
 
     @tf.function(input_signature=[], autograph=False)
     def class_names():
@@ -249,9 +286,17 @@ def _served_module(model, classes, value_range):
 
     module.serve, module.class_names, module.palette = serve, class_names, palette
     module.value_range = range_of_deep_images
-    module.serve_image, module.serve_bytes = serve_image, serve_bytes
+    module.serve_image = serve_image
+    if pixels is None:
+        module.serve_bytes = serve_bytes
+    else:
+        module.pixel_format = pixel_format
     return module
 
 
-def _images(dtype):
-    return tf.TensorSpec((None, None, None, 3), dtype, name="images")
+def _floats(pixels):
+    return tf.TensorSpec(images_spec(pixels).shape, "float32", name="images")
+
+
+def _described(pixels):
+    return {} if pixels is None else {"pixels": pixels.to_dict()}

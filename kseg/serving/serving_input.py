@@ -15,8 +15,8 @@ _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _ROWS, _COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)
 
 
-def check_images(images):
-    """Returns RGB images unchanged and rejects all other input.
+def check_images(images, pixel_format=None):
+    """Returns images unchanged and rejects all other input.
 
     Floating-point values must be pixel values in 0 to 255, with a tolerance of a quarter of that
     range for overshoot by resampling. Images in 0 to 1 or -1 to 1, and images with the mean
@@ -24,6 +24,8 @@ def check_images(images):
 
     Args:
         images: tensor `(batch, height, width, 3)`, or one image `(height, width, 3)`.
+        pixel_format: `kseg.pixel_format.PixelFormat`, whose channels the images must have; their
+            values must then be finite, and for whole numbers near its `value_range`. None: RGB.
 
     Returns:
         The tensor `images`.
@@ -32,9 +34,12 @@ def check_images(images):
         tf.errors.InvalidArgumentError: when evaluated, if the shape or the values are invalid.
     """
     # No earlier operation checks the runtime shape of the tensor.
-    images = tf.ensure_shape(images, (*[None] * (images.shape.rank - 1), 3))
+    channels = 3 if pixel_format is None else pixel_format.channels
+    images = tf.ensure_shape(images, (*[None] * (images.shape.rank - 1), channels))
     if not images.dtype.is_floating:
         return images
+    if pixel_format is not None:
+        return _check_values(images, pixel_format)
     low, high = tf.reduce_min(images), tf.reduce_max(images)
     # Distinguishes normalized images from almost black ones, whose values are integers.
     normalized = (high <= 4) & tf.reduce_any(images != tf.round(images))
@@ -47,6 +52,21 @@ def check_images(images):
         "to",
         high,
     ]
+    with tf.control_dependencies([tf.debugging.Assert(usable, message)]):
+        return tf.identity(images)
+
+
+def _check_values(images, pixel_format):
+    """Rejects values that the images of a pixel format cannot have."""
+    low, high = tf.reduce_min(images), tf.reduce_max(images)
+    least, most = pixel_format.value_range
+    margin = (most - least) / 4  # Resampling overshoots.
+    if pixel_format.dtype == "float32":
+        usable, rule = tf.reduce_all(tf.math.is_finite(images)), "must be finite"
+    else:  # NaN fails every comparison.
+        usable = (low >= least - margin) & (high <= most + margin)
+        rule = f"must have values from {least:g} to {most:g}"
+    message = [f"Images of {pixel_format} {rule}. Received values from", low, "to", high]
     with tf.control_dependencies([tf.debugging.Assert(usable, message)]):
         return tf.identity(images)
 

@@ -100,7 +100,7 @@ def build_trainer(run, strategy):
             ),
             objectives=objectives,
             clip_norm=config.train.clip_norm,
-            distortion=build_distortion(config.data),
+            distortion=build_distortion(config.data, run.pixel_format),
             accumulate=config.train.accumulate,
             **averages,
         )
@@ -259,19 +259,46 @@ def build_objectives(contrast, *, num_classes, seed, training_images=None):
     return objectives
 
 
-def build_distortion(data):
-    """Builds the distortion that a config describes.
+def build_distortion(data, pixel_format=None):
+    """Builds the distortion that a config describes, as far as it suits the images.
 
     Args:
         data: `kseg.config.schema.Data`.
+        pixel_format: `kseg.pixel_format.PixelFormat` of the images; None: 8-bit RGB.
 
     Returns:
-        `PhotometricDistortion`, or None if the config asks for no distortion.
+        `PhotometricDistortion`, or None if the config asks for no distortion that suits.
     """
     arguments = data.color_jitter.model_dump() if data.color_jitter else {}
+    for name in left_out_of_jitter(data, pixel_format):
+        del arguments[name]
     if data.blur:
         arguments |= {f"blur_{key}": value for key, value in data.blur.model_dump().items()}
-    return PhotometricDistortion(**arguments) if arguments else None
+    if not arguments:
+        return None
+    if pixel_format is not None:
+        arguments["value_range"] = pixel_format.value_range
+    return PhotometricDistortion(**arguments)
+
+
+def left_out_of_jitter(data, pixel_format):
+    """Lists what is left out of a config's color jitter, because the images are not RGB.
+
+    Saturation and hue are those of red, green and blue. Floating-point values are mostly physical
+    quantities, such as heights, whose brightness and contrast are to stay, too.
+
+    Args:
+        data, pixel_format: as for `build_distortion`.
+
+    Returns:
+        list of str, keys of `kseg.config.schema.ColorJitter`.
+    """
+    if data.color_jitter is None or pixel_format is None or pixel_format.has_colors:
+        return []
+    names = ["saturation", "hue"]
+    if pixel_format.dtype == "float32":
+        names += ["brightness", "contrast"]
+    return [name for name in data.color_jitter.model_dump() if name in names]
 
 
 def build_optimizer(optimizer, schedule, *, steps, restarts=(), segmenter=None):

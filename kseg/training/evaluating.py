@@ -46,7 +46,13 @@ class Evaluating:
             model, strategy = inference_model(segmenter), None
         else:
             return
-        self._evaluate = Evaluator(model, len(run.classes), losses=self._losses, strategy=strategy)
+        self._evaluate = Evaluator(
+            model,
+            len(run.classes),
+            losses=self._losses,
+            strategy=strategy,
+            pixel_format=run.pixel_format,
+        )
 
     def update(self):
         """Brings the weights up to date; in a cluster all workers must call it."""

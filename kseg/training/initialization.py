@@ -47,7 +47,9 @@ def load_pretrained(segmenter, model):
     if source is None:
         return "random"
     try:
-        report = load_weights(segmenter, source, backbone_only=model.weights is None)
+        report = load_weights(
+            segmenter, source, backbone_only=model.weights is None, stem=model.backbone.stem
+        )
     except UnavailableError as error:
         if model.backbone.weights_if_missing == "fail":
             raise _with_way_out(error) from None

@@ -18,6 +18,7 @@ class LoadReport:
         conventions: tuple of str, the code bases whose naming the arrays follow.
         folded: dict from the name of each array that was folded into another weight (the bias of a
             convolution) to the path of that weight (the moving mean after it).
+        adapted: list of str, how kernels for RGB were adapted to other channels.
     """
 
     loaded: dict
@@ -27,6 +28,7 @@ class LoadReport:
     source: str = ""
     conventions: tuple = ()
     folded: dict = dataclasses.field(default_factory=dict)
+    adapted: list = dataclasses.field(default_factory=list)
 
     def __str__(self):
         """Lists on one line each what was loaded, what was unused and why, and what was missing."""
@@ -36,6 +38,7 @@ class LoadReport:
             f"loaded {len(self.loaded)} arrays ({self.num_values / 1e6:.2f} M values)"
             f"{source}{names}"
         ]
+        lines += [f"adapted: {line}" for line in self.adapted]
         if self.folded:
             lines.append(f"folded: {_some(self.folded)} into the moving means after them")
         reasons = {}

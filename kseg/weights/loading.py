@@ -7,6 +7,7 @@ import numpy as np
 
 from kseg.backbones.backbone import Backbone
 from kseg.errors import UserError
+from kseg.weights import stem as stems
 from kseg.weights.conventions import CONVENTIONS, PREFIXES, recognise, without_prefixes
 from kseg.weights.files import read_file
 from kseg.weights.hub import check_source, fetch_from_hugging_face, read_keras_cv_preset
@@ -36,6 +37,7 @@ def load_weights(
     backbone_only=False,
     ignore=(),
     allow_missing=(),
+    stem=None,
 ):
     """Loads pretrained weights into a backbone or a segmenter; assigns nothing unless all fit.
 
@@ -66,6 +68,8 @@ def load_weights(
             prefixes: arrays that may remain unused.
         allow_missing: regular expressions, matched from the start of a weight's path: weights that
             may keep their values.
+        stem: what becomes of a first convolution for RGB in a network for other channels, see
+            `kseg.weights.stem.adapt`.
 
     Returns:
         `LoadReport`, with a readable `str()`. Queries, keys and values, which Hugging Face stores
@@ -98,12 +102,14 @@ def load_weights(
             f"{named} is for another network: none of its {len(match.arrays)} arrays has a weight "
             f"in {target.name!r}. Arrays: {_some(match.arrays)}. Weights: {_some(weights)}"
         )
+    adapted = _adapt_stem(match, weights, backbone, stem)
     reset = _drop_classifiers_of_other_classes(match, weights)
+    arrays, layout = match.values()
     report = assign(
         weights,
-        match.arrays,
+        arrays,
         match.paths,
-        layout=match.layout,
+        layout=layout,
         unused=match.unused,
         may_miss=_permission(match, weights, backbone, reset, allow_missing),
         complaint=f"{named} does not fit {target.name!r}",
@@ -113,6 +119,7 @@ def load_weights(
         unused={**report.unused, **checkpoint.beside},
         source=str(source),
         conventions=match.conventions,
+        adapted=adapted,
     )
 
 
@@ -128,6 +135,7 @@ class _Match:
         layout: as in `assign`.
         conventions: tuple of str, descriptions for users.
         lacks: tuples of regular expressions, see `Convention`.
+        adapted: dict from the name of an array to what is loaded in its place, in Keras' layout.
     """
 
     arrays: dict
@@ -136,6 +144,16 @@ class _Match:
     layout: typing.Callable
     conventions: tuple
     lacks: tuple = ()
+    adapted: dict = dataclasses.field(default_factory=dict)
+
+    def values(self):
+        """Builds the arrays to load, and the layout of the others, as `assign` takes them."""
+        own = {id(array) for array in self.adapted.values()}
+
+        def layout(array, weight):
+            return array if id(array) in own else self.layout(array, weight)
+
+        return {**self.arrays, **self.adapted}, layout
 
 
 def _permission(match, weights, backbone, reset, allow_missing):
@@ -267,6 +285,27 @@ def _leftover(conventions, variants):
             if any(first_match([pattern], variant) for variant in variants):
                 return reason
     return None
+
+
+def _adapt_stem(match, weights, backbone, how):
+    """Adapts kernels for the RGB of an image to the channels of the network, in the match.
+
+    Returns:
+        list of str, what was done.
+    """
+    channels = 3 if backbone is None else backbone.input_shape[-1]
+    lines = []
+    for name, path in match.paths.items():
+        if channels == 3 or path not in weights or len(weights[path].shape) != 4:
+            continue
+        shape = tuple(weights[path].shape)
+        kernel = match.layout(match.arrays[name], weights[path])
+        if shape[2] != channels or kernel.shape != (*shape[:2], 3, shape[3]):
+            continue
+        adapted, line = stems.adapt(kernel, channels, how)
+        match.adapted[name] = adapted
+        lines.append(f"{path}: {line}")
+    return lines
 
 
 def _drop_classifiers_of_other_classes(match, weights):
