@@ -4,6 +4,7 @@ import pytest
 
 from kseg.config.schema import Data
 from kseg.layers.photometric import PhotometricDistortion
+from kseg.pixel_format import PixelFormat
 from kseg.training.build import build_distortion
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -122,3 +123,39 @@ def test_built_from_a_config():
     assert build_distortion(Data(**data, color_jitter=None)) is None
     blurring = build_distortion(Data(**data, color_jitter=None, blur={"probability": 0.3}))
     assert (blurring.strengths, blurring.blur_probability) == ((0.0, 0.0, 0.0), 0.3)
+
+
+def a_format(channels, dtype, value_range):
+    numbers = dict.fromkeys(("mean", "std", "minimum", "maximum"), (1.0,) * channels)
+    return PixelFormat(channels, dtype, value_range, **numbers)
+
+
+def test_other_channels_change_in_brightness_and_contrast_within_their_range():
+    images = np.random.default_rng(0).uniform(100, 1100, (2, 4, 5, 4)).astype("float32")
+    layer = PhotometricDistortion(brightness=0.4, contrast=0.4, value_range=(100, 1100))
+    draws = np.full((2, 6), 0.25, "float32")  # Both factors are 0.8.
+    expected = np.empty_like(images)
+    for image, result in zip(images, expected, strict=True):
+        above = 0.8 * (image - 100)
+        mean = above.mean()
+        result[...] = np.clip(mean + 0.8 * (above - mean), 0, 1000) + 100
+    np.testing.assert_allclose(layer(images, draws), expected, rtol=1e-4)
+    with pytest.raises(ValueError, match="must have 3 channels"):
+        PhotometricDistortion(hue=0.1)(images, draws)
+
+
+@pytest.mark.parametrize(
+    "pixels, kept",
+    [
+        (None, (0.25, 0.25, 0.25)),
+        (a_format(3, "uint16", (0, 4095)), (0.25, 0.25, 0.25)),
+        (a_format(4, "uint8", (0, 255)), (0.25, 0.25, 0.0)),
+        (a_format(3, "float32", (-1, 1)), None),
+    ],
+)
+def test_distortion_suits_the_images(pixels, kept):
+    data = Data(dataset="any", crop_size=(8, 8), batch_size=1, color_jitter={}, blur=None)
+    distortion = build_distortion(data, pixels)
+    assert (distortion and distortion.strengths) == kept
+    if pixels and distortion:
+        assert distortion.value_range == pixels.value_range
