@@ -34,6 +34,7 @@ class Network:
         optimizer, schedule: sections of a config, without warm-up.
         files: names of files with its pretrained weights.
         hub: where they are on the Hugging Face hub, or None.
+        whole: bool, whether these are weights of the whole network; False: of the backbone.
         epochs: int, passes over the images.
         least_steps: int.
     """
@@ -43,6 +44,7 @@ class Network:
     schedule: dict
     files: tuple = ()
     hub: str | None = None
+    whole: bool = False
     epochs: int = 40
     least_steps: int = 400
 
@@ -63,12 +65,17 @@ def _lite(size, file):
 NETWORKS = {
     "lite0": _lite(0, "efficientnet-lite0-57934424.pth"),
     "lite2": _lite(2, "efficientnet-lite2-9656183e.pth"),
+    # As configs/finetune_upernet_swin_t.json.
     "swin_t": Network(
         {"backbone": {"name": "swin_t", "drop_path_rate": 0.3}, "head": {"name": "upernet"}},
         {"name": "adamw", "learning_rate": 6e-5, "weight_decay": 0.01},
         {"name": "linear"},
-        ("swin_tiny_patch4_window7_224.pth",),
-        "hf://timm/swin_tiny_patch4_window7_224.ms_in1k",
+        (
+            "upernet_swin_tiny_patch4_window7_512x512_160k_ade20k_pretrain_224x224_1K_"
+            "20210531_112542-e380ad3e.pth",
+        ),
+        "hf://openmmlab/upernet-swin-tiny@dc8e8c94669c6f14d5cc4c21a141daebd2280d59",
+        whole=True,
     ),
     "scratch": Network(
         {
@@ -222,7 +229,10 @@ def choose_network(facts, weights):
             source,
             [
                 f"network: {network.model['head']['name']} on {backbone}: {why}",
-                f"weights: {source}: pretrained weights save most of the steps",
+                f"weights: {source}: "
+                + (
+                    "it segments already" if network.whole else "pretrained weights save most steps"
+                ),
             ],
         )
     network = NETWORKS["scratch"]
@@ -268,8 +278,8 @@ def choose(facts, network, source):
     smallest = round(min(0.75, max(0.5, ratio)), 2)
     scale_range = [smallest, 1.75]
     comments.append(
-        f"scales: {smallest:g} to 1.75 of the images' size, so that a crop shows "
-        f"{min(1, ratio / smallest):.0%} of a side or less; images are labeled at size 1"
+        f"scales: {smallest:g} to 1.75 times the images, around the size 1 at which they will be "
+        f"labeled: a crop shows up to {min(1, ratio / smallest):.0%} of a side"
     )
     losses = {}
     if weighted := _imbalance(facts.shares):
@@ -280,9 +290,13 @@ def choose(facts, network, source):
         )
     else:
         comments.append("class weights: none: no class has far more pixels than the median one")
-    backbone = {**network.model["backbone"], **({"weights": source} if source else {})}
+    model = dict(network.model)
+    if source and network.whole:
+        model = {"weights": source, **model}
+    elif source:
+        model["backbone"] = {**model["backbone"], "weights": source}
     values = {
-        "model": {**network.model, "backbone": backbone},
+        "model": model,
         "losses": losses,
         "data": {
             "crop_size": crop,
@@ -465,7 +479,8 @@ def _facts(manifest, folder, train_split, eval_split):
     if not pixels:
         raise UserError(f"Split {train_split!r} of {folder} has no labeled pixel")
     with Progress("looking at the device and the images"):
-        found = _in_new_process({"do": "look", "folder": folder, "split": train_split})
+        work = {"do": "look", "folder": folder, "split": train_split}
+        found = _in_new_process({**work, "count": 0 if split.image_size else _SIZES})
     sizes = [split.image_size] if split.image_size else found["sizes"]
     size = tuple(int(statistics.median(side)) for side in zip(*sizes, strict=True))
     shares = [count / sum(pixels) for count in pixels]
@@ -531,12 +546,13 @@ def _layout(values):
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def look(folder, split):
+def look(folder, split, count):
     """Looks at the device and at the sizes of images; for a process of its own.
 
     Args:
         folder: str, prepared data.
         split: str.
+        count: int, images whose sizes are read.
 
     Returns:
         dict with `device`, `bfloat16`, `memory` (bytes or None) and `sizes`.
@@ -557,7 +573,7 @@ def look(folder, split):
             "bfloat16": details.get("compute_capability", (0, 0)) >= (8, 0),
             "memory": limit,
         }
-    images = loader.evaluation_dataset(folder, split).take(_SIZES)
+    images = loader.evaluation_dataset(folder, split).take(count)
     sizes = [list(map(int, item["image"].shape[1:3])) for item in images]
     return {**about, "sizes": sizes}
 
@@ -608,7 +624,7 @@ def _work():
 
     work = json.loads(sys.argv[1])
     if work["do"] == "look":
-        found = look(work["folder"], work["split"])
+        found = look(work["folder"], work["split"], work["count"])
     else:
         found = take_steps(work["config"])
     print(json.dumps(found))

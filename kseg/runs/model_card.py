@@ -96,15 +96,16 @@ def _data(config, data, scores):
 def _scores(config, scores):
     settings = [f"{name}: {scores[name]}" for name in _SETTINGS if scores.get(name)]
     how = f", with {', '.join(settings)}" if settings else ", one view of each whole image"
+    chosen = scores["split"] == config.data.eval_split
+    chose = ", by which these weights were chosen" if chosen else ""
     rows = [
         (name, _percent(s["iou"]), _percent(s["accuracy"]), _percent(s["pixel_share"]))
         for name, s in scores["classes"].items()
     ]
     rows.append(("**mean**", _percent(scores["mean_iou"]), _percent(scores["mean_accuracy"]), ""))
     return [
-        f"On split {_code(scores['split'])} of {_code(scores['dataset'])} (the split that "
-        f"chose these weights, if it is {_code(config.data.eval_split)}){how}; in percent. Pixel "
-        f"accuracy: {_percent(scores['pixel_accuracy'])}.",
+        f"On split {_code(scores['split'])} of {_code(scores['dataset'])}{chose}{how}; in percent. "
+        f"Pixel accuracy: {_percent(scores['pixel_accuracy'])}.",
         _table(("class", "IoU", "accuracy", "share of pixels"), rows),
     ]
 

@@ -130,9 +130,10 @@ class Run:
             data: as the attribute.
 
         Raises:
-            UserError: if the folder holds a run of another config, or on other data.
+            UserError: if the folder holds a run of another config, or on other data, or a preset.
         """
         run = cls(path, config, classes, data)
+        _refuse_preset(run.path)
         if not run._holds_work():
             cls.delete(path)
         elif (run.path / "config.json").exists():
@@ -147,8 +148,13 @@ class Run:
 
     @staticmethod
     def delete(path):
-        """Deletes a run's files from its folder, and nothing else; the folder may be missing."""
+        """Deletes a run's files from its folder, and nothing else; the folder may be missing.
+
+        Raises:
+            UserError: if the folder holds a preset.
+        """
         path = pathlib.Path(path)
+        _refuse_preset(path)
         for name in _FOLDERS:
             shutil.rmtree(path / name, ignore_errors=True)
         for name in _FILES:
@@ -371,6 +377,16 @@ class Run:
             variables = checkpoints.averaged_variables(segmenter)
         checkpoints.restore(file, variables, check=lambda meta: self.check_checkpoint(file, meta))
         return segmenter
+
+
+def _refuse_preset(path):
+    """Protects a preset from a training in its folder."""
+    if (path / PRESET_WEIGHTS).exists():
+        raise UserError(
+            f"{path} holds a preset, which a training would destroy. Use {option('run')} for "
+            f"another folder; {option('overrides', [f'model.weights={path / PRESET_WEIGHTS}'])} "
+            "starts from its weights"
+        )
 
 
 def _load_preset(segmenter, file):

@@ -135,11 +135,18 @@ def test_every_network_gives_a_valid_config(key):
     values["data"]["dataset"] = "folder"
     found = config.parse({"name": "x", **values}, source="x")
     assert found.train.precision == "mixed_bfloat16"
-    # The hub's name is that of the config of the same network, where there is one.
-    base = ROOT / f"configs/base/upernet_{found.model.backbone.name}.json"
-    if base.exists():
-        model = json.loads(base.read_text())["model"]
-        assert model["backbone"]["weights"] == network.hub
+    named = found.model.weights if network.whole else found.model.backbone.weights
+    assert named == network.hub
+
+
+def test_the_network_for_a_gpu_is_that_of_the_guide():
+    network, guide = init.NETWORKS["swin_t"], config.load("finetune_upernet_swin_t")
+    values, _ = init.choose(facts(device="GPU"), network, network.hub)
+    values["data"]["dataset"] = "folder"
+    found = config.parse({"name": "x", **values}, source="x")
+    assert (found.model, found.optimizer) == (guide.model, guide.optimizer)
+    other = config.load("finetune_upernet_swin_t_mmseg").model.weights
+    assert network.files == (other.removeprefix("weights/"),)
 
 
 def test_the_command(data, tmp_path, monkeypatch, capsys):
@@ -153,7 +160,7 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
 
     def here(work):  # In this process, which knows the tiny network.
         if work["do"] == "look":
-            return init.look(work["folder"], work["split"])
+            return init.look(work["folder"], work["split"], work["count"])
         if not measured:  # Once: it compiles a training step.
             measured.append(init.take_steps(work["config"]))
         return measured[0]

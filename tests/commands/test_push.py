@@ -14,7 +14,8 @@ from kseg import backbones
 from kseg.commands import evaluate, push
 from kseg.errors import UnavailableError, UserError
 from kseg.runs import Run
-from kseg.runs.presets import OPTIONAL, REQUIRED
+from kseg.runs.presets import OPTIONAL, REQUIRED, fetch_preset
+from kseg.weights.hub import upload_folder
 from tests.commands import hub_server
 from tests.commands.tiny_run import NAMES, tiny_run  # noqa: F401
 from tests.tiny_networks import tiny_hrnet
@@ -99,13 +100,13 @@ def test_the_model_card(run, preset):
 
 
 def test_the_folder_is_a_run(preset, tmp_path):
-    model = kseg.from_preset(preset)
-    same(model, Run.open(preset))  # As `--run` of the other commands opens it.
+    opened = Run.open(preset)  # As `--run` of the other commands opens it.
+    assert opened.checkpoint("best").name == "model.weights.h5"
     push.push(preset, tmp_path / "again")  # It can be pushed on.
     assert (tmp_path / "again/scores.json").read_text() == (preset / "scores.json").read_text()
 
 
-def test_through_the_hub(run, hub, capsys):
+def test_through_the_hub(run, preset, hub):
     push.main([str(run.path), "hf://owner/tiny", "--license", "apache-2.0", "--private"])
     assert hub.private == {"owner/tiny": True}
     (_, _), (commit, files) = hub.commits["owner/tiny"]
@@ -115,12 +116,11 @@ def test_through_the_hub(run, hub, capsys):
     same(kseg.from_preset("hf://owner/tiny"), run)
 
     # A second push is another commit; a revision pins the first.
-    push.push(run.path, "hf://owner/tiny")
+    upload_folder(preset, "hf://owner/tiny")
     (newest, files) = hub.commits["owner/tiny"][-1]
-    assert newest != commit and b"license: unknown" in files["README.md"]
-    pinned = kseg.from_preset(f"hf://owner/tiny@{commit}")
-    assert pinned.preset.run.path.name == commit
-    assert kseg.from_preset("hf://owner/tiny").preset.run.path.name == newest
+    assert newest != commit and b"license: cc-by-4.0" in files["README.md"]
+    assert fetch_preset(f"hf://owner/tiny@{commit}").name == commit
+    assert fetch_preset("hf://owner/tiny").name == newest
 
     # It is weights to start from, too, with a classifier for other classes.
     other = Run(run.path, run.config, type(run.classes)(["a", "b"], [[0] * 3, [9] * 3]))
@@ -129,25 +129,27 @@ def test_through_the_hub(run, hub, capsys):
     assert {path.split("/")[0] for path in report.missing} == {"ocr_logits", "ocr_aux_logits"}
 
 
-def test_without_network_the_cached_preset_is_used(run, hub, monkeypatch):
-    push.push(run.path, "hf://owner/tiny")
-    kseg.from_preset("hf://owner/tiny")
+def test_without_network_the_cached_preset_is_used(preset, hub, monkeypatch):
+    upload_folder(preset, "hf://owner/tiny")
+    folder = fetch_preset("hf://owner/tiny")
+    assert {path.name for path in folder.iterdir()} == FILES - {"README.md"}
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    same(kseg.from_preset("hf://owner/tiny"), run)
+    assert fetch_preset("hf://owner/tiny") == folder
     with pytest.raises(UnavailableError, match=r"Download config\.json, .* of owner/other"):
         kseg.from_preset("hf://owner/other")
 
 
-def test_what_the_hub_refuses_is_one_line(run, hub, monkeypatch):
+def test_what_the_hub_refuses_is_one_line(run, preset, hub, monkeypatch, tmp_path):
     with pytest.raises(UnavailableError, match="hf://owner/none is not available: "):
         kseg.from_preset("hf://owner/none")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(UnavailableError, match="hf://owner/tiny is not available: ") as caught:
-        push.push(run.path, "hf://owner/tiny")
+        upload_folder(preset, "hf://owner/tiny")
     assert "\n" not in str(caught.value) and hub.commits == {}
     monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+    card = (preset / "README.md").read_bytes().replace(b"license: cc-by-4.0", b"license: mine")
     with pytest.raises(UserError, match=r'hf://owner/tiny is refused: .*"license" must be known'):
-        push.push(run.path, "hf://owner/tiny", license="mine")
+        upload_folder(copy(preset, tmp_path / "mine", README=card), "hf://owner/tiny")
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(UnavailableError, match=r"needs a token.*hf auth login"):
         push.push(run.path, "hf://owner/tiny")
@@ -203,12 +205,25 @@ def test_code_that_a_preset_names_is_not_run(preset, tmp_path):
         kseg.from_preset(folder)
 
 
-def test_scores_of_other_weights_are_refused(run, tmp_path):
-    from kseg.runs import presets
+def test_a_training_does_not_destroy_a_preset(run, preset):
+    before = sorted(path.name for path in preset.iterdir())
+    with pytest.raises(UserError, match=r"holds a preset.*model\.weights="):
+        Run.create(preset, run.config, run.classes)
+    with pytest.raises(UserError, match="holds a preset"):
+        Run.delete(preset)
+    assert sorted(path.name for path in preset.iterdir()) == before
+
+
+def test_scores_of_other_weights_are_refused(run, tmp_path, monkeypatch):
+    from kseg.runs import checkpoints, presets
 
     scores = json.loads((run.path / "evaluation/val.json").read_text())
     with pytest.raises(UserError, match="checkpoint 'latest'"):
         presets.write_preset(run, tmp_path / "x", {**scores, "checkpoint": "latest"})
     with pytest.raises(UserError, match="classes"):
         presets.write_preset(run, tmp_path / "x", {**scores, "classes": {"a": {}}})
+    other = scores["mean_iou"] + 0.1
+    monkeypatch.setattr(checkpoints, "restore", lambda *arguments: {"mean_iou": other})
+    with pytest.raises(UserError, match=f"other weights: .* best weights {other:.4f}"):
+        presets.write_preset(run, tmp_path / "x", scores)
     assert not (tmp_path / "x").exists() and set(OPTIONAL) >= {"scores.json"}
