@@ -242,6 +242,15 @@ def test_input_path(toy, monkeypatch):
     assert [step.split()[-1] for step in lines[-1].split(",")] == ["2", "10", "20"]
 
 
+def test_input_channels(toy, monkeypatch):
+    monkeypatch.setattr(load("input_path"), "limit_threads", lambda: None)
+    lines = toy("input_channels")
+    assert lines[0].startswith("96x160, crop 64x96")
+    titles = [line[:31].strip() for line in lines[1:]]
+    assert titles[3:] == ["four channels, 16 bits", "the same, whole TIFFs, OpenCV"]
+    assert len(titles) == 5 and all(" ms" in line and " MB" in line for line in lines[1:])
+
+
 def test_input_path_of_prepared_data(capsys, monkeypatch, tmp_path):
     module = load("input_path")
     monkeypatch.setattr(module, "limit_threads", lambda: None)
