@@ -5,6 +5,7 @@ import re
 import yaml
 
 import kseg
+from kseg.pixel_format import PixelFormat
 
 _SETTINGS = ("window", "overlap", "scales", "flip")
 
@@ -33,7 +34,7 @@ def model_card(config, classes, data, scores, *, license, source):
         "```python\n"
         "import kseg\n"
         f"model = kseg.from_preset({source!r})\n"
-        "labels = model.predict(images).argmax(-1)  # From uint8 RGB (batch, height, width, 3).\n"
+        f"labels = model.predict(images).argmax(-1)  # {_input(data)}\n"
         "```",
         "`model.classes.names` holds the names of the classes in the order of their numbers. To "
         f'train further on other classes, set `{{"model": {{"weights": "{source}"}}}}` in a '
@@ -50,6 +51,16 @@ def model_card(config, classes, data, scores, *, license, source):
         _training(config),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _input(data):
+    """Describes the images that the network takes."""
+    pixels = PixelFormat.from_dict((data or {}).get("pixels"))
+    if pixels is None:
+        return "From uint8 RGB (batch, height, width, 3)."
+    low, high = pixels.value_range
+    shape = f"(batch, height, width, {pixels.channels})"
+    return f"From {pixels.dtype} {shape}, values {low:g} to {high:g}."
 
 
 def _metadata(config, scores, license):

@@ -120,7 +120,8 @@ def from_preset(source, *, precision=None, allow_code=False):
 
     Returns:
         `kseg.segmenters.InferenceModel` from RGB images `(batch, height, width, 3)` in 0 to 255,
-        uint8 or float, of any size, to float32 logits `(batch, height, width, num_classes)`. Its
+        uint8 or float, of any size (or of the channels and values of `preset.run.pixel_format`), to
+        float32 logits `(batch, height, width, num_classes)`. Its
         attribute `classes` holds names and colors of the classes; its attribute `preset` the
         `segmenter` to train further, `run` with the config, and `scores`.
 

@@ -14,6 +14,7 @@ from kseg import backbones
 from kseg.commands import evaluate, push
 from kseg.errors import UnavailableError, UserError
 from kseg.runs import Run
+from kseg.runs.model_card import model_card
 from kseg.runs.presets import OPTIONAL, REQUIRED, fetch_preset
 from kseg.weights.hub import upload_folder
 from tests.commands import hub_server
@@ -97,6 +98,19 @@ def test_the_model_card(run, preset):
     names = {"images": IMAGES}
     exec(snippet, names)
     assert names["labels"].shape == IMAGES.shape[:3]
+
+
+def test_the_model_card_of_other_channels(preset):
+    opened = Run.open(preset)
+    scores = json.loads((preset / "scores.json").read_text())
+    lists = {key: [1.0, 2.0, 3.0, 4.0] for key in ("mean", "std", "minimum", "maximum")}
+    pixels = {"channels": 4, "dtype": "uint16", "value_range": [0, 4095], **lists}
+    data = {"splits": {}, "pixels": pixels}
+    text = model_card(
+        opened.config, opened.classes, data, scores, license="unknown", source="hf://a/b"
+    )
+    assert "# From uint16 (batch, height, width, 4), values 0 to 4095." in text
+    assert "Not stated by the author" in text
 
 
 def test_the_folder_is_a_run(preset, tmp_path):
