@@ -51,18 +51,16 @@ def decode_window(tiles, width, first, extent, pixels):
     tiles = tf.reshape(tiles, (-1, (width - 1) // TILE[1] + 1))[
         begin[0] : end[0], begin[1] : end[1]
     ]
-    size = np.dtype(pixels.dtype).itemsize
+    size, (rows, columns), channels = np.dtype(pixels.dtype).itemsize, TILE, pixels.channels
     planes = tf.io.decode_raw(tf.io.decode_compressed(tf.reshape(tiles, (-1,)), "ZLIB"), "uint8")
-    planes = tf.unstack(
-        tf.reshape(planes, (-1, size, TILE[0], TILE[1], pixels.channels)), num=size, axis=1
-    )
-    values = tf.reshape(
-        _joined(planes, pixels.dtype), tf.concat([tf.shape(tiles), TILE, [pixels.channels]], axis=0)
-    )
-    values = tf.transpose(values, (0, 2, 1, 3, 4))
-    values = tf.reshape(values, tf.concat([tf.shape(tiles) * tile, [pixels.channels]], axis=0))
-    first = tf.concat([first - begin * tile, [0]], axis=0)
-    return tf.slice(values, first, tf.concat([extent, [pixels.channels]], axis=0))
+    down, across = tf.unstack(tf.shape(tiles))
+    planes = tf.reshape(planes, (down, across, size, rows, columns, channels))
+    # The bytes are transposed and cut, not the values, of which only the window is needed.
+    planes = tf.transpose(planes, (2, 0, 3, 1, 4, 5))
+    planes = tf.reshape(planes, (size, down * rows, across * columns, channels))
+    first = tf.concat([[0], first - begin * tile, [0]], axis=0)
+    planes = tf.slice(planes, first, tf.concat([[size], extent, [channels]], axis=0))
+    return _joined(tf.unstack(planes, num=size), pixels.dtype)
 
 
 def _joined(planes, dtype):
