@@ -32,7 +32,7 @@ def parse_arguments(arguments=None):
     parser = console.Parser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", help="folder of a run, such as runs/quickstart")
-    source.add_argument("--saved-model", metavar="DIR", help="what scripts/export.py wrote")
+    source.add_argument("--saved-model", metavar="PATH", help="folder or file of export.py")
     source.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="two evaluated runs, or their JSON files"
     )
@@ -177,7 +177,7 @@ def evaluate(
 
     Args:
         run: folder of a run; alternative to `saved_model` and `data`.
-        saved_model: folder written by `kseg.export`.
+        saved_model: folder or file written by `kseg.export`.
         checkpoint: step, `"best"` or `"latest"`; None: `"best"`.
         data: folder of prepared data; None: the one in the run's config.
         split: name of a split; None: `data.eval_split` of the run, `val` for a SavedModel.
@@ -230,7 +230,8 @@ def _evaluate(options):
     from kseg import files
     from kseg.evaluation import results
     from kseg.runs import Run
-    from kseg.serving.checks import read_classes
+    from kseg.pixel_format import PixelFormat
+    from kseg.serving.checks import read_classes, read_file_classes
 
     run = checkpoint = None
     if options.run:
@@ -242,13 +243,14 @@ def _evaluate(options):
         folder, split = options.data or data.folder, options.split or data.eval_split
         batch_size = options.batch_size or data.eval_batch_size
     else:
-        classes, _ = read_classes(options.saved_model)
+        is_file = pathlib.Path(options.saved_model).is_file()
+        classes, more = (read_file_classes if is_file else read_classes)(options.saved_model)
         folder, split = options.data, options.split or "val"
         batch_size = options.batch_size or 4
     manifest = pipelines.read_manifest(folder)
     num_images = manifest.split(split).num_images
     check_classes(classes.names, manifest)
-    pixels = run.pixel_format if run else pixels_of_saved_model(options.saved_model)
+    pixels = run.pixel_format if run else PixelFormat.from_dict(more.get("pixels"))
     check_pixels(pixels, manifest)
     check_cityscapes(options, manifest)
     own = run is not None and manifest.dataset == run.config.data.dataset
@@ -263,7 +265,7 @@ def _evaluate(options):
     from kseg.evaluation.evaluator import Evaluator
     from kseg.progress import Progress
     from kseg.segmenters import inference_model
-    from kseg.serving import load_saved_model
+    from kseg.serving.loading import load
     from kseg.training.distribution import build_strategy
     from pipelines import loader
 
@@ -276,7 +278,8 @@ def _evaluate(options):
             if run:
                 model = inference_model(run.segmenter(checkpoint, precision=options.precision))
             else:
-                model = load_saved_model(options.saved_model)
+                model = load(options.saved_model)
+                model = network_of_file(model, options) if is_file else model
         crop_size = run.config.data.crop_size if run else None
         model, settings = views.wrap(model, len(classes), options, crop_size, batch_size)
         with Progress("evaluating", num_images) as progress:
@@ -325,12 +328,21 @@ def _evaluate(options):
     return {"scores": evaluation.scores, "results": result, "output": output}
 
 
-def pixels_of_saved_model(path):
-    """Reads the `kseg.pixel_format.PixelFormat` of a SavedModel; None: 8-bit RGB."""
-    from kseg.pixel_format import PixelFormat
-    from kseg.serving.checks import read_classes
+def network_of_file(model, options):
+    """Makes a file for LiteRT, ONNX or OpenVINO a network for the evaluator.
 
-    return PixelFormat.from_dict(read_classes(path)[1].get("pixels"))
+    Raises:
+        UserError: if the file gives classes and the options need logits.
+    """
+    from kseg.errors import UserError, option
+    from kseg.serving.labeling import as_network
+
+    if model.result == "classes" and views.modes(options):
+        raise UserError(
+            f"{options.saved_model} gives classes, and scales, mirroring and windows average "
+            f"logits. Write it with {option('result', 'logits')}"
+        )
+    return as_network(model)
 
 
 def check_cityscapes(options, manifest):

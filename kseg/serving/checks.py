@@ -5,19 +5,24 @@ They are separate from the exporters because the commands call them before impor
 
 import importlib.util
 import pathlib
+import re
 
 from kseg import files
 from kseg.classes import Classes
 from kseg.errors import UserError, option
 
+RESULTS = ("logits", "classes")  # What a network file returns.
+QUANTIZATIONS = ("float16", "int8")
+TENSORFLOW_SERVING, TRITON = "tensorflow_serving", "triton"  # Model folders.
 CLASSES_FILE = "classes.json"  # In the assets of a SavedModel.
-CLASSES_SUFFIX = ".classes.json"  # Suffix of the file beside a LiteRT or ONNX file.
+CLASSES_SUFFIX = ".classes.json"  # Suffix of the file beside a LiteRT, ONNX or OpenVINO file.
 _PACKAGES = {
     "tf2onnx": "Writing ONNX needs the extra `onnx`: pip install 'kseg[onnx]'",
     "onnxruntime": "Running ONNX needs the extra `onnx`: pip install 'kseg[onnx]'",
     "fastapi": "The server needs the extra `serve`: pip install 'kseg[serve]'",
     "prometheus_client": "The server needs the extra `serve`: pip install 'kseg[serve]'",
     "uvicorn": "The server needs the extra `serve`: pip install 'kseg[serve]'",
+    "openvino": "OpenVINO needs the extra `openvino`: pip install 'kseg[openvino]'",
     "ai_edge_litert": "Running LiteRT files needs the extra `litert`: pip install 'kseg[litert]'",
 }
 
@@ -35,29 +40,58 @@ def require(package):
         raise UserError(_PACKAGES[package])
 
 
-def check_folder_target(path, overwrite):
-    """Rejects a folder to which a SavedModel must not be written.
+def check_folder_target(path, overwrite, *, kind="SavedModel", marker="saved_model.pb"):
+    """Rejects a folder to which a SavedModel, or model folders, must not be written.
 
     Args:
         path: `pathlib.Path`.
-        overwrite: bool, whether an existing SavedModel may be replaced.
+        overwrite: bool, whether an existing one may be replaced.
+        kind: str, what is written, for messages.
+        marker: str, name of a file or folder that shows that `path` holds one.
 
     Raises:
-        UserError: if it is a file, has other content, or holds a SavedModel and `overwrite` is
-            False.
+        UserError: if it is a file, has other content, or holds one and `overwrite` is False.
     """
     if not path.exists():
         return
     if not path.is_dir():
-        raise UserError(f"{path} is a file. Give a folder for the SavedModel")
+        raise UserError(f"{path} is a file. Give a folder for the {kind}")
     if not any(path.iterdir()):
         return
-    if not (path / "saved_model.pb").exists():
-        raise UserError(f"{path} holds something that is no SavedModel. Give another folder")
+    if not (path / marker).exists():
+        raise UserError(f"{path} holds something that is no {kind}. Give another folder")
     if not overwrite:
         raise UserError(
-            f"{path} holds a SavedModel already. Use {option('overwrite', True)} to replace it"
+            f"{path} holds a {kind} already. Use {option('overwrite', True)} to replace it"
         )
+
+
+def check_model_folders_target(path, overwrite):
+    """Rejects a folder to which the model folders of servers must not be written.
+
+    Args, Raises: as for `check_folder_target`.
+    """
+    check_folder_target(path, overwrite, kind="pair of model folders", marker=TENSORFLOW_SERVING)
+
+
+def check_openvino_target(path):
+    """Rejects a path that OpenVINO would not read.
+
+    Raises:
+        UserError: if it does not end in `.xml`.
+    """
+    if not is_openvino(path):
+        raise UserError(f"A network for OpenVINO must be an .xml file. Received: {path}")
+
+
+def cpu_has_bfloat16():
+    """Whether this CPU has instructions for products of bfloat16; None if that is unknown."""
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return found and bool({"avx512_bf16", "amx_bf16", "bf16"} & set(found[1].split()))
 
 
 def check_file_target(path, overwrite):
@@ -117,7 +151,7 @@ def read_classes(path):
     Raises:
         UserError: if there is no such SavedModel, or it is recognizably damaged.
     """
-    path = pathlib.Path(path)
+    path = saved_model_folder(path)
     if not path.exists():
         files.clean(path.parent)
     if not path.is_dir():
@@ -130,6 +164,52 @@ def read_classes(path):
         raise broken_saved_model(path, error) from None
 
 
+def saved_model_folder(path):
+    """Finds the SavedModel in the model folders of `kseg export --format serving`.
+
+    Args:
+        path: folder of a SavedModel, or of model folders.
+
+    Returns:
+        `pathlib.Path` of the SavedModel of the highest version; `path` unless it is of model
+        folders.
+    """
+    path = pathlib.Path(path)
+    versions = (path / TENSORFLOW_SERVING).glob("*/*/saved_model.pb")
+    numbered = [file.parent for file in versions if file.parent.name.isdecimal()]
+    return max(numbered, key=lambda folder: int(folder.name), default=path)
+
+
+def read_file_classes(path):
+    """Reads the classes of a network file without loading it.
+
+    Args:
+        path: file for LiteRT, ONNX or OpenVINO, with its classes file beside it.
+
+    Returns:
+        as `read_classes`.
+
+    Raises:
+        UserError: as `check_network_file`, or if the classes file is damaged.
+    """
+    path = pathlib.Path(path)
+    check_network_file(path)
+    file = path.with_suffix(CLASSES_SUFFIX)
+    try:
+        return Classes.from_json(file.read_text())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise broken_network_file(path, error) from None
+
+
+def broken_network_file(path, error):
+    """Returns the UserError for a network file that could not be read because of `error`."""
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        f"{path} is no file for LiteRT, ONNX or OpenVINO, or is damaged ({reason}). Write it again "
+        "with `kseg export`"
+    )
+
+
 def broken_saved_model(path, error):
     """Returns the UserError for a SavedModel that could not be read because of `error`."""
     reason = " ".join(str(error).split())[:200]
@@ -140,7 +220,7 @@ def broken_saved_model(path, error):
 
 
 def check_network_file(path):
-    """Rejects a file that is not for LiteRT or ONNX, or whose runtime is missing.
+    """Rejects a file that is not for LiteRT, ONNX or OpenVINO, or whose runtime is missing.
 
     Args:
         path: `pathlib.Path`.
@@ -159,6 +239,14 @@ def check_network_file(path):
         raise UserError(
             f"{error.filename}: {error.strerror}. Write {path} with `kseg export`"
         ) from None
-    package = "ai_edge_litert" if head[4:] == b"TFL3" else "onnxruntime"
+    if head[4:] == b"TFL3":
+        package = "ai_edge_litert"
+    else:
+        package = "openvino" if is_openvino(path) else "onnxruntime"
     require(package)
     return package
+
+
+def is_openvino(path):
+    """Whether a network file is OpenVINO's, by the suffix that its reader insists on."""
+    return path.suffix == ".xml"

@@ -1,11 +1,11 @@
 """Labels of images from the networks that `kseg.load` returns."""
 
-import cv2
 import numpy as np
 import tensorflow as tf
 
+from kseg.errors import UserError, option
 from kseg.evaluation.evaluator import check_logits, images_spec
-from kseg.serving.network_file import confidence_of
+from kseg.serving.network_file import resize
 
 
 def labeler(model, *, confidence=False, probabilities=False, wrap=None):
@@ -25,9 +25,17 @@ def labeler(model, *, confidence=False, probabilities=False, wrap=None):
         width)`; with `confidence` or `probabilities` to a tuple of these, of float32 `(batch,
         height, width)` and of float32 `(batch, height, width, num_classes)`, as requested. Images
         are resized to the size of a network with a fixed one, the results back.
+
+    Raises:
+        UserError: if the network gives classes and `wrap` or `probabilities` needs its logits.
     """
     if hasattr(model, "size") and wrap is None and not probabilities:
         return _file_labeler(model, confidence)
+    if getattr(model, "result", "logits") == "classes":
+        raise UserError(
+            "This network gives classes, and windows, scales, mirroring and probabilities need "
+            f"logits. Write it with {option('result', 'logits')}"
+        )
     network, are_probabilities = (wrap or _unchanged)(as_network(model))
     return _graph_labeler(
         network,
@@ -48,9 +56,9 @@ def as_network(model):
     Returns:
         function of `(images, training=False)`, uint8 or float32 `(batch, height, width, 3)` in 0 to
         255, or images of the pixel format of the network, to float32 logits `(batch, height, width,
-        num_classes)`. For a file for LiteRT or ONNX, images are rounded to the integers that it
-        takes, and resized to the size of a network with a fixed one; the
-        logits are resized back bilinearly.
+        num_classes)`. For a network file, images are rounded to the integers that it takes, and
+        resized to the size of a network with a fixed one; the logits are resized back bilinearly.
+        A file that gives classes has logits 1 for the class and 0 for the others.
     """
     num_classes, pixels = len(model.classes), getattr(model, "pixel_format", None)
     if not hasattr(model, "size"):
@@ -64,19 +72,21 @@ def as_network(model):
 
         return saved_model
 
+    def logits_of(images):
+        if model.result == "logits":
+            return np.asarray(model(images), "float32")
+        labels, _ = model.classify(images)
+        return np.eye(num_classes, dtype="float32")[labels]
+
     def run(images):
         dtype = "uint8" if pixels is None else pixels.dtype
         if dtype != "float32":
             images = np.clip(np.rint(images), 0, np.iinfo(dtype).max).astype(dtype)
         if model.size is None:
-            return np.asarray(model(images), "float32")
+            return logits_of(images)
         height, width = images.shape[1:3]
-        logits = []
-        for image in images:
-            fitted = _resize(image, model.size).reshape(*model.size, -1)
-            scaled = np.asarray(model(fitted[None]), "float32")[0]
-            logits.append(_resize(scaled, (height, width)).reshape(height, width, num_classes))
-        return np.stack(logits)
+        fitted = [logits_of(model.fit(image)[None])[0] for image in images]
+        return np.stack([resize(logits, (height, width)) for logits in fitted])
 
     def network(images, training=False):
         logits = tf.numpy_function(run, [images], "float32", stateful=False)
@@ -89,22 +99,14 @@ def _unchanged(network):
     return network, False
 
 
-def _resize(values, size):
-    if values.shape[:2] == tuple(size):
-        return values
-    return cv2.resize(values, size[::-1], interpolation=cv2.INTER_LINEAR)
-
-
 def _file_labeler(model, confidence):
     def label(images):
         if model.size is None:
-            logits = model(images)
-            labels = np.argmax(logits, axis=-1).astype("uint8")
-            return (labels, confidence_of(logits)) if confidence else labels
-        if not confidence:
-            return np.stack([model.label(image) for image in images])
-        each = [model.label_with_confidence(image) for image in images]
-        return tuple(np.stack(x) for x in zip(*each, strict=True))
+            found = model.classify(images)
+        else:
+            each = [model.label_with_confidence(image) for image in images]
+            found = tuple(np.stack(x) for x in zip(*each, strict=True))
+        return found if confidence else found[0]
 
     return label
 

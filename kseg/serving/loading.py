@@ -7,7 +7,7 @@ def load(path):
     """Loads an exported network.
 
     Args:
-        path: folder of a SavedModel, or a file for LiteRT or ONNX.
+        path: folder of a SavedModel, or a file for LiteRT, ONNX or OpenVINO.
 
     Returns:
         `kseg.serving.ServedModel`, a compiled Keras model, for a folder;

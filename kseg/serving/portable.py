@@ -1,4 +1,4 @@
-"""Loading of LiteRT and ONNX files, and comparison of their logits with the original network's."""
+"""Loading of LiteRT, ONNX and OpenVINO files, and comparison of logits with the original's."""
 
 import hashlib
 import os
@@ -8,17 +8,20 @@ import numpy as np
 
 from kseg.classes import Classes
 from kseg.errors import UserError
-from kseg.serving.checks import CLASSES_SUFFIX
+from kseg.pixel_format import PixelFormat
+from kseg.serving.checks import CLASSES_SUFFIX, broken_network_file, is_openvino
 from kseg.serving.litert import open_tflite
 from kseg.serving.network_file import PortableModel
 from kseg.serving.onnx import open_onnx
+from kseg.serving.openvino import open_openvino
 
 
 def load(path, *, threads=None):
-    """Loads a LiteRT or ONNX file for inference on the CPU.
+    """Loads a file for LiteRT, ONNX or OpenVINO for inference on the CPU.
 
     Args:
-        path: file written by `export_tflite` or `export_onnx`, with its classes file beside it.
+        path: file written by `export_tflite`, `export_onnx` or `export_openvino`, with its classes
+            file beside it.
         threads: int; None: one per core.
 
     Returns:
@@ -31,26 +34,32 @@ def load(path, *, threads=None):
     try:
         text = path.with_suffix(CLASSES_SUFFIX).read_text()
         content = path.read_bytes()
-        runtime = open_tflite if content[4:8] == b"TFL3" else open_onnx
-        digest = hashlib.sha256(content).hexdigest()
+        contents = [content]
+        if content[4:8] == b"TFL3":
+            open_file = open_tflite
+        elif is_openvino(path):
+            open_file = open_openvino
+            contents.append(path.with_suffix(".bin").read_bytes())
+        else:
+            open_file = open_onnx
     except OSError as error:
         raise UserError(
             f"{error.filename}: {error.strerror}. Write {path} with `kseg export`"
         ) from None
     try:
         classes, more = Classes.from_json(text)
-        if digest not in more.get("model_sha256", [digest]):
+        digests = {hashlib.sha256(content).hexdigest() for content in contents}
+        if not digests <= set(more.get("model_sha256", digests)):
             raise ValueError(f"{path.with_suffix(CLASSES_SUFFIX).name} belongs to another file")
+        pixels = PixelFormat.from_dict(more.get("pixels"))
         value_range = tuple(more.get("value_range") or ()) or None
-        return PortableModel(classes, *runtime(path, threads or os.cpu_count()), value_range)
+        return PortableModel(
+            classes, open_file(path, threads or os.cpu_count()), value_range, pixels
+        )
     except UserError:
         raise
     except Exception as error:  # Runtimes raise exceptions of any type.
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path} is no file for LiteRT or ONNX, or is damaged ({reason}). Write it again with "
-            "`kseg export`"
-        ) from None
+        raise broken_network_file(path, error) from None
 
 
 def compare(expected, actual):

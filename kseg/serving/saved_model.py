@@ -22,6 +22,7 @@ from kseg.serving.checks import (
     check_folder_target,
     exportable_model,
     read_classes,
+    saved_model_folder,
 )
 from kseg.serving.serving_input import check_images, decode
 
@@ -94,7 +95,8 @@ def load_saved_model(path):
     """Loads an exported SavedModel as a compiled Keras model.
 
     Args:
-        path: folder written by `export_saved_model`.
+        path: folder written by `export_saved_model`, or by
+            `kseg.serving.model_folders.export_model_folders`.
 
     Returns:
         `ServedModel`: `predict` and calls return logits; `evaluate(dataset)` returns the mean IoU.
@@ -102,7 +104,7 @@ def load_saved_model(path):
     Raises:
         UserError: if there is no such SavedModel, or it is damaged.
     """
-    path = pathlib.Path(path)
+    path = saved_model_folder(path)
     classes, more = read_classes(path)
     try:
         with _without_pattern(path) as plain:

@@ -1,14 +1,17 @@
 import json
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 
+import kseg
 from kseg import serving
-from kseg.commands import export
+from kseg.commands import evaluate, export
 from kseg.errors import UserError
 from kseg.segmenters import inference_model
 from kseg.serving import portable
+from pipelines.errors import DataError
 from tests.commands.tiny_run import NAMES, PALETTE
 from tests.commands.tiny_run import tiny_run as tiny_run
 
@@ -63,6 +66,73 @@ def test_other_formats_agree_with_the_network(tiny_run, tmp_path, capsys, kind, 
         call(*arguments)
     with pytest.raises(UserError, match="is written in float32"):
         call(*arguments, "--precision", "mixed_bfloat16")
+
+
+def test_int8_is_calibrated_and_scored_on_prepared_data(tiny_run, tmp_path, capsys):
+    data, file = tiny_run.config.data.folder, tmp_path / "model.onnx"
+    arguments = ["--run", tiny_run.path, "--output", file, "--quantize", "int8"]
+    arguments += ["--calibrate", data, "--calibration-images", 2]
+    with pytest.raises(DataError, match="train"):
+        call(*arguments)  # These data have no training images.
+    assert not file.exists()
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    config["data"]["train_split"] = "val"
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    arguments[1] = tmp_path / "run"
+    call(*arguments, "--check", data, "--result", "classes")
+    lines = capsys.readouterr().out.splitlines()
+    assert "int8" in lines[0]
+    # The last line compares the rows of float32 and int8.
+    scores = [float(line.split("%")[0].split()[-1]) for line in lines[-3:-1]]
+    assert lines[-1].startswith(f"mean IoU {scores[1] - scores[0]:+.2f}"[:-1])
+    found = evaluate.evaluate(saved_model=file, data=data)
+    assert round(100 * found["scores"].mean_iou, 2) == scores[1]
+    with pytest.raises(UserError, match="gives classes, and scales, mirroring and windows"):
+        evaluate.evaluate(saved_model=file, data=data, flip=True)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--quantize", "int8", "--output", "m"], "is for the formats tflite"),
+        (["--result", "classes", "--output", "m"], "is for the formats tflite"),
+        (["--quantize", "int8", "--output", "m.onnx"], "needs prepared data"),
+        (["--calibrate", "data", "--output", "m.onnx"], "goes with"),
+        (["--quantize", "int8", "--calibrate", "gone", "--output", "m.onnx"], "gone"),
+        (["--format", "serving", "--output", "."], "no pair of model folders"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(arguments, message, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises((UserError, DataError), match=message) as caught:
+        call("--run", tiny_run.path, *arguments)
+    assert "\n" not in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_model_folders_of_servers(tiny_run, tmp_path):
+    folder = tmp_path / "served"
+    call("--run", tiny_run.path, "--output", folder, "--format", "serving", "--result", "classes")
+    written = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    assert {
+        "tensorflow_serving/models.config",
+        "tensorflow_serving/batching.config",
+        "tensorflow_serving/run/1/saved_model.pb",
+        "triton/run/config.pbtxt",
+        "triton/run/1/model.onnx",
+    } <= written
+    assert 'base_path: "/models/run"' in (folder / "tensorflow_serving/models.config").read_text()
+    config = (folder / "triton/run/config.pbtxt").read_text()
+    for part in ('name: "run"', "TYPE_UINT8", "dims: [ -1, -1, 3 ]", 'name: "confidence"'):
+        assert part in config
+    logits = inference_model(tiny_run.segmenter())(images()).numpy()
+    np.testing.assert_allclose(kseg.load(folder)(images()), logits, rtol=1e-3, atol=1e-3)
+    labels, _ = portable.load(folder / "triton/run/1/model.onnx").classify(images())
+    assert np.mean(labels == logits.argmax(-1)) > 0.999
+    with pytest.raises(UserError, match="holds a pair of model folders already"):
+        call("--run", tiny_run.path, "--output", folder, "--format", "serving")
 
 
 def test_comparison_by_hand():

@@ -4,8 +4,11 @@ import os
 
 import keras
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 
 from kseg.backbones import (
     build_efficientnet_lite,
@@ -17,8 +20,10 @@ from kseg.errors import UserError
 from kseg.layers import Conv2D, ResizeLike
 from kseg.segmenters import build_segmenter, inference_model
 from kseg.serving import portable
+from kseg.serving.labeling import as_network, labeler
 from kseg.serving.litert import export_tflite
 from kseg.serving.onnx import export_onnx
+from kseg.serving.openvino import export_openvino
 from tests.serving.test_saved_model import CLASSES, small_segmenter
 from tests.tiny_networks import tiny_hrnet, tiny_resnet
 
@@ -142,6 +147,135 @@ def test_labels_images_of_another_size(colours):
     found = model.label((200 * np.eye(3)[blocks]).astype("uint8"))
     assert found.shape == blocks.shape
     assert np.mean(found == blocks) > 0.9, "all but the seams"
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A network with convolutions, pooling, concatenation and resizing, and its logits."""
+    segmenter = build("resnet", "upernet")
+    logits = inference_model(segmenter)(images(40, 56)).numpy()
+    return segmenter, logits
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+@pytest.mark.parametrize("quantize", ["float16", "int8"])
+def test_quantized_files_are_smaller_and_close(kind, quantize, network, tmp_path):
+    segmenter, expected = network
+    path = tmp_path / f"model.{kind}"
+    more = {"calibration": [images(40, 56)[0], images(50, 30)[0]]} if quantize == "int8" else {}
+    EXPORTS[kind](segmenter, path, CLASSES, (40, 56), quantize=quantize, **more)
+    logits = portable.load(path)(images(40, 56))
+    assert logits.dtype == "float32"
+    error = np.sqrt(np.mean((logits - expected) ** 2)) / expected.std()
+    # float16 has 11 bits. Eight bits over a range of some 6 standard deviations are an error of
+    # 6 / 256 / sqrt(12) = 0.7 % in each of about 20 layers: 3 % if they are independent.
+    assert 0 < error < {"float16": 0.005, "int8": 0.1}[quantize]
+    agreement = np.mean(logits.argmax(-1) == expected.argmax(-1))
+    assert agreement > 0.95
+    if kind == "onnx" and quantize == "int8":
+        check_int8(path)
+
+
+def check_int8(path):
+    """Every convolution but the last has weights of 8 bits with a scale for each channel."""
+    graph = onnx.load(path).graph
+    weights = {w.name: onnx.numpy_helper.to_array(w) for w in graph.initializer}
+    scales = {
+        node.output[0]: (weights[node.input[0]], weights[node.input[1]])
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights
+    }
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    quantized = [scales[node.input[1]] for node in convolutions if node.input[1] in scales]
+    assert len(quantized) == len(convolutions) - 1
+    assert all(kernel.dtype == "int8" for kernel, _ in quantized)
+    assert all(scale.shape == kernel.shape[:1] for kernel, scale in quantized)
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_files_of_classes_need_no_work_afterwards(kind, network, tmp_path):
+    segmenter, logits = network
+    path = tmp_path / f"model.{kind}"
+    EXPORTS[kind](segmenter, path, CLASSES, (40, 56), result="classes")
+    model = portable.load(path)
+    labels, confidence = model.classify(images(40, 56))
+    assert (labels.dtype, confidence.dtype, model.result) == ("uint8", "float32", "classes")
+    np.testing.assert_array_equal(labels, logits.argmax(-1))
+    exponentials = np.exp(logits)
+    expected = exponentials.max(-1) / exponentials.sum(-1)
+    np.testing.assert_allclose(confidence, expected, atol=1e-4)
+    np.testing.assert_array_equal(model.label(images(40, 56)[0]), labels[0])
+    for result in (labeler(model)(images(40, 56)), labeler(model, confidence=True)(images(40, 56))):
+        found = result[0] if isinstance(result, tuple) else result
+        np.testing.assert_array_equal(found, labels)
+    ones = as_network(model)(tf.constant(images(40, 56)))
+    np.testing.assert_array_equal(ones, np.eye(3)[labels])
+    with pytest.raises(UserError, match="gives classes and confidence, not logits"):
+        model(images(40, 56))
+
+
+def test_files_say_what_they_take_and_give(tmp_path):
+    segmenter = small_segmenter()
+    export_tflite(segmenter, tmp_path / "a.tflite", CLASSES, (8, 12))
+    interpreter = Interpreter(str(tmp_path / "a.tflite"))
+    signatures = interpreter.get_signature_list()
+    assert signatures == {"serving_default": {"inputs": ["images"], "outputs": ["logits"]}}
+    export_onnx(segmenter, tmp_path / "a.onnx", CLASSES, value_range=(0, 4095), overwrite=True)
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+    assert (taken.name, taken.type) == ("images", "tensor(uint8)")
+    assert taken.shape == ["batch", "height", "width", 3]
+    assert (given.name, given.shape) == ("logits", ["batch", "height", "width", 3])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert {key: json.loads(value) for key, value in metadata.items()} == {
+        "names": CLASSES.names,
+        "palette": CLASSES.palette,
+        "value_range": [0, 4095],
+    }
+
+
+def test_calibration_needs_images_of_the_network(tmp_path):
+    write = functools.partial(export_tflite, small_segmenter(), tmp_path / "a", CLASSES, (8, 12))
+    with pytest.raises(ValueError, match="needs images"):
+        write(quantize="int8")
+    with pytest.raises(UserError, match=r"the network's 3 channels\. Received: 4"):
+        write(quantize="int8", calibration=[np.zeros((8, 12, 4), "uint8")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_logits_of_a_file_of_one_size_are_resized(colours):
+    model = portable.load(colours)
+    image = np.full((1, 20, 30, 3), (10, 200, 30), "float32")
+    found = as_network(model)(tf.constant(image)).numpy()
+    assert found.shape == (1, 20, 30, 3)
+    expected = inference_of_colours(image)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def inference_of_colours(image):
+    """What `colours` gives for an image of one color: its values, normalized."""
+    segmenter = small_segmenter()
+    segmenter.get_layer("logits").set_weights([np.eye(3)[None, None], np.zeros(3)])
+    return inference_model(segmenter)(image).numpy()
+
+
+@pytest.mark.parametrize("result", ["logits", "classes"])
+def test_openvino(result, network, tmp_path):
+    pytest.importorskip("openvino")
+    segmenter, expected = network
+    path = tmp_path / "model.xml"
+    export_onnx(segmenter, tmp_path / "model.onnx", CLASSES, result=result)
+    export_openvino(segmenter, path, CLASSES, result=result)
+    assert portable.load(tmp_path / "model.onnx").result == result, "they share the classes"
+    model = portable.load(path)
+    assert (model.size, model.result) == (None, result)
+    labels, _ = model.classify(images(40, 56))
+    np.testing.assert_array_equal(labels, expected.argmax(-1))
+    if result == "logits":
+        check(segmenter, model, images(40, 56), images(33, 47, batch=2))
+    path.with_suffix(".bin").write_bytes(b"")
+    with pytest.raises(UserError, match="belongs to another file"):
+        portable.load(path)
 
 
 @keras.saving.register_keras_serializable(package="test")
