@@ -229,8 +229,8 @@ def _evaluate(options):
     import pipelines
     from kseg import files
     from kseg.evaluation import results
-    from kseg.runs import Run
     from kseg.pixel_format import PixelFormat
+    from kseg.runs import Run
     from kseg.serving.checks import read_classes, read_file_classes
 
     run = checkpoint = None

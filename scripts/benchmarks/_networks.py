@@ -34,6 +34,9 @@ NETWORKS = {
     "hrnet_w18": _network("hrnet", "hrnet_w18", CITYSCAPES),
     "hrnet_w48": _network("hrnet", "hrnet_w48", CITYSCAPES),
     "ocrnet_w48": _network("ocr", "hrnet_w48", CITYSCAPES),
+    "upernet_lite2": _network(
+        *("upernet", "efficientnet_lite2", (360, 480)), {}, {"channels": 64, "aux_channels": 32}
+    ),
     "upernet_r101": _network("upernet", "resnet101", ADE20K, {"variant": "v1c"}),
     "upernet_swin_t": _network("upernet", "swin_t", ADE20K),
     "upernet_swin_s": _network("upernet", "swin_s", ADE20K),
