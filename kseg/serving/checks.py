@@ -85,7 +85,7 @@ def check_openvino_target(path):
 
 
 def cpu_has_bfloat16():
-    """Whether this CPU has instructions for products of bfloat16; None if that is unknown."""
+    """Tells whether this CPU has instructions for bfloat16; None if that is unknown."""
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -165,7 +165,7 @@ def read_classes(path):
 
 
 def saved_model_folder(path):
-    """Finds the SavedModel in the model folders of `kseg export --format serving`.
+    """Finds the SavedModel in the model folders of `kseg.serving.model_folders`.
 
     Args:
         path: folder of a SavedModel, or of model folders.
@@ -248,5 +248,5 @@ def check_network_file(path):
 
 
 def is_openvino(path):
-    """Whether a network file is OpenVINO's, by the suffix that its reader insists on."""
+    """Tells whether a network file is OpenVINO's, by the suffix that its reader insists on."""
     return path.suffix == ".xml"

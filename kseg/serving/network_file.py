@@ -68,7 +68,7 @@ class PortableModel:
         if self.result != "logits":
             raise UserError(
                 "This network gives classes and confidence, not logits. Use its `classify`, or "
-                "write it again with `kseg export --result logits`"
+                f"write it again with {option('result', 'logits')}"
             )
         return self._runner.run(images)["logits"]
 

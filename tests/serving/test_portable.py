@@ -253,7 +253,7 @@ def test_logits_of_a_file_of_one_size_are_resized(colours):
 
 
 def inference_of_colours(image):
-    """What `colours` gives for an image of one color: its values, normalized."""
+    """Logits that `colours` gives for an image of one color: its values, normalized."""
     segmenter = small_segmenter()
     segmenter.get_layer("logits").set_weights([np.eye(3)[None, None], np.zeros(3)])
     return inference_model(segmenter)(image).numpy()
