@@ -26,15 +26,16 @@ def plan(options, run):
     from pipelines import paths
 
     if not paths.exists(paths.join(options.check, "manifest.json")):
-        images = check_images(options.check, run.value_range)
+        images = check_images(options.check, run.value_range, run.pixel_format)
         return lambda segmenter: compare_on_images(options, run, segmenter, images)
 
     import pipelines
-    from kseg.commands.console import check_classes
+    from kseg.commands.console import check_classes, check_pixels
 
     manifest = pipelines.read_manifest(options.check)
     manifest.split(run.config.data.eval_split)
     check_classes(run.classes.names, manifest)
+    check_pixels(run.pixel_format, manifest)
     return lambda segmenter: score_on_data(options, run, segmenter)
 
 
@@ -46,11 +47,18 @@ def exported(options):
     return file
 
 
-def check_images(path, value_range):
-    """Reads the first 8 images of a path as uint8 RGB arrays; reports those it cannot read."""
+def check_images(path, value_range, pixel_format=None):
+    """Reads the first 8 images of a path; reports those it cannot read.
+
+    Args:
+        path: image, or folder of images.
+        value_range, pixel_format: as for `kseg.commands.predict_folder.read`.
+
+    Returns:
+        list of arrays: uint8 RGB `(height, width, 3)`, or of the pixel format.
+    """
+    from kseg.commands.predict_folder import read
     from kseg.errors import UserError, option
-    from pipelines import paths, pictures
-    from pipelines.errors import DataError
 
     path = pathlib.Path(path)
     if not path.exists():
@@ -62,10 +70,11 @@ def check_images(path, value_range):
     for file in files:
         if len(images) == 8 or not (file.is_file() or file == path):
             continue
-        try:
-            images.append(pictures.read(paths.read_bytes(file), value_range).pixels)
-        except (OSError, DataError) as error:
-            reasons.append(f"{file}: {error}")
+        image, reason = read(file, value_range, pixel_format)
+        if reason is None:
+            images.append(image)
+        else:
+            reasons.append(f"{file}: {reason}")
     shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if reasons[3:] else "")
     if not images:
         reason = f" ({shown})" if reasons else ""

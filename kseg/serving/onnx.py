@@ -37,7 +37,8 @@ def export_onnx(
     uint8, and `confidence`, the float32 probability of each, both `(batch, height, width)`. Axes of
     any length have these names. The names and colors of the classes are written beside it, as in
     `kseg.serving.litert.export_tflite`, and to the file's metadata: `names` and `palette` as JSON
-    lists, `value_range` as a JSON list or null.
+    lists, `value_range` as a JSON list or null; of images that are not 8-bit RGB also `pixels`: a
+    JSON object of channels, dtype, range and statistics, see `kseg.pixel_format.PixelFormat`.
 
     Args:
         segmenter, path, classes, result, value_range, overwrite: as for `export_tflite`.
@@ -61,6 +62,9 @@ def export_onnx(
     if quantize == "int8":
         check_calibration(calibration, segmenter)
     path = pathlib.Path(path)
+    from kseg.segmenters import pixel_format_of  # Imported late: exported files run without Keras.
+
+    pixels = pixel_format_of(segmenter)
 
     def convert(module):
         import onnx
@@ -85,6 +89,8 @@ def export_onnx(
             "palette": json.dumps(classes.palette),
             "value_range": json.dumps(value_range),
         }
+        if pixels is not None:
+            metadata["pixels"] = json.dumps(pixels.to_dict())
         onnx.helper.set_model_props(model, metadata)
         onnx.checker.check_model(model)  # The converter does not report operations unknown to it.
         return {path: model.SerializeToString()}

@@ -9,7 +9,7 @@ import pytest
 
 import kseg
 from kseg import backbones
-from kseg.commands import analyze, evaluate, predict, prepare, serve, train
+from kseg.commands import analyze, evaluate, export, predict, prepare, serve, train
 from kseg.errors import UserError
 from kseg.evaluation.drawing import overlay
 from kseg.pixel_format import to_picture
@@ -156,6 +156,30 @@ def test_signatures_say_channels_dtype_and_range(case):
     wrong = np.full((1, 8, 8, channels), np.nan, "float32")
     with pytest.raises(Exception, match="Received values from"):
         model(wrong)
+
+
+def test_network_files(case, tmp_path, capsys):
+    folder, kind, _ = case
+    dtype = "uint16" if kind == "bands" else "float32"
+    image = image_of(folder)[None]
+    expected = kseg.load(folder / "run/saved_model")(image).numpy()
+    for name, more in (("m.onnx", []), ("m.tflite", ["--size", *map(str, SIZE)])):
+        output = str(tmp_path / name)
+        export.main(["--run", str(folder / "run"), "--output", output, *more, "--check",
+                     str(folder / "source/images/val")])  # fmt: skip
+        model = kseg.load(output)
+        assert model.pixel_format == Run.open(folder / "run").pixel_format
+        np.testing.assert_allclose(model(image), expected, rtol=1e-3, atol=1e-4)
+        predict.main(["--saved-model", output, "--input", str(folder / "source/images/val"),
+                      "--output", str(tmp_path / f"{name}-out")])  # fmt: skip
+    assert "2 images, against a SavedModel of it: 100" in capsys.readouterr().out
+    onnx = pytest.importorskip("onnx")
+    described = onnx.load(str(tmp_path / "m.onnx"))
+    properties = {p.key: p.value for p in described.metadata_props}
+    assert json.loads(properties["pixels"])["dtype"] == dtype
+    input_type = described.graph.input[0].type.tensor_type
+    assert input_type.shape.dim[3].dim_value == image.shape[-1]
+    assert onnx.helper.tensor_dtype_to_np_dtype(input_type.elem_type) == dtype
 
 
 def test_serve_and_other_data_are_refused(case, tmp_path):
