@@ -4,7 +4,8 @@ Needs `pip install kseg[raster]`. The rules are those of `pipelines.pictures`: a
 repeated, palette indices become their colors, opacity is dropped, less than 8 bits are stretched,
 and values of more than 8 bits need a range. Departures: the range must be given for 16 bits, too,
 because the largest value is not known before the end of the file; files that are not upright, have
-several pages, or are of another color space than gray, RGB or YCbCr are rejected.
+several pages, or are of another color space than gray, RGB or YCbCr are rejected. For a network of
+other images than 8-bit RGB all channels keep their values, as in `pipelines.channel_files`.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from pipelines import pictures
 from pipelines.errors import DataError
 
 BLOCK = 256  # Extent of the tiles that are written, pixels.
+_WIDENED = {"int16": "float32", "float16": "float32", "float64": "float32"}
 _CACHE = 128 << 20  # Bytes of decoded tiles that GDAL keeps.
 
 
@@ -31,12 +33,14 @@ def check_installed():
 
 
 @contextlib.contextmanager
-def open_raster(path, value_range=None):
+def open_raster(path, value_range=None, pixel_format=None):
     """Opens a TIFF file to read it in bands of rows.
 
     Args:
         path: path of a TIFF, BigTIFF or GeoTIFF file.
         value_range: as for `pipelines.pictures.read`.
+        pixel_format: `kseg.pixel_format.PixelFormat` that the file must have, whose values are
+            kept; None: it becomes 8-bit RGB.
 
     Yields:
         `Raster`.
@@ -61,7 +65,7 @@ def open_raster(path, value_range=None):
         except rasterio.errors.RasterioError as error:
             raise DataError(f"the TIFF file is damaged ({_first_line(error)})") from None
         with source:
-            yield Raster(source, value_range)
+            yield Raster(source, value_range, pixel_format)
 
 
 class Raster:
@@ -69,7 +73,7 @@ class Raster:
 
     Args:
         source: open dataset of rasterio.
-        value_range: as for `open_raster`.
+        value_range, pixel_format: as for `open_raster`.
 
     Attributes:
         size: `(height, width)`.
@@ -79,8 +83,8 @@ class Raster:
         DataError: if it is not a picture that is read.
     """
 
-    def __init__(self, source, value_range=None):
-        self._source, self._range = source, value_range
+    def __init__(self, source, value_range=None, pixel_format=None):
+        self._source, self._range, self._format = source, value_range, pixel_format
         self._lock = threading.Lock()  # Of a file that several threads read.
         self.size = source.height, source.width
         self.has_nodata = source.nodata is not None
@@ -92,6 +96,14 @@ class Raster:
         pages = source.subdatasets
         if pages:
             raise DataError(f"an image must be one picture, this TIFF has {len(pages)} pages")
+        if pixel_format is not None:
+            found = _WIDENED.get(dtype.name, dtype.name)
+            if (source.count, found) != (pixel_format.channels, pixel_format.dtype):
+                raise DataError(
+                    f"the image has {source.count} channels of {found}; the network takes "
+                    f"{pixel_format}"
+                )
+            return
         if source.count > 4:
             raise DataError(f"an image must have 1 to 4 channels, this has {source.count}")
         space = tags.get("SOURCE_COLOR_SPACE", "YCbCr")
@@ -116,11 +128,14 @@ class Raster:
         """Reads rows `first` to `last - 1`.
 
         Returns:
-            uint8 RGB `(last - first, width, 3)`.
+            uint8 RGB `(last - first, width, 3)`; with a pixel format its values, `(last - first,
+            width, channels)`, in which pixels without data have the mean of the channel.
 
         Raises:
             DataError: if they are damaged, or hold values that are not finite.
         """
+        if self._format is not None:
+            return self._read_values(first, last)
         channels = [1, 2, 3] if self._source.count > 2 else [1]
         values = self._read(channels, first, last)
         if self._palette is not None:
@@ -138,15 +153,27 @@ class Raster:
             return np.repeat(values[0][..., None], 3, axis=2)
         return np.ascontiguousarray(values.transpose(1, 2, 0))
 
+    def _read_values(self, first, last):
+        values = self._read(list(range(1, self._source.count + 1)), first, last)
+        empty = self._is_empty(values) if self.has_nodata else None
+        values = np.ascontiguousarray(values.transpose(1, 2, 0), self._format.dtype)
+        if empty is not None:
+            values[empty] = self._format.padding
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise DataError("the image holds values that are not finite (NaN or infinite)")
+        return values
+
     def has_data(self, first, last):
         """Returns bool `(last - first, width)`: whether the pixels of rows have a value.
 
         Args:
             first, last: as for `read`.
         """
-        values = self._read(list(range(1, self._source.count + 1)), first, last)
+        return ~self._is_empty(self._read(list(range(1, self._source.count + 1)), first, last))
+
+    def _is_empty(self, values):
         nodata = self._source.nodata
-        return ~np.all(np.isnan(values) if np.isnan(nodata) else values == nodata, axis=0)
+        return np.all(np.isnan(values) if np.isnan(nodata) else values == nodata, axis=0)
 
     def _read(self, channels, first, last):
         import rasterio

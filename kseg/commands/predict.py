@@ -187,8 +187,6 @@ def predict(
     else:
         suffixes = SUFFIXES + ((".npy",) if pixel_format else ())
         jobs = plan(source, output, [kind for kind in ENDINGS if getattr(options, kind)], suffixes)
-        if tiles and pixel_format is not None:
-            checking.refuse(f"--tiles is for 8-bit RGB. The model takes {pixel_format}")
         if tiles and source.is_file() and not jobs[0].tiles:
             rule = "--tiles goes with TIFF files, and another folder than that of the image"
             checking.refuse(f"{rule}. Received: {source}")
@@ -305,7 +303,6 @@ def label_folder(jobs, label, network, needs, value_range, settings, options):
     pixels = getattr(network, "pixel_format", None)
     # Of a TIFF in tiles no more than a few rows of windows are in memory.
     large = [job for job in left if job.tiles and (options.tiles or job.image in found)]
-    large = large if pixels is None else []  # Tiles are read as 8-bit RGB.
     unlabeled = {job.image: found[job.image] for job in left if job.image in found}
     for job in large:
         unlabeled.pop(job.image, None)
@@ -351,10 +348,13 @@ def label_large(jobs, network, value_range, unlabeled, options):
         f"{len(jobs)} images in tiles: windows of {width} x {height}, overlap "
         f"{chosen['overlap']:.3g}, {chosen['blend']}"
     )
+    pixels = getattr(network, "pixel_format", None)
     for job in jobs:
         reason = predict_folder.reason_of(
             predict_tiles.label_raster,
-            *(job.image, job.tiles, windows, are_probabilities, network.classes, value_range),
+            *(job.image, job.tiles, windows, are_probabilities, network.classes),
+            value_range=value_range,
+            pixel_format=pixels,
         )
         if reason is not None:
             unlabeled[job.image] = reason

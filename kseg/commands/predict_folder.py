@@ -239,7 +239,7 @@ def _label_batch(label, batch, unlabeled):
     ]
 
 
-def reason_of(function, *arguments):
+def reason_of(function, *arguments, **keywords):
     """Calls a function and explains why it could not label an image.
 
     Returns:
@@ -253,7 +253,7 @@ def reason_of(function, *arguments):
     from pipelines.errors import DataError
 
     try:
-        function(*arguments)
+        function(*arguments, **keywords)
     except DataError as error:
         return str(error)
     except OSError:

@@ -51,10 +51,12 @@ def build_windows(network, options):
         model = MultiScale(model, num_classes, scales, flip=options.flip)
     batch_size = options.batch_size or views.WINDOWS
     chosen = settings(network, options)
-    return BandedWindows(model, num_classes, **chosen, batch_size=batch_size), several
+    pixels = getattr(network, "pixel_format", None)
+    arguments = {**chosen, "batch_size": batch_size, "pixel_format": pixels}
+    return BandedWindows(model, num_classes, **arguments), several
 
 
-def label_raster(path, paths, windows, are_probabilities, classes, value_range=None):
+def label_raster(path, paths, windows, are_probabilities, classes, **reading):
     """Labels a TIFF file band by band.
 
     Args:
@@ -66,7 +68,7 @@ def label_raster(path, paths, windows, are_probabilities, classes, value_range=N
             of it is written.
         windows, are_probabilities: as returned by `build_windows`.
         classes: `kseg.classes.Classes`.
-        value_range: as for `pipelines.rasters.open_raster`.
+        **reading: `value_range` and `pixel_format`, as for `pipelines.rasters.open_raster`.
 
     Raises:
         DataError: if the image cannot be read.
@@ -78,7 +80,7 @@ def label_raster(path, paths, windows, are_probabilities, classes, value_range=N
     from pipelines import rasters
 
     with contextlib.ExitStack() as stack:
-        image = stack.enter_context(rasters.open_raster(path, value_range))
+        image = stack.enter_context(rasters.open_raster(path, **reading))
         height, width = image.size
         nodata = _NO_DATA if image.has_nodata else None
         more = {

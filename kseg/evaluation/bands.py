@@ -6,7 +6,7 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
-from kseg.evaluation.evaluator import check_logits
+from kseg.evaluation.evaluator import check_logits, images_spec
 from kseg.evaluation.sliding_window import place_windows, sum_weights, window_weights
 
 _MOST_HELD = 1 << 29  # Bytes of sums kept in memory; more are kept in a temporary file.
@@ -22,20 +22,29 @@ class BandedWindows:
     Args:
         model, num_classes, window, overlap, batch_size, blend: as for
             `kseg.evaluation.sliding_window.SlidingWindow`.
+        pixel_format: `kseg.pixel_format.PixelFormat` of the image; None: 8-bit RGB.
 
     Attributes:
         sums_bytes: int, bytes of sums of the last call that were kept at the same time.
     """
 
-    def __init__(self, model, num_classes, window, *, overlap=1 / 3, batch_size=4, blend="flat"):
+    def __init__(
+        self,
+        model,
+        num_classes,
+        window,
+        *,
+        overlap=1 / 3,
+        batch_size=4,
+        blend="flat",
+        pixel_format=None,
+    ):
         self._num_classes = num_classes
         self._window, self._overlap, self._blend = tuple(window), overlap, blend
         self._batch_size = batch_size
         self.sums_bytes = 0
 
-        @tf.function(
-            input_signature=[tf.TensorSpec((None, None, None, 3), "uint8")], autograph=False
-        )
+        @tf.function(input_signature=[images_spec(pixel_format)], autograph=False)
         def call(images):
             logits = model(images, training=False)
             check_logits(logits, num_classes)
@@ -54,8 +63,8 @@ class BandedWindows:
         Args:
             size: `(height, width)` of the image, pixels.
             read: function from `(first, last)` to the image's rows `first` to `last - 1`, uint8
-                `(last - first, width, 3)`; called in ascending order, once for each row, from one
-                other thread.
+                `(last - first, width, 3)`, or of the pixel format; called in ascending order, once
+                for each row, from one other thread.
             progress: function called with the number of windows since its last call; or None.
 
         Yields:
@@ -74,10 +83,11 @@ class BandedWindows:
         above = None
         with concurrent.futures.ThreadPoolExecutor(1) as reader:
             pending = reader.submit(read, 0, height)
-            image = np.zeros((0, size[1], 3), "uint8")
+            image = None
             for i, row in enumerate(rows):
-                kept = image[row - rows[max(i - 1, 0)] :]
-                image = np.concatenate([kept, pending.result()])
+                fresh = pending.result()
+                kept = [] if image is None else [image[row - rows[i - 1] :]]
+                image = np.concatenate([*kept, fresh])
                 if i + 1 < len(rows):  # While the network sees these rows.
                     pending = reader.submit(read, row + height, rows[i + 1] + height)
                 done = ends[i] - row
@@ -101,7 +111,7 @@ class BandedWindows:
         """Yields `(column, sums)` of the finished rows of a row of windows.
 
         Args:
-            image: uint8 `(height, image width, 3)`, the rows that the windows cover.
+            image: `(height, image width, channels)`, the rows that the windows cover.
             columns: list of int, where the windows begin.
             width: int, extent of the windows.
             down: float32 `(height,)`, weights of the rows.

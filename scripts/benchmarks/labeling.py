@@ -168,7 +168,6 @@ def measure_folder(arguments, folder):
         small = rng.integers(0, 256, (16, 16, 3)).astype("uint8")
         picture = cv2.resize(small, (arguments.side, arguments.side))
         cv2.imwrite(str(folder / f"in/{i}.jpg"), picture)
-    if arguments.way == "batches":
     model = kseg.load(folder / "model")
     label, palette = labeler(model), model.classes.palette
     jobs = predict_folder.plan(folder / "in", folder / "out")
@@ -211,7 +210,9 @@ def measure_seams(arguments):
     steps = np.abs(np.diff(whole, axis=1)).mean((0, 2))
     found = {}
     for name, (blend, overlap) in BLENDS.items():
-        sliding = SlidingWindow(model, CLASSES, (arguments.window,) * 2, overlap=overlap, blend=blend)
+        sliding = SlidingWindow(
+            model, CLASSES, (arguments.window,) * 2, overlap=overlap, blend=blend
+        )
         shares = tf.nn.softmax(sliding(image))[0].numpy()
         extent, starts = place_windows(side, arguments.window, overlap, blend)
         starts = starts.numpy()

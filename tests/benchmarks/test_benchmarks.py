@@ -101,6 +101,15 @@ def test_importers(toy, monkeypatch):
     assert lines[-1].startswith("A COCO file of 0 MB, 5 images: read in ")
 
 
+def test_labeling(toy):
+    lines = toy("labeling")
+    assert [line[16:28].strip() for line in lines[1:4]] == ["one piece", "windows", "tiles"]
+    assert [line[:24].strip() for line in lines[5:7]] == ["one at a time", "batches"]
+    shares = {line[:20].strip(): float(line[20:].split()[0]) for line in lines[8:]}
+    assert list(shares) == list(load("labeling").BLENDS)
+    assert all(0 <= share <= 100 for share in shares.values())
+
+
 def in_this_process(measure, arguments, **values):
     """Stands for a process for each measurement, which would import TensorFlow each time."""
     return measure(argparse.Namespace(**{**vars(arguments), **values}))

@@ -118,7 +118,7 @@ def test_a_run_resumes_and_is_evaluated(case, tmp_path, capsys):
 
 
 def test_prediction_reads_what_preparation_read(case, tmp_path):
-    folder, _, _ = case
+    folder, kind, _ = case
     model, source = str(folder / "run/saved_model"), str(folder / "source/images/val")
     predict.main(["--saved-model", model, "--input", source, "--output", str(tmp_path / "out")])
     loaded = kseg.load(model)
@@ -129,6 +129,11 @@ def test_prediction_reads_what_preparation_read(case, tmp_path):
     picture = to_picture(image, loaded.pixel_format)
     drawn = cv2.imread(str(tmp_path / "out/val0_overlay.png"))[..., ::-1]
     np.testing.assert_array_equal(drawn, overlay(picture, found, loaded.classes.palette))
+    if kind == "bands":
+        tiles = {"tiles": True, "sliding_window": (64, 64)}
+        predict.predict(model, source, tmp_path / "tiles", **tiles)
+        in_tiles = cv2.imread(str(tmp_path / "tiles/val0.tif"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(in_tiles, expected)
     with pytest.raises(UserError, match="the network takes"):
         other = str(folder / "source/labels/val/val0.png")
         predict.predict(folder / "run", other, tmp_path / "o", checkpoint="best")

@@ -4,6 +4,7 @@ import rasterio
 from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 
+from kseg.pixel_format import PixelFormat
 from pipelines import pictures, rasters
 from pipelines.errors import DataError
 
@@ -114,6 +115,26 @@ def test_pixels_without_data(tmp_path):
 def test_pictures_that_are_not_read(tmp_path, channels, dtype, more, message):
     path = write(tmp_path / "a.tif", values(channels, dtype), **more)
     with pytest.raises(DataError, match=message), rasters.open_raster(path):
+        pass
+
+
+def test_values_of_any_channels_are_kept(tmp_path):
+    pixels = values(6, "int16", 4000) - 2000
+    pixels[:, 3] = -9999
+    path = write(tmp_path / "a.tif", pixels, nodata=-9999)
+    statistics = [(0.5,) * 6] * 4
+    pixel_format = PixelFormat(6, "float32", (-2000, 2000), *statistics)
+    with rasters.open_raster(path, pixel_format=pixel_format) as raster:
+        found = raster.read(0, 50)
+    expected = pixels.transpose(1, 2, 0).astype("float32")
+    expected[3] = 0.5  # Pixels without data are the mean.
+    np.testing.assert_array_equal(found, expected)
+    other = PixelFormat(6, "uint16", (0, 4095), *statistics)
+    message = "6 channels of float32; the network takes 6 channels of uint16"
+    with (
+        pytest.raises(DataError, match=message),
+        rasters.open_raster(path, pixel_format=other),
+    ):
         pass
 
 
