@@ -8,7 +8,7 @@ from kseg.backbones import build_backbone
 from kseg.backend.precision import dtype_policy_scope
 from kseg.dotted import is_dotted
 from kseg.heads import build_head
-from kseg.heads.projection import projection
+from kseg.heads.projection import Projector, projection
 from kseg.layers import ImageNormalization, ResizeLike
 
 
@@ -182,6 +182,41 @@ def pixel_format_of(model):
     """
     found = [layer for layer in model.layers if isinstance(layer, ImageNormalization)]
     return found[0].pixel_format if found else None
+
+
+def without_projections(segmenter, stages):
+    """Splits a segmenter before some projectors; the weights are shared.
+
+    Args:
+        segmenter: model from `build_segmenter`, or another functional model to a dict.
+        stages: names of the maps to return unprojected.
+
+    Returns:
+        `(trunk, projectors)`: the segmenter with the map of each stage in place of its
+        `embedding_<stage>`, and a dict from these names to `kseg.heads.projection.Projector`.
+
+    Raises:
+        ValueError: if an output is missing, or the model has a `call` of its own.
+    """
+    if not stages:
+        return segmenter, {}
+    outputs, projectors = dict(segmenter.output), {}
+    for name in [f"embedding_{stage}" for stage in stages]:
+        if name not in outputs:
+            raise ValueError(
+                f"There is no projector without an output {name!r}. Received: {sorted(outputs)}. "
+                "build_segmenter(..., projections=objective.stages) adds the embeddings of an "
+                "objective's stages"
+            )
+        projectors[name] = Projector(segmenter, name)
+        outputs[name] = projectors[name].source
+    trunk = keras.Model(segmenter.input, outputs, name=f"{segmenter.name}_trunk")
+    if type(segmenter).call is not type(trunk).call:
+        raise ValueError(
+            "A model with a `call` of its own cannot be split before its projectors. Received: "
+            f'{type(segmenter).__name__}. Use projection="map"'
+        )
+    return trunk, projectors
 
 
 def inference_model(segmenter):

@@ -403,6 +403,10 @@ class MultiScale(Objective):
     max_anchors: int = Field(10_000, gt=1, description="A_max of Sec. 3.3, per batch and scale.")
     min_count: int = Field(5, gt=0, description="Pixels a class needs at a scale to take part.")
     cross_replica: bool = Field(True, description="Contrast over the global batch.")
+    projection: Literal["map", "drawn"] = Field(
+        "map",
+        description="Pixels to project in training: the whole map, or only those that are drawn.",
+    )
 
     @property
     def stages(self) -> list[str]:
@@ -524,6 +528,10 @@ class PixelContrast(Objective):
         0.07, gt=0, description="The loss is multiplied by temperature / base_temperature."
     )
     cross_replica: bool = Field(True, description="Contrast over the global batch.")
+    projection: Literal["map", "drawn"] = Field(
+        "map",
+        description="Pixels to project in training: the whole map, or only those that are drawn.",
+    )
 
     @property
     def stages(self) -> list[str]:

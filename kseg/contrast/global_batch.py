@@ -27,6 +27,36 @@ def take_rows(x, positions, *, cross_replica=True):
     return replicas.all_reduce_sum(ops.where(is_local[:, None], rows, 0.0))
 
 
+def replica_share(count):
+    """Selects every R-th of some rows for this one of R replicas.
+
+    Args:
+        count: int, rows, the same on every replica.
+
+    Returns:
+        `(positions, inside)`: int32 and bool tensors `(ceil(count / R),)`: indices of this
+        replica's rows, and whether there is such a row (otherwise its index is 0).
+    """
+    number = replicas.num_replicas()
+    positions = ops.arange(-(-count // number), dtype="int32") * number + replicas.replica_id()
+    inside = positions < count
+    return ops.where(inside, positions, 0), inside
+
+
+def gather_shares(rows, count):
+    """Joins what each replica computed of its share, in the order of `replica_share`.
+
+    Args:
+        rows: tensor `(ceil(count / R), dim)`.
+        count: int, rows of all replicas.
+
+    Returns:
+        tensor `(count, dim)`, the same on every replica.
+    """
+    shares = ops.reshape(replicas.all_gather(rows), (-1, *rows.shape))
+    return ops.reshape(ops.transpose(shares, (1, 0, 2)), (-1, rows.shape[1]))[:count]
+
+
 def mean_info_nce(
     anchors, anchor_labels, keys, key_labels, *, exclude_self=False, cross_replica=True, **options
 ):
@@ -44,12 +74,9 @@ def mean_info_nce(
     Returns:
         float32 scalar, this replica's share.
     """
-    count = replicas.num_replicas()
     positions = ops.arange(anchors.shape[0])
-    if cross_replica and count > 1:
-        positions = ops.arange(-(-anchors.shape[0] // count)) * count + replicas.replica_id()
-        inside = positions < anchors.shape[0]
-        positions = ops.where(inside, positions, 0)
+    if cross_replica and replicas.num_replicas() > 1:
+        positions, inside = replica_share(anchors.shape[0])
         anchors = ops.take(anchors, positions, axis=0)
         anchor_labels = ops.where(inside, ops.take(anchor_labels, positions), -1)
     total, number = info_nce(

@@ -4,8 +4,9 @@ import keras
 from keras import ops
 
 from kseg.backend import replicas
-from kseg.contrast.global_batch import mean_info_nce, take_rows
-from kseg.contrast.objective import Objective, output
+from kseg.contrast.embeddings import embeddings_of
+from kseg.contrast.global_batch import mean_info_nce
+from kseg.contrast.objective import Objective, check_projection
 from kseg.contrast.sampling import balanced_anchors
 from kseg.contrast.tiles import tile_sizes
 from kseg.layers import resize_labels
@@ -36,6 +37,9 @@ class MultiScaleContrast(Objective):
         cross_replica: bool. If True, anchors come from the global batch under a strategy, and the
             result is that of one device with the whole batch; if False, each replica contrasts its
             own batch with itself, and the result is the mean over replicas.
+        projection: `"map"`: the segmenter projects the whole map of each stage; `"drawn"`: in a
+            training step only the anchors are projected, so that batch norms of the projectors see
+            these alone.
         seed: int, for the sampling.
 
     Call arguments:
@@ -50,7 +54,8 @@ class MultiScaleContrast(Objective):
 
     Raises:
         ValueError: if a stage of a pair has no scale weight, a pair is one stage twice, all weights
-            are 0, or `max_anchors` is below 2; in a call, if an output is missing.
+            are 0, `max_anchors` is below 2, or `projection` is unknown; in a call, if an output is
+            missing.
 
     Example:
         >>> import keras
@@ -76,11 +81,13 @@ class MultiScaleContrast(Objective):
         max_anchors=10_000,
         min_count=5,
         cross_replica=True,
+        projection="map",
         seed=0,
         name="multi_scale",
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
+        check_projection(projection)
         for pair in cross_scale_pairs:
             for stage in pair:
                 if stage not in scale_weights:
@@ -114,6 +121,7 @@ class MultiScaleContrast(Objective):
         self.max_anchors = max_anchors
         self.min_count = min_count
         self.cross_replica = cross_replica
+        self.projection = projection
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
@@ -123,12 +131,14 @@ class MultiScaleContrast(Objective):
         paired = [s for pair in self.cross_scale_pairs for s in pair if self.cross_scale_weight]
         return [s for s, weight in self.scale_weights.items() if weight or s in paired]
 
+    @property
+    def drawn_stages(self):
+        """All of `stages`, or none."""
+        return self.stages if self.projection == "drawn" else []
+
     def contrast(self, outputs, labels):
         """Computes the terms; see the class docstring."""
-        sets = {
-            s: self._anchor_set(output(outputs, f"embedding_{s}", self), labels)
-            for s in self.stages
-        }
+        sets = {s: self._anchor_set(embeddings_of(outputs, s, self), labels) for s in self.stages}
         terms = {"same_scale": 0.0}
         for stage, weight in self.scale_weights.items():
             if weight:
@@ -140,9 +150,8 @@ class MultiScaleContrast(Objective):
 
     def _anchor_set(self, embeddings, labels):
         """Draws `(anchors (rows, dim), labels (rows,))`, equal on all replicas that share."""
-        batch, height, width, dim = embeddings.shape
+        batch, height, width, _ = embeddings.shape
         labels = ops.reshape(resize_labels(labels, height, width), (batch, height * width))
-        pixels = ops.reshape(embeddings, (batch * height * width, dim))
         if self.cross_replica:
             labels = replicas.all_gather(labels)
         positions, anchor_labels = balanced_anchors(
@@ -152,7 +161,7 @@ class MultiScaleContrast(Objective):
             min_count=self.min_count,
             seed=self.seed_generator,
         )
-        return take_rows(pixels, positions, cross_replica=self.cross_replica), anchor_labels
+        return embeddings.take(positions, cross_replica=self.cross_replica), anchor_labels
 
     def _contrast(self, anchor_set, key_set, same=False):
         """This replica's share of the mean of `info_nce` over the valid anchors."""
@@ -178,5 +187,6 @@ class MultiScaleContrast(Objective):
             "max_anchors": self.max_anchors,
             "min_count": self.min_count,
             "cross_replica": self.cross_replica,
+            "projection": self.projection,
             "seed": self.seed,
         }

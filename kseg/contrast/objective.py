@@ -35,6 +35,16 @@ class Objective(keras.layers.Layer):
         """Names of the maps that need a projector: `embedding_<stage>` is an output for each."""
         return []
 
+    @property
+    def drawn_stages(self):
+        """Those of `stages` of which only some pixels are needed with gradients.
+
+        Unless another objective needs the map of such a stage, the training step does not project
+        it, and `embedding_<stage>` is a `kseg.contrast.embeddings.Embeddings`, which projects what
+        is taken.
+        """
+        return []
+
     def prepare(self, outputs):
         """Creates the weights that depend on the segmenter; call it once, before the first call.
 
@@ -91,6 +101,15 @@ class Objective(keras.layers.Layer):
     def call(self, outputs, labels, training=None):
         """Computes the terms without storing anything."""
         return self.contrast(outputs, labels)[0]
+
+
+PROJECTIONS = ("map", "drawn")
+
+
+def check_projection(projection):
+    """Raises ValueError unless `projection` is one of `PROJECTIONS`."""
+    if projection not in PROJECTIONS:
+        raise ValueError(f"`projection` must be one of {PROJECTIONS}. Received: {projection=}")
 
 
 def output(outputs, name, objective):

@@ -4,8 +4,9 @@ import keras
 from keras import ops
 
 from kseg.backend import replicas
-from kseg.contrast.global_batch import mean_info_nce, take_rows
-from kseg.contrast.objective import Objective, output
+from kseg.contrast.embeddings import Embeddings, embeddings_of
+from kseg.contrast.global_batch import mean_info_nce
+from kseg.contrast.objective import Objective, check_projection, output
 from kseg.contrast.regions import region_centers
 from kseg.contrast.sampling import hard_anchors, pixels_of_each_image
 from kseg.contrast.tiles import tile_sizes
@@ -50,6 +51,10 @@ class PixelContrast(Objective):
         cross_replica: bool. If True, the anchors come from the global batch under a strategy; if
             False, from each replica's own batch, and the result is the mean over replicas. The
             memory always receives the rows of all replicas.
+        projection: `"map"`: the segmenter projects the whole map; `"drawn"`: a training step
+            projects the anchors alone, so that batch norms of the projector see only these. What a
+            memory stores is then projected without gradients by the moving statistics: pixels
+            alone, for regions the map.
         seed: int, for the sampling.
 
     Call arguments:
@@ -61,8 +66,8 @@ class PixelContrast(Objective):
         dict with the float32 scalar `pixels`.
 
     Raises:
-        ValueError: if `memory` is unknown, or, in a call, `prepare` has not created the memory or
-            an output is missing.
+        ValueError: if `memory` or `projection` is unknown, or, in a call, `prepare` has not created
+            the memory or an output is missing.
 
     Example:
         >>> import keras
@@ -92,11 +97,13 @@ class PixelContrast(Objective):
         temperature=0.1,
         base_temperature=0.07,
         cross_replica=True,
+        projection="map",
         seed=0,
         name="pixel_contrast",
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
+        check_projection(projection)
         if memory not in MEMORIES:
             raise ValueError(f"`memory` must be one of {MEMORIES}. Received: {memory=}")
         self.num_classes = num_classes
@@ -112,6 +119,7 @@ class PixelContrast(Objective):
         self.temperature = temperature
         self.base_temperature = base_temperature
         self.cross_replica = cross_replica
+        self.projection = projection
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         # A single bank: each class has one ring for each kind, in consecutive order.
@@ -124,6 +132,11 @@ class PixelContrast(Objective):
         """Name of the single map that is read."""
         return [self.stage]
 
+    @property
+    def drawn_stages(self):
+        """`stages`, or none."""
+        return self.stages if self.projection == "drawn" else []
+
     def prepare(self, outputs):
         """Creates the bank with the width of the embeddings."""
         dim = output(outputs, f"embedding_{self.stage}", self).shape[-1]
@@ -133,13 +146,12 @@ class PixelContrast(Objective):
     def contrast(self, outputs, labels):
         """Computes the term, and the rows to store with their classes."""
         bank = self._prepared_bank() if self._rings else None
-        embeddings = output(outputs, f"embedding_{self.stage}", self)
-        batch, height, width, dim = embeddings.shape
+        embeddings = embeddings_of(outputs, self.stage, self)
+        batch, height, width, _ = embeddings.shape
         labels = resize_labels(labels, height, width)
         logits = ops.stop_gradient(output(outputs, "logits", self))
         logits = resize(logits, (height, width))
         predictions = ops.cast(ops.argmax(logits, axis=-1), "int32")
-        pixels = ops.cast(ops.reshape(embeddings, (batch * height * width, dim)), "float32")
         local = ops.reshape(ops.stack([labels, predictions], axis=-1), (batch, -1, 2))
         gathered = replicas.all_gather(local)
 
@@ -153,7 +165,8 @@ class PixelContrast(Objective):
             min_count=self.min_count,
             seed=self.seed_generator,
         )
-        anchors = take_rows(pixels, positions, cross_replica=self.cross_replica)
+        anchors = embeddings.take(positions, cross_replica=self.cross_replica)
+        anchors = ops.cast(anchors, "float32")
         if bank is None:
             keys, key_labels = anchors, anchor_labels
         else:
@@ -168,12 +181,13 @@ class PixelContrast(Objective):
             # A tile with anchors of few classes has only negatives among most keys.
             block_size=tile_sizes(anchors.shape[0], *keys.shape, on_cpu=(256, 1024)),
         )
-        to_store = []
+        to_store, stored = [], embeddings.detached()
+        if "region" in self._rings:  # Needs the map, from which the pixels can then be taken.
+            stored = Embeddings(stored.projected())
         if "pixel" in self._rings:
-            to_store.append(self._pixels(ops.stop_gradient(pixels), gathered[..., 0]))
+            to_store.append(self._pixels(stored, gathered[..., 0]))
         if "region" in self._rings:
-            regions = ops.stop_gradient(embeddings), logits, labels
-            to_store.append(region_centers(*regions, mode="hard"))
+            to_store.append(region_centers(stored.projected(), logits, labels, mode="hard"))
         return {"pixels": mean * (self.temperature / self.base_temperature)}, to_store
 
     def _keys(self, bank):
@@ -182,7 +196,7 @@ class PixelContrast(Objective):
             return bank.keys()
         return bank.sample(self.max_keys, seed=self.seed_generator)
 
-    def _pixels(self, pixels, labels):
+    def _pixels(self, embeddings, labels):
         """Pixels of the global batch to store, and their classes; -1 for unused rows."""
         positions, classes = pixels_of_each_image(
             labels,
@@ -191,7 +205,7 @@ class PixelContrast(Objective):
             max_rows=_MAX_REMEMBERED,
             seed=self.seed_generator,
         )
-        return take_rows(pixels, positions), classes
+        return ops.cast(embeddings.take(positions), "float32"), classes
 
     def remember(self, found):
         """Stores the pixels and regions of all replicas in the bank, in order of replica."""
@@ -218,5 +232,6 @@ class PixelContrast(Objective):
             "temperature": self.temperature,
             "base_temperature": self.base_temperature,
             "cross_replica": self.cross_replica,
+            "projection": self.projection,
             "seed": self.seed,
         }

@@ -1,6 +1,9 @@
 """The projector of contrastive learning, from a feature map to embeddings."""
 
 import functools
+import inspect
+
+import keras
 
 from kseg.layers import BatchNormalization, Conv2D, UnitNormalization
 
@@ -34,3 +37,69 @@ def projection(x, *, embedding_dim=256, hidden_layers=2, synchronized_batch_norm
         x = BatchNormalization(synchronized=synchronized_batch_norm, name=f"{name}_norm{index}")(x)
     x = conv(embedding_dim, name=f"{name}_linear")(x)
     return UnitNormalization(name=name)(x)
+
+
+class Projector:
+    """The layers of a model that make embeddings of a map, to be called on some of its pixels.
+
+    These are the layers that end in the embeddings, that nothing else reads, and that process each
+    pixel on its own, apart from the statistics of batch norms.
+
+    Args:
+        model: functional keras model to a dict.
+        name: str, the key of the embeddings `(batch, height, width, dim)` among its outputs.
+
+    Attributes:
+        source: symbolic tensor, the map that is projected.
+        dim: int, channels of the embeddings.
+    """
+
+    def __init__(self, model, name):
+        nodes = [node for level in model._nodes_by_depth.values() for node in level]
+        read = [id(x) for node in nodes for x in node.input_tensors]
+        returned = {id(x) for key, x in model.output.items() if key != name}
+        self.source = model.output[name]
+        self.dim = self.source.shape[-1]
+        self._layers = []
+        readers = 0  # Of the embeddings themselves, which the caller reads.
+        while read.count(id(self.source)) == readers and id(self.source) not in returned:
+            layer, index, _ = self.source._keras_history
+            inputs = layer._inbound_nodes[index].input_tensors if layer._inbound_nodes else ()
+            if len(inputs) != 1 or not _is_pixelwise(layer):
+                break
+            self._layers.insert(0, layer)
+            (self.source,), readers = inputs, 1
+
+    def __call__(self, features, *, training, mask=None):
+        """Projects features.
+
+        Args:
+            features: float tensor `(batch, height, width, channels)` of any size.
+            training: bool, whether batch norms use the statistics of these features.
+            mask: bool tensor `(batch, height, width)`, True where features count in these
+                statistics; None: everywhere.
+
+        Returns:
+            tensor `(batch, height, width, dim)`.
+        """
+        options = {"training": training, "mask": mask if training else None}
+        for layer in self._layers:
+            taken = inspect.signature(layer.call).parameters.keys() & options.keys()
+            features = layer(features, **{key: options[key] for key in taken})
+            if getattr(features, "_keras_mask", None) is not None:
+                features._keras_mask = None  # Otherwise Keras warns of convolutions after it.
+        return features
+
+
+def _is_pixelwise(layer):
+    layers = keras.layers
+    if isinstance(layer, layers.Conv2D):
+        return set(layer.kernel_size) == set(layer.strides) == {1}
+    if isinstance(layer, layers.BatchNormalization | layers.LayerNormalization):
+        return layer.axis in (-1, 3, [-1], [3])
+    if isinstance(layer, layers.UnitNormalization):
+        return layer.axis in (-1, 3)
+    return isinstance(
+        layer,
+        UnitNormalization | layers.Dense | layers.Activation | layers.ReLU | layers.Dropout,
+    )

@@ -5,6 +5,7 @@
 import math
 
 import keras
+from keras import ops
 
 from kseg.backend import replicas, tf
 
@@ -17,9 +18,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Batch normalization by one fused kernel, with the weights and results of Keras' layer.
 
     On TensorFlow a rank-4 channels-last map goes through FusedBatchNormV3, one node instead of a
-    dozen; on other backends, and for masks and renormalization, Keras' implementation is used. The
-    moving variance averages the biased batch variance, as in Keras; PyTorch's is n / (n - 1) times
-    larger.
+    dozen; on other backends, and for renormalization, Keras' implementation is used. The moving
+    variance averages the biased batch variance, as in Keras; PyTorch's is n / (n - 1) times larger.
+    In training with a mask (True: counts), statistics are those of the positions that count. If
+    there are fewer than two (over all replicas if synchronized), the moving statistics are used and
+    do not change.
 
     Args:
         epsilon: float > 0. Defaults to PyTorch's 1e-5, not to Keras' 1e-3.
@@ -79,6 +82,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         values = [size for i, size in enumerate(inputs.shape) if i != self.axis % len(inputs.shape)]
         if self.moving_if_single and alone and math.prod(size or 2 for size in values) == 1:
             training = False
+        if training and mask is not None and not self.renorm and self.axis in (-1, 3):
+            return self._normalize_masked(inputs, mask)
         if not fused or mask is not None or self.renorm or not (self.scale and self.center):
             return super().call(inputs, training=training, mask=mask)
         if training and not alone:
@@ -123,6 +128,31 @@ class BatchNormalization(keras.layers.BatchNormalization):
             epsilon=self.epsilon,
             **attributes,
         )[:3]
+
+    def _normalize_masked(self, inputs, mask):
+        """Normalizes by the moments over the positions of a mask, on any backend."""
+        others = list(range(len(inputs.shape) - 1))
+        wide = ops.cast(inputs, "float32")
+        counted = ops.cast(mask, "float32")[..., None]
+        # Differences from the moving mean, which no gradient reaches, round less than the squares.
+        origin = ops.stop_gradient(ops.convert_to_tensor(self.moving_mean))
+        shifted = (wide - origin) * counted
+        sums = [ops.sum(shifted, others), ops.sum(shifted * shifted, others), ops.sum(counted)]
+        if self.synchronized:
+            sums = replicas.all_reduce_sum(sums)
+        total, total_square, count = sums
+        several = count > 1.0
+        distance = total / ops.maximum(count, 1.0)
+        spread = total_square / ops.maximum(count, 1.0) - distance * distance
+        mean = ops.where(several, origin + distance, origin)
+        variance = ops.where(several, ops.maximum(spread, 0.0), self.moving_variance)
+        for moving, found in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            updated = moving * self.momentum + found * (1.0 - self.momentum)
+            moving.assign(ops.where(several, updated, moving))
+        outputs = ops.batch_normalization(
+            wide, mean, variance, -1, self.beta, self.gamma, self.epsilon
+        )
+        return ops.cast(outputs, inputs.dtype)
 
     def _normalize_synchronized(self, inputs):
         outputs, mean, variance = _synchronized_batch_norm(

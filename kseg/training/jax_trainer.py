@@ -13,6 +13,7 @@ import keras
 from jax.extend.core import Var, jaxpr_as_fun
 
 from kseg.training.build import default_losses
+from kseg.training.projecting import ObjectiveOutputs
 from kseg.training.updates import clip_by_global_norm, is_decayed
 
 
@@ -63,6 +64,7 @@ class JaxTrainer:
         self.distortion = distortion
         for objective in self.objectives:
             objective.prepare(segmenter.output)
+        self._outputs = ObjectiveOutputs(segmenter, self.objectives)
 
     def variables(self):
         """The Keras variables behind the state: a dict of lists, in the state's order."""
@@ -149,7 +151,7 @@ class JaxTrainer:
             images = batch["image"]
             if self.distortion is not None:
                 images = self.distortion(images, batch["draws"])
-            outputs = self.segmenter(images, training=True)
+            outputs = self._outputs(images, training=True)
             terms = {
                 name: (loss(labels, outputs), weight)
                 for name, (loss, weight) in self.losses_on_logits.items()

@@ -17,6 +17,7 @@ from kseg.training.build import default_losses
 from kseg.training.compiled_terms import terms_of_compile
 from kseg.training.distribution import make_reproducible
 from kseg.training.gradients import with_gradients
+from kseg.training.projecting import ObjectiveOutputs
 from kseg.training.term_means import TermMeans
 from kseg.training.trainer_data import TrainerData
 from kseg.training.trainer_files import TrainerFiles
@@ -113,9 +114,12 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
             trainer_checks.check_objective(objective, segmenter)
             objective.prepare(segmenter.output)
             objective.built = True
+        self._outputs = ObjectiveOutputs(segmenter, self.objectives)
+        self._evaluated_outputs = self._outputs
         if averaged is not None:
             trainer_checks.check_averaged(averaged, segmenter)
             averaged.trainable = False  # Otherwise Keras would pass its weights to the optimizer.
+            self._evaluated_outputs = ObjectiveOutputs(averaged, self.objectives)
         self._term_means = TermMeans()
         self._mean_iou = MeanIoU(segmenter.output["logits"].shape[-1])
         self.built = True
@@ -300,11 +304,15 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         values = [variable.value for variable in variables]
         if self.accumulate > 1:
             found, gradients = accumulated_gradients(
-                self.segmenter, images, scaled_loss, values, self.accumulate
+                self._outputs.trunk,
+                images,
+                lambda outputs: scaled_loss(self._outputs.of(outputs, training=True)),
+                values,
+                self.accumulate,
             )
         else:
             found, gradients = with_gradients(
-                lambda: scaled_loss(self.segmenter(images, training=True)), values
+                lambda: scaled_loss(self._outputs(images, training=True)), values
             )
         _, loss, terms, bank_entries, outputs = found
         reached = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
@@ -390,7 +398,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         """
         batch = batches.with_size(batches.unpack(data), self._replica_sizes["evaluate"])
         self._check_static(batch)
-        outputs = self.evaluated(batch.images, training=False)
+        outputs = self._evaluated_outputs(batch.images, training=False)
         generators = [v for objective in self.objectives for v in random_states(objective)]
         before = [ops.copy(generator) for generator in generators]
         terms, _ = self.loss_terms(outputs, batch.labels, batch.weights, model=self.evaluated)

@@ -14,6 +14,16 @@ METHODS = {
     "Contextrast": [{"name": "contextrast"}],
     "pixel contrast": [{"name": "pixel_contrast"}],
     "with memory": [{"name": "pixel_contrast", "memory": "both"}],
+    "MS/CS, drawn": [{"name": "multi_scale", "projection": "drawn"}],
+    "pixel contrast, drawn": [{"name": "pixel_contrast", "projection": "drawn"}],
+    "with memory, drawn": [
+        {"name": "pixel_contrast", "memory": "both", "projection": "drawn"},
+    ],
+}
+# MS/CS at the strides of a dilated network, whose c4 is of the size of c3.
+DILATED_MULTI_SCALE = {
+    "scale_weights": {"c2": 1.0, "c3": 0.7, "c5": 0.7},
+    "cross_scale_pairs": [["c2", "c5"], ["c2", "c3"]],
 }
 
 
@@ -52,7 +62,6 @@ TOY_NETWORKS = {
     ),
 }
 TOY_MULTI_SCALE = {
-    "name": "multi_scale",
     "scale_weights": {"c2": 1.0, "c5": 1.0},
     "cross_scale_pairs": [["c2", "c5"]],
 }
@@ -95,13 +104,21 @@ def contrast_of(arguments, method):
     """The section `contrast` of a method's config.
 
     Args:
-        arguments: with `toy`, which makes MS/CS smaller.
+        arguments: with `toy`, which makes MS/CS smaller, and `backbone_arguments`.
         method: str, of `METHODS`.
 
     Returns:
         list of dicts.
     """
-    return [TOY_MULTI_SCALE] if arguments.toy and method == "MS/CS" else METHODS[method]
+    settings = {}
+    if arguments.toy:
+        settings = TOY_MULTI_SCALE
+    elif arguments.backbone_arguments.get("output_stride") == 8:
+        settings = DILATED_MULTI_SCALE
+    return [
+        {**entry, **(settings if entry["name"] == "multi_scale" else {})}
+        for entry in METHODS[method]
+    ]
 
 
 def build_objectives(arguments, contrast):

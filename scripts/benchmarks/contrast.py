@@ -2,8 +2,11 @@
 
 The first table is of whole training steps with full memory banks, the second of the objectives
 alone: forward and backward on random outputs of a network. Times are the shortest of several
-rounds, in which the methods alternate. Memory is measured in a process of its own for each method.
+rounds, in which the methods alternate; on a busy machine compare the processor's seconds. Memory is
+measured in a process of its own for each method.
 """
+
+import time
 
 import _measuring
 import _networks
@@ -11,13 +14,18 @@ import _networks
 from kseg.commands import console
 
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32, "features": 4}  # Of HRNet.
-COLUMNS = ("seconds", "peak", "weights", "flops")
+COLUMNS = ("seconds", "processor", "peak", "weights", "flops")
 
 
 def main(argv=None):
     """Runs the benchmark and returns its exit code."""
     parser = _measuring.build_parser(__doc__)
     _networks.add_arguments(parser, "hrnet_w18", (256, 512), 4)
+    parser.add_argument(
+        "--network",
+        choices=_networks.NETWORKS,
+        help="instead of --backbone and --head; the objectives alone are left out",
+    )
     parser.add_argument("--rounds", type=_measuring.positive, default=6)
     parser.add_argument(
         "--only",
@@ -45,12 +53,17 @@ def main(argv=None):
 def compare(arguments):
     """Prints both tables."""
     methods = _measuring.choose(arguments.only, _networks.METHODS)
+    if arguments.network:
+        settings = _networks.NETWORKS[arguments.network]
+        vars(arguments).update({k: v for k, v in settings.items() if k != "size"})
     compare_steps(arguments, methods)
+    if arguments.network:  # Their maps have the sizes of HRNet's.
+        return
     print("\nobjectives alone, forward and backward; extra memory above inputs and gradients")
     batches = arguments.objective_batches or [factor * arguments.batch for factor in (1, 2, 4)]
     print(f"{'':<22}" + "".join(f"{f'batch {batch}: s':>14}{'MB':>8}" for batch in batches))
     for method in methods:
-        if not _networks.METHODS[method]:
+        if not _networks.METHODS[method] or method.endswith("drawn"):  # Maps are inputs here.
             continue
         cells = ""
         for batch in batches:
@@ -74,20 +87,27 @@ def compare_steps(arguments, methods):
         float(step(batch)["loss"])
         steps[method] = trainer, step
     times = {method: [] for method in methods}
+    processor = {method: [] for method in methods}
     for _ in range(arguments.rounds):  # The methods alternate, so that noise affects all alike.
         for method, (_, step) in steps.items():
+            before = time.process_time()
             times[method].append(best_seconds(lambda step=step: float(step(batch)["loss"]), 1))
+            processor[method].append(time.process_time() - before)
     height, width = arguments.size
     print(
         f"training step of {arguments.head} on {arguments.backbone}, {arguments.batch} x {height} "
         f"x {width}, {arguments.precision}, banks full"
     )
-    print(f"{'':<22}{'seconds':>9}{'ratio':>8}{'peak MB':>9}{'M weights':>11}{'GFLOPs':>9}")
+    print(
+        f"{'':<22}{'seconds':>9}{'ratio':>8}{'CPU s':>8}{'peak MB':>9}{'M weights':>11}"
+        f"{'GFLOPs':>9}"
+    )
     plain = None
     for method, (trainer, _) in steps.items():
         peak = _measuring.in_new_process(measure, arguments, method=method, part="peak")
         found = {
             "seconds": min(times[method]),
+            "processor": min(processor[method]),
             "peak": peak["megabytes"],
             "weights": count_parameters(trainer.segmenter) / 1e6,
             "flops": _networks.forward_gflops(trainer.segmenter, arguments.size),
@@ -95,7 +115,8 @@ def compare_steps(arguments, methods):
         plain = plain or found
         print(
             f"{method:<22}{found['seconds']:>9.3f}{found['seconds'] / plain['seconds']:>8.3f}"
-            f"{found['peak']:>9.0f}{found['weights']:>11.3f}{found['flops']:>9.2f}   "
+            f"{found['processor']:>8.3f}{found['peak']:>9.0f}{found['weights']:>11.3f}"
+            f"{found['flops']:>9.2f}   "
             + ", ".join(f"{k} {_increase(found[k], plain[k])}" for k in COLUMNS),
             flush=True,
         )

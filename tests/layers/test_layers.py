@@ -133,6 +133,84 @@ def test_synchronized_batch_norm_on_two_replicas_is_one_with_the_whole_batch(mir
     np.testing.assert_allclose(layer.moving_variance.numpy(), variance, rtol=1e-5)
 
 
+def masked_batch_norm(x, mask, upstream):
+    """One training step with a mask, by NumPy; the gradient by differences of its loss."""
+    rows = x[mask].astype("float64")
+    mean, variance = rows.mean(0), rows.var(0)
+
+    def outputs(x):
+        rows = x[mask]
+        return (x - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5)
+
+    d_x, wide = np.zeros(x.shape), x.astype("float64")
+    for index in np.ndindex(x.shape):
+        step = np.zeros(x.shape)
+        step[index] = 1e-5
+        difference = outputs(wide + step) - outputs(wide - step)
+        d_x[index] = np.sum(difference * upstream) / 2e-5
+    moving = 0.1 * mean, 0.9 + 0.1 * variance
+    return outputs(wide), d_x, *moving
+
+
+def masked_example():
+    x, upstream = random(1, 12, 1, 2) * 2 + 3, random(1, 12, 1, 2)
+    return x, np.arange(12)[None, :, None] < 5, upstream
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_masked_batch_norm_counts_only_the_mask(dtype):
+    x, mask, upstream = masked_example()
+    layer = layers.BatchNormalization(dtype=dtype)
+    inputs = tf.cast(x, layer.compute_dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        y = layer(inputs, training=True, mask=mask)
+        loss = tf.reduce_sum(tf.cast(y, "float32") * upstream)
+    found = y, tape.gradient(loss, inputs), layer.moving_mean, layer.moving_variance
+    assert y.dtype == layer.compute_dtype
+    tolerance = 1e-4 if dtype == "float32" else 3e-2
+    for ours, expected in zip(found, masked_batch_norm(x, mask, upstream), strict=True):
+        ours = tf.cast(tf.convert_to_tensor(ours), "float32").numpy()
+        np.testing.assert_allclose(ours, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_batch_norm_of_fewer_than_two_positions_keeps_its_moving_statistics():
+    x, mask, _ = masked_example()
+    layer = layers.BatchNormalization()
+    layer(x, training=True)
+    before = layer.moving_mean.numpy(), layer.moving_variance.numpy()
+    for few in (mask & False, mask & (np.cumsum(mask).reshape(mask.shape) == 1)):
+        y = layer(x, training=True, mask=few)
+        np.testing.assert_allclose(y, layer(x, training=False), rtol=1e-5, atol=1e-6)
+        after = layer.moving_mean.numpy(), layer.moving_variance.numpy()
+        np.testing.assert_array_equal(after, before)
+
+
+def test_masked_batch_norm_of_a_replica_without_any_position(mirrored):
+    x, mask, upstream = masked_example()  # The first 5 of 12 count: none in the second half.
+    with mirrored.scope():
+        layer = layers.BatchNormalization(synchronized=True)
+        layer.build(x.shape)
+    parts = [tf.constant(np.split(array, 2, axis=1)) for array in (x, mask, upstream)]
+
+    def step(index):
+        x, mask, upstream = (part[index[0]] for part in parts)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True, mask=mask)
+            loss = tf.reduce_sum(y * upstream)
+        return y, tape.gradient(loss, x)
+
+    ids = mirrored.experimental_distribute_values_from_function(
+        lambda context: tf.constant([context.replica_id_in_sync_group])
+    )
+    found = tf.function(lambda ids: mirrored.run(step, (ids,)))(ids)
+    found = [np.concatenate(mirrored.experimental_local_results(v), axis=1) for v in found]
+    found += [layer.moving_mean.numpy(), layer.moving_variance.numpy()]
+    for ours, expected in zip(found, masked_batch_norm(x, mask, upstream), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_synchronized_batch_norm_in_bfloat16(mirrored):
     x, upstream = random(4, 3, 5, 2) * 2 + 3, random(4, 3, 5, 2)
     results = []

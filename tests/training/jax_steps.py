@@ -22,7 +22,12 @@ CASES = {
             "auxiliary": {"weight": 0.4},
         },
         "contrast": [
-            {"name": "multi_scale", "min_count": 1, "max_anchors": 60},
+            {
+                "name": "multi_scale",
+                "min_count": 1,
+                "max_anchors": 60,
+                "projection": "drawn",
+            },
             {"name": "region_contrast", "capacity": 3},
         ],
         "optimizer": {
@@ -50,6 +55,7 @@ CASES = {
                 "start_step": 1,
                 "warmup_steps": 2,
                 "memory": "both",
+                "projection": "drawn",
                 "pixel_capacity": 8,
                 "region_capacity": 4,
                 "max_anchors": 60,

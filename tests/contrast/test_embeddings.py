@@ -1,0 +1,103 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kseg.contrast.embeddings import Embeddings
+from kseg.heads.projection import Projector, projection
+
+SHAPE = (2, 3, 4, 5)
+
+
+def projector(strategy=None, synchronized=False):
+    """A projector of 5 channels to 6, with batch norms, and its layers."""
+    keras.utils.set_random_seed(0)
+    with (strategy or tf.distribute.get_strategy()).scope():
+        x = keras.Input((None, None, SHAPE[-1]))
+        options = {"embedding_dim": 6, "synchronized_batch_norm": synchronized}
+        model = keras.Model(x, {"z": projection(x, name="z", **options)})
+    return Projector(model, "z"), model
+
+
+def features(seed=0):
+    return np.random.default_rng(seed).normal(size=SHAPE).astype("float32")
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_taken_pixels_are_those_of_a_map_with_their_statistics(training):
+    project, model = projector()
+    x, positions = features(), np.array([3, 17, 3, 8, -1, -1], "int32")
+    found = Embeddings(tf.constant(x), project, training=training)
+    assert found.shape == (*SHAPE[:3], 6)
+    taken = found.take(positions).numpy()[:4]
+    _, other = projector()
+    rows = x.reshape(-1, 5)[[3, 17, 3, 8]]
+    expected = other(rows[None, :, None], training=training)["z"].numpy()[0, :, 0]
+    np.testing.assert_allclose(taken, expected, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(model.weights, other.weights, strict=True):  # Moving statistics.
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_map_is_projected_if_as_many_rows_are_taken_as_there_are_pixels():
+    project, model = projector()
+    taken = Embeddings(tf.constant(features()), project, training=True).take(np.arange(24) % 5)
+    _, other = projector()
+    expected = other(features(), training=True)["z"].numpy().reshape(24, 6)[np.arange(24) % 5]
+    np.testing.assert_allclose(taken, expected, rtol=1e-5, atol=1e-6)
+    assert all(np.array_equal(*pair) for pair in zip(model.weights, other.weights, strict=True))
+
+
+def test_what_is_stored_has_no_gradient_and_changes_no_statistics():
+    project, model = projector()
+    before = [w.numpy() for w in model.weights]
+    x = tf.constant(features())
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        stored = Embeddings(x, project, training=True).detached()
+        rows, whole = stored.take(np.array([5, -1])), stored.projected()
+    assert tape.gradient([rows, whole], x) is None
+    np.testing.assert_allclose(rows[0], whole[0, 1, 1], rtol=1e-5, atol=1e-6)
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), value)
+
+
+# On both replicas; all on the second; fewer rows than replicas; none.
+@pytest.mark.parametrize("positions", [[1, 14, 9, 20, -1], [15, 13, 20], [16, -1, -1], [-1, -1]])
+def test_two_replicas_are_one(mirrored, positions):
+    positions = np.array(positions, "int32")
+    slope = np.random.default_rng(3).normal(size=(len(positions), 6)).astype("float32")
+    slope *= (positions >= 0)[:, None]
+    x = tf.constant(features())
+
+    def step(project, weights, x, share):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            rows = Embeddings(x, project, training=True).take(positions)
+            loss = tf.reduce_sum(rows * slope) * share
+        return rows, tape.gradient(loss, [x, *weights])
+
+    project, model = projector()
+    rows, gradients = step(project, [w.value for w in model.trainable_weights], x, 1.0)
+    statistics = [w.numpy() for w in model.non_trainable_weights]
+
+    project, model = projector(mirrored, synchronized=True)
+
+    def replica(index):
+        weights = [w.value for w in model.trainable_weights]
+        rows, gradients = step(project, weights, tf.gather(x, index), 0.5)
+        context = tf.distribute.get_replica_context()
+        return rows, gradients[0], context.all_reduce("sum", gradients[1:])
+
+    ids = mirrored.experimental_distribute_values_from_function(
+        lambda context: tf.constant([context.replica_id_in_sync_group])
+    )
+    found = tf.function(lambda ids: mirrored.run(replica, (ids,)))(ids)
+    local = mirrored.experimental_local_results
+    used = positions >= 0
+    for ours in local(found[0]):
+        np.testing.assert_allclose(ours[used], rows[used], rtol=1e-4, atol=1e-5)
+    ours = [np.concatenate(local(found[1])), *(local(gradient)[0] for gradient in found[2])]
+    for a, b in zip(ours, gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    for weight, value in zip(model.non_trainable_weights, statistics, strict=True):
+        np.testing.assert_allclose(weight.numpy(), value, rtol=1e-4, atol=1e-6)
