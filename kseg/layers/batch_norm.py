@@ -135,7 +135,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         wide = ops.cast(inputs, "float32")
         counted = ops.cast(mask, "float32")[..., None]
         # Differences from the moving mean, which no gradient reaches, round less than the squares.
-        origin = ops.stop_gradient(ops.convert_to_tensor(self.moving_mean))
+        old = [ops.convert_to_tensor(v) for v in (self.moving_mean, self.moving_variance)]
+        origin = ops.stop_gradient(old[0])
         shifted = (wide - origin) * counted
         sums = [ops.sum(shifted, others), ops.sum(shifted * shifted, others), ops.sum(counted)]
         if self.synchronized:
@@ -145,10 +146,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
         distance = total / ops.maximum(count, 1.0)
         spread = total_square / ops.maximum(count, 1.0) - distance * distance
         mean = ops.where(several, origin + distance, origin)
-        variance = ops.where(several, ops.maximum(spread, 0.0), self.moving_variance)
-        for moving, found in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            updated = moving * self.momentum + found * (1.0 - self.momentum)
-            moving.assign(ops.where(several, updated, moving))
+        variance = ops.where(several, ops.maximum(spread, 0.0), old[1])
+        for moving, before, found in zip(
+            (self.moving_mean, self.moving_variance), old, (mean, variance), strict=True
+        ):
+            updated = before * self.momentum + found * (1.0 - self.momentum)
+            moving.assign(ops.where(several, updated, before))
         outputs = ops.batch_normalization(
             wide, mean, variance, -1, self.beta, self.gamma, self.epsilon
         )
