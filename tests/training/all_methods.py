@@ -24,17 +24,12 @@ BATCH, HEIGHT, WIDTH, STEPS = 4, 64, 96, 3
 SCALES = {"c2": 1.0, "c4": 0.5}
 CONTRAST = [
     schema.MultiScale(
-        name="multi_scale",
-        scale_weights={"c3": 1.0, "c4": 0.5},
-        cross_scale_pairs=[("c3", "c4")],
-        max_anchors=90,
-        projection="drawn",  # Of c4 the map is projected, since Contextrast needs it.
+        name="multi_scale", scale_weights=SCALES, cross_scale_pairs=[("c2", "c4")], max_anchors=90
     ),
     schema.RegionContrast(name="region_contrast", capacity=5, start_step=1, warmup_steps=3),
     schema.PixelContrast(
         name="pixel_contrast",
         memory="both",
-        projection="drawn",
         pixel_capacity=20,
         region_capacity=7,
         pixels_per_image=3,

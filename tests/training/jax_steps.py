@@ -55,7 +55,6 @@ CASES = {
                 "start_step": 1,
                 "warmup_steps": 2,
                 "memory": "both",
-                "projection": "drawn",
                 "pixel_capacity": 8,
                 "region_capacity": 4,
                 "max_anchors": 60,
