@@ -152,9 +152,14 @@ def _omit_unused_inputs(graph):
 
     The conversion to float16 would cast them, and a cast one no longer counts as empty.
     """
+    omitted = set()
     for node in graph.node:
         if node.op_type == "Resize" and len(node.input) == 4:
+            omitted |= {node.input[1], node.input[2]}
             node.input[1] = node.input[2] = ""
+    unused = omitted - {name for node in graph.node for name in node.input}
+    for constant in [constant for constant in graph.initializer if constant.name in unused]:
+        graph.initializer.remove(constant)  # ONNX Runtime warns of what no node uses.
 
 
 def _to_float16(model):
