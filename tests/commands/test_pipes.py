@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from kseg.commands import export, predict_folder
+from kseg.commands import export_check, predict_folder
 from kseg.errors import UserError
 from kseg.runs import Run, checkpoints
 from kseg.weights.files import find_file
@@ -37,4 +37,4 @@ def test_pictures(tmp_path):
     assert predict_folder.read(path) == (None, "it is not a file")
     assert pictures.size_of_file(path) is None
     with pytest.raises(UserError, match="it is not a file"):
-        export.check_images(path, None)
+        export_check.check_images(path, None)
