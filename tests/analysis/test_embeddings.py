@@ -13,7 +13,9 @@ def seen(labels, *, ids=None, dim=3, seed=0):
     large = np.kron(labels, np.ones((1, 2, 2), "uint8"))
     images = np.repeat((large * 40)[..., None], 3, axis=-1)
     ids = ids or [f"image {i}" for i in range(len(labels))]
-    return ObservedBatch(ids, images, large, np.ones_like(large), features, labels.astype("int32"))
+    return ObservedBatch(
+        ids, images, images, large, np.ones_like(large), features, labels.astype("int32")
+    )
 
 
 def test_pixels_match_their_columns():
@@ -69,7 +71,7 @@ def test_balanced_and_deterministic():
         view = seen(labels)
         collector = EmbeddingCollector(3, points_per_class=20, seed=4)
         for part in division:
-            arrays = (view.images, view.labels, view.predictions, view.features)
+            arrays = (view.images, view.inputs, view.labels, view.predictions, view.features)
             names = [view.ids[i] for i in part]
             parts = [array[part] for array in (*arrays, view.feature_labels)]
             collector.add(ObservedBatch(names, *parts))

@@ -14,7 +14,7 @@ from kseg.analysis.observation import ObservedBatch
 def seen(ids, labels, predictions):
     labels, predictions = np.array(labels, "uint8"), np.array(predictions, "uint8")
     images = np.zeros((*labels.shape, 3), "uint8")
-    return ObservedBatch(ids, images, labels, predictions, None, None)
+    return ObservedBatch(ids, images, images, labels, predictions, None, None)
 
 
 LABELS = [[[0, 0, 1, 1]], [[0, 0, 1, 255]], [[255] * 4], [[1, 1, 1, 1]]]
