@@ -70,6 +70,7 @@ def measure(arguments):
     import numpy as np
 
     from kseg.classes import Classes
+    from kseg.commands import networks as networks_module
     from kseg.commands import serve
     from kseg.segmenters import build_segmenter
     from kseg.serving import export_saved_model
@@ -91,7 +92,7 @@ def measure(arguments):
     export_saved_model(segmenter, folder / "model", classes)
     coarse = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype("uint8")
     cv2.imwrite(str(folder / "image.png"), cv2.resize(coarse, arguments.size[::-1]))
-    label = labeler(serve.load(folder / "model", None, False), confidence=True)
+    label = labeler(networks_module.load(folder / "model", None), confidence=True)
     content = (folder / "image.png").read_bytes()
     seconds = []
     for i in range(1 + max(arguments.requests // 4, 2)):

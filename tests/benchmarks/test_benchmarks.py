@@ -131,7 +131,7 @@ def test_contrast(toy):
     plain, method = lines[2:4]
     assert plain.startswith("cross-entropy only") and method.startswith("RegionContrast")
     assert plain.split()[3] == "1.000"
-    assert plain.count("+0.00 %") == 4
+    assert plain.count("+0.00 %") == 5
     assert method.count("%") == 4
     assert "objectives alone" in lines[5]
     assert len(lines) == 8  # One objective with one batch.
