@@ -132,7 +132,7 @@ def test_contrast(toy):
     assert plain.startswith("cross-entropy only") and method.startswith("RegionContrast")
     assert plain.split()[3] == "1.000"
     assert plain.count("+0.00 %") == 5
-    assert method.count("%") == 4
+    assert method.count("%") == 5
     assert "objectives alone" in lines[5]
     assert len(lines) == 8  # One objective with one batch.
     assert lines[7].startswith("RegionContrast") and len(lines[7].split()) == 3
