@@ -68,7 +68,7 @@ def test_strange_paths(tmp_path, monkeypatch):
     for chosen in (("--run", run), ("--saved-model", model)):
         labels = top / f"labels of {chosen[0]} [?]"
         call(predict, *chosen, "--input", source / "images", "--output", labels)
-        names = sorted(path.name for path in labels.iterdir())
+        names = sorted(path.name for path in labels.glob("*.png"))
         assert names == sorted(f"[{i}] ü%#{end}.png" for i in range(4) for end in ("", "_overlay"))
     for name in names:
         other = top / "labels of --run [?]" / name
