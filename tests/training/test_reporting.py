@@ -68,7 +68,7 @@ def test_a_line_of_a_log(progress, capsys):
 )
 def test_the_line_fits_the_terminal(progress, capsys, monkeypatch, width, expected):
     monkeypatch.setattr(
-        reporting.shutil, "get_terminal_size", lambda: os.terminal_size((width, 24))
+        reporting.shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((width, 24))
     )
     progress._terminal = True
     progress.report(2, VALUES, WEIGHTS)
