@@ -46,7 +46,7 @@ class PixelFormat:
         """The inverse of `to_dict`; None for None.
 
         Raises:
-            ValueError, TypeError: if the values are none of `to_dict`.
+            ValueError, TypeError: if the values are not as `to_dict` returns them.
         """
         if not values:
             return None

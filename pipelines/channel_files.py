@@ -261,16 +261,20 @@ def _read_tiff(content, channels):
         own[0].get(284, (1,))[0] == 1
         and ((color in (_RGB, _YCBCR) and count == 3) or (color == _RGB and max(bits) > 8))
     )
-    # OpenCV unpacks 10, 12 and 14 bits to the upper bits of 16, where values would differ.
-    if plain and count <= 4 and max(bits) in (1, 8, 16, 32, 64):
+    # OpenCV unpacks 10, 12 and 14 bits to the upper bits of 16, where values would differ, and
+    # turns each page by its own tag.
+    turned = any(page.get(274, (1,))[0] != 1 for page in pages[1:])
+    if plain and count <= 4 and max(bits) in (1, 8, 16, 32, 64) and not turned:
         return _read_tiff_with_opencv(content, channels, pages, own, color)
-    return _read_tiff_with_tifffile(content, channels, color)
+    places = [i for i, page in enumerate(pages) if page in own] if len(own) > 1 else None
+    return _read_tiff_with_tifffile(content, channels, color, places)
 
 
 def _read_tiff_with_opencv(content, channels, pages, own, color):
     # It warns about tags that it writes itself; what is wrong with a file is reported below.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    data = np.frombuffer(content, "uint8")
+    # It would turn a page upright, and `read` once more.
+    data = np.frombuffer(pictures.upright_tiff(content), "uint8")
     if len(pages) == 1:
         found = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         found = None if found is None else [found]
@@ -300,7 +304,8 @@ def _read_tiff_with_opencv(content, channels, pages, own, color):
     return np.ascontiguousarray(values)
 
 
-def _read_tiff_with_tifffile(content, channels, color):
+def _read_tiff_with_tifffile(content, channels, color, places):
+    """Reads bands of one page, or those pages of one band that are at the given `places`."""
     try:
         import tifffile
     except ImportError:
@@ -311,8 +316,12 @@ def _read_tiff_with_tifffile(content, channels, color):
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             series = file.series[0]
-            values, axes, shaped = series.asarray(), series.axes, file.is_shaped
-            bits = series.pages[0].bitspersample
+            if places is None or len(file.series) == 1:
+                values, axes, shaped = series.asarray(), series.axes, file.is_shaped
+            else:
+                bands = [file.pages[place].asarray() for place in places]
+                values, axes, shaped = np.stack(bands, axis=-1), "YXS", False
+            bits = file.pages[0].bitspersample
     except Exception as error:  # Codecs raise exceptions of any type.
         reason = " ".join(str(error).split())[:120]
         raise DataError(

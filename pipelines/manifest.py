@@ -219,7 +219,7 @@ def read_manifest(folder):
             except FileNotFoundError:
                 raise DataError(f"The shard {file} is missing. {again()}") from None
             if paths.is_local(file) and not os.path.isfile(file):
-                raise DataError(f"The shard {file} is no file. {again()}")
+                raise DataError(f"The shard {file} is not a regular file. {again()}")
             if size != shard.bytes:
                 raise DataError(
                     f"The shard {file} must have {shard.bytes} bytes and has {size}. {again()}"

@@ -364,7 +364,7 @@ def _decode(content, kind, value_range):
 def _read_with_pillow(content, kind, value_range, max_pixels):
     turned = orientation(content)
     if kind == "TIFF":
-        content = _upright_tiff(content)
+        content = upright_tiff(content)
         values = _read_deep_tiff(content, max_pixels)
         if values is not None:
             pixels = to_8_bits(values, value_range)
@@ -602,10 +602,10 @@ def _orientation_in_tiff(content):
     return 1
 
 
-def _upright_tiff(content):
+def upright_tiff(content):
     """A TIFF with its orientation tag set to 1 and all other bytes unchanged.
 
-    Some versions of Pillow turn a TIFF upright on loading, others do not.
+    OpenCV and some versions of Pillow turn a TIFF upright on loading, others do not.
     """
     with contextlib.suppress(struct.error):
         for tag, form, _, offset in _tiff_entries(content, 1):

@@ -153,7 +153,7 @@ class _Sums:
         height: int, number of rows.
         num_classes: int.
         other: `_Sums` that is read while this is filled, and not used afterwards; its memory is
-            used again, because each column is loaded before it is stored. None: there is none.
+            used again, because each column is loaded before it is stored; None for the first band.
     """
 
     def __init__(self, width, height, num_classes, other=None):

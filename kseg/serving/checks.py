@@ -205,8 +205,8 @@ def broken_network_file(path, error):
     """Returns the UserError for a network file that could not be read because of `error`."""
     reason = " ".join(str(error).split())[:200]
     return UserError(
-        f"{path} is no file for LiteRT, ONNX or OpenVINO, or is damaged ({reason}). Write it again "
-        "with `kseg export`"
+        f"{path} is not a file for LiteRT, ONNX or OpenVINO, or is damaged ({reason}). Write it "
+        "again with `kseg export`"
     )
 
 

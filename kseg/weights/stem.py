@@ -22,7 +22,7 @@ def adapt(kernel, channels, how=None):
         `(kernel, description)`: array `(height, width, channels, out)`, and str.
 
     Raises:
-        ValueError: if `how` is none of these.
+        ValueError: if `how` has another value.
     """
     how = how or ("repeat" if channels > 3 else "mean")
     if how not in STEMS:

@@ -371,7 +371,7 @@ def as_name(value, what):
 
 
 def hex_color(text):
-    """The color `[red, green, blue]` of `#rrggbb`; None if the text is none."""
+    """Parses a color `#rrggbb` to `[red, green, blue]`; None for any other text."""
     text = text.strip() if isinstance(text, str) else ""
     if not re.fullmatch("#[0-9a-fA-F]{6}", text):
         return None

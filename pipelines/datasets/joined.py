@@ -116,7 +116,7 @@ def _find_one(file, number, entry):
 
 
 def _resolve(path, places):
-    """The first existing file of that path; the value itself if there is none, or it is no path.
+    """Finds the first existing file of a path; without one, or for other values, returns the value.
 
     A path that is left as it is may be in an archive.
     """

@@ -147,8 +147,9 @@ def _bits(picture, content, kind):
 
 
 def _decode_deep_colors(content):
-    """Decodes several 16-bit channels, which Pillow would reduce to 8 bits."""
-    values = cv2.imdecode(np.frombuffer(content, "uint8"), cv2.IMREAD_UNCHANGED)
+    """Decodes several 16-bit channels, which Pillow would reduce to 8 bits, as they are stored."""
+    stored = pictures.upright_tiff(content)  # OpenCV would turn it.
+    values = cv2.imdecode(np.frombuffer(stored, "uint8"), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
         raise DataError("the label cannot be decoded")
     if values.shape[2] == 4:

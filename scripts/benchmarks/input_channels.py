@@ -131,23 +131,9 @@ def usual_way(arguments, examples, crop):
             cv2.imdecode(np.frombuffer(content, "uint8"), cv2.IMREAD_UNCHANGED)
             for content in example.read()
         )
-        scale = rng.uniform(*arguments.scale)
-        size = tuple(round(length * scale) for length in labels.shape[::-1])
-        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-        labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
-        missing = [max(length - have, 0) for length, have in zip(crop, labels.shape, strict=True)]
-        if any(missing):
-            border = (0, missing[0], 0, missing[1], cv2.BORDER_CONSTANT)
-            image = cv2.copyMakeBorder(image, *border, value=(0, 0, 0, 0))
-            labels = cv2.copyMakeBorder(labels, *border, value=255)
-        top, left = (
-            rng.integers(0, have - length + 1)
-            for have, length in zip(labels.shape, crop, strict=True)
+        image, labels = input_path.random_crop(
+            image, labels, crop, arguments.scale, (0, 0, 0, 0), rng
         )
-        window = (slice(top, top + crop[0]), slice(left, left + crop[1]))
-        image, labels = image[window], labels[window]
-        if rng.random() < 0.5:
-            image, labels = image[:, ::-1], labels[:, ::-1]
         return np.ascontiguousarray(image), np.ascontiguousarray(labels)
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

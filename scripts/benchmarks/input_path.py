@@ -206,6 +206,41 @@ def compare_pipelines(arguments, folder, title, examples, crop):
     show_stages(arguments, f"{folder}-jpeg", "train", crop)
 
 
+def random_crop(image, labels, crop, scales, padding, rng):
+    """Resizes by a random scale, pads, cuts a crop, and mirrors half of them, with OpenCV.
+
+    Args:
+        image: uint8 or uint16 array `(height, width, channels)`.
+        labels: uint8 array `(height, width)`, 255 = ignored.
+        crop: `(height, width)`.
+        scales: `(lowest, highest)`.
+        padding: numbers, the color beyond the image.
+        rng: `numpy.random.Generator`.
+
+    Returns:
+        `(image, labels)`, views of `crop` rows and columns.
+    """
+    import cv2
+
+    scale = rng.uniform(*scales)
+    size = tuple(round(length * scale) for length in labels.shape[::-1])
+    image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    missing = [max(length - have, 0) for length, have in zip(crop, labels.shape, strict=True)]
+    if any(missing):
+        border = (0, missing[0], 0, missing[1], cv2.BORDER_CONSTANT)
+        image = cv2.copyMakeBorder(image, *border, value=padding)
+        labels = cv2.copyMakeBorder(labels, *border, value=255)
+    top, left = (
+        rng.integers(0, have - length + 1) for have, length in zip(labels.shape, crop, strict=True)
+    )
+    window = (slice(top, top + crop[0]), slice(left, left + crop[1]))
+    image, labels = image[window], labels[window]
+    if rng.random() < 0.5:
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    return image, labels
+
+
 def usual_way(arguments, stored, examples, crop):
     """Decodes, resizes, crops, mirrors and jitters whole images with OpenCV.
 
@@ -222,23 +257,7 @@ def usual_way(arguments, stored, examples, crop):
         image = cv2.imdecode(content, cv2.IMREAD_COLOR)
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         labels = cv2.imdecode(np.frombuffer(example.label, "uint8"), cv2.IMREAD_UNCHANGED)
-        scale = rng.uniform(*arguments.scale)
-        size = tuple(round(length * scale) for length in labels.shape[::-1])
-        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-        labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
-        missing = [max(length - have, 0) for length, have in zip(crop, labels.shape, strict=True)]
-        if any(missing):
-            border = (0, missing[0], 0, missing[1], cv2.BORDER_CONSTANT)
-            image = cv2.copyMakeBorder(image, *border, value=(124, 116, 104))
-            labels = cv2.copyMakeBorder(labels, *border, value=255)
-        top, left = (
-            rng.integers(0, have - length + 1)
-            for have, length in zip(labels.shape, crop, strict=True)
-        )
-        window = (slice(top, top + crop[0]), slice(left, left + crop[1]))
-        image, labels = image[window], labels[window]
-        if rng.random() < 0.5:
-            image, labels = image[:, ::-1], labels[:, ::-1]
+        image, labels = random_crop(image, labels, crop, arguments.scale, (124, 116, 104), rng)
         # Colour jitter of bytes through tables and HSV, the fastest form in common use.
         brightness, contrast, saturation = rng.uniform(0.75, 1.25, 3)
         image = cv2.convertScaleAbs(

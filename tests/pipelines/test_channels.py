@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+import tifffile
 
 import pipelines
 from kseg.pixel_format import PixelFormat, to_picture
-from pipelines import channel_files, channel_statistics, channel_tiles, loader, pictures
+from pipelines import channel_files, channel_statistics, channel_tiles, loader
 from pipelines.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -112,15 +113,24 @@ def test_npy_in_either_order_and_any_byte_order(dtype):
     )
 
 
-def test_orientation_turns_values_upright():
-    values = random_values((4, 6), "uint16")
-    content = bytearray(encoded(".tiff", values))
-    tags = {tag: at for tag, _, _, at in pictures._tiff_entries(bytes(content), 1)}
-    if 274 not in tags:
-        pytest.skip("this OpenCV writes no orientation")
-    content[tags[274]] = 6
-    found = channel_files.read(bytes(content), 1).pixels
-    np.testing.assert_array_equal(found[..., 0], np.rot90(values, -1))
+@pytest.mark.parametrize("shape", [(4, 6, 1), (4, 6, 3), (4, 6, 4)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("as_pages", [False, True])
+def test_orientation_turns_values_upright_once(shape, dtype, as_pages):
+    values, content = random_values(shape, dtype), io.BytesIO()
+    tag = [(274, "H", 1, 6, True)]
+    if as_pages:
+        with tifffile.TiffWriter(content) as file:
+            for band in values.transpose(2, 0, 1):
+                file.write(band, extratags=tag, photometric="minisblack")
+    else:
+        color = "rgb" if shape[2] == 3 else "minisblack"
+        planes = {} if shape[2] == 1 else {"planarconfig": "contig"}
+        tifffile.imwrite(
+            content, values.squeeze(), extratags=tag, photometric=color, metadata=None, **planes
+        )
+    found = channel_files.read(content.getvalue(), shape[2]).pixels
+    np.testing.assert_array_equal(found, np.rot90(values, -1))
 
 
 WITH_NAN = np.full((4, 4), 1.0, "float32")

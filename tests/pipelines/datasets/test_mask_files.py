@@ -5,6 +5,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from pipelines.datasets.label_files import INDEX_MASK, BinaryMask
@@ -114,6 +115,11 @@ def test_pixels_lie_as_they_are_stored(orientation):
     for kind in ("PNG", "TIFF"):
         content = saved(Image.fromarray(values_up_to(9)), kind, exif=exif)
         np.testing.assert_array_equal(decode_mask(content).values, values_up_to(9))
+    # Colors of 16 bits are not read by Pillow.
+    values, content = values_up_to(65535, (5, 7, 3), "uint16"), io.BytesIO()
+    tags = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite(content, values, photometric="rgb", metadata=None, extratags=tags)
+    np.testing.assert_array_equal(decode_mask(content.getvalue()).values, values)
 
 
 def test_what_opacity_hides():
