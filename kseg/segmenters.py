@@ -196,7 +196,8 @@ def without_projections(segmenter, stages):
         `embedding_<stage>`, and a dict from these names to `kseg.heads.projection.Projector`.
 
     Raises:
-        ValueError: if an output is missing, or the model has a `call` of its own.
+        ValueError: if an output is missing or has no projector that can be split off, or the model
+            has a `call` of its own.
     """
     if not stages:
         return segmenter, {}
@@ -210,6 +211,12 @@ def without_projections(segmenter, stages):
             )
         projectors[name] = Projector(segmenter, name)
         outputs[name] = projectors[name].source
+        if outputs[name] is segmenter.output[name]:
+            raise ValueError(
+                f"{name!r} must end in layers that process each pixel on its own, outside of a "
+                f"nested model. Received: none in {segmenter.name!r}. Build the projector by "
+                'kseg.heads.projection.projection, or use projection="map"'
+            )
     trunk = keras.Model(segmenter.input, outputs, name=f"{segmenter.name}_trunk")
     if type(segmenter).call is not type(trunk).call:
         raise ValueError(

@@ -217,7 +217,9 @@ def _read_picture(content, kind):
 def _read_with_pillow(content, kind):
     from PIL import Image
 
-    with Image.open(io.BytesIO(content), formats=[kind.upper()]) as image:
+    with pictures.without_pixel_limit():
+        image = Image.open(io.BytesIO(content), formats=[kind.upper()])
+    with image:
         pictures.check_size(*image.size[::-1])
         if getattr(image, "n_frames", 1) > 1:
             raise DataError(f"an image must be one picture, this {kind} is an animation")
@@ -265,12 +267,17 @@ def _read_tiff(content, channels):
     # turns each page by its own tag.
     turned = any(page.get(274, (1,))[0] != 1 for page in pages[1:])
     if plain and count <= 4 and max(bits) in (1, 8, 16, 32, 64) and not turned:
-        return _read_tiff_with_opencv(content, channels, pages, own, color)
+        values = _read_tiff_with_opencv(content, channels, pages, own, color)
+        if values is not None:
+            return values
+        if pictures.is_truncated(content):
+            raise DataError("the TIFF file is truncated")
     places = [i for i, page in enumerate(pages) if page in own] if len(own) > 1 else None
     return _read_tiff_with_tifffile(content, channels, color, places)
 
 
 def _read_tiff_with_opencv(content, channels, pages, own, color):
+    """The values; None for a form that OpenCV does not read, such as tiles of 16 x 16."""
     # It warns about tags that it writes itself; what is wrong with a file is reported below.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     # It would turn a page upright, and `read` once more.
@@ -282,12 +289,7 @@ def _read_tiff_with_opencv(content, channels, pages, own, color):
         read, found = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)
         found = found if read and len(found) == len(pages) else None
     if found is None:
-        truncated = pictures.is_truncated(content)
-        raise DataError(
-            "the TIFF file is truncated"
-            if truncated
-            else "the TIFF file is damaged, or of a form that is not read. Convert it"
-        )
+        return None
     if len(pages) > 1:
         found = [values for values, page in zip(found, pages, strict=True) if page in own]
     if len({values.dtype for values in found}) > 1:
@@ -299,7 +301,7 @@ def _read_tiff_with_opencv(content, channels, pages, own, color):
     else:
         values = found[0].reshape(*found[0].shape[:2], -1)
         values = values[..., [2, 1, 0, 3][: values.shape[2]]] if values.shape[2] > 2 else values
-    if color == _WHITE_IS_ZERO and values.dtype.kind == "u" and max(own[0].get(258, (1,))) > 1:
+    if color == _WHITE_IS_ZERO and values.dtype == "uint16":  # OpenCV does so with fewer bits.
         values = np.iinfo(values.dtype).max - values
     return np.ascontiguousarray(values)
 
@@ -342,4 +344,6 @@ def _read_tiff_with_tifffile(content, channels, color, places):
     values = np.moveaxis(values, kept.index(others[0]), -1) if others else values[..., None]
     if color == _WHITE_IS_ZERO and values.dtype.kind == "u":
         values = (2**bits - 1) - values
+    if bits < 8:
+        values = (values.astype("uint16") * 255 // (2**bits - 1)).astype("uint8")
     return np.ascontiguousarray(values)

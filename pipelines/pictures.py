@@ -25,6 +25,7 @@ and the exported network, so that prediction reads deep pictures as preparation 
 
 import contextlib
 import io
+import mmap
 import os
 import struct
 import threading
@@ -250,11 +251,23 @@ def size_of_file(path):
     """`(height, width)` of a picture file as stored, from its header; None if unreadable."""
     if not os.path.isfile(path):  # Opening a pipe would block.
         return None
-    try:
-        with _without_pixel_limit(), Image.open(path) as image:
-            return image.size[::-1]
-    except Exception:  # `read` reports what is wrong with the file.
-        return None
+    # `read` reports what is wrong with a file.
+    with contextlib.suppress(Exception), without_pixel_limit(), Image.open(path) as image:
+        return image.size[::-1]
+    with contextlib.suppress(Exception), mapped(path) as content:  # Bands that Pillow rejects.
+        page = next(page for page in tiff_pages(content) if not is_part_of_other_page(page))
+        return page[257][0], page[256][0]
+    return None
+
+
+@contextlib.contextmanager
+def mapped(path):
+    """Yields the bytes of a file that may exceed memory: those that are used are read."""
+    with (
+        open(path, "rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        yield content
 
 
 def check_size(height, width, max_pixels=MAX_PIXELS):
@@ -369,7 +382,7 @@ def _read_with_pillow(content, kind, value_range, max_pixels):
         if values is not None:
             pixels = to_8_bits(values, value_range)
             return Picture(turn(pixels, turned), turned, None, True)
-    with _without_pixel_limit():
+    with without_pixel_limit():
         image = Image.open(io.BytesIO(content), formats=[kind.upper()])
     with image:
         check_size(*image.size[::-1], max_pixels)
@@ -633,7 +646,7 @@ _limit = threading.Lock()
 
 
 @contextlib.contextmanager
-def _without_pixel_limit():
+def without_pixel_limit():
     """Lifts Pillow's limit on picture size, which is global to the process.
 
     Suppresses Pillow's warnings about damaged files: an unreadable file raises an error later.

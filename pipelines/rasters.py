@@ -53,12 +53,14 @@ def open_raster(path, value_range=None, pixel_format=None):
     with _quiet(), rasterio.Env(GDAL_CACHEMAX=_CACHE):
         try:
             with open(path, "rb") as stream:
-                head = stream.read(1 << 20)
+                kind = pictures.kind_of(stream.read(1 << 10))
+            if kind != "TIFF":
+                raise DataError(f"a picture in tiles must be a TIFF file, this is a {kind} file")
+            with pictures.mapped(path) as content:  # Tags may be at the end of the file.
+                turned = pictures.orientation(content)
         except OSError as error:
             raise DataError(error.strerror) from None
-        if (kind := pictures.kind_of(head)) != "TIFF":
-            raise DataError(f"a picture in tiles must be a TIFF file, this is a {kind} file")
-        if pictures.orientation(head) != 1:
+        if turned != 1:
             raise DataError("a picture in tiles must be upright, this has another orientation")
         try:
             source = rasterio.open(path, driver="GTiff")
@@ -103,6 +105,12 @@ class Raster:
                     f"the image has {source.count} channels of {found}; the network takes "
                     f"{pixel_format}"
                 )
+            space = tags.get("SOURCE_COLOR_SPACE", "YCbCr")
+            if self._inverted or self._bits < 8 or "palette" in colors or space != "YCbCr":
+                raise DataError(
+                    "a picture of channels in tiles must have 8 bits or more, 0 as black, no "
+                    "palette and no other color space. Convert it"
+                )
             return
         if source.count > 4:
             raise DataError(f"an image must have 1 to 4 channels, this has {source.count}")
@@ -119,7 +127,7 @@ class Raster:
         self._palette = None
         if source.count == 1 and colors[0] == "palette":
             table = source.colormap(1)
-            palette = np.zeros((256, 3), "uint8")
+            palette = np.zeros((1 << 8 * dtype.itemsize, 3), "uint8")
             for value, color in table.items():
                 palette[value] = color[:3]
             self._palette = palette
@@ -141,6 +149,8 @@ class Raster:
         if self._palette is not None:
             return self._palette[values[0]]
         if values.dtype != np.uint8:
+            if self.has_nodata:  # It may lie outside of the range, or be NaN.
+                values = np.where(self._is_empty(values), values.dtype.type(self._range[0]), values)
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise DataError("the picture holds values that are not finite (NaN or infinite)")
             values = pixel_depth.to_8_bits(values, self._range)

@@ -92,10 +92,17 @@ def gradients(options):
             "--what gradients needs a checkpoint of the training, with its memory banks: "
             "--checkpoint latest (its default) or a step. The best weights are stored without"
         )
+    if options.split:
+        raise UserError(
+            "--what gradients takes batches of data.train_split. Received: --split "
+            f"{options.split}. Leave it out"
+        )
     run = open_run(options)
-    data = run.config.data
+    # A few batches need neither a copy of the shards nor the data service of the training.
+    changes = {"service": None, "cache": None}
     if options.data:
-        data = data.model_copy(update={"path": options.data})
+        changes["path"] = options.data
+    data = run.config.data.model_copy(update=changes)
 
     import tensorflow as tf
 
@@ -106,6 +113,7 @@ def gradients(options):
 
     opened = ExperimentData.open(run.config.model_copy(update={"data": data}))
     check_classes(run.classes.names, opened.manifest)
+    check_pixels(run.pixel_format, opened.manifest)
     with Progress("loading the network"):
         trainer = build_trainer(run, tf.distribute.get_strategy())
         file = run.checkpoint(options.checkpoint)

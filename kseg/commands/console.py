@@ -63,7 +63,7 @@ def add_model(parser):
     model.add_argument(
         "--saved-model",
         metavar="PATH",
-        help="what scripts/export.py wrote: a folder, or a file for LiteRT or ONNX",
+        help="what scripts/export.py wrote: a folder, or a file for LiteRT, ONNX or OpenVINO",
     )
     add_checkpoint(parser)
 

@@ -269,6 +269,7 @@ def _evaluate(options):
     from kseg.training.distribution import build_strategy
     from pipelines import loader
 
+    stored = run.checkpoint_meta(checkpoint) if run else {}
     strategy = build_strategy()
     batches = loader.evaluation_dataset(folder, split, batch_size=batch_size)
     boundary = BoundaryIou(len(classes), options.boundary) if options.boundary else None
@@ -310,6 +311,7 @@ def _evaluate(options):
         "dataset": manifest.dataset,
         "split": split,
         "checkpoint": checkpoint,
+        **{key: stored[key] for key in ("initial_weights",) if key in stored},
         **settings,
         **({"dilation_ratio": options.boundary} if boundary else {}),
         **evaluation.to_dict(classes.names, **more),
@@ -318,9 +320,9 @@ def _evaluate(options):
     if output is not None:
         results.write(output, result, evaluation.image_counts)
         print(f"scores:     {output}, {output.with_suffix('.csv').name}")
-    if run and output is not None:
+    if "step" in stored and output is not None:  # A preset has none.
         events = run.path / "tensorboard" / f"evaluate-{output.stem}"
-        write_events(events, run.checkpoint(checkpoint), evaluation, classes, more)
+        write_events(events, stored["step"], evaluation, classes, more)
         print(f"events:     {events}")
     if options.panels:
         draw(output.with_suffix(""), evaluation, classes)
@@ -453,17 +455,16 @@ def output_file(options, name):
     return pathlib.Path(options.run) / "evaluation" / f"{name}.json"
 
 
-def write_events(folder, checkpoint, evaluation, classes, more):
-    """Writes TensorBoard events at the checkpoint's step, replacing earlier ones."""
+def write_events(folder, step, evaluation, classes, more):
+    """Writes TensorBoard events at a step, replacing earlier ones."""
     import tensorflow as tf
 
     from kseg import files
-    from kseg.runs.checkpoints import restore
     from kseg.training.reporting import write_evaluation
 
     with files.replace_folder(folder) as new:
         writer = tf.summary.create_file_writer(str(new))
-        write_evaluation(writer, restore(checkpoint, {})["step"], evaluation, classes, **more)
+        write_evaluation(writer, step, evaluation, classes, **more)
         writer.close()
 
 

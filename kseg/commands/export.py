@@ -239,7 +239,7 @@ def check_options(options):
         checks.require("ai_edge_litert")
     if kind == "openvino":
         checks.require("openvino")
-        checks.check_openvino_target(output)
+        checks.check_openvino_target(output, options.overwrite)
     if is_file:
         checks.check_file_target(output, options.overwrite)
     elif kind == "serving":
@@ -259,12 +259,14 @@ def calibration_images(options, run):
     import numpy as np
 
     import pipelines
+    from kseg.commands.console import check_pixels
     from kseg.progress import Progress
     from pipelines import loader
 
     splits = run.config.data.train_splits
     count = -(-(options.calibration_images or _CALIBRATION_IMAGES) // len(splits))
     manifest = pipelines.read_manifest(options.calibrate)
+    check_pixels(run.pixel_format, manifest)
     chosen, images = {}, []
     for split in splits:
         available = manifest.split(split).num_images
@@ -316,10 +318,12 @@ def export_serving(options, run, calibration):
     from kseg.serving.model_folders import export_model_folders
 
     with Progress("exporting model folders"):
-        segmenter = run.segmenter(options.checkpoint, precision=options.precision)
+        segmenter = plain = run.segmenter(options.checkpoint, precision=options.precision)
+        if (options.precision or run.config.train.precision) != "float32":
+            plain = run.segmenter(options.checkpoint, precision="float32")
         name = export_model_folders(
             segmenter,
-            run.segmenter(options.checkpoint, precision="float32"),
+            plain,
             options.output,
             run.classes,
             run.path.resolve().name,

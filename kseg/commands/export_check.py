@@ -106,7 +106,10 @@ def compare_on_images(options, run, segmenter, images):
             shown = "the network in memory"
         else:
             path = pathlib.Path(folder) / "model"
-            export_saved_model(segmenter, path, run.classes)
+            if options.format == "serving":  # The one that was written, too, is read back.
+                path = pathlib.Path(options.output)
+            else:
+                export_saved_model(segmenter, path, run.classes)
             images = [model.fit(image) for image in images]
             text = compare(images, load_saved_model(path), model, progress)
             shown = "a SavedModel of it"

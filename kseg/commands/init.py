@@ -168,6 +168,8 @@ def init(data, output=None, *, weights="weights", minutes=None, overwrite=False)
         checking.check_path(name, value)
     checking.check_path("output", output, optional=True)
     checking.check_numbers("minutes", None if minutes is None else [minutes], "a number above 0")
+    if minutes is not None and not 0 < minutes < float("inf"):
+        checking.refuse(f"--minutes must be a number above 0. Received: {minutes}")
     import pipelines
     from kseg import config as config_module
     from kseg import files
@@ -344,8 +346,8 @@ def choose_crop(size, pixels):
     ]
     reason = (
         "the whole image"
-        if factor == 1
-        else f"the shape of the images ({height} x {width}), and about {pixels:,} pixels"
+        if crop == [height, width]
+        else f"the shape of the images ({height} x {width}), {crop[0] * crop[1]:,} pixels"
     )
     return crop, f"crop: {crop[0]} x {crop[1]}: {reason}"
 
@@ -593,10 +595,8 @@ def take_steps(values):
         values: dict, a config.
 
     Returns:
-        dict with `peak_bytes` and `seconds` (of one step, and `cpu_seconds` of all its threads).
+        dict with `peak_bytes` and `seconds` of one step.
     """
-    import time
-
     from kseg import config as config_module
     from kseg.analysis.measuring import PeakMemory, best_seconds
     from kseg.commands.complexity import Subject
@@ -609,14 +609,8 @@ def take_steps(values):
             return float(step(subject.batch)["loss"])
 
         take()  # Compiles.
-        start = time.process_time()
         seconds = best_seconds(take, 3)
-        cpu_seconds = (time.process_time() - start) / 3
-    return {
-        "peak_bytes": round(peak.megabytes * 1e6),
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
-    }
+    return {"peak_bytes": round(peak.megabytes * 1e6), "seconds": seconds}
 
 
 def _work():

@@ -218,12 +218,19 @@ def predict(
     value_range = value_range or network.value_range
     label, settings = build_labeler(network, options)
     needs = views.memory_needs(memory_needs(network), options, settings, len(network.classes))
+    if needs is not None and not video and options.batch_size and "window" not in settings:
+        needs = _of_batch(needs, min(options.batch_size, len(jobs)))
     palette = network.classes.palette
     if video:
         label_video(source, target, lambda x: label(x[None])["labels"][0], palette, needs)
         return [target]
     files.make_folder(output)
     return label_folder(jobs, label, network, needs, value_range, settings, options)
+
+
+def _of_batch(needs, count):
+    """Returns `needs`, a function from `(height, width)` to bytes or None, for several images."""
+    return lambda size: (needed := needs(size)) and count * needed
 
 
 def build_labeler(network, options):
@@ -284,8 +291,9 @@ def label_folder(jobs, label, network, needs, value_range, settings, options):
     from kseg.evaluation import drawing
 
     output, left, classes = pathlib.Path(options.output), jobs, network.classes
-    if pathlib.Path(options.source).is_dir():
+    if pathlib.Path(options.source).is_dir() or (output / predict_folder.RECORD).is_file():
         settings = {
+            "input": str(pathlib.Path(options.source).resolve()),
             "model_sha256": predict_folder.digest(_weights_file(options)),
             "value_range": list(value_range) if value_range else None,
             **dict.fromkeys(("window", "overlap", "blend", "scales"), None),
@@ -338,9 +346,14 @@ def label_large(jobs, network, value_range, unlabeled, options):
     if not jobs:
         return
     from kseg.commands import predict_folder, predict_tiles
+    from kseg.errors import UserError
     from pipelines import rasters
 
-    rasters.check_installed()
+    try:
+        rasters.check_installed()
+    except UserError as error:
+        unlabeled.update((job.image, str(error)) for job in jobs)
+        return
     windows, are_probabilities = predict_tiles.build_windows(network, options)
     chosen = predict_tiles.settings(network, options)
     height, width = chosen["window"]

@@ -140,7 +140,6 @@ def label_images(
         pixel_format: `kseg.pixel_format.PixelFormat` of the images that `label` takes; None: 8-bit
             RGB.
     """
-    from kseg.pixel_format import to_picture
     from kseg.progress import Progress
 
     writing, timed, start = collections.deque(), 0, None
@@ -163,8 +162,8 @@ def label_images(
         images = _read_ahead(jobs, reader, pool, unlabeled, progress, batch_size)
         for batch in _batches(images, batch_size):
             for (job, image), results in _label_batch(label, batch, unlabeled):
-                picture = to_picture(image, pixel_format)
-                written = writers.submit(write, job.files, picture, results, palette)
+                arguments = job.files, image, results, palette, pixel_format
+                written = writers.submit(write, *arguments)
                 writing.append((job.image, written))
             timed += len(batch) if start is not None else 0
             start = start or time.perf_counter()  # The first call compiles.
@@ -271,25 +270,27 @@ def _stack(images):
     return images[0][None] if len(images) == 1 else np.stack(images)
 
 
-def write(paths, image, results, palette):
+def write(paths, image, results, palette, pixel_format=None):
     """Writes the files of an image, each as a whole.
 
     Args:
         paths: as `Job.files`.
-        image: uint8 RGB `(height, width, 3)`.
+        image: uint8 RGB `(height, width, 3)`, or an array of the pixel format.
         results: dict of uint8 `labels`, and of float32 `confidence` and `probabilities` if these
             are written.
         palette: list of `[red, green, blue]`.
+        pixel_format: as for `label_images`.
     """
     import numpy as np
 
     from kseg import files
     from kseg.evaluation import drawing
+    from kseg.pixel_format import to_picture
 
     labels = results["labels"]
     pictures = {
         "labels": lambda: labels,
-        "overlay": lambda: drawing.overlay(image, labels, palette),
+        "overlay": lambda: drawing.overlay(to_picture(image, pixel_format), labels, palette),
         "colors": lambda: drawing.colorize(labels, palette),
         "confidence": lambda: to_bytes(results["confidence"]),
     }

@@ -104,11 +104,10 @@ def push(run, target, *, license="unknown", private=False, overwrite=False):
 def _scores(run):
     """Reads the scores of a run or a preset."""
     from kseg.evaluation import results
-    from kseg.json_text import parse_json
-    from kseg.runs.presets import SCORES
+    from kseg.runs.presets import SCORES, read_scores
 
     if (run.path / SCORES).is_file():  # It is a preset itself.
-        return parse_json((run.path / SCORES).read_text(encoding="utf-8"))
+        return read_scores(run.path)
     return results.read(run.path / "evaluation" / f"{run.config.data.eval_split}.json").found
 
 

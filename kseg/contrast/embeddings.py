@@ -28,6 +28,7 @@ class Embeddings:
         self._features = features
         self._projector = projector
         self._training = training
+        self._map = None  # Projected once, whoever reads it.
         dim = features.shape[-1] if projector is None else projector.dim
         self.shape = (*features.shape[:3], dim)
 
@@ -68,7 +69,9 @@ class Embeddings:
         """Returns the projected map `(batch, height, width, dim)`."""
         if self._projector is None:
             return self._features
-        return self._projector(self._features, training=self._training)
+        if self._map is None:
+            self._map = self._projector(self._features, training=self._training)
+        return self._map
 
     def detached(self):
         """Returns the embeddings to store: without gradients, by the moving statistics."""
@@ -92,3 +95,11 @@ def embeddings_of(outputs, stage, objective):
     """
     found = output(outputs, f"embedding_{stage}", objective)
     return found if isinstance(found, Embeddings) else Embeddings(found)
+
+
+class MapOutputs(dict):
+    """Outputs of a segmenter for losses: an `Embeddings` is projected when it is read by key."""
+
+    def __getitem__(self, name):
+        found = super().__getitem__(name)
+        return found.projected() if isinstance(found, Embeddings) else found

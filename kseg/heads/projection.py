@@ -95,11 +95,12 @@ def _is_pixelwise(layer):
     layers = keras.layers
     if isinstance(layer, layers.Conv2D):
         return set(layer.kernel_size) == set(layer.strides) == {1}
-    if isinstance(layer, layers.BatchNormalization | layers.LayerNormalization):
+    # The batch norm of Keras does not take a mask without pixels.
+    if isinstance(layer, BatchNormalization | layers.LayerNormalization):
         return layer.axis in (-1, 3, [-1], [3])
     if isinstance(layer, layers.UnitNormalization):
         return layer.axis in (-1, 3)
-    return isinstance(
+    return not isinstance(layer, layers.SpatialDropout2D) and isinstance(
         layer,
         UnitNormalization | layers.Dense | layers.Activation | layers.ReLU | layers.Dropout,
     )

@@ -24,6 +24,7 @@ def model_card(config, classes, data, scores, *, license, source):
     Returns:
         str, Markdown.
     """
+    weights = source if source.startswith("hf://") else f"{source}/model.weights.h5"
     network = f"{config.model.head.name} on {config.model.backbone.name}"
     parts = [
         "---\n" + yaml.safe_dump(_metadata(config, scores, license), sort_keys=False) + "---",
@@ -37,7 +38,7 @@ def model_card(config, classes, data, scores, *, license, source):
         f"labels = model.predict(images).argmax(-1)  # {_input(data)}\n"
         "```",
         "`model.classes.names` holds the names of the classes in the order of their numbers. To "
-        f'train further on other classes, set `{{"model": {{"weights": "{source}"}}}}` in a '
+        f'train further on other classes, set `{{"model": {{"weights": "{weights}"}}}}` in a '
         "config with the same `model` section.",
         "## License",
         "Not stated by the author."

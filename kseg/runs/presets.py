@@ -53,7 +53,8 @@ def write_preset(run, folder, scores, *, license="unknown", source=None, overwri
         scores: dict, scores of the run's best weights, see `kseg.evaluation.results`.
         license: str, identifier of a license as the Hugging Face hub knows it, such as
             `"apache-2.0"`.
-        source: str, the argument of `kseg.from_preset` in the model card; None: `folder`.
+        source: str, the argument of `kseg.from_preset` in the model card; None: the name of
+            `folder`.
         overwrite: bool, whether to replace an existing preset.
 
     Raises:
@@ -74,9 +75,8 @@ def write_preset(run, folder, scores, *, license="unknown", source=None, overwri
         if run.data is not None:
             (new / "data.json").write_text(json.dumps(run.data) + "\n", encoding="utf-8")
         (new / SCORES).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-        card = model_card(
-            config, run.classes, run.data, scores, license=license, source=source or str(folder)
-        )
+        source = source or folder.resolve().name
+        card = model_card(config, run.classes, run.data, scores, license=license, source=source)
         (new / CARD).write_text(card, encoding="utf-8")
         segmenter.save_weights(new / PRESET_WEIGHTS)
 
@@ -146,17 +146,10 @@ def from_preset(source, *, precision=None, allow_code=False):
             "a folder that `kseg push` wrote, or hf://owner/name"
         )
     run = Run.open(folder)
-    model = run.config.model
-    code = [name for name in (model.backbone.name, model.head.name) if is_dotted(name)]
-    if code and not allow_code:
-        raise UserError(
-            f"{source} names code outside kseg, {code[0]!r}, which would be run. If you trust it, "
-            "use `allow_code=True`"
-        )
-    segmenter = run.segmenter("best", precision=precision)
+    segmenter = run.segmenter("best", precision=precision, allow_code=allow_code)
     inference = inference_model(segmenter)
     inference.classes = run.classes
-    inference.preset = Preset(run, segmenter, _read_scores(folder))
+    inference.preset = Preset(run, segmenter, read_scores(folder))
     return inference
 
 
@@ -178,7 +171,9 @@ def fetch_preset(source):
 
 
 def shared_config(config):
-    """Removes from a config what belongs to one machine: paths, services, loggers.
+    """Removes from a config what belongs to one machine: paths, services, loggers, own layers.
+
+    The arguments of a backbone or head from outside kseg stay, because the network needs them.
 
     Args:
         config: `kseg.config.Experiment`.
@@ -189,6 +184,8 @@ def shared_config(config):
     values = config.model_dump(mode="json")
     values["data"].update(path=None, cache=None, service=None)
     values["train"].update(callbacks=[], devices=None)
+    own = [a for a in values["data"]["augmentations"] if not is_dotted(a["name"])]
+    values["data"]["augmentations"] = own
     model = values["model"]
     for section in (model, model["backbone"]):
         if section["weights"] is not None and "://" not in section["weights"]:
@@ -205,14 +202,13 @@ def _check_scores(run, scores):
             f"The scores in {where} must be those of the best weights. They are of the checkpoint "
             f"{scores.get('checkpoint')!r}. {again}"
         )
+    if scores["mean_iou"] is None:
+        raise UserError(
+            f"The scores in {where} must be of labeled images. No pixel of the split has a label"
+        )
     if list(scores["classes"]) != list(run.classes.names):
         raise UserError(f"The scores in {where} must be of the run's classes. {again}")
-    from kseg.runs import checkpoints
-
-    best = run.checkpoint("best")
-    had = None
-    if best.name != PRESET_WEIGHTS:
-        had = checkpoints.restore(best, {}).get("mean_iou")
+    had = run.checkpoint_meta("best").get("mean_iou")
     plain = not any(scores.get(key) for key in ("window", "scales", "flip"))
     if plain and had is not None and abs(scores["mean_iou"] - had) > _TOLERANCE:
         raise UserError(
@@ -229,11 +225,25 @@ def _without_paths(scores):
     return scores
 
 
-def _read_scores(folder):
+def read_scores(folder):
+    """Reads the scores of a preset.
+
+    Args:
+        folder: `pathlib.Path`.
+
+    Returns:
+        dict, see `kseg.evaluation.results`; None if the preset has none.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
     path = folder / SCORES
     if not path.is_file():
         return None
     try:
-        return parse_json(path.read_text(encoding="utf-8"))
+        scores = parse_json(path.read_text(encoding="utf-8"))
+        if not isinstance(scores, dict) or not isinstance(scores.get("classes"), dict):
+            raise ValueError("it holds no scores of classes")
+        return scores
     except ValueError as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:200]})") from None

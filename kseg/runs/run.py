@@ -26,6 +26,7 @@ import pydantic
 from kseg import config as config_module
 from kseg import files
 from kseg.classes import Classes
+from kseg.dotted import is_dotted
 from kseg.errors import UserError, as_user_error, option
 from kseg.json_text import parse_json
 from kseg.pixel_format import PixelFormat
@@ -321,6 +322,23 @@ class Run:
             f"{self.path} has no checkpoint {which!r}. It has: {', '.join(have) or 'none yet'}"
         )
 
+    def checkpoint_meta(self, which):
+        """Reads what a checkpoint says about itself, such as `step` and `initial_weights`.
+
+        Args:
+            which: as in `checkpoint()`.
+
+        Returns:
+            dict; empty for the weights of a preset.
+
+        Raises:
+            UserError: if there is no such checkpoint, or it is damaged.
+        """
+        from kseg.runs import checkpoints
+
+        file = self.checkpoint(which)
+        return {} if file.name == PRESET_WEIGHTS else checkpoints.restore(file, {})
+
     @as_user_error("The network of the config")
     def build_segmenter(
         self, *, projections=(), maps=(), synchronized_batch_norm=False, precision=None
@@ -349,7 +367,7 @@ class Run:
             pixel_format=self.pixel_format,
         )
 
-    def segmenter(self, checkpoint="best", *, maps=(), precision=None):
+    def segmenter(self, checkpoint="best", *, maps=(), precision=None, allow_code=False):
         """Builds the network with trained weights, without projectors.
 
         With `train.ema` they are the averaged weights, for any checkpoint.
@@ -357,17 +375,21 @@ class Run:
         Args:
             checkpoint: as in `checkpoint()`.
             maps, precision: as in `build_segmenter()`.
+            allow_code: bool, whether the config of a preset may name code outside kseg.
 
         Returns:
             keras model.
 
         Raises:
             UserError: if there is no such checkpoint, or it is damaged, belongs to another
-                experiment, or holds weights that are NaN or infinite.
+                experiment, or holds weights that are NaN or infinite; or if this is a preset whose
+                network is code outside kseg, and `allow_code` is False.
         """
         from kseg.runs import checkpoints
 
         file = self.checkpoint(checkpoint)
+        if file.name == PRESET_WEIGHTS and not allow_code:
+            _refuse_code(self)
         segmenter = self.build_segmenter(maps=maps, precision=precision)
         if file.name == PRESET_WEIGHTS:
             _load_preset(segmenter, file)
@@ -377,6 +399,17 @@ class Run:
             variables = checkpoints.averaged_variables(segmenter)
         checkpoints.restore(file, variables, check=lambda meta: self.check_checkpoint(file, meta))
         return segmenter
+
+
+def _refuse_code(preset):
+    """Protects from code that a preset, which may come from anyone, names in its config."""
+    model = preset.config.model
+    for name in (model.backbone.name, model.head.name):
+        if is_dotted(name):
+            raise UserError(
+                f"{preset.path} names code outside kseg, {name!r}, which would be run. If you "
+                "trust it, use kseg.from_preset(..., allow_code=True) in Python"
+            )
 
 
 def _refuse_preset(path):

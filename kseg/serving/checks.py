@@ -72,16 +72,31 @@ def check_model_folders_target(path, overwrite):
     Args, Raises: as for `check_folder_target`.
     """
     check_folder_target(path, overwrite, kind="pair of model folders", marker=TENSORFLOW_SERVING)
+    entries = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if others := sorted(entries - {TENSORFLOW_SERVING, TRITON}):
+        raise UserError(
+            f"{path} also holds {others[0]!r}, which would be deleted. Give another folder"
+        )
 
 
-def check_openvino_target(path):
-    """Rejects a path that OpenVINO would not read.
+def check_openvino_target(path, overwrite):
+    """Rejects a path that OpenVINO would not read, and one whose weights are another file.
+
+    Args:
+        path: `pathlib.Path`.
+        overwrite: bool, whether an existing network may be replaced.
 
     Raises:
-        UserError: if it does not end in `.xml`.
+        UserError: if it does not end in `.xml`, or the `.bin` file beside it exists and does not
+            belong to a network that may be replaced.
     """
     if not is_openvino(path):
         raise UserError(f"A network for OpenVINO must be an .xml file. Received: {path}")
+    weights = path.with_suffix(".bin")
+    if weights.exists() and not (overwrite and path.exists()):
+        raise UserError(
+            f"{weights}, to which the weights would be written, exists already. Give another name"
+        )
 
 
 def cpu_has_bfloat16():

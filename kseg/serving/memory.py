@@ -42,7 +42,8 @@ def estimate(signature, size):
     network, weights = network_and_weights
     _open_shapes(network, weights)
     shapes = [None] * len(network.signature.input_arg)
-    shapes[0] = tf.TensorShape((1, *size, 3))
+    (images,) = signature.structured_input_signature[1].values()
+    shapes[0] = tf.TensorShape((1, *size, images.shape[-1]))
     with tf.Graph().as_default():
         try:
             graph = function_def_to_graph(network, input_shapes=shapes)

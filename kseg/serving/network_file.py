@@ -12,6 +12,7 @@ import numpy as np
 from kseg import files
 from kseg.classes import Classes
 from kseg.errors import UserError, option
+from kseg.pixel_format import PixelFormat
 from kseg.serving.checks import CLASSES_SUFFIX, check_file_target, exportable_model
 
 
@@ -186,9 +187,9 @@ def export_file(
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The converter to {target} cannot do this network ({reason})") from None
     digests = [hashlib.sha256(content).hexdigest() for content in contents.values()]
-    digests += _digests_beside(path, classes, value_range, contents)
     pixels = pixel_format_of(model)
     described = {} if pixels is None else {"pixels": pixels.to_dict()}
+    digests += _digests_beside(path, classes, value_range, pixels, contents)
     text = classes.to_json(value_range=value_range, model_sha256=digests, **described)
     _write({path.with_suffix(CLASSES_SUFFIX): text.encode(), **contents})
 
@@ -240,7 +241,7 @@ def _module(model, size, result):
     return module
 
 
-def _digests_beside(path, classes, value_range, written):
+def _digests_beside(path, classes, value_range, pixels, written):
     """Returns the digests of the other network files that share the classes file.
 
     `model.tflite` and `model.onnx` share `model.classes.json`.
@@ -248,6 +249,7 @@ def _digests_beside(path, classes, value_range, written):
     Args:
         path: file that is about to be written.
         classes, value_range: as for `export_file`; network files that differ in them are omitted.
+        pixels: `kseg.pixel_format.PixelFormat` or None, likewise.
         written: paths of the files that are about to be written.
 
     Returns:
@@ -258,7 +260,12 @@ def _digests_beside(path, classes, value_range, written):
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     same_classes = (known.names, known.palette) == (classes.names, classes.palette)
-    if not same_classes or list(more.get("value_range") or []) != list(value_range or []):
+    same_range = list(more.get("value_range") or []) == list(value_range or [])
+    try:
+        same_pixels = PixelFormat.from_dict(more.get("pixels")) == pixels
+    except (ValueError, KeyError, TypeError):
+        same_pixels = False
+    if not (same_classes and same_range and same_pixels):
         return []
     others = [f for f in path.parent.iterdir() if f.stem == path.stem and f not in written]
     digests = [hashlib.sha256(f.read_bytes()).hexdigest() for f in others if f.is_file()]

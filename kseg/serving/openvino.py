@@ -36,7 +36,7 @@ def export_openvino(
     """
     require("openvino")
     path = pathlib.Path(path)
-    check_openvino_target(path)
+    check_openvino_target(path, overwrite)
 
     def convert(module):
         import openvino

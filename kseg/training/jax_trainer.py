@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import keras
 from jax.extend.core import Var, jaxpr_as_fun
 
+from kseg.contrast.embeddings import MapOutputs
 from kseg.training.build import default_losses
 from kseg.training.projecting import ObjectiveOutputs
 from kseg.training.updates import clip_by_global_norm, is_decayed
@@ -152,8 +153,9 @@ class JaxTrainer:
             if self.distortion is not None:
                 images = self.distortion(images, batch["draws"])
             outputs = self._outputs(images, training=True)
+            maps = MapOutputs(outputs)
             terms = {
-                name: (loss(labels, outputs), weight)
+                name: (loss(labels, maps), weight)
                 for name, (loss, weight) in self.losses_on_logits.items()
                 if weight
             }

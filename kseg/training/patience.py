@@ -21,8 +21,9 @@ class Patience:
 
     def restore(self, state):
         """Continues from the `state` of a checkpoint, or afresh if it watched another value."""
-        if state and state.get("watch") == self.state["watch"]:
-            self.state = state
+        # Checkpoints of earlier versions do not say what they watched.
+        if state and state.get("watch", self.state["watch"]) == self.state["watch"]:
+            self.state = {**self.state, **state}
 
     @property
     def is_over(self):

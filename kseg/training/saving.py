@@ -123,9 +123,8 @@ class Saving:
         if is_better(mean_iou, self.best["mean_iou"]):
             self.best = {"mean_iou": mean_iou, "step": step}
             self._lock.check()
-            checkpoints.save(
-                self._folder / "best.npz", weights, {**self.best, **self._run.identity()}
-            )
+            meta = {**self.best, "initial_weights": self.initial_weights, **self._run.identity()}
+            checkpoints.save(self._folder / "best.npz", weights, meta)
 
 
 def is_better(mean_iou, best):

@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras import ops
 
 from kseg.backend import replicas
+from kseg.contrast.embeddings import MapOutputs
 from kseg.layers.resizing import resize
 from kseg.losses import OutputLoss
 from kseg.metrics import MeanIoU
@@ -213,6 +214,8 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
             sample_weight: float tensor >= 0 of the shape of the labels, or None. Means over pixels
                 (cross-entropy, OHEM, focal) are weighted by it; for every other term a pixel of
                 weight 0 is ignored, and all others count equally.
+            model: keras model that computed `outputs`, whose regularizers count; None: the
+                segmenter.
 
         Returns:
             `(terms, bank_entries)`: dict from the term's name to `(value, weight)`: float32 scalar,
@@ -233,8 +236,9 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
                     f"Received: sample weights, and the losses {sorted(losses)}. Set the labels of "
                     "pixels to ignore to 255"
                 )
+        maps = MapOutputs(outputs)
         terms = {
-            name: (loss(labels, outputs, *([sample_weight] if name in weighted else [])), weight)
+            name: (loss(labels, maps, *([sample_weight] if name in weighted else [])), weight)
             for name, (loss, weight) in losses.items()
         }
         if regularization := (model or self.segmenter).losses:
@@ -342,7 +346,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         """
         batch = batches.unpack(data)
         self._check_static(batch)
-        outputs = self.segmenter(self._distorted(batch), training=True)
+        outputs = self._outputs(self._distorted(batch), training=True)
         return self.loss_terms(outputs, batch.labels, batch.weights)
 
     def _distorted(self, batch):

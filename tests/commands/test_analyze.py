@@ -248,5 +248,7 @@ def test_gradients(contrast_run, capsys):
 def test_gradients_of_the_best_weights_are_refused(contrast_run):
     with pytest.raises(UserError, match="with its memory banks: --checkpoint latest"):
         analyze.analyze("gradients", contrast_run.path, checkpoint="best")
+    with pytest.raises(UserError, match=r"batches of data\.train_split"):
+        analyze.analyze("gradients", contrast_run.path, split="val")
     with pytest.raises(UserError, match=r"--batches must be at least 1\. Received: 0"):
         analyze.analyze("gradients", contrast_run.path, batches=0)

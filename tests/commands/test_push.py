@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import huggingface_hub.constants
@@ -11,7 +12,7 @@ import yaml
 
 import kseg
 from kseg import backbones
-from kseg.commands import evaluate, push
+from kseg.commands import evaluate, export, push
 from kseg.errors import UnavailableError, UserError
 from kseg.runs import Run
 from kseg.runs.model_card import model_card
@@ -84,7 +85,7 @@ def test_the_folder_names_no_path_of_the_machine(run, preset):
     assert json.loads((preset / "config.json").read_text())["data"]["path"] is None
 
 
-def test_the_model_card(run, preset):
+def test_the_model_card(run, preset, monkeypatch):
     _, head, text = (preset / "README.md").read_text().split("---\n", 2)
     metadata = yaml.safe_load(head)
     scores = json.loads((preset / "scores.json").read_text())
@@ -96,8 +97,33 @@ def test_the_model_card(run, preset):
     (snippet,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(snippet.splitlines()) == 3
     names = {"images": IMAGES}
+    assert str(preset.parent) not in text  # The folders of this machine are not shared.
+    monkeypatch.chdir(preset.parent)
     exec(snippet, names)
     assert names["labels"].shape == IMAGES.shape[:3]
+
+
+def test_code_of_a_preset_is_not_run_by_commands(preset, tmp_path):
+    folder = tmp_path / "evil"
+    shutil.copytree(preset, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["backbone"] = {"name": "os:getcwd"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"names code outside kseg, 'os:getcwd', which would be"):
+        export.main(["--run", str(folder), "--output", str(tmp_path / "model")])
+
+
+def test_a_preset_is_evaluated_and_damaged_scores_are_one_line(preset, tmp_path, run):
+    folder = tmp_path / "preset"
+    shutil.copytree(preset, folder)
+    output = tmp_path / "scores.json"
+    arguments = ["--run", folder, "--data", run.config.data.folder, "--output", output]
+    assert evaluate.main([*map(str, arguments)]) == 0
+    assert json.loads(output.read_text())["checkpoint"] == "best"
+    for text in ("{broken", "[]"):
+        (folder / "scores.json").write_text(text)
+        with pytest.raises(UserError, match=r"scores.json is damaged"):
+            push.push(folder, tmp_path / "again")
 
 
 def test_the_model_card_of_other_channels(preset):

@@ -9,7 +9,7 @@ from keras import ops
 from kseg.contrast.contextrast import Contextrast
 from kseg.contrast.multi_scale import MultiScaleContrast
 from kseg.contrast.pixel_contrast import PixelContrast
-from kseg.layers import UnitNormalization
+from kseg.layers import BatchNormalization, UnitNormalization
 from kseg.segmenters import build_segmenter
 from kseg.training.projecting import ObjectiveOutputs
 from kseg.training.trainer import SegmentationTrainer
@@ -223,7 +223,7 @@ def test_own_keras_model_trains_and_has_the_same_checkpoint(tmp_path):
         image = keras.Input((HEIGHT, WIDTH, 3))
         x = keras.layers.Conv2D(6, 4, strides=4, activation="relu", name="stem")(image)
         y = keras.layers.Dense(8, name="dense")(x)
-        y = keras.layers.BatchNormalization(name="norm")(y)
+        y = BatchNormalization(name="norm")(y)
         y = keras.layers.Conv2D(8, 1, name="linear")(keras.layers.ReLU(name="relu")(y))
         logits = keras.layers.Conv2D(NUM_CLASSES, 1, name="logits")(x)
         outputs = {"logits": logits, "embedding_c2": UnitNormalization(name="unit")(y)}
@@ -252,6 +252,56 @@ def test_own_keras_model_trains_and_has_the_same_checkpoint(tmp_path):
     assert histories[0]["multi_scale/same_scale"][0] > 0
     for one, other in zip(*weights, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_small_map_is_projected_once_for_all_objectives():
+    """With as many rows as pixels: as the map, so that its statistics move once."""
+    moved = []
+    for projection in ("map", "drawn"):
+        keras.utils.set_random_seed(2)
+        arguments = {"projection": projection, "max_anchors": 10_000}
+        objectives = [OBJECTIVES["multi_scale"](name=name, **arguments) for name in ("a", "b")]
+        trainer = make(objectives)
+        trainer.take_step(batch_of())
+        moved.append(statistics(trainer))
+    for name in moved[0]:
+        np.testing.assert_allclose(moved[1][name], moved[0][name], rtol=1e-5, err_msg=name)
+
+
+def test_losses_read_whole_maps():
+    def of_map(labels, outputs):
+        return ops.mean(ops.square(outputs["embedding_c2"]))
+
+    objective = OBJECTIVES["multi_scale"](projection="drawn")
+    trainer = make([objective], losses={"mine": (of_map, 1.0)})
+    # Embeddings have unit norm in 8 dimensions.
+    assert float(trainer.take_step(batch_of())["mine"]) == pytest.approx(1 / 8, rel=1e-4)
+    terms, _ = trainer.training_terms(batch_of())
+    assert set(terms) == {"mine", "multi_scale/same_scale", "multi_scale/cross_scale"}
+
+
+def test_projectors_that_cannot_be_split_off():
+    def network(*layers):
+        image = keras.Input((HEIGHT, WIDTH, 3), batch_size=BATCH)
+        x = keras.layers.Conv2D(6, 4, strides=4, name="stem")(image)
+        y = x
+        for layer in layers:
+            y = layer(y)
+        logits = keras.layers.Conv2D(NUM_CLASSES, 1, name="logits")(x)
+        return keras.Model(image, {"logits": logits, "embedding_c2": y})
+
+    objective = MultiScaleContrast(
+        NUM_CLASSES, projection="drawn", scale_weights={"c2": 1.0}, cross_scale_pairs=()
+    )
+    nested = keras.Sequential([keras.layers.Dense(8), UnitNormalization()])
+    with pytest.raises(ValueError, match="outside of a nested model"):
+        SegmentationTrainer(network(nested), objectives=[(objective, 0.1)])
+    # These are not independent of other pixels, or of there being any.
+    for other in (keras.layers.BatchNormalization(), keras.layers.SpatialDropout2D(0.5)):
+        model = network(other, keras.layers.Dense(8, name="dense"))
+        trainer = SegmentationTrainer(model, objectives=[(objective, 0.1)])
+        found = [layer.name for layer in trainer._outputs._projectors["embedding_c2"]._layers]
+        assert found == ["dense"]
 
 
 def test_model_with_a_call_of_its_own_is_refused():

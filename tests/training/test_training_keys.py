@@ -187,6 +187,9 @@ def test_patience_by_hand():
     again = Patience(schema.Patience(evaluations=5, watch="loss"))
     again.restore(lower.state)
     assert again.state == lower.state
+    earlier = Patience(schema.Patience(evaluations=5, watch="loss"))
+    earlier.restore({"best": 1.0, "evaluations": 2})  # Of a version that did not say what.
+    assert earlier.state == lower.state
     other = Patience(settings)
     other.restore(lower.state)
     assert (other.state["best"], other.state["evaluations"]) == (None, 0)
