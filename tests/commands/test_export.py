@@ -10,7 +10,7 @@ from kseg import serving
 from kseg.commands import evaluate, export
 from kseg.errors import UserError
 from kseg.segmenters import inference_model
-from kseg.serving import portable
+from kseg.serving import checks, portable
 from pipelines.errors import DataError
 from tests.commands.tiny_run import NAMES, PALETTE
 from tests.commands.tiny_run import tiny_run as tiny_run
@@ -145,3 +145,19 @@ def test_names_what_is_missing(tiny_run, tmp_path):
     with pytest.raises(UserError, match="no checkpoint 'newest'"):
         call("--run", tiny_run.path, "--output", tmp_path / "model", "--checkpoint", "newest")
     assert not (tmp_path / "model").exists()
+
+
+def test_files_that_are_not_of_the_export_stay(tmp_path):
+    network, weights = tmp_path / "model.xml", tmp_path / "model.bin"
+    weights.write_bytes(b"of something else")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"model\.bin, to which the weights .* exists already"):
+            checks.check_openvino_target(network, overwrite)
+    network.touch()
+    checks.check_openvino_target(network, True)
+    folder = tmp_path / "project"
+    (folder / "tensorflow_serving").mkdir(parents=True)
+    checks.check_model_folders_target(folder, True)
+    (folder / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"also holds 'thesis\.tex', which would be deleted"):
+        checks.check_model_folders_target(folder, True)

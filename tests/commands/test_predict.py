@@ -527,6 +527,9 @@ def test_resumes(saved_model, tmp_path, capsys):
     np.testing.assert_array_equal(read(output / "a.png"), labels)
     with pytest.raises(UserError, match=r"needs the settings .* \(flip: False, now True"):
         call(saved_model, source, output, "--resume", "--flip")
+    write_image(tmp_path / "other" / "a.png", seed=5)
+    with pytest.raises(UserError, match=r"needs the settings .* \(input: .*in, now .*other"):
+        call(saved_model, tmp_path / "other", output, "--resume", "--confidence")
     # Without --resume everything is written again, and an interruption of that can be resumed.
     call(saved_model, source, output)
     (output / "predictions.json").write_text("{")

@@ -12,7 +12,7 @@ import tifffile
 
 import pipelines
 from kseg.pixel_format import PixelFormat, to_picture
-from pipelines import channel_files, channel_statistics, channel_tiles, loader
+from pipelines import channel_files, channel_statistics, channel_tiles, loader, pictures
 from pipelines.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -111,6 +111,29 @@ def test_npy_in_either_order_and_any_byte_order(dtype):
     np.testing.assert_array_equal(
         channel_files.read(npy(values[..., 0]), 1).pixels, values[..., :1]
     )
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_zero_may_mean_white(dtype):
+    values, content = random_values((4, 6), dtype), io.BytesIO()
+    tifffile.imwrite(content, values, photometric="miniswhite", metadata=None)
+    found = channel_files.read(content.getvalue(), 1).pixels[..., 0]
+    np.testing.assert_array_equal(found, np.iinfo(dtype).max - values)
+
+
+def test_tiles_that_opencv_does_not_read():
+    values, content = random_values((48, 48), "uint8"), io.BytesIO()
+    tifffile.imwrite(content, values, tile=(16, 16), metadata=None)
+    np.testing.assert_array_equal(channel_files.read(content.getvalue(), 1).pixels[..., 0], values)
+
+
+@pytest.mark.parametrize("channels, dtype", [(2, "uint16"), (4, "float32"), (13, "uint8")])
+def test_sizes_of_files_that_pillow_does_not_open(tmp_path, channels, dtype):
+    values = np.zeros((20, 30, channels), dtype)
+    tifffile.imwrite(
+        tmp_path / "a.tif", values, photometric="minisblack", planarconfig="contig", metadata=None
+    )
+    assert pictures.size_of_file(tmp_path / "a.tif") == (20, 30)
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 1), (4, 6, 3), (4, 6, 4)])

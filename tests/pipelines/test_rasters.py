@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 
@@ -134,6 +135,25 @@ def test_values_of_any_channels_are_kept(tmp_path):
     with (
         pytest.raises(DataError, match=message),
         rasters.open_raster(path, pixel_format=other),
+    ):
+        pass
+
+
+def test_orientation_at_the_end_of_the_file(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (1000, 1500), dtype="uint8")
+    path = tmp_path / "turned.tif"
+    Image.fromarray(noise).save(path, compression="tiff_deflate", tiffinfo={274: 6})
+    with pytest.raises(DataError, match="must be upright"), rasters.open_raster(path):
+        pass
+
+
+@pytest.mark.parametrize("more", [{"photometric": "miniswhite"}, {"nbits": 1}])
+def test_forms_whose_values_are_not_those_of_channels(tmp_path, more):
+    path = write(tmp_path / "a.tif", np.zeros((1, 50, 37), "uint8"), **more)
+    pixels = PixelFormat(1, "uint8", (0, 255), *[(0.5,)] * 4)
+    with (
+        pytest.raises(DataError, match="0 as black"),
+        rasters.open_raster(path, pixel_format=pixels),
     ):
         pass
 

@@ -1,3 +1,5 @@
+import tempfile
+
 import keras
 import pytest
 import tensorflow as tf
@@ -23,6 +25,25 @@ def test_the_largest_maps_are_counted(signature, size):
     pixels = size[0] * size[1]
     found = memory.estimate(signature, size)
     assert 4 * (64 + 3) * pixels <= found <= 4 * (64 + 3 + 2) * pixels
+
+
+def test_images_of_other_channels():
+    image = keras.Input((None, None, 5))
+    network = keras.Model(image, keras.layers.Conv2D(16, 3, padding="same")(image))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 5), name="image")])
+    def serve(image):
+        return {"logits": network(image)}
+
+    module = tf.Module()
+    module.network = network
+    signature = serve.get_concrete_function()
+    assert signature.structured_input_signature[0][0].shape[-1] == 5
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures={"serving_default": signature})
+        loaded = tf.saved_model.load(folder).signatures["serving_default"]
+        found = memory.estimate(loaded, (30, 40))
+    assert found >= 4 * (5 + 16) * 30 * 40
 
 
 def test_maps_that_are_too_long(signature):
