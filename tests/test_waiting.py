@@ -73,7 +73,7 @@ def test_the_cause_of_a_wait_is_named(tmp_path):
     code, line = read(tmp_path, 0.5, "")
     (shard,) = tmp_path.glob("*.tfrecord")
     assert code == 2
-    assert line.startswith(f"error: The shard {shard} is no file")
+    assert line.startswith(f"error: The shard {shard} is not a regular file")
     assert os.path.exists(shard)
 
 
@@ -86,7 +86,7 @@ def test_a_shard_that_is_lost_is_named_by_a_user_error(tmp_path):
     with pytest.raises(UserError, match=f"The shard {shard} is missing"):
         next(waiting.each_batch(dataset))
     shard.mkdir()
-    with pytest.raises(UserError, match=f"The shard {shard} is no file"):
+    with pytest.raises(UserError, match=f"The shard {shard} is not a regular file"):
         next(waiting.each_batch(dataset))
 
 

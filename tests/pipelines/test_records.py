@@ -397,7 +397,7 @@ def test_something_else_in_place_of_a_shard_is_named(tmp_path, put):
     path = next(tmp_path.glob("train-*"))
     path.unlink()
     put(path)
-    with pytest.raises(DataError, match=f"The shard {path} is no file"):
+    with pytest.raises(DataError, match=f"The shard {path} is not a regular file"):
         read_manifest(tmp_path)
 
 
