@@ -6,6 +6,10 @@ import sys
 import threading
 import time
 
+from kseg.errors import UserError
+
+_ERROR = "error: "  # Begins the line in which a command reports a user error.
+
 
 class PeakMemory:
     """Extra memory while the block runs: of the GPUs if there are any, else of this process.
@@ -83,10 +87,18 @@ def in_new_process(*arguments):
         the parsed value.
 
     Raises:
-        subprocess.CalledProcessError: if it fails.
+        UserError: with the message of a process that ended with exit code 2 after one.
+        subprocess.CalledProcessError: if it failed in another way. Its standard error has been
+            copied to this process's.
     """
     command = [sys.executable, *map(str, arguments)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    *before, last = result.stderr.splitlines(keepends=True) or [""]
+    if result.returncode == 2 and last.startswith(_ERROR):
+        sys.stderr.write("".join(before))
+        raise UserError(last.removeprefix(_ERROR).strip())
+    sys.stderr.write(result.stderr)
+    result.check_returncode()
     return json.loads(result.stdout.splitlines()[-1])
 
 

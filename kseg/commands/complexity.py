@@ -228,8 +228,6 @@ def peak_in_new_process(config, phase, column):
     try:
         return in_new_process("-m", __name__, work)["peak_bytes"]
     except subprocess.CalledProcessError as error:
-        if error.returncode == 2:  # The process has already printed the user's mistake.
-            sys.exit(2)
         raise UserError(
             f"Measuring the memory of {phase} ({column}) failed, see above (exit code "
             f"{error.returncode}). If memory was short, use a smaller data.batch_size"

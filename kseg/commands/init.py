@@ -526,8 +526,6 @@ def _in_new_process(work):
     try:
         return in_new_process("-m", "kseg.commands.init", json.dumps(work))
     except subprocess.CalledProcessError as error:
-        if error.returncode == 2:  # The process has already printed the user's mistake.
-            raise SystemExit(2) from None
         raise UserError(
             "Looking at the images or measuring a training step failed, see above (exit code "
             f"{error.returncode}). If memory was short, free some, or prepare smaller images"

@@ -137,7 +137,7 @@ def in_new_process(measure, arguments, **changes):
         what `measure` returned.
 
     Raises:
-        UserError: if the process failed. If it ended with exit code 2, this process does so too.
+        UserError: if the process failed, with its own message if it had one for the user.
     """
     from kseg.analysis import measuring
     from kseg.errors import UserError
@@ -148,8 +148,6 @@ def in_new_process(measure, arguments, **changes):
     try:
         return measuring.in_new_process(script, flag, values)
     except subprocess.CalledProcessError as error:
-        if error.returncode == 2:  # The process has printed what the user has to change.
-            sys.exit(2)
         shown = ", ".join(f"{key} {value}" for key, value in changes.items())
         raise UserError(
             f"Measuring {shown} failed, see above (exit code {error.returncode}). If memory was "

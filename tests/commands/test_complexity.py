@@ -112,13 +112,12 @@ def test_refuses(tiny_run, contrastive):
         call("--config", contrastive, "--rounds", 0)
 
 
-@pytest.mark.parametrize("code, error", [(2, SystemExit), (-9, UserError)])
-def test_process_that_fails(contrastive, monkeypatch, code, error):
+def test_process_that_fails(contrastive, monkeypatch):
     def fail(*arguments):
-        raise subprocess.CalledProcessError(code, arguments)
+        raise subprocess.CalledProcessError(-9, arguments)
 
     monkeypatch.setattr(complexity, "in_new_process", fail)
-    with pytest.raises(error):
+    with pytest.raises(UserError, match=r"failed, see above \(exit code -9\)"):
         complexity.peak_in_new_process(config.load(contrastive), "training", "contrast")
 
 
@@ -147,3 +146,16 @@ def test_memory_of_several_gpus(monkeypatch):
         pass
     assert reset == ["GPU:0", "GPU:1"]
     assert memory.megabytes == 600
+
+
+@pytest.mark.parametrize("code", [2, 3])
+def test_new_process_that_fails(tmp_path, capfd, code):
+    file = tmp_path / "fail.py"
+    file.write_text(
+        "import sys\nprint('a warning', file=sys.stderr)\n"
+        f"print('error: too large', file=sys.stderr)\nsys.exit({code})"
+    )
+    error, match = [(UserError, "^too large$"), (subprocess.CalledProcessError, "3")][code - 2]
+    with pytest.raises(error, match=match):
+        measuring.in_new_process(file)
+    assert capfd.readouterr().err == "a warning\n" + ("error: too large\n" if code == 3 else "")
