@@ -111,6 +111,37 @@ def check_contents(path):
         _probe(pathlib.Path(os.path.realpath(path)))
 
 
+def check_written(path, complete, reason):
+    """Raises an error for a file that a library wrote without reporting that the disk was full.
+
+    Args:
+        path: file that was written.
+        complete: bool, whether all of it can be read back.
+        reason: str, what is missing.
+
+    Raises:
+        OSError: naming `path`, if it is not complete.
+    """
+    if complete:
+        return
+    check_space(path)
+    raise OSError(errno.EIO, f"was not written completely: {reason}", str(path))
+
+
+def check_space(path, size=_PROBE):
+    """Makes sure that the disk of a file that is being written is not full.
+
+    Args:
+        path: the file; its folder exists.
+        size: int, bytes that must be free.
+
+    Raises:
+        OSError: naming `path`, if fewer are.
+    """
+    if shutil.disk_usage(pathlib.Path(path).parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
 def make_folder(path):
     """Makes a folder, and makes sure that files can be written to it.
 

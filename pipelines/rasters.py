@@ -13,10 +13,11 @@ import importlib.util
 import logging
 import threading
 import warnings
+import zlib
 
 import numpy as np
 
-from kseg import pixel_depth
+from kseg import files, pixel_depth
 from kseg.errors import UserError, option
 from pipelines import pictures
 from pipelines.errors import DataError
@@ -222,6 +223,10 @@ def create_raster(path, size, *, channels=1, georeference=None, palette=None, no
 
     Yields:
         function that takes the next rows, uint8 `(rows, width)` or `(rows, width, channels)`.
+
+    Raises:
+        OSError: if the file cannot be written. It is read back at the end, because GDAL does not
+            report a disk that fills up when it closes a file.
     """
     import rasterio
 
@@ -240,13 +245,15 @@ def create_raster(path, size, *, channels=1, georeference=None, palette=None, no
         **({"interleave": "band", "photometric": "minisblack"} if channels > 1 else {}),
         **(georeference or {}),
     }
-    with _quiet(), rasterio.Env(GDAL_CACHEMAX=_CACHE), rasterio.open(path, "w", **profile) as file:
-        if palette is not None:
-            colors = {i: (*map(int, color), 255) for i, color in enumerate(palette)}
-            file.write_colormap(1, colors)
-        rows = _Rows(file, size)
-        yield rows.add
-        rows.flush(size[0])
+    with _quiet(), rasterio.Env(GDAL_CACHEMAX=_CACHE):
+        with rasterio.open(path, "w", **profile) as file:
+            if palette is not None:
+                colors = {i: (*map(int, color), 255) for i, color in enumerate(palette)}
+                file.write_colormap(1, colors)
+            rows = _Rows(file, size)
+            yield rows.add
+            rows.flush(size[0])
+        files.check_written(path, rows.are_in(path), "its pixels cannot be read back")
 
 
 class _Rows:
@@ -256,6 +263,7 @@ class _Rows:
         self._file, self._size = file, size
         self._first = 0
         self._held = []
+        self._written = []  # Windows, each with the checksum of its values.
 
     def add(self, rows):
         self._held.append(rows)
@@ -273,8 +281,26 @@ class _Rows:
         values = rows[:count]
         values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
         self._file.write(values, window=window)
+        self._written.append((window, _checksum(values)))
         self._held = [rows[count:].copy()]
         self._first = last
+
+    def are_in(self, path):
+        """Returns whether a file has all rows with the values that were written."""
+        import rasterio
+
+        try:
+            with rasterio.open(path, driver="GTiff") as file:
+                return all(
+                    _checksum(file.read(window=window)) == checksum
+                    for window, checksum in self._written
+                )
+        except rasterio.errors.RasterioError:
+            return False
+
+
+def _checksum(values):
+    return zlib.crc32(np.ascontiguousarray(values))
 
 
 @contextlib.contextmanager

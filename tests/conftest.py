@@ -31,3 +31,16 @@ def mirrored():
     from kseg.training.distribution import build_strategy
 
     return build_strategy(2)
+
+
+@pytest.fixture
+def limit_file_size():
+    """A function that limits the size of any file in bytes until the test ends.
+
+    Writing beyond it fails, as on a full disk.
+    """
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -6,6 +6,7 @@ import time
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 _MOST_LOST = 1000  # Consecutive unreadable frames after which the video is taken to have ended.
+_BUFFERED = 1 << 17  # Bytes that OpenCV may hold back; it reports no error when they do not fit.
 
 
 def is_video(path):
@@ -81,6 +82,7 @@ def label_video(source, target, label, palette, needs):
         gap = 0
         while True:
             if has_frame:
+                files.check_space(new, _BUFFERED)
                 if frame.shape[:2] != (height, width):
                     raise UserError(
                         f"A video must have one size. {source} has {width} x {height} at first, "
@@ -103,6 +105,10 @@ def label_video(source, target, label, palette, needs):
                 if count + lost + gap > promised or gap > _MOST_LOST:
                     break
             has_frame, frame = capture.read()
+        writer.release()
+        stored = _count_frames(new)
+        reason = f"it has {stored} of {count + lost} frames"
+        files.check_written(new, stored == count + lost, reason)
     seconds = time.perf_counter() - start
     speed = f", {(count - 1) / seconds:.2f} a second" if count > 1 else ""
     print(f"{count} frames{speed}: {target}")
@@ -137,6 +143,13 @@ def frame_rate(rate):
         return 25.0, False
     digits = next((d for d in (3, 2, 1) if rate * 10**d < 65_535), 0)
     return max(round(rate, digits), 0.001), True
+
+
+def _count_frames(path):
+    """Returns the number of frames of a video, 0 if it cannot be read."""
+    import cv2
+
+    return int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT))
 
 
 def _is_animation(path):

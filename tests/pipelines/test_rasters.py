@@ -63,6 +63,17 @@ def test_palettes_become_colors(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "a.tif"), np.array(colors)[indices[0]])
 
 
+@pytest.mark.parametrize("size", [600, 4000, 36_000])
+def test_files_that_do_not_fit_are_an_error(tmp_path, limit_file_size, size):
+    """GDAL writes small files as it closes them, and reports no error then."""
+    limit_file_size(size)
+    with (
+        pytest.raises(OSError, match="was not written completely"),
+        rasters.create_raster(tmp_path / "a.tif", (200, 200)) as add,
+    ):
+        add(np.random.default_rng(0).integers(0, 256, (200, 200)).astype("uint8"))
+
+
 @pytest.mark.parametrize("steps", [(600, 40), (256, 256, 128), (1,) * 640])
 @pytest.mark.parametrize("channels", [1, 5])
 def test_rows_of_any_number_are_written(tmp_path, steps, channels):
