@@ -149,7 +149,7 @@ def _count_frames(path):
     """Returns the number of frames of a video, 0 if it cannot be read."""
     import cv2
 
-    return int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT))
+    return max(int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)), 0)
 
 
 def _is_animation(path):

@@ -247,9 +247,9 @@ def test_labels_a_video(saved_model, tmp_path, capsys):
 
 def test_a_video_that_does_not_fit_is_an_error(saved_model, tmp_path, monkeypatch, limit_file_size):
     """OpenCV only logs that a frame cannot be written."""
-    write_video(tmp_path / "drive.avi", 60)
-    limit_file_size(3000)
-    with pytest.raises(OSError, match=r"not written completely: it has \d+ of 60 .*drive_overlay"):
+    write_video(tmp_path / "drive.avi", 240)
+    limit_file_size(5000)
+    with pytest.raises(OSError, match=r"not written completely: it has \d+ of 240 .*drive_overlay"):
         call(saved_model, tmp_path / "drive.avi", tmp_path / "out")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100_000))
     with pytest.raises(OSError, match=r"No space left on device: '.*/out/drive_overlay\.mp4'"):
