@@ -20,15 +20,15 @@ import numpy as np
 
 from kseg import pixel_format as formats
 from kseg.errors import option
-from pipelines import pictures
+from pipelines import no_data, pictures
 from pipelines.errors import DataError
 
 NPY = b"\x93NUMPY"
-_WIDENED = {"int16": "float32", "float16": "float32", "float64": "float32"}
+WIDENED = {"int16": "float32", "float16": "float32", "float64": "float32"}
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6  # Values of a TIFF's photometric tag.
 
 
-def read(content, channels, dtype=None, value_range=None, *, mismatch=None):
+def read(content, channels, dtype=None, value_range=None, *, mismatch=None, pixel_format=None):
     """Reads a file by the rules of the module docstring.
 
     Args:
@@ -37,6 +37,8 @@ def read(content, channels, dtype=None, value_range=None, *, mismatch=None):
         dtype: str, the type that its values must have; None: any of `kseg.pixel_format.DTYPES`.
         value_range: `(low, high)`, which no value may leave; None: any finite value.
         mismatch: str, why it must have that many channels, for the message.
+        pixel_format: `kseg.pixel_format.PixelFormat` whose means pixels without data get; None:
+            they get the means of the image.
 
     Returns:
         `pipelines.pictures.Picture`: `pixels` are `(height, width, channels)`, upright; `content`
@@ -60,25 +62,54 @@ def read(content, channels, dtype=None, value_range=None, *, mismatch=None):
             f"the image has {_count(values.shape[2])}, not {channels}; {mismatch or rule}"
         )
     values = _known_type(values)
-    if dtype is not None and values.dtype != dtype:
+    if dtype is not None:
+        check_dtype(values.dtype, dtype)
+    nodata = pictures.nodata_of_tiff(content)
+    empty = None if nodata is None else no_data.is_empty(values, nodata)
+    no_data.fill(values, empty, pixel_format)
+    check_values(values, value_range, empty)
+    if empty is not None:
+        empty = pictures.turn(empty, turned)
+    deep = values.dtype != "uint8"
+    return pictures.Picture(pictures.turn(values, turned), turned, None, deep, empty)
+
+
+def check_dtype(found, wanted):
+    """Raises a DataError unless an image has the type of values that the data set has."""
+    if found != wanted:
         raise DataError(
-            f"the image holds {values.dtype} values, the first one of the data {dtype}. All images "
+            f"the image holds {found} values, the first one of the data {wanted}. All images "
             "of a data set must have one depth. Convert them, or leave some out"
         )
+
+
+def check_values(values, value_range=None, empty=None):
+    """Checks the values of an image.
+
+    Args:
+        values: array `(height, width, channels)`.
+        value_range: as for `read`.
+        empty: bool `(height, width)`, pixels that are not checked against the range; None: none.
+
+    Raises:
+        DataError: if there are values that are not finite, or beyond the range.
+    """
     if values.dtype == "float32" and not all(np.isfinite(row).all() for row in values):
         raise DataError(
             "the image holds values that are not finite (NaN or infinite). Replace them by a "
             "number, and set their pixels to 255 (ignored) in the mask"
         )
     if value_range is not None:
-        low, high = float(values.min()), float(values.max())
+        known = values if empty is None else values[~empty]
+        low, high = (
+            float(f(known, initial=value_range[i])) for i, f in enumerate((np.min, np.max))
+        )
         if low < value_range[0] or high > value_range[1]:
             raise DataError(
                 f"the image holds values from {low:g} to {high:g}, beyond "
                 f"{option('value_range', value_range)}. Widen the range, or leave it out: it is "
                 "found then"
             )
-    return pictures.Picture(pictures.turn(values, turned), turned, None, values.dtype != "uint8")
 
 
 def read_for(content, pixels):
@@ -94,7 +125,8 @@ def read_for(content, pixels):
     Raises:
         DataError: as `read`, or if the image has other channels or another depth.
     """
-    picture = read(content, pixels.channels, mismatch=f"the network takes {pixels}")
+    mismatch = f"the network takes {pixels}"
+    picture = read(content, pixels.channels, mismatch=mismatch, pixel_format=pixels)
     if picture.pixels.dtype != pixels.dtype:
         raise DataError(
             f"the image holds {picture.pixels.dtype} values, the network takes {pixels}. Convert it"
@@ -113,6 +145,8 @@ def find_dtype(examples, channels):
         try:
             while hasattr(example, "example"):  # One with translated labels.
                 example = example.example
+            if hasattr(example, "value_type"):  # A part of a file.
+                return example.value_type(channels)
             content, _ = example.read()
             values, _ = _read(content, channels)
             return _known_type(values).dtype.name
@@ -127,8 +161,8 @@ def _count(channels):
 
 def _known_type(values):
     name = values.dtype.name
-    if name in _WIDENED:
-        return values.astype(_WIDENED[name])
+    if name in WIDENED:
+        return values.astype(WIDENED[name])
     if name not in formats.DTYPES:
         raise DataError(
             f"an image must hold {', '.join(formats.DTYPES[:-1])} or {formats.DTYPES[-1]} values. "

@@ -10,17 +10,20 @@ import numpy as np
 from kseg.pixel_format import PixelFormat
 
 
-def measure(values):
+def measure(values, empty=None):
     """Statistics of one image.
 
     Args:
         values: array `(height, width, channels)`, finite.
+        empty: bool `(height, width)`, pixels that do not count; None: all count.
 
     Returns:
-        dict of `count` (pixels), and lists with one float for each channel: `mean`, `squares` (sum
-        of squared deviations from it), `minimum`, `maximum`.
+        None if no pixel counts, else a dict of `count` (pixels), and lists with one float for each
+        channel: `mean`, `squares` (sum of squared deviations from it), `minimum`, `maximum`.
     """
-    pixels = values.reshape(-1, values.shape[-1])
+    pixels = values.reshape(-1, values.shape[-1]) if empty is None else values[~empty]
+    if not len(pixels):
+        return None
     mean = pixels.mean(axis=0, dtype="float64")
     squares = np.zeros_like(mean)
     for block in np.array_split(pixels, max(1, len(pixels) >> 16)):  # Bounds the memory.

@@ -95,6 +95,9 @@ def summarize(manifest, contents):
 
         * `dataset`, `fingerprint`, `classes` (names); `pixels`, as of the manifest, if the images
           are not 8-bit RGB;
+        * `tiles`, if images were cut into tiles: for each split `images`, `tiles` and `left_out`
+          (those in which all pixels are ignored); the manifest's `options.tiles` says where they
+          are;
         * `notes`: what was assumed as annotations were drawn, and how overlaps were decided;
         * `splits`: for each split `images`, `published_images` (None where that is not known),
           `shards`, `bytes`, `sizes` (list of `[height, width, images]`, most frequent first),
@@ -137,12 +140,25 @@ def summarize(manifest, contents):
         "fingerprint": manifest.fingerprint,
         **({} if manifest.pixels is None else {"pixels": manifest.pixels}),
         "classes": names,
+        **_count_tiles(manifest),
         "notes": manifest.options.get("notes", []),
         "splits": splits,
         "absent_classes": _absent(names, manifest.splits.values()),
         "duplicates_between_splits": [["/".join(p) for p in copies] for copies in between],
         "duplicates_within_splits": [["/".join(p) for p in copies] for copies in within],
     }
+
+
+def _count_tiles(manifest):
+    found = {
+        split: {
+            "images": len(images),
+            "tiles": sum(len(image["tiles"]) for image in images),
+            "left_out": sum(image["left_out"] for image in images),
+        }
+        for split, images in manifest.options.get("tiles", {}).items()
+    }
+    return {"tiles": found} if found else {}
 
 
 def as_text(report):
@@ -173,6 +189,11 @@ def as_text(report):
         lines.append(f"{display.fit(name, width)}{cells}")
     shares = "".join(f"{100 * split['ignored_share']:>9.2f}{'':>9}" for split in splits.values())
     lines += [f"{'(ignored)':<{width}}{shares.rstrip()}", ""]
+    for name, tiles in report.get("tiles", {}).items():
+        lines.append(
+            f"{name}: {tiles['tiles']} tiles of {tiles['images']} images; "
+            f"{tiles['left_out']} more, in which all is ignored, are left out"
+        )
     lines += [f"note: {note}" for note in report.get("notes", [])]
     for name, split in splits.items():
         if split["published_images"] not in (None, split["images"]):

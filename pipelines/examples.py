@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from kseg.errors import option
-from pipelines import channel_files, pictures
+from pipelines import channel_files, pictures, tiles
 from pipelines.datasets.annotated import DrawnExample
 from pipelines.datasets.class_map import RelabeledExample
 from pipelines.datasets.dataset import IGNORE_LABEL, FileExample
@@ -30,6 +30,8 @@ class Checked(typing.NamedTuple):
         digest: str, a hash of the decoded pixels: identical pictures have the same digest,
             whatever the compression of their files.
         deep: bool, whether the image file has more than 8 bits per channel.
+        empty: bool `(height, width)`, the pixels without data, which are ignored; None: there are
+            none.
     """
 
     image: bytes
@@ -38,6 +40,11 @@ class Checked(typing.NamedTuple):
     labels: np.ndarray
     digest: str
     deep: bool
+    empty: np.ndarray | None = None
+
+
+class NothingLabeledError(Exception):
+    """A tile of a large image in which all pixels are ignored; it is left out."""
 
 
 def read_checked(
@@ -53,7 +60,8 @@ def read_checked(
         example: has an `id` and a `read()` that returns the bytes of the image and of the label; a
             label of None ignores all pixels. May have a `decode` from the label's bytes to an array
             of values; without one, the label is a single-channel PNG. A `DrawnExample` draws its
-            labels, a `RelabeledExample` translates those of another example.
+            labels, a `RelabeledExample` translates those of another example, a `TileExample` is a
+            part of files.
         taxonomy: `Taxonomy`.
         value_range: as for `pipelines.pictures.read`.
         turned_masks: one of `TURNED_MASKS`, or None.
@@ -67,19 +75,21 @@ def read_checked(
         DataError: if a file, which the message names, cannot be read or decoded, if the sizes
             differ, if there are values outside the label map, or if `value_range` or `turned_masks`
             is needed.
+        NothingLabeledError: if all pixels of a tile are ignored.
     """
+    reading = {"value_range": value_range, "channels": channels, "dtype": dtype}
     if isinstance(example, RelabeledExample):
         found = read_checked(
-            example.example,
-            example.taxonomy,
-            value_range=value_range,
-            turned_masks=turned_masks,
-            channels=channels,
-            dtype=dtype,
+            example.example, example.taxonomy, turned_masks=turned_masks, **reading
         )
         table = np.full(256, IGNORE_LABEL, "uint8")
         table[: len(example.table)] = example.table
-        return found._replace(labels=cv2.LUT(found.labels, table))
+        found = found._replace(labels=cv2.LUT(found.labels, table))
+        if tiles.is_tile(example):
+            _check_labeled(found.labels)
+        return found
+    if isinstance(example, tiles.TileExample):
+        return _read_tile(example, taxonomy, **reading)
     image_name = label_name = example.id
     if isinstance(example, (FileExample, DrawnExample)):
         image_name, label_name = example.image, example.label or example.image
@@ -162,8 +172,35 @@ def _checked(picture, labels, channels):
     elif image is None:
         pixels = cv2.cvtColor(picture.pixels, cv2.COLOR_RGB2BGR)
         image, orientation = cv2.imencode(".png", pixels)[1].tobytes(), 1
+    if picture.empty is not None:
+        labels = np.where(picture.empty, np.uint8(IGNORE_LABEL), labels)
     found = digest(picture.pixels)
-    return Checked(image, orientation, picture.pixels, labels, found, picture.deep)
+    return Checked(image, orientation, picture.pixels, labels, found, picture.deep, picture.empty)
+
+
+def _read_tile(example, taxonomy, *, value_range, channels, dtype):
+    """`read_checked` of a `TileExample`."""
+    name = example.label
+    try:
+        labels = example.read_labels(taxonomy)
+        _check_labeled(labels)  # Saves the reading of the image.
+        name = example.image
+        pixels, empty, found = example.read_image(value_range, channels)
+        if dtype is not None:
+            channel_files.check_dtype(found, dtype)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror or error}") from None
+    picture = pictures.Picture(pixels, 1, None, found != "uint8", empty)
+    checked = _checked(picture, labels, channels)
+    _check_labeled(checked.labels)
+    return checked
+
+
+def _check_labeled(labels):
+    if (labels == IGNORE_LABEL).all():
+        raise NothingLabeledError
 
 
 def digest(pixels):

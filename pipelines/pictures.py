@@ -15,6 +15,7 @@ and still GIF files become uint8 RGB, upright:
   given.
 * Several pictures in a file: the first one is read (MPO, a TIFF with overviews), but animations and
   stacks of pages are rejected.
+* No data: pixels of a TIFF that have the value of GDAL's "no data" tag in all channels are marked.
 * Anything else, and any picture of 2^29 pixels or more, is rejected with an error that says what
   it is.
 
@@ -38,11 +39,14 @@ from PIL import Image
 
 from kseg import pixel_depth
 from kseg.errors import option
+from pipelines import no_data
 from pipelines.errors import DataError
 
 MAX_PIXELS = (1 << 29) - 1  # The most that TensorFlow's decoders read.
 JPEG_DCT = "INTEGER_ACCURATE"
 _ORIENTATION_TAG = 0x112
+_NODATA_TAG, _NODATA_DIGITS = 42113, 64
+_PALETTE = 3  # Among the meanings of a TIFF's values.
 _LOG_LUV = (32844, 32845)  # OpenCV writes floating point so, and reads it as gray or RGB.
 _SIGNATURES = [
     ("JPEG", 0, b"\xff\xd8\xff"),
@@ -104,12 +108,15 @@ class Picture(typing.NamedTuple):
         content: bytes of the file if it can be stored unchanged: a JPEG, or a PNG whose 8 bits,
             or higher 8 bits, are `pixels`; else None.
         deep: bool, whether the file has more than 8 bits per channel.
+        empty: bool `(height, width)`, upright, the pixels without data; None: all have data, as in
+            all files but TIFF.
     """
 
     pixels: np.ndarray
     orientation: int
     content: bytes | None
     deep: bool = False
+    empty: np.ndarray | None = None
 
     @property
     def stored_size(self):
@@ -378,10 +385,12 @@ def _read_with_pillow(content, kind, value_range, max_pixels):
     turned = orientation(content)
     if kind == "TIFF":
         content = upright_tiff(content)
+        nodata = nodata_of_tiff(content)
         values = _read_deep_tiff(content, max_pixels)
         if values is not None:
-            pixels = to_8_bits(values, value_range)
-            return Picture(turn(pixels, turned), turned, None, True)
+            empty = _mark_empty(values, nodata, turned)
+            pixels = to_8_bits(_as_three(values, nodata, value_range), value_range)
+            return Picture(turn(pixels, turned), turned, None, True, empty)
     with without_pixel_limit():
         image = Image.open(io.BytesIO(content), formats=[kind.upper()])
     with image:
@@ -392,7 +401,30 @@ def _read_with_pillow(content, kind, value_range, max_pixels):
                 f"an image must be one picture, this {kind} is an animation of {frames} frames. "
                 "Convert it to single pictures or a video"
             )
-        return Picture(turn(_as_rgb(image), turned), turned, None)
+        empty = None
+        if kind == "TIFF" and nodata is not None:
+            values = np.asarray(image)
+            values = values * np.uint8(255) if values.dtype == bool else values
+            empty = _mark_empty(values if values.ndim == 3 else values[..., None], nodata, turned)
+        return Picture(turn(_as_rgb(image), turned), turned, None, False, empty)
+
+
+def _mark_empty(values, nodata, turned):
+    """The `empty` of a `Picture`; `values` are `(height, width, channels)` as stored."""
+    return None if nodata is None else turn(no_data.is_empty(values, nodata), turned)
+
+
+def _as_three(values, nodata, value_range):
+    """Three channels of the values of a deep TIFF; pixels without data get the lowest value."""
+    channels = [0, 0, 0] if values.shape[2] in (1, 2) else [2, 1, 0]
+    chosen = np.ascontiguousarray(values[..., channels])
+    if nodata is not None:
+        empty = no_data.is_empty(values, nodata)
+        if value_range is not None:
+            chosen[empty] = chosen.dtype.type(value_range[0])
+        elif empty.any() and not empty.all():
+            chosen[empty] = chosen[~empty].min()
+    return chosen
 
 
 def _as_rgb(image):
@@ -410,7 +442,10 @@ def _as_rgb(image):
 
 
 def _read_deep_tiff(content, max_pixels):
-    """Values `(height, width, 3)` of a TIFF of more than 8 bits, else None; checks any TIFF."""
+    """Values of a TIFF of more than 8 bits, of its channels as OpenCV orders them, else None.
+
+    Checks any TIFF.
+    """
     tags = {tag: values for tag, _, values, _ in _tiff_entries(content, 4)}
     width, height, bits, channels = (
         tags.get(tag, (default,)) for tag, default in ((256, 0), (257, 0), (258, 1), (277, 1))
@@ -442,11 +477,7 @@ def _read_deep_tiff(content, max_pixels):
         raise DataError("the TIFF file is of a form that is not read. Convert it to PNG")
     if kind == 0 and values.dtype.kind == "u":  # White is 0.
         values = np.iinfo(values.dtype).max - values
-    if values.ndim == 2:
-        values = values[..., None]
-    if values.shape[2] in (1, 2):
-        return np.repeat(values[..., :1], 3, axis=2)
-    return np.ascontiguousarray(values[..., 2::-1])
+    return values[..., None] if values.ndim == 2 else values
 
 
 def _find(content, signatures):
@@ -546,7 +577,7 @@ def _tiff_directory(content, order, big, first, count):
     (length,) = struct.unpack_from(order + head, content, first)
     at = first + struct.calcsize(order + head)
     size, width = struct.calcsize(order + entry), struct.calcsize(order + kind)
-    formats = {1: "B", 3: "H", 4: "I", 16: "Q"}
+    formats = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}
     entries = []
     for _ in range(length):
         tag, form, number = struct.unpack_from(order + entry, content, at)
@@ -613,6 +644,31 @@ def _orientation_in_tiff(content):
             valid = fits and entry[2] == 1 and 1 <= entry[half] <= 8
             return entry[half] if valid else 1
     return 1
+
+
+def nodata_of_tiff(content):
+    """The "no data" value of a picture file, from GDAL's tag.
+
+    Args:
+        content: bytes of the file.
+
+    Returns:
+        float, may be NaN, after what readers do to integers: less than 8 bits are stretched, and
+        inverted where 0 means white; None if the file has no such value, or is no TIFF.
+    """
+    with contextlib.suppress(struct.error, ValueError):
+        tags = {tag: values for tag, _, values, _ in _tiff_entries(content, _NODATA_DIGITS)}
+        if _NODATA_TAG not in tags:
+            return None
+        nodata = float(bytes(tags[_NODATA_TAG]).decode("latin-1").strip(" \0"))
+        bits, color = (tags.get(tag, (1,))[0] for tag in (258, 262))
+        highest = (1 << bits) - 1
+        if tags.get(339, (1,))[0] != 1 or nodata not in range(highest + 1) or color == _PALETTE:
+            return nodata
+        if bits < 8:
+            nodata, highest = nodata * 255 // highest, 255
+        return highest - nodata if color == 0 else nodata
+    return None
 
 
 def upright_tiff(content):

@@ -1,17 +1,19 @@
 """Preparation of records from a dataset's files, or from computed scenes."""
 
+import contextlib
 import os
 import sys
 import unicodedata
 
 from kseg.errors import option
 from kseg.progress import Progress
-from pipelines import data_report, datasets, paths, records
+from pipelines import data_report, datasets, paths, rasters, records, tiles
 from pipelines.datasets import tfds_source
 from pipelines.datasets.class_map import ClassMap, relabel
 from pipelines.datasets.options import own_options
 from pipelines.errors import DataError
 from pipelines.manifest import exists, read_manifest
+from pipelines.pictures import check_range
 
 
 def prepare(
@@ -31,6 +33,9 @@ def prepare(
     distribute=None,
     skip=(),
     class_map=None,
+    tile=None,
+    tile_overlap=0,
+    split_tiles=False,
     **options,
 ):
     """Writes a data set as records, with a report, unless that has already been done.
@@ -42,9 +47,16 @@ def prepare(
         output: folder of the records; default: `data/<name>`.
         image_format, quality, value_range, turned_masks, channels, num_shards, workers, overwrite,
             progress, distribute: as for `pipelines.records.write`.
-        skip: list of str, ids of examples to leave out, such as those with broken files.
+        skip: list of str, ids of examples to leave out, such as those with broken files; of images,
+            where these are cut into tiles.
         class_map: file or dict that renames, merges and drops classes, see
             `pipelines.datasets.class_map`; None leaves the classes unchanged.
+        tile: `(height, width)` in pixels; large images of the data set `folder` are read in windows
+            and stored as tiles of that extent, see `pipelines.tiles`; None: each image is read and
+            stored as a whole.
+        tile_overlap: int, pixels that neighboring tiles share.
+        split_tiles: bool, the ratios of `split` divide each image from top to bottom, instead of
+            the images.
         **options: options of the data set's `find`, or `data_dir` of TensorFlow Datasets.
 
     Returns:
@@ -64,12 +76,27 @@ def prepare(
     mapping = ClassMap(class_map)
     if channels is not None and name == "synthetic":
         raise DataError(f"The scenes are 8-bit RGB. Leave out {option('channels')}")
+    ratios = _check_tiles(name, tile, tile_overlap, split_tiles, options)
+    check_range(value_range)
     with Progress("looking for images and labels", shown=progress):
-        found = _find(dataset, name, source, options, mapping, channels)
+        looking = {**options, "split": {"all": 1.0}} if ratios else options
+        if tile is None:
+            found = _find(dataset, name, source, looking, mapping, channels)
+        else:
+            with rasters.reading():
+                looking = {**looking, "tile": tile}
+                found = _find(dataset, name, source, looking, mapping, channels)
     if progress:
         for note in found.notes:
             print(f"note: {note}", file=sys.stderr, flush=True)
     splits = _leave_out(found.splits, skip)
+    reading = contextlib.nullcontext()
+    if tile is not None:
+        with rasters.reading():
+            pixels = {"value_range": value_range, "channels": channels}
+            splits = tiles.cut(splits, tile, tile_overlap, ratios=ratios, **pixels)
+            workers, cache = tiles.bound_memory(splits, workers or records.available_cores())
+        reading = rasters.reading(cache)
     if mapping.given:
         options["class_map"] = mapping.targets
     if name in datasets.IMPORTERS:
@@ -82,27 +109,48 @@ def prepare(
         ("range", value_range),
         ("turned_masks", turned_masks),
         ("channels", channels),
+        ("tile", tile),
+        ("tile_overlap", tile_overlap or None),
+        ("split_tiles", split_tiles or None),
     ):
         if value is not None:
             options[key] = value
-    return records.write(
-        output,
-        name,
-        found.taxonomy,
-        splits,
-        options={key: value for key, value in options.items() if key != "data_dir"},
-        image_format=image_format,
-        quality=quality,
-        value_range=value_range,
-        turned_masks=turned_masks,
-        channels=channels,
-        num_shards=num_shards,
-        workers=workers,
-        overwrite=overwrite,
-        progress=progress,
-        describe=data_report.write,
-        distribute=distribute,
-    )
+    with reading:
+        return records.write(
+            output,
+            name,
+            found.taxonomy,
+            splits,
+            options={key: value for key, value in options.items() if key != "data_dir"},
+            image_format=image_format,
+            quality=quality,
+            value_range=value_range,
+            turned_masks=turned_masks,
+            channels=channels,
+            num_shards=num_shards,
+            workers=workers,
+            overwrite=overwrite,
+            progress=progress,
+            describe=data_report.write,
+            distribute=distribute,
+        )
+
+
+def _check_tiles(name, tile, overlap, split_tiles, options):
+    """Checks the options of tiles; returns the ratios that divide each image, or None."""
+    if tile is None:
+        for key, value in (("tile_overlap", overlap), ("split_tiles", split_tiles)):
+            if value:
+                raise DataError(f"{option(key)} goes with {option('tile')}. Give it, or neither")
+        return None
+    if name != "folder":
+        raise DataError(
+            f"{option('tile')} is for the data set 'folder': images and masks in files. Received: "
+            f"{name!r}"
+        )
+    ratios = (options.get("split") or {}) if split_tiles else None
+    tiles.check(tile, overlap, ratios)
+    return ratios
 
 
 def _find(dataset, name, source, options, mapping, channels=None):

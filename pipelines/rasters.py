@@ -1,5 +1,8 @@
 """Pictures read and written in parts: TIFF, BigTIFF and GeoTIFF files of any size, by rasterio.
 
+Preparation in tiles reads PNG files in parts, too. JPEG files are not: GDAL decodes them to other
+values than `pipelines.pictures`.
+
 Needs `pip install kseg[raster]`. The rules are those of `pipelines.pictures`: a single channel is
 repeated, palette indices become their colors, opacity is dropped, less than 8 bits are stretched,
 and values of more than 8 bits need a range. Departures: the range must be given for 16 bits, too,
@@ -18,13 +21,18 @@ import zlib
 import numpy as np
 
 from kseg import files, pixel_depth
+from kseg import pixel_format as formats
 from kseg.errors import UserError, option
 from pipelines import pictures
+from pipelines.channel_files import WIDENED, check_values
 from pipelines.errors import DataError
+from pipelines.no_data import fill, is_empty
 
+DRIVERS = {"TIFF": "GTiff", "PNG": "PNG"}
 BLOCK = 256  # Extent of the tiles that are written, pixels.
-_WIDENED = {"int16": "float32", "float16": "float32", "float64": "float32"}
 _CACHE = 128 << 20  # Bytes of decoded tiles that GDAL keeps.
+_MOST_AT_ONCE = 1 << 29  # Bytes of a part of a file that has to be decoded in one piece.
+_TO_TILES = "Convert it: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE -co BIGTIFF=IF_SAFER"
 
 
 def check_installed():
@@ -49,49 +57,104 @@ def open_raster(path, value_range=None, pixel_format=None):
     Raises:
         DataError: if the file cannot be read; says what it is.
     """
+    with reading(), connect(path) as source:
+        yield Raster(source, value_range, pixel_format)
+
+
+@contextlib.contextmanager
+def reading(cache=_CACHE):
+    """Prepares rasterio for reading: no warnings, and a bound for the tiles that it keeps decoded.
+
+    Args:
+        cache: int, bytes, of all threads together.
+    """
     import rasterio
 
-    with _quiet(), rasterio.Env(GDAL_CACHEMAX=_CACHE):
-        try:
-            with open(path, "rb") as stream:
-                kind = pictures.kind_of(stream.read(1 << 10))
-            if kind != "TIFF":
-                raise DataError(f"a picture in tiles must be a TIFF file, this is a {kind} file")
-            with pictures.mapped(path) as content:  # Tags may be at the end of the file.
-                turned = pictures.orientation(content)
-        except OSError as error:
-            raise DataError(error.strerror) from None
-        if turned != 1:
-            raise DataError("a picture in tiles must be upright, this has another orientation")
-        try:
-            source = rasterio.open(path, driver="GTiff")
-        except rasterio.errors.RasterioError as error:
-            raise DataError(f"the TIFF file is damaged ({_first_line(error)})") from None
-        with source:
-            yield Raster(source, value_range, pixel_format)
+    with _quiet(), rasterio.Env(GDAL_CACHEMAX=cache):
+        yield
+
+
+def connect(path, kinds=("TIFF",), what="a picture in tiles"):
+    """Opens a file of which any part can be read.
+
+    Args:
+        path: path of the file.
+        kinds: keys of `DRIVERS`, the accepted ones.
+        what: str, what the file should be; used in messages.
+
+    Returns:
+        open dataset of rasterio, of one thread only.
+
+    Raises:
+        DataError: if the file cannot be read, or only as a whole.
+    """
+    import rasterio
+
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(1 << 10)
+        kind = pictures.kind_of(head)
+        if kind not in kinds:
+            raise DataError(
+                f"{what} must be a {' or '.join(kinds)} file, this is a {kind} file. {_TO_TILES}"
+            )
+        with pictures.mapped(path) as content:  # Tags may be at the end of the file.
+            turned = pictures.orientation(content)
+    except OSError as error:
+        raise DataError(error.strerror) from None
+    if turned != 1:
+        raise DataError(f"{what} must be upright, this has another orientation")
+    try:
+        source = rasterio.open(path, driver=DRIVERS[kind])
+    except rasterio.errors.RasterioError as error:
+        raise DataError(f"the {kind} file is damaged ({_first_line(error)})") from None
+    if _bytes_at_once(source, interlaced=kind == "PNG" and head[28] == 1) > _MOST_AT_ONCE:
+        form = {"TIFF": "compressed in one piece", "PNG": "interlaced"}[kind]
+        source.close()
+        raise DataError(
+            f"{what} must be readable in parts, this {kind} file is {form}. {_TO_TILES}"
+        )
+    return source
+
+
+def _bytes_at_once(source, interlaced):
+    """Bytes of the smallest part of a file that can be decoded, of all channels."""
+    pixel = sum(np.dtype(dtype).itemsize for dtype in source.dtypes)
+    if interlaced:
+        return source.height * source.width * pixel
+    if source.driver == "GTiff" and source.compression is None:
+        return source.width * pixel  # Of uncompressed files any row can be read.
+    return max(height * width for height, width in source.block_shapes) * pixel
 
 
 class Raster:
-    """An open TIFF file.
+    """An open picture file.
 
     Args:
         source: open dataset of rasterio.
         value_range, pixel_format: as for `open_raster`.
+        channels: int, as for `pipelines.channel_files.read`: a file of that many channels, whose
+            values are kept; None: as `pixel_format` says.
 
     Attributes:
         size: `(height, width)`.
         has_nodata: bool, whether a value marks pixels without data.
+        dtype: str, the type of the values: that of the file, wherever they are kept one of
+            `kseg.pixel_format.DTYPES`.
 
     Raises:
         DataError: if it is not a picture that is read.
     """
 
-    def __init__(self, source, value_range=None, pixel_format=None):
+    def __init__(self, source, value_range=None, pixel_format=None, channels=None):
         self._source, self._range, self._format = source, value_range, pixel_format
+        self._keeps_values = pixel_format is not None or channels is not None
         self._lock = threading.Lock()  # Of a file that several threads read.
         self.size = source.height, source.width
-        self.has_nodata = source.nodata is not None
+        # Of a PNG it is the color that is meant to be transparent.
+        self.has_nodata = source.nodata is not None and source.driver == "GTiff"
         dtype = np.dtype(source.dtypes[0])
+        self.dtype = WIDENED.get(dtype.name, dtype.name) if self._keeps_values else dtype.name
         tags = source.tags(ns="IMAGE_STRUCTURE")
         self._inverted = tags.get("MINISWHITE") == "YES"
         self._bits = int(source.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8 * dtype.itemsize))
@@ -99,19 +162,8 @@ class Raster:
         pages = source.subdatasets
         if pages:
             raise DataError(f"an image must be one picture, this TIFF has {len(pages)} pages")
-        if pixel_format is not None:
-            found = _WIDENED.get(dtype.name, dtype.name)
-            if (source.count, found) != (pixel_format.channels, pixel_format.dtype):
-                raise DataError(
-                    f"the image has {source.count} channels of {found}; the network takes "
-                    f"{pixel_format}"
-                )
-            space = tags.get("SOURCE_COLOR_SPACE", "YCbCr")
-            if self._inverted or self._bits < 8 or "palette" in colors or space != "YCbCr":
-                raise DataError(
-                    "a picture of channels in tiles must have 8 bits or more, 0 as black, no "
-                    "palette and no other color space. Convert it"
-                )
+        if self._keeps_values:
+            self._check_values(channels, colors, tags)
             return
         if source.count > 4:
             raise DataError(f"an image must have 1 to 4 channels, this has {source.count}")
@@ -133,70 +185,90 @@ class Raster:
                 palette[value] = color[:3]
             self._palette = palette
 
-    def read(self, first, last):
-        """Reads rows `first` to `last - 1`.
+    def _check_values(self, channels, colors, tags):
+        """Raises a DataError unless the values of all channels can be kept."""
+        count, wanted = self._source.count, self._format
+        if wanted is not None and (count, self.dtype) != (wanted.channels, wanted.dtype):
+            raise DataError(
+                f"the image has {count} channels of {self.dtype}; the network takes {wanted}"
+            )
+        if wanted is None and count != channels:
+            raise DataError(
+                f"the image has {count} channel{'s' * (count != 1)}, not {channels}; with "
+                f"{option('channels', channels)} all images must have {channels}"
+            )
+        if self.dtype not in formats.DTYPES:
+            raise DataError(
+                f"an image must hold {', '.join(formats.DTYPES[:-1])} or {formats.DTYPES[-1]} "
+                f"values. Received: {self.dtype}. Convert it"
+            )
+        space = tags.get("SOURCE_COLOR_SPACE", "YCbCr")
+        if self._inverted or self._bits < 8 or "palette" in colors or space != "YCbCr":
+            raise DataError(
+                "a picture of channels in tiles must have 8 bits or more, 0 as black, no "
+                "palette and no other color space. Convert it"
+            )
+
+    def read(self, first, last, left=0, right=None):
+        """Reads rows `first` to `last - 1`, of the columns `left` to `right - 1`; default: all.
 
         Returns:
-            uint8 RGB `(last - first, width, 3)`; with a pixel format its values, `(last - first,
-            width, channels)`, in which pixels without data have the mean of the channel.
+            uint8 RGB `(last - first, columns, 3)`; where values are kept, these, `(last - first,
+            columns, channels)`. Pixels without data have the mean of the pixel format, else that of
+            the other pixels read; in 8-bit RGB the value of the file, or black if it is deep.
 
         Raises:
             DataError: if they are damaged, or hold values that are not finite.
         """
-        if self._format is not None:
-            return self._read_values(first, last)
+        if self._keeps_values:
+            return self._read_values(first, last, left, right)
         channels = [1, 2, 3] if self._source.count > 2 else [1]
-        values = self._read(channels, first, last)
+        values = self._read(channels, first, last, left, right)
         if self._palette is not None:
             return self._palette[values[0]]
         if values.dtype != np.uint8:
-            if self.has_nodata:  # It may lie outside of the range, or be NaN.
-                values = np.where(self._is_empty(values), values.dtype.type(self._range[0]), values)
+            empty = self._is_empty(values) if self.has_nodata else None
+            if self._inverted and values.dtype.kind == "u":  # As in one piece: not floating point.
+                values = np.iinfo(values.dtype).max - values
+            if empty is not None:  # The value may lie outside of the range, or be NaN.
+                values = np.where(empty, values.dtype.type(self._range[0]), values)
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise DataError("the picture holds values that are not finite (NaN or infinite)")
             values = pixel_depth.to_8_bits(values, self._range)
         elif self._bits < 8:
             highest = (1 << self._bits) - 1
             values = (values.astype("uint16") * 255 // highest).astype("uint8")
-        if self._inverted:
+        if self._inverted and self.dtype == "uint8":
             values = 255 - values
         if len(values) == 1:
             return np.repeat(values[0][..., None], 3, axis=2)
         return np.ascontiguousarray(values.transpose(1, 2, 0))
 
-    def _read_values(self, first, last):
-        values = self._read(list(range(1, self._source.count + 1)), first, last)
+    def _read_values(self, first, last, left, right):
+        channels = list(range(1, self._source.count + 1))
+        values = self._read(channels, first, last, left, right)
         empty = self._is_empty(values) if self.has_nodata else None
-        values = np.ascontiguousarray(values.transpose(1, 2, 0), self._format.dtype)
-        if empty is not None:
-            values[empty] = self._format.padding
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise DataError("the image holds values that are not finite (NaN or infinite)")
+        values = np.ascontiguousarray(values.transpose(1, 2, 0), self.dtype)
+        fill(values, empty, self._format)
+        check_values(values, None if self._format is not None else self._range, empty)
         return values
 
-    def has_data(self, first, last):
-        """Returns bool `(last - first, width)`: whether the pixels of rows have a value.
+    def has_data(self, first, last, left=0, right=None):
+        """Returns bool `(last - first, columns)`: whether pixels have a value.
 
         Args:
-            first, last: as for `read`.
+            first, last, left, right: as for `read`.
         """
-        return ~self._is_empty(self._read(list(range(1, self._source.count + 1)), first, last))
+        channels = list(range(1, self._source.count + 1))
+        return ~self._is_empty(self._read(channels, first, last, left, right))
 
     def _is_empty(self, values):
-        nodata = self._source.nodata
-        return np.all(np.isnan(values) if np.isnan(nodata) else values == nodata, axis=0)
+        return is_empty(values, self._source.nodata, axis=0)
 
-    def _read(self, channels, first, last):
-        import rasterio
-
-        window = rasterio.windows.Window(0, first, self.size[1], last - first)
-        try:
-            with self._lock:
-                return self._source.read(channels, window=window)
-        except rasterio.errors.RasterioError as error:
-            raise DataError(
-                f"the TIFF file is damaged between rows {first} and {last} ({_first_line(error)})"
-            ) from None
+    def _read(self, channels, first, last, left=0, right=None):
+        right = self.size[1] if right is None else right
+        with self._lock:
+            return read_window(self._source, channels, first, last, left, right)
 
     @property
     def georeference(self):
@@ -207,6 +279,32 @@ class Raster:
         if not source.transform.is_identity and not points:
             found["transform"] = source.transform
         return {key: value for key, value in found.items() if value}
+
+
+def read_window(source, channels, first, last, left, right):
+    """Reads a part of an open dataset of rasterio.
+
+    Args:
+        source: open dataset.
+        channels: list of int, from 1.
+        first, last, left, right: int, first row and the one after the last; columns likewise.
+
+    Returns:
+        array `(channels, last - first, right - left)`.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    import rasterio
+
+    window = rasterio.windows.Window(left, first, right - left, last - first)
+    try:
+        return source.read(channels, window=window)
+    except rasterio.errors.RasterioError as error:
+        kind = next(kind for kind, driver in DRIVERS.items() if driver == source.driver)
+        raise DataError(
+            f"the {kind} file is damaged between rows {first} and {last} ({_first_line(error)})"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -36,12 +36,12 @@ from kseg.errors import option
 from kseg.json_text import parse_json
 from kseg.pixel_depth import FULL_RANGE
 from kseg.progress import Progress
-from pipelines import channel_files, paths
+from pipelines import channel_files, paths, tiles
 from pipelines.channel_statistics import measure, merge, pixel_format_of
 from pipelines.datasets.dataset import IGNORE_LABEL
 from pipelines.datasets.label_files import count_values
 from pipelines.errors import DataError
-from pipelines.examples import read_checked
+from pipelines.examples import NothingLabeledError, read_checked
 from pipelines.manifest import (
     CHANNELS_VERSION,
     FORMAT_VERSION,
@@ -96,8 +96,10 @@ def write(
         taxonomy: `Taxonomy`.
         splits: dict from split to a list of examples. Each has an `id`, a `fingerprint`
             (JSON-serializable, everything that its content depends on) and a `read()` that returns
-            the bytes of the image and of the label PNG.
-        options: JSON-serializable dict, stored in the manifest.
+            the bytes of the image and of the label PNG. Of a `pipelines.tiles.TileExample` in
+            which all pixels are ignored there is no record.
+        options: JSON-serializable dict, stored in the manifest, with the result of
+            `pipelines.tiles.describe` as `tiles`.
         image_format: `"original"` stores images unchanged, bit for bit. `"jpeg"` converts images
             in other formats to JPEGs that are cheap to decode in windows, except in `val` and
             `test`, which are scored on the original images.
@@ -177,9 +179,15 @@ def write(
             if progress:
                 print(f"{folder} is complete already: nothing to do", file=sys.stderr)
             return manifest
-        workers = workers or _available_cores()
+        workers = workers or available_cores()
         shards = _write_shards(folder, jobs, workers, overwrite, progress, distribute)
         _check_labels(splits, shards.values())
+        left_out = {split: set() for split in splits}
+        for job in jobs:
+            left_out[job.split].update(shards[job.file].get("left_out", ()))
+        _check_left_out(splits, left_out)
+        cut = tiles.describe(splits, left_out)
+        options = {**(options or {}), **({} if cut is None else {"tiles": cut})}
         described = {}
         for split in splits:
             own = [shards[job.file] for job in jobs if job.split == split]
@@ -201,7 +209,7 @@ def write(
             palette=taxonomy.palette,
             categories=taxonomy.categories,
             groups=taxonomy.groups,
-            options=json.loads(json.dumps(options or {})),
+            options=json.loads(json.dumps(options)),
             fingerprint=fingerprint,
             splits=described,
             value_range=None if channels else _value_range(value_range, shards.values()),
@@ -243,7 +251,7 @@ def _pixels(jobs, shards, reading):
     return {"format": CHANNELS_VERSION, "pixels": pixels.to_dict()}
 
 
-def _available_cores():
+def available_cores():
     """Number of cores that this process may use; on macOS and Windows, of all cores."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -395,6 +403,16 @@ def _check_labels(splits, shards):
     )
 
 
+def _check_left_out(splits, left_out):
+    """Raises a DataError if all tiles of a split are left out."""
+    for split, examples in splits.items():
+        if examples and len(left_out[split]) == len(examples):
+            raise DataError(
+                f"All pixels of all {len(examples)} tiles of the split {split!r} are ignored. "
+                f"Divide the images in another way ({option('split')})"
+            )
+
+
 def _clear(folder, jobs, overwrite):
     """Removes what earlier runs left unfinished and returns the finished shards that are reused.
 
@@ -518,15 +536,21 @@ def _write_records(path, job, work):
     import tensorflow as tf
 
     offsets, position, sizes, classes, failed = [], 0, set(), [], False
-    contents, stored, deep, statistics = [], [], False, None
+    contents, stored, deep, statistics, left_out = [], [], False, None, []
     pixels = np.zeros(len(job.taxonomy.class_names) + 1, "int64")
     images = np.zeros_like(pixels)
     with tf.io.TFRecordWriter(path) as writer:
-        for number, example in enumerate(job.examples):
+        for example in job.examples:
             if work.stopped:
                 break
             try:
-                record, labels, digest, code, is_deep, measured = _encode(example, job, number)
+                record, labels, digest, code, is_deep, measured = _encode(
+                    example, job, len(offsets)
+                )
+            except NothingLabeledError:
+                left_out.append(example.id)
+                work.meter.advance()
+                continue
             except DataError as error:
                 work.problems.append(str(error))  # Go on, to report the problems of all examples.
                 failed = True
@@ -561,6 +585,7 @@ def _write_records(path, job, work):
         "stored": stored,
         "deep": deep,
         "statistics": statistics,
+        "left_out": left_out,
     }
 
 
@@ -612,7 +637,7 @@ def _encode(example, job, number):
     statistics = None
     if keeps_values:
         stored.update(json.dumps([image.shape, image.dtype.name]).encode())
-        statistics = measure(image)
+        statistics = measure(image, found.empty)
     stored.update(json.dumps([example.id, orientation, found.labels.shape]).encode())
     stored.update(np.ascontiguousarray(found.labels).data)
     return record, found.labels, found.digest, stored.hexdigest(), found.deep, statistics

@@ -11,6 +11,7 @@ import pipelines
 from kseg.classes import Classes
 from kseg.commands import augmentations
 from kseg.config import with_steps
+from kseg.errors import option
 from pipelines.manifest import split_ratios
 
 
@@ -52,6 +53,7 @@ class ExperimentData:
             )
         for split in (*data.train_splits, data.eval_split):
             manifest.split(split)
+        _check_tile(data, manifest)
         ratios = split_ratios(data.train_split).items()
         shown = sum(manifest.split(name).num_images * ratio for name, ratio in ratios)
         config = with_steps(config, shown)
@@ -232,4 +234,16 @@ class ExperimentData:
         data = self.config.data
         return loader.evaluation_dataset(
             data.folder, data.eval_split, batch_size=data.eval_batch_size
+        )
+
+
+def _check_tile(data, manifest):
+    """Raises a DataError if crops are larger than the tiles that images were cut into."""
+    tile = manifest.options.get("tile")
+    if tile and any(side > whole for side, whole in zip(data.crop_size, tile, strict=True)):
+        height, width = data.crop_size
+        raise pipelines.DataError(
+            f"data.crop_size must not be larger than the tiles of {manifest.folder}, {tile[0]} x "
+            f"{tile[1]} (height x width). Received: {height} x {width}. Use smaller crops, or "
+            f"prepare larger tiles: {option('tile', max(data.crop_size))}"
         )

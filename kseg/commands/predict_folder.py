@@ -15,6 +15,7 @@ import typing
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 RECORD = "predictions.json"
 LEGEND = "legend.png"
+NO_DATA = 255  # The label of pixels that have the "no data" value of their TIFF file.
 # Files of an image beside `STEM.png`, the class indices.
 ENDINGS = {
     "overlay": "_overlay.png",
@@ -140,6 +141,8 @@ def label_images(
         pixel_format: `kseg.pixel_format.PixelFormat` of the images that `label` takes; None: 8-bit
             RGB.
     """
+    import numpy as np
+
     from kseg.progress import Progress
 
     writing, timed, start = collections.deque(), 0, None
@@ -158,11 +161,13 @@ def label_images(
         concurrent.futures.ThreadPoolExecutor(4) as writers,
     ):
         progress.update(total - len(jobs))
-        reader = functools.partial(read, value_range=value_range, pixel_format=pixel_format)
+        reader = functools.partial(read_picture, value_range=value_range, pixel_format=pixel_format)
         images = _read_ahead(jobs, reader, pool, unlabeled, progress, batch_size)
         for batch in _batches(images, batch_size):
-            for (job, image), results in _label_batch(label, batch, unlabeled):
-                arguments = job.files, image, results, palette, pixel_format
+            for (job, picture), results in _label_batch(label, batch, unlabeled):
+                if picture.empty is not None:
+                    results["labels"] = np.where(picture.empty, NO_DATA, results["labels"])
+                arguments = job.files, picture.pixels, results, palette, pixel_format
                 written = writers.submit(write, *arguments)
                 writing.append((job.image, written))
             timed += len(batch) if start is not None else 0
@@ -178,7 +183,7 @@ def label_images(
 
 
 def _read_ahead(jobs, reader, pool, unlabeled, progress, batch_size):
-    """Yields `(job, image)` in order, reading further images in the meantime."""
+    """Yields `(job, picture)` in order, reading further images in the meantime."""
     from pipelines import pictures
 
     reading, pixels, most = collections.deque(), 0, 2 * (batch_size or _MAX_BATCH)
@@ -193,22 +198,22 @@ def _read_ahead(jobs, reader, pool, unlabeled, progress, batch_size):
             pixels += size
         job, size, result = reading.popleft()
         pixels -= size
-        image, reason = result.result()
+        picture, reason = result.result()
         if reason is None:
-            yield job, image
+            yield job, picture
         else:
             unlabeled[job.image] = reason
             progress.advance()
 
 
 def _batches(images, batch_size):
-    """Yields lists of `(job, image)` of equal size; `images` yields them one by one."""
+    """Yields lists of `(job, picture)` of equal size; `images` yields them one by one."""
     groups, waiting = {}, 0
-    for job, image in images:
-        height, width = image.shape[:2]
+    for job, picture in images:
+        height, width = picture.pixels.shape[:2]
         most = batch_size or max(1, min(_MAX_BATCH, _BATCH_PIXELS // (height * width)))
         group = groups.setdefault((height, width), [])
-        group.append((job, image))
+        group.append((job, picture))
         waiting += height * width
         if len(group) >= most:
             waiting -= len(group) * height * width
@@ -223,13 +228,16 @@ def _batches(images, batch_size):
 def _label_batch(label, batch, unlabeled):
     """Returns pairs of an item of a batch and its results; failed images are left out."""
     results = []
-    reason = reason_of(lambda: results.append(label(_stack([image for _, image in batch]))))
+    reason = reason_of(
+        lambda: results.append(label(_stack([picture.pixels for _, picture in batch])))
+    )
     if reason is not None:
         if len(batch) > 1:
             return [pair for item in batch for pair in _label_batch(label, [item], unlabeled)]
-        job, image = batch[0]
+        job, picture = batch[0]
         if reason == _NO_MEMORY:
-            reason = f"{image.shape[1]} x {image.shape[0]} pixels need more memory"
+            height, width = picture.pixels.shape[:2]
+            reason = f"{width} x {height} pixels need more memory"
         unlabeled[job.image] = reason
         return []
     return [
@@ -430,14 +438,27 @@ def read(path, value_range=None, pixel_format=None):
         `(image, reason)`: uint8 RGB `(height, width, 3)`, or an array of the pixel format, and
         None; or None and the reason why the image cannot be read.
     """
+    picture, reason = read_picture(path, value_range, pixel_format)
+    return None if picture is None else picture.pixels, reason
+
+
+def read_picture(path, value_range=None, pixel_format=None):
+    """Reads an image and which of its pixels have data.
+
+    Args:
+        path, value_range, pixel_format: as for `read`.
+
+    Returns:
+        `(picture, reason)`: `pipelines.pictures.Picture` and None; or None and the reason.
+    """
     from pipelines import channel_files, paths, pictures
     from pipelines.errors import DataError
 
     try:
+        content = paths.read_bytes(path)
         if pixel_format is not None:
-            content = paths.read_bytes(path)
-            return channel_files.read_for(content, pixel_format).pixels, None
-        return pictures.read(paths.read_bytes(path), value_range).pixels, None
+            return channel_files.read_for(content, pixel_format), None
+        return pictures.read(content, value_range), None
     except OSError as error:
         return None, error.strerror
     except DataError as error:

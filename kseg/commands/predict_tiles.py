@@ -11,7 +11,6 @@ ENDINGS = {
     "confidence": "_confidence.tif",
     "probabilities": "_probabilities.tif",
 }
-_NO_DATA = 255
 
 
 def settings(network, options):
@@ -76,13 +75,14 @@ def label_raster(path, paths, windows, are_probabilities, classes, **reading):
     import numpy as np
 
     from kseg import files
+    from kseg.commands.predict_folder import NO_DATA
     from kseg.progress import Progress
     from pipelines import rasters
 
     with contextlib.ExitStack() as stack:
         image = stack.enter_context(rasters.open_raster(path, **reading))
         height, width = image.size
-        nodata = _NO_DATA if image.has_nodata else None
+        nodata = NO_DATA if image.has_nodata else None
         more = {
             "labels": {"nodata": nodata},
             "colors": {"nodata": nodata, "palette": classes.palette},
@@ -105,7 +105,7 @@ def label_raster(path, paths, windows, are_probabilities, classes, **reading):
 
         def write(last):
             if image.has_nodata:
-                band["labels"][~image.has_data(first, last)] = _NO_DATA
+                band["labels"][~image.has_data(first, last)] = NO_DATA
             for kind, add in writers.items():
                 add(band["labels" if kind == "colors" else kind])
 

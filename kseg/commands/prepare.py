@@ -7,6 +7,7 @@ r"""Turns a data set into the records that training reads, or checks records.
     python scripts/prepare_data.py folder --source mine --split train=0.8 --split val=0.2
     python scripts/prepare_data.py coco --source mine --class-map classes.json
     python scripts/prepare_data.py folder --source bands --channels 4
+    python scripts/prepare_data.py folder --source mosaics --tile 1024 --channels 4
     python scripts/prepare_data.py camvid --source CamVid --beam --direct_num_workers 4
     python scripts/prepare_data.py verify data/camvid
     python scripts/prepare_data.py report data/camvid
@@ -78,6 +79,7 @@ OPTIONS = (
     *("classes", "images", "labels", "split", "masks", "unknown"),
     *("annotations", "crowd", "unlabeled", "overlap", "class_map"),
     *("image_column", "label_column"),
+    *("tile", "tile_overlap", "split_tiles"),
 )
 IMAGE_FORMATS = ("original", "jpeg")
 TURNED_MASKS = ("upright", "stored")
@@ -155,6 +157,7 @@ def parse_arguments(arguments=None):
         )
         if name == "folder":
             add_folders(command)
+            add_tiles(command)
         if name in ("folder", "huggingface"):
             add_mask_options(command)
         if name == "huggingface":
@@ -230,6 +233,32 @@ def add_folders(command):
     """Adds the options for the folders of the data set `folder`."""
     command.add_argument("--images", metavar="FOLDER", help="of the images, in the source")
     command.add_argument("--labels", metavar="FOLDER", help="of the masks, in the source")
+
+
+def add_tiles(command):
+    """Adds the options for images that do not fit into memory."""
+    command.add_argument(
+        "--tile",
+        type=console.positive,
+        nargs="+",
+        metavar="PIXELS",
+        help="store tiles of that height and width (one number: both) of images that may be larger "
+        "than memory: TIFF, also PNG, read in windows by rasterio. Pixels with the file's "
+        '"no data" value are ignored, tiles without any label left out',
+    )
+    command.add_argument(
+        "--tile-overlap",
+        type=console.number(int, "0 or more", lambda value: value >= 0),
+        default=0,
+        metavar="PIXELS",
+        help="that neighboring tiles share; default: 0. In val and test each pixel keeps its label "
+        "in one tile only",
+    )
+    command.add_argument(
+        "--split-tiles",
+        action="store_true",
+        help="the ratios of --split divide each image from top to bottom, not the images",
+    )
 
 
 def add_mask_options(command):
@@ -343,7 +372,7 @@ def prepare(dataset, source=None, output=None, **options):
 
     Args:
         dataset: str, its name, such as `"camvid"` or `"folder"`.
-        source, output, **options: as for `pipelines.prepare`.
+        source, output, **options: as for `pipelines.prepare`; `tile` may be one number.
 
     Returns:
         `pipelines.manifest.Manifest`.
@@ -363,6 +392,12 @@ def prepare(dataset, source=None, output=None, **options):
     checking.check_choice("masks", options.get("masks"), MASKS)
     checking.check_choice("unknown", options.get("unknown"), UNKNOWN)
     checking.check_size("size", options.get("size"))
+    tile = options.get("tile")
+    if isinstance(tile, int) or (isinstance(tile, (list, tuple)) and len(tile) == 1):
+        tile = [tile, tile] if isinstance(tile, int) else [*tile, *tile]
+    checking.check_size("tile", tile)
+    checking.check_count("tile_overlap", options.get("tile_overlap"), least=0)
+    options = {**options, "tile": tile and tuple(tile)}
     checking.check_numbers(
         "value_range", options.get("value_range"), "(low, high), or None", length=2
     )

@@ -22,6 +22,7 @@ from kseg.errors import option
 from pipelines.datasets.annotated import check_choice
 from pipelines.datasets.class_table import ClassTable
 from pipelines.datasets.dataset import pair_files, pair_listed, wrong_layout
+from pipelines.datasets.large_masks import mask_bands
 from pipelines.datasets.masks import MASKS, read_masks
 from pipelines.datasets.splits import (
     ARRAY_ENDS,
@@ -76,6 +77,7 @@ def find(
     unknown="error",
     seed=0,
     channels=None,
+    tile=None,
 ):
     """Lists the examples of each split.
 
@@ -95,6 +97,8 @@ def find(
         seed: int, seed of the division by ratios. Adding or removing an image moves few others
             between splits.
         channels: int or None; if given, images may be `.npy` files, too.
+        tile: `(height, width)` or None; if given, masks are inspected band by band, see
+            `pipelines.tiles`.
 
     Returns:
         `Found`.
@@ -112,7 +116,7 @@ def find(
         raise DataError(f"Give both {option('images')} and {option('labels')}, or neither")
     source = open_source(source)
     label_ends = LABEL_ENDS + (JPEG_ENDS if masks == "binary" else ())
-    image_ends = IMAGE_ENDS + (ARRAY_ENDS if channels else ())
+    image_ends = IMAGE_ENDS + (ARRAY_ENDS if channels and not tile else ())
     try:
         table, notes = read_table(source, classes)
         places = _divided(*_given(source, images, labels)) if images else _search(source)
@@ -140,7 +144,8 @@ def find(
             seed,
             labels,
         )
-    return read_masks(table, splits, masks, unknown, notes=[*notes, *table.notes])
+    parts = None if tile is None else mask_bands
+    return read_masks(table, splits, masks, unknown, notes=[*notes, *table.notes], parts=parts)
 
 
 def read_table(source, classes):

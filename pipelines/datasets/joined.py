@@ -97,7 +97,7 @@ def _find_one(file, number, entry):
     if isinstance(class_map, str):
         class_map = file.parent / pathlib.Path(os.path.expanduser(class_map))
     find = datasets.get(name).find
-    known = own_options(find)
+    known = [name for name in own_options(find) if name != "tile"]
     if unknown := sorted(options.keys() - set(known)):
         known = ", ".join([*known, *(["class_map"] if "class_map" not in known else [])])
         raise DataError(f"{where}: {name} has no option {unknown[0]!r}. Its options: {known}")

@@ -2,7 +2,7 @@
 
 A reader is called with the bytes and returns a uint8 or uint16 array `(height, width)`; it raises
 `DataError` for a file that it cannot read. Its `repr` states everything else that determines the
-result.
+result. A `PictureReader` also reads a picture that is decoded already, or a part of one.
 """
 
 import collections
@@ -21,23 +21,37 @@ _UNKNOWN = 0xFFFF
 _BLOCK = 1 << 22  # Pixels.
 
 
+class PictureReader:
+    """A reader of pictures: `decode_mask`, then `read`; JPEG files only if `lossy`."""
+
+    lossy = False
+
+    def __call__(self, content):
+        """Decodes; see the module."""
+        return self.read(decode_mask(content, lossy=self.lossy))
+
+    def read(self, mask):
+        """Reads a `pipelines.datasets.mask_files.Mask`; returns and raises as `__call__`."""
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
-class IndexMask:
+class IndexMask(PictureReader):
     """A picture whose values are the labels, see `pipelines.datasets.mask_files.Mask.values`.
 
     Three equal channels, with or without an opacity channel, count as one.
     """
 
-    def __call__(self, content):
-        """Decodes; see the module."""
-        return _one_channel(decode_mask(content))
+    def read(self, mask):
+        """Reads a mask; see `PictureReader`."""
+        return _one_channel(mask)
 
 
 INDEX_MASK = IndexMask()
 
 
 @dataclasses.dataclass(frozen=True)
-class ValueMask:
+class ValueMask(PictureReader):
     """A picture whose values are those of a class table.
 
     Attributes:
@@ -54,9 +68,8 @@ class ValueMask:
     check_palette: bool = False
     hint: str = dataclasses.field(default="", repr=False, compare=False)
 
-    def __call__(self, content):
-        """Decodes; see the module."""
-        mask = decode_mask(content)
+    def read(self, mask):
+        """Reads a mask; see `PictureReader`."""
         values = _one_channel(mask)
         if self.check_palette and mask.has_palette_colors:
             self._check_palette(values, mask.palette)
@@ -91,7 +104,7 @@ class ValueMask:
 
 
 @dataclasses.dataclass(frozen=True)
-class ColorMask:
+class ColorMask(PictureReader):
     """A picture whose colors are the labels; opacity is ignored.
 
     Attributes:
@@ -106,9 +119,8 @@ class ColorMask:
     unknown: int | None = None
     hint: str = dataclasses.field(default="", repr=False, compare=False)
 
-    def __call__(self, content):
-        """Decodes; see the module."""
-        mask = decode_mask(content)
+    def read(self, mask):
+        """Reads a mask; see `PictureReader`."""
         table, found = _color_table(self.colors, self.values), collections.Counter()
         values = np.empty(mask.values.shape[:2], "uint16")
         # Row by row: 32-bit codes for a whole aerial mask would exhaust the memory.
@@ -129,7 +141,7 @@ class ColorMask:
 
 
 @dataclasses.dataclass(frozen=True)
-class BinaryMask:
+class BinaryMask(PictureReader):
     """A gray picture, dark for one label and bright for another; tolerates blur and JPEG.
 
     Attributes:
@@ -140,9 +152,10 @@ class BinaryMask:
     dark: int
     bright: int
 
-    def __call__(self, content):
-        """Decodes; see the module."""
-        mask = decode_mask(content, lossy=True)
+    lossy = True
+
+    def read(self, mask):
+        """Reads a mask; see `PictureReader`."""
         if mask.has_palette_colors:
             raise DataError("a binary mask must be gray, this has a palette of colors")
         values = _one_channel(mask)
@@ -156,12 +169,12 @@ class BinaryMask:
 
 
 @dataclasses.dataclass(frozen=True)
-class RedChannel:
+class RedChannel(PictureReader):
     """A picture whose red channel holds the labels; the other channels are ignored."""
 
-    def __call__(self, content):
-        """Decodes; see the module."""
-        values = decode_mask(content).values
+    def read(self, mask):
+        """Reads a mask; see `PictureReader`."""
+        values = mask.values
         if values.ndim != 3 or values.dtype != np.uint8:
             raise DataError("a label must have three channels of 8 bits, this has another form")
         return values[..., 0]

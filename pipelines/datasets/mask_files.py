@@ -122,10 +122,10 @@ def _decode(content, kind):
         elif mode == "L" and bits in (2, 4):
             values = values // (255 // ((1 << bits) - 1))  # Pillow stretches them to 0..255.
         elif mode in ("LA", "RGBA"):
-            _check_opacity(values[..., :-1], values[..., -1])
+            check_opacity(values[..., :-1], values[..., -1])
             values = values[..., 0] if mode == "LA" else values[..., :3]
         elif mode in _WHOLE:
-            values = _as_uint16(values)
+            values = as_uint16(values)
         elif mode not in ("L", "RGB"):
             raise DataError(f"a mask must be gray, RGB or have a palette, this is {mode}")
         white = 255 if values.ndim == 3 or mode == "P" else (1 << min(bits, 16)) - 1
@@ -153,19 +153,29 @@ def _decode_deep_colors(content):
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
         raise DataError("the label cannot be decoded")
     if values.shape[2] == 4:
-        _check_opacity(values[..., :3], values[..., 3])
+        check_opacity(values[..., :3], values[..., 3])
     return Mask(np.ascontiguousarray(values[..., 2::-1]), None, 65535)
 
 
-def _as_uint16(values):
+def as_uint16(values):
+    """Converts whole numbers from 0 to 65535 of any type to uint16.
+
+    Raises:
+        DataError: if there are others.
+    """
     whole = values.astype("uint16", casting="unsafe")
     if values.dtype != np.uint16 and (whole != values).any():
         raise DataError("a mask must hold whole numbers from 0 to 65535, this has others")
     return whole
 
 
-def _check_opacity(colors, opacity):
-    """Raises a DataError if a color is both visible and transparent, which is ambiguous."""
+def check_opacity(colors, opacity):
+    """Raises a DataError if a color is both visible and transparent, which is ambiguous.
+
+    Args:
+        colors: array `(height, width, channels)`.
+        opacity: array `(height, width)`.
+    """
     hidden = opacity == 0
     if hidden.all() or not hidden.any():
         return

@@ -52,6 +52,8 @@ class Masks:
     Args:
         files: list of files, not empty.
         indices: list of int, indices of the files to inspect.
+        parts: function from a file to an iterable of `pipelines.datasets.mask_files.Mask`, the
+            parts of its picture.
 
     Raises:
         DataError: if none of them can be read.
@@ -65,13 +67,13 @@ class Masks:
         white: int, the largest `white` of the masks.
     """
 
-    def __init__(self, files, indices):
+    def __init__(self, files, indices, parts):
         self.colored = self.gray = None
         self.pixels = collections.Counter()
         self.patterns = set()
         self.white = 1
         with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            looks = pool.map(lambda i: _look(files[i]), indices)
+            looks = pool.map(lambda i: _look(files[i], parts), indices)
             faults = []
             for i, look in zip(indices, looks, strict=True):
                 if isinstance(look, str):  # Reported in preparation, unless all are faulty.
@@ -94,7 +96,9 @@ class Masks:
         self.values = {value for value, _, _ in self.pixels}
 
 
-def read_masks(table, splits, masks="auto", unknown="error", *, taxonomy=None, notes=()):
+def read_masks(
+    table, splits, masks="auto", unknown="error", *, taxonomy=None, notes=(), parts=None
+):
     """Builds a data set whose masks are read by a class table.
 
     Args:
@@ -103,6 +107,7 @@ def read_masks(table, splits, masks="auto", unknown="error", *, taxonomy=None, n
         masks, unknown: as for `choose_reader`.
         taxonomy: `Taxonomy`; None: the table's.
         notes: list of str, lines for the user.
+        parts: as for `choose_reader`.
 
     Returns:
         `pipelines.datasets.dataset.Found`.
@@ -112,7 +117,8 @@ def read_masks(table, splits, masks="auto", unknown="error", *, taxonomy=None, n
     """
     # Each mask only once: list files may name an image for several splits.
     used = {str(e.label): e.label for examples in splits.values() for e in examples}
-    reader, note = choose_reader(table, [used[key] for key in sorted(used)], masks, unknown)
+    files = [used[key] for key in sorted(used)]
+    reader, note = choose_reader(table, files, masks, unknown, parts=parts)
     splits = {
         name: [dataclasses.replace(example, decode=reader) for example in examples]
         for name, examples in splits.items()
@@ -120,7 +126,7 @@ def read_masks(table, splits, masks="auto", unknown="error", *, taxonomy=None, n
     return Found(taxonomy or table.taxonomy(), splits, [*notes, *([note] if note else [])])
 
 
-def choose_reader(table, files, masks="auto", unknown="error", *, progress=True):
+def choose_reader(table, files, masks="auto", unknown="error", *, progress=True, parts=None):
     """Chooses the reader of the masks.
 
     Args:
@@ -129,6 +135,7 @@ def choose_reader(table, files, masks="auto", unknown="error", *, progress=True)
         masks: str, one of `MASKS`.
         unknown: str, treatment of values and colors outside the table: `error` or `ignore`.
         progress: bool, print a message before inspecting many masks.
+        parts: as for `Masks`; None: each file is decoded whole.
 
     Returns:
         `(reader, note)`: one of `pipelines.datasets.label_files`, and a line for the user if the
@@ -151,11 +158,12 @@ def choose_reader(table, files, masks="auto", unknown="error", *, progress=True)
             )
         return BinaryMask(*(row.label for row in table.rows)), None
     step = max(1, len(files) // _SAMPLE)
-    scan = Masks(files, list(range(0, len(files), step))[:_SAMPLE])
+    parts = parts or _whole
+    scan = Masks(files, list(range(0, len(files), step))[:_SAMPLE], parts)
     if not choice.is_settled(scan):
         if len(files) > _MANY and progress:
             print(f"looking at the values of {len(files)} masks", file=sys.stderr, flush=True)
-        scan = Masks(files, range(len(files)))
+        scan = Masks(files, range(len(files)), parts)
     return choice.choose(scan)
 
 
@@ -374,16 +382,28 @@ def _smooth():
     )
 
 
-def _look(file):
+def _whole(file):
+    return [decode_mask(file.read_bytes())]
+
+
+def _look(file, parts):
     """Inspects a mask; returns the reason as str if it cannot be read."""
+    pixels, white = collections.Counter(), 1
     try:
-        mask = decode_mask(file.read_bytes())
+        for mask in parts(file):
+            white = max(white, mask.white)
+            if mask.is_colored:
+                return Look(None, white)
+            pixels.update(_count(mask))
     except DataError as error:
         return str(error)
     except OSError as error:
         return error.strerror or str(error)
-    if mask.is_colored:
-        return Look(None, mask.white)
+    return Look(dict(pixels), white)
+
+
+def _count(mask):
+    """The `Look.pixels` of a mask without colors."""
     if mask.values.ndim == 3:
         mask = dataclasses.replace(mask, values=np.ascontiguousarray(mask.values[..., 0]))
     counts = count_values(mask.values)
@@ -395,7 +415,7 @@ def _look(file):
         codes = [-1] * len(values)  # 16-bit values are not colors.
     in_palette = mask.has_palette_colors
     keys = ((int(v), code, in_palette) for v, code in zip(values, codes, strict=True))
-    return Look(dict(zip(keys, counts[values].tolist(), strict=True)), mask.white)
+    return dict(zip(keys, counts[values].tolist(), strict=True))
 
 
 def _rgb(code):

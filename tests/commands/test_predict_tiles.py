@@ -81,6 +81,9 @@ def test_pixels_without_data(saved_model, tmp_path):  # noqa: F811
         (labels,), file = open_file(tmp_path / "out" / name)
         assert file.nodata == 255
         assert (labels[:30] == 255).all() and (labels[30:] < 3).all()
+    call(saved_model, tmp_path / "a.tif", tmp_path / "whole", "--sliding-window", "32", "32")
+    with rasterio.open(tmp_path / "whole/a.png") as file:
+        np.testing.assert_array_equal(file.read(1) == 255, labels == 255)
 
 
 def test_an_image_that_does_not_fit_into_memory(

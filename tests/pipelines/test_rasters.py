@@ -6,7 +6,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 
 from kseg.pixel_format import PixelFormat
-from pipelines import pictures, rasters
+from pipelines import channel_files, pictures, rasters
 from pipelines.errors import DataError
 
 
@@ -113,6 +113,56 @@ def test_pixels_without_data(tmp_path):
         assert raster.has_nodata
         found = raster.has_data(4, 8)
     np.testing.assert_array_equal(found, np.arange(4, 8)[:, None].repeat(37, 1) != 5)
+
+
+@pytest.mark.parametrize(
+    "channels, dtype, nodata, value_range, more",
+    [
+        (3, "uint8", 0, None, {}),
+        (4, "uint8", 7, None, {"photometric": "rgb", "alpha": "yes"}),
+        (2, "uint8", 9, None, {"alpha": "yes"}),
+        (1, "uint8", 3, None, {"nbits": 4}),
+        (1, "uint8", 1, None, {"nbits": 1}),
+        (1, "uint8", 0, None, {"photometric": "miniswhite"}),
+        (1, "uint8", 2, None, {"palette": True}),
+        (1, "uint16", 65535, (0, 4095), {}),
+        (1, "uint16", 0, (0, 4095), {"photometric": "miniswhite"}),
+        (3, "uint16", 0, (100, 4095), {"photometric": "rgb"}),
+        (1, "int16", -9999, (10, 3000), {}),
+        (1, "float32", np.nan, (10, 3000), {}),
+        (3, "float32", -3.4028234663852886e38, (10, 3000), {"photometric": "rgb"}),
+    ],
+)
+def test_pixels_without_data_are_those_of_the_picture_in_one_piece(
+    tmp_path, channels, dtype, nodata, value_range, more
+):
+    """Both readers against the array, in which a part and single channels have the value."""
+    high = 1 << more.get("nbits", 8 if dtype == "uint8" else 12)
+    pixels = values(channels, "float64", high)
+    pixels[:, 5:20, 3:] = nodata
+    pixels[0, 30:40] = nodata
+    pixels = pixels.astype(dtype)
+    expected = np.isnan(pixels) if np.isnan(nodata) else pixels == pixels.dtype.type(nodata)
+    more = dict(more)
+    palette = more.pop("palette", False)
+    path = write(tmp_path / "a.tif", pixels, nodata=nodata, **more)
+    if palette:
+        with rasterio.open(path, "r+") as file:
+            file.write_colormap(1, {i: (i, 255 - i, 3 * i % 256, 255) for i in range(256)})
+    whole = pictures.read(path.read_bytes(), value_range)
+    with rasters.open_raster(path, value_range) as raster:
+        np.testing.assert_array_equal(~raster.has_data(0, 50), expected.all(0))
+        np.testing.assert_array_equal(whole.empty, expected.all(0))
+        data = ~expected[: 3 if channels > 2 else 1].all(0)
+        np.testing.assert_array_equal(whole.pixels[data], raster.read(0, 50)[data])
+    if palette or "nbits" in more or more.get("photometric") == "miniswhite":
+        return
+    kept = channel_files.read(path.read_bytes(), channels)
+    np.testing.assert_array_equal(kept.empty, expected.all(0))
+    pixel_format = PixelFormat(channels, str(kept.pixels.dtype), (0, 9), *[(3.4,) * channels] * 4)
+    found = channel_files.read_for(path.read_bytes(), pixel_format).pixels
+    with rasters.open_raster(path, pixel_format=pixel_format) as raster:
+        np.testing.assert_array_equal(raster.read(0, 50), found)
 
 
 @pytest.mark.parametrize(

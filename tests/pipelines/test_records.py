@@ -675,4 +675,4 @@ def test_problems_elsewhere(tmp_path):
 def test_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch):
     """The case of macOS."""
     monkeypatch.delattr(records.os, "sched_getaffinity", raising=False)
-    assert records._available_cores() == os.cpu_count()
+    assert records.available_cores() == os.cpu_count()
