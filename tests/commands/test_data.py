@@ -1,5 +1,6 @@
 """The keys of `data` as the commands read them."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -210,3 +211,18 @@ def test_mixing_needs_another_image(folder):
     values = ["data.batch_size=1", 'data.augmentations=[{"name": "cutmix"}]']
     with pytest.raises(UserError, match=r"cutmix takes pixels from another image.*`batch_size` 1"):
         config.load(ROOT / "configs/quickstart.json", values)
+
+
+def test_crops_are_not_larger_than_tiles(folder, monkeypatch):
+    manifest = pipelines.read_manifest(folder / "data/synthetic")
+    for tile, fits in (([64, 96], True), ([63, 96], False), ([128, 95], False)):
+        options = {**manifest.options, "tile": tile}
+        cut = dataclasses.replace(manifest, options=options)
+        monkeypatch.setattr(pipelines, "read_manifest", lambda _, cut=cut: cut)
+        if fits:
+            assert opened(folder).manifest.options["tile"] == tile
+            continue
+        with pytest.raises(
+            UserError, match=rf"data\.crop_size must not be .*{tile[0]} x {tile[1]}"
+        ):
+            opened(folder)

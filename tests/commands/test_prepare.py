@@ -3,9 +3,11 @@ import sys
 
 import numpy as np
 import pytest
+import rasterio
 
 import pipelines
 from kseg.commands import prepare
+from kseg.errors import UserError
 from pipelines.errors import DataError
 from tests.commands.tiny_run import SCRIPTS
 from tests.pipelines.tiny_data import noise_example, write_files, write_pairs
@@ -143,3 +145,26 @@ def test_usage(arguments, capsys):
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and line.endswith("--help")
+
+
+def test_tiles(tmp_path, capsys):
+    """Of a raster in strips; what is not used together is refused before anything is read."""
+    place = {"driver": "GTiff", "height": 40, "width": 50, "dtype": "uint8"}
+    for kind, count in (("images", 3), ("labels", 1)):
+        (tmp_path / kind).mkdir()
+        with rasterio.open(tmp_path / kind / "a.tif", "w", count=count, **place) as file:
+            file.write(np.arange(40 * 50 * count).reshape(count, 40, 50).astype("uint8") % 2)
+    (tmp_path / "classes.csv").write_text("name\nlow\nhigh\n")
+    arguments = ["folder", "--source", tmp_path, "--output", tmp_path / "out", "--tile", 16]
+    arguments += [20, "--split", "train=0.5", "--split", "val=0.5"]
+    call(*arguments, "--split-tiles", "--tile-overlap", 4)
+    assert "train: 6 tiles of 1 images; 0 more, in which all is ignored" in capsys.readouterr().out
+    manifest = pipelines.read_manifest(tmp_path / "out")
+    assert manifest.options["tile"] == [16, 20] and manifest.options["tile_overlap"] == 4
+    assert manifest.split("val").pixels[:2] == [500, 500]  # Each pixel of 20 x 50 once.
+    with pytest.raises(DataError, match="1 images are too few for a split"):
+        call(*arguments)
+    with pytest.raises(UserError, match="`tile` must be"):
+        call(*arguments, "--tile", 1, 2, 3)
+    with pytest.raises(DataError, match="`split_tiles` goes with `tile`"):
+        call("folder", "--source", tmp_path, "--split-tiles")
