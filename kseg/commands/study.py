@@ -96,7 +96,9 @@ def run_study(
 
 
 def _check_classes(plan, sources):
-    """Returns the class names, which must be the same for all arms."""
+    """Returns the class names, which must be the same for all arms and hold the scored ones."""
+    from kseg.studies.statistics import check_scored_classes
+
     names = sources[plan.baseline].class_names
     for arm, source in sources.items():
         if source.class_names != names:
@@ -104,6 +106,7 @@ def _check_classes(plan, sources):
                 f"All arms of a study must be scored on the same classes. Arm {arm!r} has data of "
                 f"other classes than {plan.baseline!r}"
             )
+    check_scored_classes(plan.study.scored_classes, names)
     return names
 
 

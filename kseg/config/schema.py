@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
+from pydantic_core import PydanticCustomError
 
 from kseg.errors import UserError, option
 
@@ -61,6 +62,51 @@ class Section(pydantic.BaseModel):
     """A part of the config: immutable, every key known."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _no_bool_is_a_number(cls, values):
+        """Rejects true for 1 and 1 for true, which pydantic converts into each other."""
+        if not isinstance(values, dict):
+            return values
+        problems = [
+            {"type": PydanticCustomError("value_error", problem), "loc": (key,), "input": value}
+            for key, value in values.items()
+            if key in cls.model_fields
+            and (problem := _confusion(value, _plain_kinds(cls.model_fields[key].annotation)))
+        ]
+        if problems:
+            raise pydantic.ValidationError.from_exception_data(cls.__name__, problems)
+        return values
+
+
+def _confusion(value, kinds):
+    """Describes a bool where the types of a key have only numbers, or the reverse; else None."""
+    for item in _plain_values(value):
+        if isinstance(item, bool) and bool not in kinds and kinds & {int, float}:
+            return f"must be a number. Received: {json.dumps(value)}"
+        if bool in kinds and isinstance(item, int | float | str) and type(item) not in kinds:
+            return f"must be true or false. Received: {json.dumps(value)}"
+    return None
+
+
+def _plain_kinds(annotation):
+    """Returns the set of plain types, and `Any`, that a type contains, not those of sections."""
+    parts = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return set(map(type, parts))
+    if not parts:
+        return {annotation}
+    return set().union(*map(_plain_kinds, parts))
+
+
+def _plain_values(value):
+    """Yields a value, or those in its lists and dicts."""
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _plain_values(item)
+    else:
+        yield value
 
 
 class Backbone(Section):

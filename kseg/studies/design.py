@@ -80,9 +80,18 @@ class Study(Section):
                 f"`baseline` must be an arm. Received: {self.baseline!r}. Arms: "
                 f"{', '.join(self.arms)}"
             )
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"`seeds` must be distinct and not negative. Received: {self.seeds}")
+        names = [name.casefold() for name in self.arms]  # Each names a folder.
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"the names of arms must differ in more than case. Received: {', '.join(self.arms)}"
+            )
+        _check_seeds(self.seeds)
         return self
+
+
+def _check_seeds(seeds):
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"`seeds` must be distinct and not negative. Received: {seeds}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +124,12 @@ class Plan:
             list of `(arm, seed)`.
 
         Raises:
-            ConfigError: if there is no such arm.
+            ConfigError: if there is no such arm, or a seed is negative or given twice.
         """
+        try:
+            _check_seeds(seeds or self.study.seeds)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         for arm in arms or ():
             if arm not in self.experiments:
                 raise ConfigError(

@@ -97,6 +97,16 @@ class Arm:
     memory: float
 
 
+def check_scored_classes(scored_classes, class_names):
+    """Raises a UserError if a name in `scored_classes`, which may be None, is no class."""
+    unknown = sorted(set(scored_classes or ()) - set(class_names))
+    if unknown:
+        raise UserError(
+            f"`scored_classes` must be classes of the data. Received: {unknown[0]!r}. Classes: "
+            f"{', '.join(class_names)}"
+        )
+
+
 def summarize(results, arms, baseline, class_names, scored_classes=None, *, confidence=0.95):
     """Summarizes the results of a study.
 
@@ -114,12 +124,7 @@ def summarize(results, arms, baseline, class_names, scored_classes=None, *, conf
     Raises:
         UserError: if a scored class is not a class of the data.
     """
-    unknown = sorted(set(scored_classes or ()) - set(class_names))
-    if unknown:
-        raise UserError(
-            f"`scored_classes` must be classes of the data. Received: {unknown[0]!r}. Classes: "
-            f"{', '.join(class_names)}"
-        )
+    check_scored_classes(scored_classes, class_names)
     members = [class_names.index(name) for name in scored_classes] if scored_classes else None
     runs = {arm: {} for arm in arms}
     for result in results:

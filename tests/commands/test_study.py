@@ -106,6 +106,14 @@ def test_results_of_another_config_or_data_do_not_count(write, trained, tmp_path
     assert not found["finished"]
 
 
+def test_unknown_scored_classes_are_refused_before_any_run(write, trained, tmp_path):
+    path = write()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "scored_classes": ["moon"]}))
+    with pytest.raises(UserError, match=r"`scored_classes` must be classes .*'moon'"):
+        study.run_study(path, output=tmp_path / "out", report=quiet)
+    assert trained == [] and not (tmp_path / "out").exists()
+
+
 def test_parts_are_disjoint_and_complete(write, trained, tmp_path):
     path, output = write(), tmp_path / "out"
     study.run_study(path, output=output, part=(1, 3), report=quiet)

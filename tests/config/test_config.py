@@ -83,6 +83,11 @@ def test_overrides(tmp_path, override, key, expected):
         ("train.steps", "must be key=value, such as train.steps=100. Received: 'train.steps'"),
         ("optimizer.learning_rate=NaN", "NaN is no number"),
         ("name=../elsewhere", "`name`"),
+        ("train.steps=true", "`train.steps`: must be a number. Received: true"),
+        ("data.crop_size=[64, true]", "`data.crop_size`: must be a number. Received: [64, true]"),
+        ("contrast.0.weight=false", "`contrast.0.weight`: must be a number. Received: false"),
+        ("data.flip=1", "`data.flip`: must be true or false. Received: 1"),
+        ("contrast.0.cross_replica=yes", 'must be true or false. Received: "yes"'),
     ],
 )
 def test_mistakes_are_named_in_one_line(tmp_path, override, message):

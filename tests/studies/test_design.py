@@ -58,6 +58,8 @@ def test_runs_pair_the_arms_of_a_seed_first(write):
         ({"base": ...}, "`base` is missing"),
         ({"base": "none.json"}, "There is no config file"),
         ({"arms": {}}, "`arms`"),
+        ({"arms": {"ce": {}, "CE": MSCS}}, "differ in more than case. Received: ce, CE"),
+        ({"seeds": [True]}, r"`seeds`: must be a number. Received: \[true\]"),
         ({"arms": {"a/b": {}}}, "the name of an arm"),
         ({"arms": {"ce": {"seed": 3}}}, "must not set 'seed'"),
         ({"arms": {"ce": {"train": {"step": 3}}}}, "arm 'ce': .*unknown key `train.step`"),
@@ -99,3 +101,9 @@ def test_other_settings_are_other_results(write):
     assert design.same_settings(older, now, experiment)  # At its default now.
     older = {key: value for key, value in now.items() if key != "contrast.0.weight"}
     assert not design.same_settings(older, now, experiment)
+
+
+@pytest.mark.parametrize("seeds", [[0, 0], [3, -1]])
+def test_chosen_seeds_are_distinct_and_not_negative(write, seeds):
+    with pytest.raises(ConfigError, match="must be distinct and not negative"):
+        design.load_plan(write()).runs(None, seeds)
