@@ -20,7 +20,7 @@ from kseg.json_text import parse_json
 from pipelines.datasets.areas import rasterize
 from pipelines.datasets.class_map import IGNORE, ClassMap, clean_name, new_taxonomy
 from pipelines.datasets.dataset import IGNORE_LABEL, Found, check_listed, shorten
-from pipelines.datasets.splits import IMAGE_ENDS, check_split, divide, split_of
+from pipelines.datasets.splits import ARRAY_ENDS, IMAGE_ENDS, check_split, divide, split_of
 from pipelines.errors import DataError
 from pipelines.sources import Member, fingerprint, open_source
 
@@ -149,7 +149,7 @@ class Files:
             ):
                 continue
             self.all.append((path, file))
-            if path.lower().endswith(IMAGE_ENDS):
+            if path.lower().endswith(IMAGE_ENDS + ARRAY_ENDS):
                 self._images[posixpath.basename(path)].append((path, file))
         if depth < _MAX_DEPTH:
             for name in place.folders():
@@ -198,8 +198,12 @@ class Files:
         return found
 
     def images(self):
-        """All image files, as `(path, file)`, sorted by path."""
-        return sorted((item for found in self._images.values() for item in found), key=_first)
+        """All picture files, as `(path, file)`, sorted by path.
+
+        Arrays are images only where annotations name them: caches of images are arrays, too.
+        """
+        found = (item for items in self._images.values() for item in items)
+        return sorted((i for i in found if i[0].lower().endswith(IMAGE_ENDS)), key=_first)
 
     def image(self, name, near="", split=None, without=(), annotated=True):
         """Finds the image that an annotation file names.

@@ -27,7 +27,7 @@ from pipelines.datasets.annotated import (
     stem_of,
 )
 from pipelines.datasets.areas import BrushRuns, Polygons, as_ring
-from pipelines.datasets.splits import IMAGE_ENDS, split_of
+from pipelines.datasets.splits import ARRAY_ENDS, IMAGE_ENDS, split_of
 from pipelines.errors import DataError
 
 ENDS = (".json",)
@@ -124,7 +124,7 @@ def _image_names(task, where):
         except ValueError as error:
             raise DataError(f"{where}: the address {text[:80]!r} is wrong: {error}") from None
         path = local[0] if local else urllib.parse.unquote(address.path)
-        if path.lower().endswith(IMAGE_ENDS):
+        if path.lower().endswith(IMAGE_ENDS + ARRAY_ENDS):
             names.append(path)
     if not names:
         raise DataError(f"{where}: `data` must name an image, not {str(task['data'])[:80]}")

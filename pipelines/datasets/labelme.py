@@ -80,8 +80,9 @@ def find(source, **arguments):
             with located(f"{file}, shape {number}"):
                 areas.append(_area(shape))
         images.append(AnnotatedImage(stem_of(found[0]), found[1], file, size, areas, split))
-    left = len(files.images()) - len(images)
-    if left > 0:
+    annotated = {str(image.file) for image in images}
+    left = sum(str(file) not in annotated for _, file in files.images())
+    if left:
         notes.append(f"{left} images have no JSON file and are left out")
     return assemble(files, images, None, expected=EXPECTED, notes=notes, **arguments)
 
