@@ -24,17 +24,17 @@ def measure(values, empty=None):
     pixels = values.reshape(-1, values.shape[-1]) if empty is None else values[~empty]
     if not len(pixels):
         return None
-    mean = pixels.mean(axis=0, dtype="float64")
-    squares = np.zeros_like(mean)
-    for block in np.array_split(pixels, max(1, len(pixels) >> 16)):  # Bounds the memory.
-        squares += np.square(block - mean).sum(axis=0)
-    return {
-        "count": len(pixels),
-        "mean": mean.tolist(),
-        "squares": squares.tolist(),
-        "minimum": pixels.min(axis=0).astype("float64").tolist(),
-        "maximum": pixels.max(axis=0).astype("float64").tolist(),
-    }
+    found = {"mean": [], "squares": [], "minimum": [], "maximum": []}
+    # One channel after another: NumPy is several times slower along an axis of few channels.
+    for channel in map(np.ascontiguousarray, pixels.T):
+        mean = channel.mean(dtype="float64")
+        squares = 0.0
+        for block in np.array_split(channel, max(1, len(channel) >> 16)):  # Bounds the memory.
+            squares += float(np.square(block - mean).sum())
+        values = mean, squares, channel.min(), channel.max()
+        for name, value in zip(found, values, strict=True):
+            found[name].append(float(value))
+    return {"count": len(pixels), **found}
 
 
 def merge(parts):
