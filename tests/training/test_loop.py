@@ -16,6 +16,7 @@ from kseg.training.watching import NonFiniteLossError, NonFiniteWeightsError
 from tests.training.tiny import (
     CLASSES,
     batch,
+    create_quick_run,
     create_run,
     evaluation_batches,
     tiny_network,  # noqa: F401 - a fixture.
@@ -27,6 +28,10 @@ pytestmark = pytest.mark.usefixtures("tiny_network")
 
 def train(run, batches=training_batches):
     return loop.train(run, batches, evaluation_batches)
+
+
+def quick_run(folder, *, optimizer=None, **train):
+    return create_quick_run(folder, train=train, optimizer=optimizer or {})
 
 
 def arrays(path):
@@ -92,7 +97,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, capsys, settings):
 
 def test_averaged_weights_are_evaluated_kept_and_loaded(tmp_path):
     decay = 0.4  # Reached at the seventh step: (7 - 1) / (7 + 8).
-    run = create_run(
+    run = quick_run(
         tmp_path / "run",
         ema={"decay": decay},
         steps=8,
@@ -166,7 +171,7 @@ def test_a_non_finite_loss_stops_the_run_and_saves_nothing(tmp_path, monkeypatch
 
 
 def test_a_stop_signal_saves_the_state(tmp_path):
-    run = create_run(tmp_path / "run", steps=50, checkpoint_every=50, evaluate_every=50)
+    run = quick_run(tmp_path / "run", steps=50, checkpoint_every=50, evaluate_every=50)
 
     def batches(start_step):
         spec = training_batches(start_step).element_spec
@@ -214,7 +219,7 @@ def test_all_devices_are_used_by_default(tmp_path, monkeypatch):
 
 
 def test_old_checkpoints_are_removed_but_the_best(tmp_path):
-    run = create_run(
+    run = quick_run(
         tmp_path / "run", steps=3, checkpoint_every=1, keep_checkpoints=1, evaluate_every=2
     )
     train(run)
@@ -225,7 +230,7 @@ def test_old_checkpoints_are_removed_but_the_best(tmp_path):
 
 
 def test_two_devices_train_and_evaluate(tmp_path):
-    run = create_run(tmp_path / "run", devices=2, steps=2)
+    run = quick_run(tmp_path / "run", devices=2, steps=2)
     result = train(run)
     assert 0 <= result["best_mean_iou"] <= 1
     assert run.checkpoint_steps() == [2]
@@ -259,7 +264,7 @@ def break_after(monkeypatch, step, path):
 @pytest.mark.parametrize("at_the_end", [True, False])
 def test_weights_that_are_not_finite_are_never_written(tmp_path, monkeypatch, weight, at_the_end):
     last = 3 if at_the_end else 5
-    run = create_run(tmp_path / "run", steps=last, checkpoint_every=1, evaluate_every=2)
+    run = quick_run(tmp_path / "run", steps=last, checkpoint_every=1, evaluate_every=2)
     with monkeypatch.context() as patch:
         break_after(patch, 3, weight)
         with pytest.raises(NonFiniteWeightsError) as error:
@@ -277,7 +282,7 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path, monkeypatch, we
 
 def test_a_checkpoint_of_nans_is_left_for_the_one_before(tmp_path, capsys):
     """Earlier versions wrote them."""
-    run = create_run(tmp_path / "run", checkpoint_every=1)
+    run = quick_run(tmp_path / "run", checkpoint_every=1)
     result = train(run)
     path = run.checkpoint(4)
     with np.load(path) as file:
@@ -295,7 +300,7 @@ def test_a_checkpoint_of_nans_is_left_for_the_one_before(tmp_path, capsys):
 
 def test_a_score_that_is_nan_is_never_the_best(tmp_path, capsys):
     """The first evaluations see no label; of the others, the newest of the best is kept."""
-    run = create_run(tmp_path / "run", steps=3, evaluate_every=1)
+    run = quick_run(tmp_path / "run", steps=3, evaluate_every=1)
     seen = []
 
     def evaluation():
@@ -312,9 +317,9 @@ def test_a_score_that_is_nan_is_never_the_best(tmp_path, capsys):
 
 def test_the_checkpoints_of_another_config_are_refused(tmp_path):
     """An old process continues in a folder that was restarted."""
-    other = create_run(tmp_path / "other", clip_norm=1)
+    other = quick_run(tmp_path / "other", clip_norm=1)
     train(other)
-    run = create_run(tmp_path / "run")
+    run = quick_run(tmp_path / "run")
     (run.path / "checkpoints").mkdir()
     shutil.copy(other.checkpoint(2), run.path / "checkpoints")
     with pytest.raises(UserError, match=r"step-00000002.npz is of others: train.clip_norm was 1"):
@@ -325,7 +330,7 @@ def test_the_checkpoints_of_another_config_are_refused(tmp_path):
 
 
 def test_a_run_that_lost_its_folder_writes_no_more(tmp_path, monkeypatch):
-    run = create_run(tmp_path / "run", checkpoint_every=1, evaluate_every=100)
+    run = quick_run(tmp_path / "run", checkpoint_every=1, evaluate_every=100)
 
     def batches(start_step):
         lock = run.path / "train.lock"
