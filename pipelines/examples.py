@@ -104,6 +104,8 @@ def read_checked(
             picture = pictures.read(content, value_range)
         else:
             picture = channel_files.read(content, channels, dtype, value_range)
+    except pictures.TooLargeError as error:
+        raise DataError(f"{image_name}: {error.in_preparation()}") from None
     except DataError as error:
         raise DataError(f"{image_name}: {error}") from None
     if label is None:

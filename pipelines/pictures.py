@@ -97,6 +97,10 @@ DECODER_ERRORS = (
 class TooLargeError(DataError):
     """A picture has more pixels than are read."""
 
+    def in_preparation(self):
+        """The message, with the option that makes preparation cut pictures into tiles."""
+        return f"{self}: the data set 'folder' does so by {option('tile', 1024)}"
+
 
 class Picture(typing.NamedTuple):
     """A decoded picture.

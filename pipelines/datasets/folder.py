@@ -120,7 +120,8 @@ def find(
     try:
         table, notes = read_table(source, classes)
         places = _divided(*_given(source, images, labels)) if images else _search(source)
-        files = {name: _list_both(*pair, image_ends, label_ends) for name, pair in places.items()}
+        ends = image_ends, label_ends, not tile
+        files = {name: _list_both(*pair, *ends) for name, pair in places.items()}
     except NoMasksError as error:
         from pipelines.datasets import importers  # Imported here: one of them imports this module.
 
@@ -276,8 +277,8 @@ def _divided(images, labels):
     return {split: (images / below[0][split], labels / below[1][split]) for split in below[0]}
 
 
-def _list_both(image_place, label_place, image_ends, label_ends):
-    """Lists images and masks.
+def _list_both(image_place, label_place, image_ends, label_ends, reads_arrays=True):
+    """Lists images and masks; `reads_arrays`: an option makes `.npy` files images.
 
     Returns:
         `(images, labels, image_place)`: dicts from id to file.
@@ -300,7 +301,7 @@ def _list_both(image_place, label_place, image_ends, label_ends):
     if images.keys() - labels.keys():
         _check_kinds(images.keys() - labels.keys(), label_place)
     if not images:
-        _check_kinds(labels.keys(), image_place, images=True)
+        _check_kinds(labels.keys(), image_place, images=True, reads_arrays=reads_arrays)
     return images, labels, image_place
 
 
@@ -327,7 +328,7 @@ def _walk(place, prefix=""):
         yield from _walk(place / name, f"{prefix}{name}/")
 
 
-def _check_kinds(missing, place, images=False):
+def _check_kinds(missing, place, images=False, reads_arrays=True):
     """Raises a DataError if partners are missing because their files are of an unsupported kind."""
     kinds = collections.Counter()
     for key, _ in _walk(place):
@@ -342,7 +343,10 @@ def _check_kinds(missing, place, images=False):
         raise DataError(
             f"{place} must hold images as JPEG, PNG, BMP, TIFF or WebP. It holds {count} {kind} "
             "files, which are not read. Convert them"
-            + (f", or say how many channels they have: {option('channels')}" * (kind == "NumPy"))
+            + (
+                f", or say how many channels they have: {option('channels')}"
+                * (kind == "NumPy" and reads_arrays)
+            )
         )
     why = "JPEG changes their values" if kind == "JPEG" else f"{kind} is not read"
     out = "Save them as PNG again, from where they were drawn"

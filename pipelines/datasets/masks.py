@@ -24,6 +24,7 @@ from pipelines.datasets.label_files import (
 )
 from pipelines.datasets.mask_files import decode_mask
 from pipelines.errors import DataError
+from pipelines.pictures import TooLargeError
 
 MASKS = ("auto", "index", "colors", "binary")
 _SAMPLE = 16
@@ -395,6 +396,8 @@ def _look(file, parts):
             if mask.is_colored:
                 return Look(None, white)
             pixels.update(_count(mask))
+    except TooLargeError as error:
+        return error.in_preparation()
     except DataError as error:
         return str(error)
     except OSError as error:

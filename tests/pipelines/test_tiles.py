@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import struct
 import zlib
 
 import cv2
@@ -408,6 +409,34 @@ def test_mistakes(tmp_path, change, options, message):
         prepare(tmp_path, **options)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out/manifest.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_the_way_out_of_files_that_are_too_large(tmp_path, kind):
+    make(tmp_path)
+    header = b"\x89PNG\r\n\x1a\n" + _chunk(
+        b"IHDR", struct.pack(">II", 40_000, 30_000) + b"\x08\0\0\0\0"
+    )
+    for name in ("train/a", "val/b"):
+        (tmp_path / f"{kind}/{name}.tif").unlink()
+        (tmp_path / f"{kind}/{name}.png").write_bytes(header + _chunk(b"IEND", b""))
+    with pytest.raises(DataError, match=r"40000 x 30000\. Cut it into tiles: .* `tile=1024`"):
+        prepare(tmp_path, tile=None)
+
+
+def _chunk(kind, content):
+    check = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+
+def test_arrays_are_not_cut(tmp_path):
+    make(tmp_path)
+    (tmp_path / "images/val/b.tif").unlink()
+    np.save(tmp_path / "images/val/b.npy", np.zeros((*SIZE, 3), "uint8"))
+    with pytest.raises(
+        DataError, match=r"It holds 1 NumPy files, which are not read\. Convert them$"
+    ):
+        prepare(tmp_path, channels=3)
 
 
 def test_data_sets_and_files_that_are_not_cut(tmp_path, monkeypatch):
