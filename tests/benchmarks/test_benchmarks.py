@@ -110,6 +110,13 @@ def test_labeling(toy):
     assert all(0 <= share <= 100 for share in shares.values())
 
 
+def test_tiling(toy):
+    lines = toy("tiling")
+    assert [line[14:44].strip() for line in lines[1:]] == list(load("tiling").FORMS)
+    with pytest.raises(UserError, match="--only must name some of: RGB in tiles"):
+        toy("tiling", "--only", "tiles")
+
+
 def in_this_process(measure, arguments, **values):
     """Stands for a process for each measurement, which would import TensorFlow each time."""
     return measure(argparse.Namespace(**{**vars(arguments), **values}))
