@@ -125,7 +125,7 @@ def _train(run, data, strategy, cluster, callbacks=None):
 
     is_chief = cluster is None or cluster.is_chief
     if is_chief:
-        print(describe_devices(strategy), flush=True)
+        print(describe_devices(strategy, run.config.train.precision), flush=True)
         for line in describe_pixels(run):
             print(line, flush=True)
     try:

@@ -16,15 +16,17 @@ from kseg.errors import UserError, option
 _MIRRORED_COUNT = itertools.count(1)
 
 
-def describe_devices(strategy, *, driver="/proc/driver/nvidia/version"):
+def describe_devices(strategy, precision="float32", *, driver="/proc/driver/nvidia/version"):
     """Describes the devices of a strategy in one line.
 
     Args:
         strategy: `tf.distribute.Strategy`.
+        precision: `train.precision` of a config.
         driver: file that exists if the machine has an NVIDIA driver.
 
     Returns:
-        str, with a note if the machine has a GPU that TensorFlow cannot use.
+        str, with a note if the machine has a GPU that TensorFlow cannot use, or the devices are
+        slow at the precision.
     """
     count, gpus = strategy.num_replicas_in_sync, tf.config.list_physical_devices("GPU")
     if gpus:
@@ -37,6 +39,8 @@ def describe_devices(strategy, *, driver="/proc/driver/nvidia/version"):
             "; this machine has an NVIDIA driver, but TensorFlow finds no GPU that it can use: "
             "pip install 'tensorflow[and-cuda]'"
         )
+    if precision == "mixed_float16":
+        line += "; float16 is slow on a CPU: mixed_bfloat16 or float32 is much faster"
     return line
 
 

@@ -12,6 +12,9 @@ def test_the_device_is_named(tmp_path, monkeypatch):
     assert line.startswith("device: CPU, ") and ";" not in line
     (tmp_path / "driver").write_text("")
     assert "finds no GPU" in describe_devices(strategy, driver=str(tmp_path / "driver"))
+    driver = str(tmp_path / "none")
+    assert "float16 is slow on a CPU" in describe_devices(strategy, "mixed_float16", driver=driver)
+    assert ";" not in describe_devices(strategy, "mixed_bfloat16", driver=driver)
     # Nobody misses what was switched off.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert ";" not in describe_devices(strategy, driver=str(tmp_path / "driver"))
