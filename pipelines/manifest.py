@@ -4,6 +4,7 @@ The folder is any path of `tf.io.gfile`: local, gs://, s3://; see `pipelines.rec
 """
 
 import dataclasses
+import difflib
 import errno
 import hashlib
 import json
@@ -246,6 +247,27 @@ def find_lost_shard(folder):
     return None
 
 
+def _prepared_beside(folder):
+    """Finds prepared data with a similar name in the same folder.
+
+    Args:
+        folder: path without prepared data.
+
+    Returns:
+        str, path; None if there is none.
+    """
+    parent, name = os.path.split(str(folder).rstrip("/"))
+    if not paths.is_local(folder) or not os.path.isdir(parent or "."):
+        return None
+    prepared = [
+        other
+        for other in os.listdir(parent or ".")
+        if os.path.isfile(os.path.join(parent, other, MANIFEST))
+    ]
+    near = difflib.get_close_matches(name, prepared, n=1)
+    return os.path.join(parent, near[0]) if near else None
+
+
 def parse_manifest(folder):
     """Reads a manifest without checking its shards."""
     path = paths.join(folder, MANIFEST)
@@ -253,13 +275,21 @@ def parse_manifest(folder):
         content = paths.read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         name = os.path.basename(str(folder))
-        where = ""
+        where, source, output = "", "<download>", str(folder)
         if name not in datasets.DATASETS:
-            name = "<data set>"
+            if near := _prepared_beside(folder):
+                raise DataError(
+                    f"{folder} holds no prepared data (no {MANIFEST}). Did you mean {near}?"
+                ) from None
+            if paths.is_local(folder) and os.path.isdir(folder) and os.listdir(folder):
+                where = "If it holds your images and masks: "
+                source, output, name = output, os.path.join("data", name or "mine"), "folder"
+            else:
+                name = "<data set>"
         elif homepage := datasets.describe(name).get("homepage"):
             where = f"Download it from {homepage}, then: "
-        options = [] if name == "synthetic" else [option("source", "<download>")]
-        options.append(option("output", str(folder)))
+        options = [] if name == "synthetic" else [option("source", source)]
+        options.append(option("output", output))
         raise DataError(
             f"{folder} holds no prepared data (no {MANIFEST}). {where or 'Prepare it: '}kseg "
             f"prepare {name} {' '.join(options)}"

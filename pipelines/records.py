@@ -356,10 +356,15 @@ def _shortened(problems):
         if left > 0:
             some = names[:left]
             more = f" and {len(names) - len(some)} more" if len(names) > len(some) else ""
-            shown.append(", ".join(some) + more + what)
+            shown.append((", ".join(some) + more + what).split(". "))
             left -= len(some)
+    # Advice that ends all of them is given once.
+    from_the_end = zip(*(sentences[:0:-1] for sentences in shown), strict=False)
+    common = list(itertools.takewhile(lambda same: len(set(same)) == 1, from_the_end))[::-1]
+    shown = [". ".join(sentences[: len(sentences) - len(common)]) for sentences in shown]
     rest = sum(map(len, list(files_with.values())[len(shown) :]))
-    return "; ".join([*shown, *([f"and {rest} more"] if rest else [])])
+    listed = "; ".join([*shown, *([f"and {rest} more"] if rest else [])])
+    return ". ".join([listed, *(same[0] for same in common)])
 
 
 def _write_in_threads(folder, jobs, workers, meter):

@@ -1,5 +1,6 @@
 """Command line: `kseg NAME ...` or `python -m kseg.commands NAME ...`."""
 
+import difflib
 import importlib
 import sys
 
@@ -32,8 +33,10 @@ def main():
         print(f"kseg {kseg.__version__}")
         sys.exit(0)
     if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
         known = ", ".join(COMMANDS)
-        print(f"error: kseg has no command {name!r}. Choose from: {known}", file=sys.stderr)
+        print(f"error: kseg has no command {name!r}. {hint}Choose from: {known}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"kseg {name}", *arguments]
     run(name)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import errno
 import importlib.util
 import os
@@ -25,7 +26,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """Ends the process with one line and exit code 2."""
-        self.exit(2, f"error: {message}. See {self.prog} --help\n")
+        self.exit(2, f"error: {message}.{self._hint(message)} See {self.prog} --help\n")
+
+    def _hint(self, message):
+        """The likely correction of a mistyped choice, or of a key without `--set`; else `""`."""
+        if match := re.search(r"invalid choice: '?([^' ]+)'? \(choose from (.*)\)", message):
+            choices = re.findall(r"[^', ]+", match[2])
+            near = difflib.get_close_matches(match[1], choices, n=1)
+            return f" Did you mean {near[0]}?" if near else ""
+        if "--set" in self._option_string_actions and "unrecognized" in message:
+            keys = re.findall(r"(?<!\S)[a-z]\w*(?:\.\w+)+=\S*", message)
+            return f" Write {' '.join(f'--set {key}' for key in keys)}" + "." if keys else ""
+        return ""
 
 
 def add_overrides(parser, text):

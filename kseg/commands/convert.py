@@ -1,4 +1,4 @@
-"""Loads published weights into a network of kseg and writes them as Keras weights.
+r"""Loads published weights into a network of kseg and writes them as Keras weights.
 
     python scripts/convert_weights.py --source hf://timm/resnet50.tv_in1k \\
         --backbone resnet50 --output resnet50.weights.h5

@@ -1,4 +1,4 @@
-"""Writes a trained run as a SavedModel, for LiteRT (TFLite), ONNX or OpenVINO, or for servers.
+r"""Writes a trained run as a SavedModel, for LiteRT (TFLite), ONNX or OpenVINO, or for servers.
 
     python scripts/export.py --run runs/quickstart --output model
     python scripts/export.py --run runs/quickstart --output model.onnx --format onnx --check photos
@@ -22,6 +22,8 @@ from kseg.serving.checks import QUANTIZATIONS, RESULTS
 _FORMATS = {".tflite": "tflite", ".onnx": "onnx", ".xml": "openvino"}
 _KINDS = ("saved_model", *_FORMATS.values(), "serving")
 _CALIBRATION_IMAGES = 64
+# Suffixes of files that other tools read, and that a user may expect.
+_FOREIGN = (".pb", ".h5", ".keras", ".pt", ".pth", ".npz", ".engine", ".plan", ".mlpackage", ".bin")
 
 
 def parse_arguments(arguments=None):
@@ -84,6 +86,11 @@ def parse_arguments(arguments=None):
     options = parser.parse_args(arguments)
     ending = pathlib.Path(options.output).suffix.lower()
     by_ending = _FORMATS.get(ending, "saved_model")
+    if options.format is None and ending in _FOREIGN:
+        parser.error(
+            f"--output {options.output}: kseg writes no {ending} files, but SavedModels (a folder, "
+            f"without suffix) and {', '.join(_FORMATS)}"
+        )
     options.format = options.format or by_ending
     if by_ending not in ("saved_model", options.format):
         parser.error(f"--output {options.output} does not fit --format {options.format}")

@@ -1,4 +1,4 @@
-"""Labels images or a video with a run, a SavedModel, or a file for LiteRT or ONNX.
+r"""Labels images or a video with a run, a SavedModel, or a file for LiteRT or ONNX.
 
     python scripts/predict.py --run runs/quickstart --input photos --output labels
     python scripts/predict.py --saved-model model --input photos --output labels --resume
@@ -357,8 +357,9 @@ def label_large(jobs, network, value_range, unlabeled, options):
     windows, are_probabilities = predict_tiles.build_windows(network, options)
     chosen = predict_tiles.settings(network, options)
     height, width = chosen["window"]
+    images = "1 image" if len(jobs) == 1 else f"{len(jobs)} images"
     print(
-        f"{len(jobs)} images in tiles: windows of {width} x {height}, overlap "
+        f"{images} in tiles: windows of {width} x {height}, overlap "
         f"{chosen['overlap']:.3g}, {chosen['blend']}"
     )
     pixels = getattr(network, "pixel_format", None)

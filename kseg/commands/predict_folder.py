@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import difflib
 import errno
 import functools
 import hashlib
@@ -47,6 +48,22 @@ class Job(typing.NamedTuple):
     tiles: dict
 
 
+def check_folder(output):
+    """Checks that the output is a folder, or can become one.
+
+    Raises:
+        UserError: if it is a file, or is missing and has the suffix of an image or video.
+    """
+    from kseg.commands.predict_video import VIDEO_SUFFIXES
+    from kseg.errors import UserError
+
+    if output.is_dir():
+        return
+    if output.exists() or output.suffix.lower() in (*SUFFIXES, *VIDEO_SUFFIXES):
+        is_or_reads = "is" if output.exists() else "has the name of"
+        raise UserError(f"{output} {is_or_reads} a file. Use a folder for --output")
+
+
 def plan(source, output, kinds=("overlay",), suffixes=SUFFIXES):
     """Finds the input images and chooses the output files.
 
@@ -74,12 +91,14 @@ def plan(source, output, kinds=("overlay",), suffixes=SUFFIXES):
     elif source.exists():
         root, images = source.parent, [source]
     else:
-        raise UserError(f"There is no image or folder {source}")
+        folder = source.parent if source.parent.is_dir() else pathlib.Path()
+        near = difflib.get_close_matches(source.name, os.listdir(folder), n=1)
+        hint = f". Did you mean {folder / near[0]}?" if near else ""
+        raise UserError(f"There is no image or folder {source}{hint}")
     if source.is_dir() and output.resolve() == source.resolve():
         # The next call would mistake these labels for input images.
         raise UserError(f"--output must be another folder than --input. Received: {output}")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file. Use a folder for --output")
+    check_folder(output)
     inputs = {image.resolve() for image in images}
     writers, jobs = {}, []
     if "colors" in kinds:
@@ -179,7 +198,8 @@ def label_images(
         for item in writing:
             finish(*item)
     speed = f", {timed / (time.perf_counter() - start):.2f} a second" if timed else ""
-    print(f"{total - len(unlabeled)} images{speed}: {output}")
+    count = total - len(unlabeled)
+    print(f"{count} image{'' if count == 1 else 's'}{speed}: {output}")
 
 
 def _read_ahead(jobs, reader, pool, unlabeled, progress, batch_size):

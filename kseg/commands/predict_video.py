@@ -20,10 +20,10 @@ def plan_video(source, output):
     Raises:
         UserError: if the file would be the source video itself, or the output is not a folder.
     """
+    from kseg.commands.predict_folder import check_folder
     from kseg.errors import UserError
 
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file. Use a folder for --output")
+    check_folder(output)
     target = output / f"{source.stem}_overlay.mp4"
     if target.resolve() == source.resolve():
         raise UserError(f"{target} would be overwritten. Use another folder for --output")

@@ -48,9 +48,9 @@ def load(path, overrides=()) -> Experiment:
     shortened = _shorten(values, steps, {override.partition("=")[0] for override in overrides})
     if shortened:
         print(
-            f"train.steps={_steps(values)} is shorter than the warm-ups of {path}, which has "
-            f"{steps} steps: {' '.join(shortened)}, the same shares of the run. Choose them "
-            f"yourself with {option('overrides')}",
+            f"note: train.steps={_steps(values)} is too short for the warm-ups of {path}, which "
+            f"are meant for {steps} steps. They are shortened in proportion: "
+            f"{' '.join(shortened)}. For other values use {option('overrides')}",
             file=sys.stderr,
             flush=True,
         )
@@ -227,7 +227,11 @@ def read_json(path) -> dict:
         named = [p.stem for p in shipped().glob("*.json")] if path.parent == pathlib.Path() else []
         if near_name := difflib.get_close_matches(path.stem, named, n=1):
             hint = f" Did you mean {near_name[0]}, which comes with kseg?"
-        raise ConfigError(f"There is no config file {path}.{hint}") from None
+        elif not hint and path.stem != "schema" and (shipped() / path.name).is_file():
+            hint = f" The one that comes with kseg is {path.stem}, without a folder"
+        raise ConfigError(
+            f"There is no config file {path}.{hint or ' `kseg config` lists those of kseg'}"
+        ) from None
     except ConfigError:
         raise
     except OSError as error:

@@ -1,6 +1,8 @@
 """Error messages for configs: one line for each broken rule of the schema."""
 
 import difflib
+import json
+import re
 from typing import Any
 
 from kseg.config.schema import Experiment, Section
@@ -56,6 +58,9 @@ def _describe(items: list[dict[str, Any]], values, section) -> str:
         hint = f" Did you mean `{'.'.join([*visible[:-1], *near])}`?" if near else ""
         return f"unknown key `{key}`.{hint} Known keys here: {', '.join(known)}"
     if item["type"] == "missing":
+        if isinstance(item["loc"][-1], int):
+            section_key = ".".join(visible[:-1])
+            return f"`{section_key}` has too few values. Received: {shown(item['input'])}"
         return f"key `{key}` is missing"
     if item["type"] == "union_tag_not_found":
         return f"`{key}` needs a `name`"
@@ -66,9 +71,25 @@ def _describe(items: list[dict[str, Any]], values, section) -> str:
         return (
             f"`{key}.name` is unknown.{hint} Choose from {known}. Received: {item['ctx']['tag']!r}"
         )
-    message = ", or: ".join(item["msg"].removeprefix("Value error, ") for item in items)
+    message = ", or: ".join(map(_rule, items))
     received = "" if item["type"] == "value_error" else f". Received: {shown(item['input'])}"
     return f"`{key}`: {message}{received}" if key else f"{message}{received}"
+
+
+def _rule(item: dict[str, Any]) -> str:
+    """States the rule that a value breaks, with JSON's words instead of pydantic's."""
+    received = item["input"]
+    if item["type"] in ("tuple_type", "list_type"):
+        is_number = isinstance(received, int | float) and not isinstance(received, bool)
+        pair = item["type"] == "tuple_type" and is_number
+        return "must be a list" + (f", such as {shown([received] * 2)}" if pair else "")
+    if item["type"] == "model_attributes_type":  # One of several sections, told apart by `name`.
+        name = received if isinstance(received, str) and len(received) <= 40 else "..."
+        return f"must be an object, such as {json.dumps({'name': name})}"
+    if item["type"] == "model_type":
+        return "must be an object, { ... }"
+    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return re.sub(r", unable to (parse|interpret) .*", "", message)
 
 
 def _known_keys(place, section) -> list[str]:

@@ -23,7 +23,7 @@ def check_pretrained(model):
         hub.check_source(source)
     except UnavailableError as error:
         if model.backbone.weights_if_missing == "fail":
-            raise _with_way_out(error) from None
+            raise _with_way_out(error, model) from None
 
 
 def load_pretrained(segmenter, model):
@@ -52,7 +52,7 @@ def load_pretrained(segmenter, model):
         )
     except UnavailableError as error:
         if model.backbone.weights_if_missing == "fail":
-            raise _with_way_out(error) from None
+            raise _with_way_out(error, model) from None
         print(f"warning: all weights start at random: {error}", file=sys.stderr, flush=True)
         return "random"
     print(report, flush=True)
@@ -66,6 +66,7 @@ def load_pretrained(segmenter, model):
     return source
 
 
-def _with_way_out(error):
-    random = option("overrides", ["model.backbone.weights=null"])
+def _with_way_out(error, model):
+    key = "model.weights" if model.weights else "model.backbone.weights"
+    random = option("overrides", [f"{key}=null"])
     return UnavailableError(f"{error}. Or start at random: {random}")

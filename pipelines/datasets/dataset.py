@@ -269,7 +269,7 @@ def pair_files(images, labels, where, *, decode=INDEX_MASK):
     if unmatched:
         raise DataError(
             "Every image needs a label file of the same name, and the reverse. Without partner: "
-            f"{shorten(unmatched)}"
+            f"{shorten(unmatched)}. Add what is missing, or move these elsewhere"
         )
     if not images:
         raise DataError(f"There are no images in {where}")

@@ -57,8 +57,8 @@ _OTHER_ENDS = {
 _MASK_NAME = re.compile(r"(.+?)([ _.-](?:masks?|labels?|gt|seg|segmentation|annotation))$", re.I)
 _MAX_DEPTH = 3
 _EXPECTED = (
-    "images/ and labels/ (with train/ and val/ in both, or list files), or train/images/ and "
-    "train/labels/, or train/ and train_labels/"
+    "images/ and labels/ or masks/ (with train/ and val/ in both, or list files), or train/images/ "
+    "and train/labels/, or train/ and train_labels/"
 )
 
 
@@ -176,7 +176,8 @@ def read_table(source, classes):
     if not found:
         raise NoMasksError(
             f"A class table is needed: {', '.join(CLASS_FILES)} in {source.name}, or "
-            f"{option('classes', 'FILE')}"
+            f"{option('classes', 'FILE')}. A classes.csv has the columns name,color and a row for "
+            "each class, such as background,#000000"
         )
     name, places = next(iter(found.items()))
     contents = [place.file(name).read_bytes() for place in places]
@@ -232,7 +233,8 @@ def _search(source):
         if found:
             return next(iter(found.values()))
         level = [root / name for root in level for name in root.folders()]
-    raise wrong_layout(source, _EXPECTED, NoMasksError)
+    named = f"{option('images', 'FOLDER')} {option('labels', 'FOLDER')}"
+    raise wrong_layout(source, f"{_EXPECTED}; or name them with {named}", NoMasksError)
 
 
 def _look(root):

@@ -137,7 +137,9 @@ def _list_file(source, value):
         return path
     if (place := source.find(str(value))) and (file := place.file(str(value))):
         return file
-    raise DataError(f"The list file {value} is neither there nor in {source.name}")
+    each = option("split", {"train": 0.8, "val": 0.2})
+    hint = f". Give each split separately, as in {each}" if "=" in str(value) else ""
+    raise DataError(f"The list file {value} is neither there nor in {source.name}{hint}")
 
 
 def _match(line, images, labels, file):

@@ -22,6 +22,8 @@ NO_MODEL = "There is no SavedModel gone"
 # The command, its arguments, and what the line says; RUN, DATA and so on are paths of the fixture.
 MISTAKES = [
     ("train", ["--config", "gone.json"], "There is no config file gone.json"),
+    ("train", ["--config", "configs/quickstart.json"], "with kseg is quickstart, without a folder"),
+    ("train", ["--config", CONTRAST, "train.steps=3"], "Write --set train.steps=3. See"),
     ("train", ["--config", CONTRAST], "data/camvid holds no prepared data"),
     ("train", ["--config", CONTRAST, "--set", "data.path=BROKEN"], "manifest.json is damaged"),
     ("train", ["--config", CONTRAST, "--set", "data.path=SHORT"], "The shard .* is missing"),
@@ -46,7 +48,12 @@ MISTAKES = [
     ("predict", ["--saved-model", "gone", "--input", "IMAGES", "--output", "out"], NO_MODEL),
     ("predict", ["--saved-model", "RUN", "--input", "IMAGES", "--output", "out"], "not a SavedM"),
     ("predict", ["--saved-model", "FILE", "--input", "IMAGES", "--output", "o"], "Write FILE"),
+    ("predict", ["--saved-model", "NETWORK", "--input", "IMAGES", "--output", "a.png"],
+     "a.png has the name of a file. Use a folder for --output"),
     ("export", ["--run", "gone", "--output", "model"], BAD_RUN),
+    ("export", ["--run", "RUN", "--output", "model.pb"], "kseg writes no .pb files"),
+    ("export", ["--run", "RUN", "--output", "m", "--format", "onx"], "Did you mean onnx"),
+    ("prepare", ["foldr"], "Did you mean folder"),
     ("export", ["--run", "RUN", "--output", "FILE"], "is a file. Give a folder"),
     ("export", ["--run", "RUN", "--output", "RUN"], "holds something that is no SavedModel"),
     ("export", ["--run", "RUN", "--output", "DATA", "--format", "onnx"], "is a folder. Give a fi"),

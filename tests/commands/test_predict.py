@@ -414,7 +414,7 @@ def test_as_a_command(saved_model, tmp_path):
     command += ["--input", "in", "--output", "out"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
-    assert result.stdout.startswith("1 images")
+    assert result.stdout.startswith("1 image:")
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1] == (
         "error: 1 of 2 images could not be labeled: in/broken.jpg (an image must be a JPEG, PNG, "

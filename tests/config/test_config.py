@@ -86,6 +86,15 @@ def test_overrides(tmp_path, override, key, expected):
         ("train.steps=true", "`train.steps`: must be a number. Received: true"),
         ("data.crop_size=[64, true]", "`data.crop_size`: must be a number. Received: [64, true]"),
         ("contrast.0.weight=false", "`contrast.0.weight`: must be a number. Received: false"),
+        (
+            "data.crop_size=128",
+            "`data.crop_size`: must be a list, such as [128, 128]. Received: 128",
+        ),
+        ("data.crop_size=[64]", "`data.crop_size` has too few values. Received: [64]"),
+        ("train.restarts=20", "`train.restarts`: must be a list. Received: 20"),
+        ("optimizer=adamw", 'must be an object, such as {"name": "adamw"}. Received: \'adamw\''),
+        ("losses=dice", "`losses`: must be an object, { ... }. Received: 'dice'"),
+        ("optimizer.learning_rate=fast", "must be a valid number. Received: 'fast'"),
         ("data.flip=1", "`data.flip`: must be true or false. Received: 1"),
         ("contrast.0.cross_replica=yes", 'must be true or false. Received: "yes"'),
     ],
@@ -217,19 +226,18 @@ def test_learning_rate_factors(tmp_path):
     [
         (
             "losses.cross_entropy.class_weights=median",
-            "`losses.cross_entropy.class_weights`: Input should be 'median_frequency', "
-            "'sqrt_median_frequency' or 'log', or: Input should be a valid list. "
+            "`losses.cross_entropy.class_weights`: must be 'median_frequency', "
+            "'sqrt_median_frequency' or 'log', or: must be a list. "
             "Received: 'median'",
         ),
         (
             "losses.cross_entropy.class_weights=[1, -2]",
-            "`losses.cross_entropy.class_weights.1`: Input should be greater than or equal to 0. "
+            "`losses.cross_entropy.class_weights.1`: must be greater than or equal to 0. "
             "Received: -2",
         ),
         (
             "train.jit_compile=maybe",
-            "`train.jit_compile`: Input should be a valid boolean, unable to interpret input, "
-            "or: Input should be 'auto'. Received: 'maybe'",
+            "`train.jit_compile`: must be a valid boolean, or: must be 'auto'. Received: 'maybe'",
         ),
     ],
 )

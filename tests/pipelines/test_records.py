@@ -350,6 +350,27 @@ def test_nothing_prepared(tmp_path):
             read_manifest(folder)
 
 
+def test_a_mistyped_folder_and_one_of_images_are_told(tmp_path):
+    write(tmp_path / "mine", [noise_example(0)])
+    with pytest.raises(DataError, match=rf"Did you mean {tmp_path}/mine\?$"):
+        read_manifest(tmp_path / "min")
+    raw = tmp_path / "photos/images"
+    raw.mkdir(parents=True)
+    command = f'kseg prepare folder `source="{raw.parent}"` `output="data/photos"`'
+    with pytest.raises(DataError, match=f"your images and masks: {command}$"):
+        read_manifest(raw.parent)
+
+
+def test_advice_that_ends_all_faults_is_given_once():
+    listed = records._shortened(
+        ["a: value 3. Give a row. Or not", "b: value 4. Give a row. Or not"]
+    )
+    assert listed == "a: value 3; b: value 4. Give a row. Or not"
+    assert records._shortened(["a: value 3. Give a row"]) == "a: value 3. Give a row"
+    faults = [f"{name}: value {name}. Give a row" for name in "abcdefg"]
+    assert records._shortened(faults).endswith("; e: value e; and 2 more. Give a row")
+
+
 def test_missing_and_truncated_shards_are_named(tmp_path):
     write(tmp_path, [noise_example(i) for i in range(4)], num_shards=2)
     path = tmp_path / "train-00001-of-00002.tfrecord"

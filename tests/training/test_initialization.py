@@ -68,6 +68,14 @@ def test_or_is_one_line_of_warning(monkeypatch, capsys):
     assert warning.count("\n") == 1
 
 
+def test_the_way_out_names_the_key_that_holds_the_weights(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UnavailableError, match=r"start at random: .*\"model.weights=null"):
+        check_pretrained(whole_network("hf://owner/name"))
+    with pytest.raises(UnavailableError, match=r"start at random: .*\"model.backbone.weights=null"):
+        check_pretrained(with_backbone_weights("hf://owner/name"))
+
+
 @pytest.mark.parametrize(
     "source, message",
     [

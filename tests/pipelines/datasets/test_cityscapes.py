@@ -76,7 +76,9 @@ def test_mistakes(tmp_path):
     write_download(tmp_path, ("train",))
     label = tmp_path / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png"
     label.rename(tmp_path / "label.png")
-    with pytest.raises(DataError, match=r"Without partner: .*ulm_000000_000019_leftImg8bit\.png$"):
+    with pytest.raises(
+        DataError, match=r"Without partner: .*ulm_000000_000019_leftImg8bit\.png\. Add"
+    ):
         cityscapes.find(tmp_path)
     (tmp_path / "gtFine" / "train").rename(tmp_path / "elsewhere")
     with pytest.raises(

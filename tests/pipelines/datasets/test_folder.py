@@ -186,6 +186,7 @@ def test_the_table_is_a_part_of_the_data(tmp_path):
         ({"train": 1.5, "val": -0.5}, "must be positive and sum to 1"),
         ({"train": 0.5, "val": "val.txt"}, "ratios for all splits, or list files for all"),
         ({"train": 0.99, "val": 0.01}, "4 images are too few for a split of 0.01: val"),
+        ({"train": ".8,val=.2"}, "Give each split separately, as in"),
         (None, r"images is not divided into splits\. Give ratios"),
     ],
 )
