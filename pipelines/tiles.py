@@ -77,7 +77,8 @@ class TileExample:
         Raises:
             DataError: if the file cannot be read.
         """
-        return _open_image(self.image, None, channels).dtype
+        with _connect(self.image) as source:  # Not cached: the calling thread outlives the work.
+            return rasters.Raster(source, channels=channels).dtype
 
     def read_image(self, value_range=None, channels=None):
         """Reads the part of the image.
