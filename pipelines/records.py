@@ -293,6 +293,12 @@ class _Work:
         self.problems = []
         self.stopped = False
 
+    def report(self, problem, example):
+        """Adds a problem to the list; of the tiles of a file only the first one."""
+        file = problem.partition(": ")[0]
+        if not tiles.is_tile(example) or not any(p.startswith(f"{file}: ") for p in self.problems):
+            self.problems.append(problem)
+
 
 @contextlib.contextmanager
 def _locked(folder):
@@ -557,7 +563,7 @@ def _write_records(path, job, work):
                 work.meter.advance()
                 continue
             except DataError as error:
-                work.problems.append(str(error))  # Go on, to report the problems of all examples.
+                work.report(str(error), example)  # Go on, to report the problems of all examples.
                 failed = True
                 continue
             writer.write(record)

@@ -22,7 +22,7 @@ import numpy as np
 from kseg.errors import option
 from pipelines import rasters
 from pipelines.datasets.class_map import RelabeledExample
-from pipelines.datasets.dataset import IGNORE_LABEL, FileExample, shorten
+from pipelines.datasets.dataset import IGNORE_LABEL, FileExample
 from pipelines.datasets.label_files import PictureReader
 from pipelines.datasets.large_masks import MaskRaster, single_value
 from pipelines.datasets.thread_cache import cached_by_thread
@@ -31,6 +31,7 @@ from pipelines.sources import fingerprint
 
 EVALUATED = ("val", "test")  # Splits in which each pixel has its label in one tile.
 _KINDS = ("TIFF", "PNG")
+_SHOWN = 3  # Problems in a message.
 _CACHE = 128 << 20, 1 << 30  # Fewest and most bytes of decoded parts of files.
 
 
@@ -200,7 +201,12 @@ def cut(splits, tile, overlap=0, *, ratios=None, value_range=None, channels=None
             except DataError as error:
                 problems.append(str(error))
     if problems:
-        raise DataError(f"Unusable files: {shorten(sorted(set(problems)))}")
+        problems = sorted(set(problems))
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise DataError(
+            f"Unusable files: {'; '.join(problems[:_SHOWN])}{more}. Mend them or leave them out "
+            f"({option('skip')}), and run again"
+        )
     return found
 
 

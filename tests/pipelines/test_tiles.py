@@ -435,6 +435,20 @@ def test_arrays_are_not_cut(tmp_path):
         prepare(tmp_path, channels=3)
 
 
+def test_a_damaged_file_is_named_once(tmp_path):
+    make(tmp_path, image={"compress": "deflate"})
+    path = tmp_path / "images/val/b.tif"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    write_raster(tmp_path / "labels/train/a.tif", np.full((1, *SIZE), 7, "uint8"))
+    with pytest.raises(DataError, match="Unusable files: "):
+        prepare(tmp_path)
+    lines = (tmp_path / "out/unusable_files.txt").read_text().splitlines()
+    assert len(lines) == 2
+    assert "labels/train/a.tif: values must be those of the class table; found 7" in lines[1]
+    assert "images/val/b.tif: the TIFF file is damaged between rows" in lines[0]
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
 def test_data_sets_and_files_that_are_not_cut(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="`tile` is for the data set 'folder'"):
         pipelines.prepare("camvid", tmp_path, tmp_path / "out", tile=(8, 8))
