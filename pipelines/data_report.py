@@ -209,7 +209,9 @@ def as_text(report):
             continue
         missing = [c for c in split["absent_classes"] if c not in report["absent_classes"]]
         if missing:
-            lines.append(f"note: {_classes(missing)} in {name}")
+            # The network cannot learn what other splits are scored on.
+            kind = "WARNING" if name == "train" else "note"
+            lines.append(f"{kind}: {_classes(missing)} in {name}")
     if report["absent_classes"]:
         lines.append(f"WARNING: {_classes(report['absent_classes'])} in any split")
     for kind, head in (

@@ -62,7 +62,7 @@ def _help():
             "",
             *lines,
             "",
-            "kseg COMMAND --help tells more; kseg --version the version.",
+            "kseg COMMAND --help describes a command; kseg --version prints the version.",
         ]
     )
 

@@ -6,7 +6,7 @@
 complexity    what contrast costs in training and in use: weights, FLOPs, time and memory with and
               without it (supplement Table 7); of a --config, too
 curves        how the training went: loss terms, learning rate, scores
-failures      the images of the least mean IoU, and the classes most often taken for another
+failures      the images with the lowest mean IoU, and the most frequent confusions of classes
 features      how well the features just before the classifier stay together within a class and
               apart between classes (alignment A, uniformity U and U_l of Sung et al., CVPR 2024,
               supplement Sec. 2)

@@ -8,10 +8,11 @@
 `--config` of the other commands takes the same names, and so does `extends` in a config.
 """
 
-import argparse
 import pathlib
+import sys
 
 from kseg import files
+from kseg.commands import console
 from kseg.config import load
 from kseg.config.loading import find, read_json, shipped
 from kseg.errors import UserError
@@ -19,12 +20,10 @@ from kseg.errors import UserError
 
 def parse_arguments(arguments=None):
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("name", nargs="?", help="of a config, or the path of one")
+    parser = console.Parser(description=__doc__)
+    parser.add_argument("name", nargs="?", help="name or path of a config")
     parser.add_argument(
-        "--resolved", action="store_true", help="with the values of its bases, and all defaults"
+        "--resolved", action="store_true", help="include the values of its bases and all defaults"
     )
     parser.add_argument("--output", metavar="FILE", help="file to write; default: print it")
     options = parser.parse_args(arguments)
@@ -38,6 +37,10 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     if options.name is None:
         print("\n".join(names()))
+        print(
+            "start with quickstart, or `kseg init DATA`; configs/README.md describes them",
+            file=sys.stderr,
+        )
         return 0
     path = find(options.name)
     read_json(path)

@@ -9,7 +9,8 @@ server runs, /metrics has its counters for Prometheus. Images of equal size that
 labeled in one batch. After SIGTERM or Ctrl-C it exits once all accepted requests are answered; a
 second signal ends it at once.
 
-The server has no encryption and no passwords: to other machines it belongs behind a proxy that has.
+The server has no encryption and no passwords: before exposing it to other machines, put it behind a
+proxy that has both.
 """
 
 import contextlib
@@ -44,12 +45,14 @@ def parse_arguments(arguments=None):
     group = parser.add_argument_group("limits")
     group.add_argument(
         "--max-megabytes",
+        metavar="MB",
         type=console.number(float, "0.001 to 1000", lambda n: 1e-3 <= n <= 1e3),
         default=Limits.max_bytes / 1e6,
         help="size of a picture's file; default: %(default)g",
     )
     group.add_argument(
         "--max-megapixels",
+        metavar="N",
         type=console.number(float, "0.001 to 500", lambda n: 1e-3 <= n <= 500),
         default=Limits.max_pixels / 1e6,
         help="height times width of a picture, and of all pictures of a batch, in millions; "
@@ -63,6 +66,7 @@ def parse_arguments(arguments=None):
     )
     group.add_argument(
         "--max-requests",
+        metavar="N",
         type=console.positive,
         default=Limits.max_requests,
         help="requests in progress; default: %(default)s",
@@ -70,12 +74,14 @@ def parse_arguments(arguments=None):
     group = parser.add_argument_group("batches")
     group.add_argument(
         "--max-batch",
+        metavar="N",
         type=console.positive,
         default=Limits.max_batch,
         help="images in a batch; default: %(default)s",
     )
     group.add_argument(
         "--max-wait-ms",
+        metavar="MS",
         type=console.number(float, "0 or more", lambda n: 0 <= n < math.inf),
         default=1e3 * Limits.max_wait,
         help="time that an image waits for others of its size; default: %(default)g",

@@ -187,11 +187,11 @@ class Scores:
         nothing = (None,) * 4
         columns = [self.iou, self.accuracy, self.pixel_share]
         means = [self.mean_iou, self.mean_accuracy, None]
-        heads = ["IoU", "accuracy", "pixels"]
+        heads = ["IoU %", "accuracy %", "pixels %"]
         if boundary_iou is not None:
             columns.append(boundary_iou)
             means.append(_mean(boundary_iou))
-            heads.append("boundary IoU")
+            heads.append("boundary IoU %")
         blocks = {
             "class": dict(zip(class_names, zip(*columns, strict=True), strict=True)),
             "": {
@@ -212,7 +212,7 @@ class Scores:
         header = "  ".join(["class".ljust(width), *(head.rjust(_wide(head)) for head in heads)])
         lines = []
         for title, rows in blocks.items():
-            head = header if title == "class" else f"{title:{width}}  {'IoU':>{_wide('IoU')}}"
+            head = header if title == "class" else f"{title:{width}}  {'IoU %':>{_wide('IoU %')}}"
             lines += [head] if title else []
             for name, values in rows.items():
                 cells = zip(heads, values, strict=False)

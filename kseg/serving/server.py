@@ -21,6 +21,7 @@ from kseg.serving.batching import Batcher
 from kseg.serving.limits import Limits
 
 OUTPUTS = ("mask", "overlay", "confidence", "json", "all")
+_ROUTES = "POST /predict, GET /, /health, /metrics"
 _CLIENTS = 10_000  # Allowances are cleaned up above this number.
 # The page is self-contained: no external scripts or styles.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -139,7 +140,9 @@ def build_app(label, classes, decode, *, limits=None, name="kseg"):
 
     @app.exception_handler(HTTPException)
     async def refuse(request, error):
-        return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+        hint = {404: f". Routes: {_ROUTES}", 405: f" ({request.method}). Routes: {_ROUTES}"}
+        detail = f"{error.detail}{hint.get(error.status_code, '')}"
+        return JSONResponse({"error": detail}, error.status_code, headers=error.headers)
 
     async def answer(request, output):
         if output not in OUTPUTS:

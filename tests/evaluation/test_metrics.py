@@ -106,7 +106,7 @@ def test_scores_as_json():
 
 def test_table():
     lines = Scores(MATRIX).table(NAMES).splitlines()
-    assert lines[0].split() == ["class", "IoU", "accuracy", "pixels"]
+    assert lines[0].split() == ["class", "IoU", "%", "accuracy", "%", "pixels", "%"]
     assert lines[1].split() == ["road", "66.67", "75.00", "40.00"]
     assert lines[3].split() == ["a", "car", "0.00", "-", "0.00"]
     assert lines[4].split() == ["pole", "-", "-", "0.00"]
@@ -151,13 +151,13 @@ def test_further_scores_in_json_and_table():
     assert found["mean_category_iou"] == pytest.approx((6 / 9 + 0.9 + 0) / 3)
     assert found["groups"]["rare"] is None
     lines = [line.split() for line in Scores(MATRIX).table(NAMES, **more).splitlines()]
-    assert lines[0] == ["class", "IoU", "accuracy", "pixels", "boundary", "IoU"]
+    assert " ".join(lines[0]) == "class IoU % accuracy % pixels % boundary IoU %"
     assert lines[1] == ["road", "66.67", "75.00", "40.00", "50.00"]
     assert lines[6] == ["mean", "43.65", "75.00", "25.00"]
-    assert lines[10:13] == [["category", "IoU"], ["flat", "66.67"], ["scene", "90.00"]]
+    assert lines[10:13] == [["category", "IoU", "%"], ["flat", "66.67"], ["scene", "90.00"]]
     assert ["mean", "of", "categories", "52.22"] in lines
     assert lines[-4:] == [
-        ["group", "(mean)", "IoU"],
+        ["group", "(mean)", "IoU", "%"],
         ["all", "43.65"],
         ["rare", "-"],
         ["common", "65.48"],

@@ -168,3 +168,12 @@ def test_the_seed_chooses(tmp_path):
     pictures = [data_report.draw_samples(manifest, seed=seed) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
+
+
+def test_a_class_without_training_images_is_a_warning(prepared):
+    summary = data_report.summarize(*prepared)
+    train, val = (summary["splits"][name] for name in ("train", "val"))
+    train["absent_classes"], val["absent_classes"] = val["absent_classes"], train["absent_classes"]
+    text = data_report.as_text(summary)
+    assert "WARNING: 1 class (wall) is not in train" in text
+    assert "note: 1 class (wall)" not in text

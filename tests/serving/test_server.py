@@ -172,8 +172,9 @@ def test_a_body_that_does_not_arrive():
 
 def test_other_errors_are_json():
     with client() as server:
-        assert server.get("/nowhere").json() == {"error": "Not Found"}
-        assert server.get("/predict").json() == {"error": "Method Not Allowed"}
+        routes = "Routes: POST /predict, GET /, /health, /metrics"
+        assert server.get("/nowhere").json() == {"error": f"Not Found. {routes}"}
+        assert server.get("/predict").json() == {"error": f"Method Not Allowed (GET). {routes}"}
 
 
 def test_allowances_of_many_clients_are_forgotten_when_full_again(monkeypatch):
