@@ -138,8 +138,8 @@ def _here(plan, missing, folder, settings, part, keep_runs, report, _):
     for number, (arm, seed) in enumerate(missing, 1):
         report(f"[{number}/{len(missing)}] {arm}, seed {seed}")
         run_folder = folder / "runs" / design.run_name(arm, seed)
-        code, error = _train(plan.experiment(arm, seed), run_folder)
-        if code == 130:
+        code, error, stopped = _train(plan.experiment(arm, seed), run_folder)
+        if code and stopped:
             raise Interrupted(f"stopped in {arm}, seed {seed}; the same command resumes")
         if code:
             failures.append(((arm, seed), error))
@@ -147,16 +147,20 @@ def _here(plan, missing, folder, settings, part, keep_runs, report, _):
             continue
         line = _collect(plan, folder, arm, seed, settings[arm], part, keep_runs)
         report(f"{arm}, seed {seed}: mean IoU {line['last']['mean_iou']:.4f}")
+        if stopped:
+            raise Interrupted(f"stopped after {arm}, seed {seed}; the same command resumes")
     return failures
 
 
 def _train(experiment, run_folder):
     """Trains and scores a run in a separate process.
 
-    SIGINT and SIGTERM are forwarded; the process then saves its state and exits.
+    SIGINT and SIGTERM are forwarded; the process then saves its state, or ends at once if it was
+    scoring the trained network, and exits.
 
     Returns:
-        `(code, error)`: the exit code and the last line of stderr.
+        `(code, error, stopped)`: the exit code, the last line of stderr, and whether a signal was
+        forwarded.
     """
     run_folder.mkdir(parents=True, exist_ok=True)
     config = run_folder / "study_config.json"
@@ -166,9 +170,10 @@ def _train(experiment, run_folder):
     with open(log, "w", encoding="utf-8") as errors:
         # In a new session, so that Ctrl-C reaches the process only once, through this one.
         process = subprocess.Popen(command, stderr=errors, start_new_session=True)
-        before = {}
+        before, signals = {}, []
 
         def forward(number, frame):
+            signals.append(number)
             process.send_signal(signal.SIGTERM)
 
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -186,7 +191,7 @@ def _train(experiment, run_folder):
     error = lines[-1].removeprefix("error: ") if lines else f"it ended with exit code {code}"
     if code < 0:
         error = f"it was ended by {signal.Signals(-code).name}"
-    return code, error
+    return code, error, code == 130 or bool(signals)
 
 
 def _collect(plan, folder, arm, seed, settings, part, keep_runs):

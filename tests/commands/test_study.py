@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from kseg.commands import study
-from kseg.errors import UserError
+from kseg.errors import Interrupted, UserError
 from kseg.evaluation.image_counts import ImageCounts
 from kseg.studies import results
 from pipelines import records
@@ -65,7 +65,7 @@ def trained(monkeypatch):
         line = {k: v for k, v in line.items() if k not in ("study", "arm", "seed")}
         (folder / "result.json").write_text(json.dumps(line))
         counts.save(folder / "counts.npz")
-        return 0, ""
+        return 0, "", False
 
     monkeypatch.setattr(study, "_train", train)
     return made
@@ -131,13 +131,29 @@ def test_a_run_that_fails_stops_no_other(write, trained, tmp_path, monkeypatch):
     train = study._train
 
     def fail(experiment, folder):
-        return (2, "no good") if experiment.name == "ce-0" else train(experiment, folder)
+        return (2, "no good", False) if experiment.name == "ce-0" else train(experiment, folder)
 
     monkeypatch.setattr(study, "_train", fail)
     with pytest.raises(UserError, match="1 of 4 runs failed: ce-0: no good"):
         study.run_study(write(), output=tmp_path / "out", report=quiet)
     assert trained == ["mscs-0", "ce-1", "mscs-1"]
     assert (tmp_path / "out" / "table.md").exists()
+
+
+@pytest.mark.parametrize("ends, where", [("exit 1", "in"), ("", "in"), ("exit 0", "after")])
+def test_a_signal_stops_the_study_whatever_the_run_does(write, tmp_path, monkeypatch, ends, where):
+    """A run may be scoring its network, which the signal ends, or have finished just then."""
+    process = tmp_path / "process"
+    trap = f"trap '{ends}' TERM" if ends else ":"
+    process.write_text(
+        f"#!/bin/sh\n{trap}\necho >> {tmp_path}/started\nkill -TERM {os.getpid()}\nsleep 20 &\nwait"
+    )
+    process.chmod(0o755)
+    monkeypatch.setattr(study.sys, "executable", str(process))
+    monkeypatch.setattr(study, "_collect", lambda *_: {"last": {"mean_iou": 0.5}})
+    with pytest.raises(Interrupted, match=f"stopped {where} ce, seed 0; the same command resumes"):
+        study.run_study(write(), output=tmp_path / "out", report=quiet)
+    assert (tmp_path / "started").read_text().count("\n") == 1
 
 
 def test_stopped_and_resumed_by_the_real_command(write, tmp_path):
