@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kseg import config
+from kseg.commands.prepare import SOURCES
 from kseg.config import schema
 from kseg.studies.design import load_plan
 
@@ -152,3 +153,10 @@ def test_links_and_files(page):
 def test_the_index_names_every_page():
     for page in PAGES:
         assert page == "README.md" or f"]({page})" in PAGES["README.md"]
+
+
+def test_the_data_sets_on_the_page_of_data_are_those_of_the_command():
+    sentence = re.search(r"`NAME` is (.*?)lists them", PAGES["data.md"], re.S)[1]
+    names = set(re.findall(r"`([a-z]\w+)`", sentence))
+    assert {"cityscapes", "folder", "synthetic"} < names
+    assert names <= {*SOURCES, "synthetic"}

@@ -189,7 +189,9 @@ def predict(
         jobs = plan(source, output, [kind for kind in ENDINGS if getattr(options, kind)], suffixes)
         if tiles and source.is_file() and not jobs[0].tiles:
             rule = "--tiles goes with TIFF files, and another folder than that of the image"
-            checking.refuse(f"{rule}. Received: {source}")
+            is_tiff = source.suffix.lower() in (".tif", ".tiff")
+            convert = f". Convert it: gdal_translate -co TILED=YES {source} {source.stem}.tif"
+            checking.refuse(f"{rule}. Received: {source}{'' if is_tiff else convert}")
         if resume and not source.is_dir():
             checking.refuse(f"--resume goes with a folder of images, --input is {source}")
 
