@@ -100,7 +100,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         outputs, mean, variance = self._fused(
             inputs,
             self.moving_mean,
-            self.moving_variance / correction,
+            tf.convert_to_tensor(self.moving_variance) / correction,
             is_training=True,
             exponential_avg_factor=1.0 - self.momentum,
         )

@@ -20,6 +20,20 @@ class FusedUpdates(LearningRateFactors):
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return grads_and_vars
 
+    _shared = None
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        # One node for all variables where Keras has one for each of a thousand.
+        learning_rate = tf.convert_to_tensor(learning_rate, "float32")
+        self._shared = self._shared_tensors()
+        try:
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+        finally:
+            self._shared = None
+
+    def _constants(self, *names):
+        return {name: tf.constant(getattr(self, name), "float32") for name in names}
+
     def _decays(self, variable):
         table = "relative_position_bias_table" in variable.name
         return self.decay_rate and variable.shape.rank > 1 and not table
@@ -46,9 +60,10 @@ class SGD(FusedUpdates, keras.optimizers.SGD):
 
     def update_step(self, gradient, variable, learning_rate):
         """Updates one `tf.Variable`."""
+        shared = self._shared or self._shared_tensors()
         learning_rate = self._scaled(learning_rate, variable)
         if self._decays(variable):
-            gradient = gradient + self.decay_rate * variable
+            gradient = gradient + shared["decay_rate"] * variable
         if not self.momentum:
             tf.raw_ops.ResourceApplyGradientDescent(
                 var=variable.handle, alpha=learning_rate, delta=gradient
@@ -59,9 +74,12 @@ class SGD(FusedUpdates, keras.optimizers.SGD):
             accum=self.momentums[self._get_variable_index(variable)].value.handle,
             lr=learning_rate,
             grad=gradient,
-            momentum=self.momentum,
+            momentum=shared["momentum"],
             use_nesterov=self.nesterov,
         )
+
+    def _shared_tensors(self):
+        return self._constants("momentum", "decay_rate")
 
     def get_config(self):
         """The constructor's arguments."""
@@ -95,23 +113,31 @@ class AdamW(FusedUpdates, keras.optimizers.Adam):
 
     def update_step(self, gradient, variable, learning_rate):
         """Updates one `tf.Variable`."""
+        shared = self._shared or self._shared_tensors()
         learning_rate = self._scaled(learning_rate, variable)
         if self._decays(variable):
-            variable.assign_sub(learning_rate * self.decay_rate * variable)
+            variable.assign_sub(learning_rate * shared["decay_rate"] * variable)
         index = self._get_variable_index(variable)
-        step = tf.cast(self.iterations.value + 1, "float32")
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].value.handle,
             v=self._velocities[index].value.handle,
-            beta1_power=self.beta_1**step,
-            beta2_power=self.beta_2**step,
+            beta1_power=shared["beta_1_power"],
+            beta2_power=shared["beta_2_power"],
             lr=learning_rate,
-            beta1=self.beta_1,
-            beta2=self.beta_2,
-            epsilon=self.epsilon,
+            beta1=shared["beta_1"],
+            beta2=shared["beta_2"],
+            epsilon=shared["epsilon"],
             grad=gradient,
         )
+
+    def _shared_tensors(self):
+        step = tf.cast(self.iterations.value + 1, "float32")
+        return {
+            "beta_1_power": self.beta_1**step,
+            "beta_2_power": self.beta_2**step,
+            **self._constants("beta_1", "beta_2", "epsilon", "decay_rate"),
+        }
 
     def get_config(self):
         """The constructor's arguments."""
