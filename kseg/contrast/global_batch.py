@@ -63,8 +63,8 @@ def mean_info_nce(
     """Averages `info_nce` over the anchors that have a positive.
 
     Args:
-        anchors, anchor_labels, keys, key_labels: as in `info_nce`; with `cross_replica` the same on
-            every replica.
+        anchors, anchor_labels, keys, key_labels: as in `info_nce`, fastest if sorted by class with
+            empty rows last; with `cross_replica` the same on every replica.
         exclude_self: bool, whether the keys are the anchors.
         cross_replica: bool. If True, each of R replicas processes every R-th anchor, which balances
             the work although unused rows come last. If False, each processes all of its own
@@ -87,6 +87,7 @@ def mean_info_nce(
         exclude_self=exclude_self,
         self_positions=positions if exclude_self else None,
         reduction="sum",
+        rows_sorted=True,
         **options,
     )
     return global_ratio(total, number, cross_replica=cross_replica)

@@ -27,6 +27,7 @@ def info_nce(
     detach_keys=False,
     reduction="none",
     block_size=None,
+    rows_sorted=False,
 ):
     """Pulls each anchor toward the keys of its class, away from the other keys.
 
@@ -37,8 +38,8 @@ def info_nce(
     Exact, computed in tiles of at most `block_size` rows and columns: neither the forward nor the
     backward pass holds the whole similarity matrix, so memory grows with the anchors and the keys,
     not with their product. Tiles without a valid pair are skipped, and tiles without a positive
-    pair need less computation. Rows sorted by class with empty ones last, as the samplers return
-    them, are therefore fastest; the result does not depend on the order.
+    pair need less computation. Rows are therefore sorted by class first, with empty ones last; the
+    result does not depend on the order.
 
     Sources: Hu et al., ICCV 2021, Eq. 4; Pissas et al., ECCV 2022, Eq. 1-2; Sung et al.,
     CVPR 2024, supplement Eq. 4-5. Khosla et al. 2020 differ: their denominator contains all
@@ -67,6 +68,9 @@ def info_nce(
             (rows, columns): few rows suit anchors that are mostly empty; or None: 1,024 on a CPU,
             and tiles as large as memory allows on an accelerator, see
             `kseg.contrast.tiles.tile_sizes`.
+        rows_sorted: bool. If True, the rows are taken as they are; for rows that are sorted by
+            class already, with empty ones last, as the samplers return them. Keys read from an
+            object with `rows` are always taken as they are.
 
     Returns:
         `(loss, valid)`, float32 `(num_anchors,)` each, or both summed. `loss` is in nats and 0
@@ -96,6 +100,16 @@ def info_nce(
         self_positions = ops.arange(num_anchors)
     if detach_keys and not hasattr(keys, "rows"):
         keys = ops.stop_gradient(keys)
+    if not rows_sorted:
+        anchor_order = _Order(anchor_labels)
+        key_order = None if hasattr(keys, "rows") else _Order(key_labels)
+        anchors, anchor_labels = anchor_order.sort(anchors), anchor_order.sort(anchor_labels)
+        if exclude_self:
+            self_positions = anchor_order.sort(self_positions)
+        if key_order is not None:
+            keys, key_labels = key_order.sort(keys), key_order.sort(key_labels)
+            if exclude_self:
+                self_positions = ops.take(key_order.inverse, self_positions)
 
     # Similarities are at most 1 / temperature. If exp of that is well within float32, no maximum
     # needs to be subtracted first, which saves passes over the tiles.
@@ -170,11 +184,53 @@ def info_nce(
     else:
         loss, count = to_both(anchors, ops.cast(keys, "float32"))
     valid = ops.cast(count > 0, "float32")
+    if not rows_sorted and reduction == "none":
+        loss, valid = anchor_order.unsort(loss), anchor_order.unsort(valid)
     return (loss, valid) if reduction == "none" else (ops.sum(loss), ops.sum(valid))
 
 
 def _pair(block_size):
     return (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
+
+
+class _Order:
+    """The order of rows by class, empty ones last.
+
+    Args:
+        labels: int32 tensor `(rows,)`.
+
+    Attributes:
+        inverse: int32 tensor `(rows,)`, the index of each row among the sorted ones.
+    """
+
+    def __init__(self, labels):
+        last = np.iinfo("int32").max
+        order = ops.argsort(ops.where(labels >= 0, labels, last))
+        self._order = ops.cast(order, "int32")
+        self.inverse = ops.cast(ops.argsort(self._order), "int32")
+
+    def sort(self, x):
+        """Sorts a tensor with one row per label."""
+        return _permuted(x, self._order, self.inverse)
+
+    def unsort(self, x):
+        """Restores the order of a sorted tensor."""
+        return _permuted(x, self.inverse, self._order)
+
+
+def _permuted(x, order, inverse):
+    """Reorders rows; the gradient is a gather, too, where that of `take` would be a scatter."""
+
+    @ops.custom_gradient
+    def permute(x):
+        def gradient(*arguments, upstream=None):
+            return ops.take(upstream_of(arguments, upstream), inverse, axis=0)
+
+        return ops.take(x, order, axis=0), gradient
+
+    if "int" in str(x.dtype):
+        return ops.take(x, order, axis=0)
+    return permute(ops.convert_to_tensor(x))
 
 
 class _Tiles:

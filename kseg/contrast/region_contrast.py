@@ -130,6 +130,7 @@ class RegionContrast(Objective):
             keys,
             key_labels,
             temperature=self.temperature,
+            rows_sorted=True,
             block_size=tile_sizes(centers.shape[0], *keys.shape, on_cpu=_TILES_ON_CPU),
             **arguments,
         )
