@@ -61,13 +61,15 @@ def test_every_module_is_imported():
 
 def test_info_nce(toy):
     lines = toy("info_nce", "--keys", 64, 96)  # What is given is not the toy's.
-    assert [line[:24].strip() for line in lines[2:]] == ["64 x 64 x 8"] * 5 + ["64 x 96 x 8"] * 5
-    assert [line[26:52].strip() for line in lines[2:7]] == [
+    assert [line[:24].strip() for line in lines[2:]] == ["64 x 64 x 8"] * 7 + ["64 x 96 x 8"] * 7
+    assert [line[26:52].strip() for line in lines[2:9]] == [
         "plain formula",
+        "three products alone",
         "sum, sorted rows",
         "sum, random rows",
         "sum, keys detached",
         "each anchor's",
+        "each anchor's, random rows",
     ]
     for line in lines[2:]:
         seconds, _, ratio = map(float, line[52:].split())
