@@ -72,9 +72,11 @@ def test_info_nce(toy):
         "each anchor's, random rows",
     ]
     for line in lines[2:]:
-        seconds, _, ratio = map(float, line[52:].split())
-        assert seconds >= 0 and ratio >= 0
-    assert lines[2].endswith(" 1.00")
+        seconds, _, to_plain, to_products = line[52:].split()
+        assert float(seconds) >= 0 and float(to_plain) >= 0
+        # The plain formula is measured before the products.
+        assert (to_products == "-") == ("plain formula" in line)
+    assert lines[2].split()[-2] == lines[3].split()[-1] == "1.00"
 
 
 def test_server(toy):
