@@ -1,12 +1,13 @@
 """Networks and losses run under every Keras backend: none of them may import TensorFlow."""
 
 import ast
-import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from tests import jax_process
 
 ROOT = pathlib.Path(__file__).parents[1]
 PORTABLE = ["backbones", "contrast", "heads", "layers", "losses", "segmenters"]
@@ -94,8 +95,11 @@ for depthwise in ("grouped", "shifted"):
 # Keras' NumPy backend computes its convolutions with JAX.
 @pytest.mark.parametrize("backend", ["numpy", "jax"])
 def test_builds_and_runs_without_tensorflow(backend):
-    environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
-        [sys.executable, "-c", RUN], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", RUN],
+        cwd=ROOT,
+        env=jax_process.environment(backend),
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr

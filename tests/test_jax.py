@@ -1,6 +1,5 @@
 """Objectives and losses on JAX: values and compiled gradients are those on TensorFlow."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -8,18 +7,17 @@ import sys
 import numpy as np
 import pytest
 
-from tests import on_backend
+from tests import jax_process, on_backend
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def run(arguments, **environment):
-    """Python with JAX on the CPU, without the optimisations that only cost time here."""
-    quick = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    """Python with JAX on the CPU."""
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, "KERAS_BACKEND": "jax", **quick, **environment},
+        env=jax_process.environment(**environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

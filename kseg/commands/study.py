@@ -167,26 +167,30 @@ def _train(experiment, run_folder):
     files.write_text(config, experiment.to_json())
     log = run_folder / "stderr.txt"
     command = [sys.executable, "-m", "kseg.commands.study_run", str(config), str(run_folder)]
-    with open(log, "w", encoding="utf-8") as errors:
-        # In a new session, so that Ctrl-C reaches the process only once, through this one.
-        process = subprocess.Popen(command, stderr=errors, start_new_session=True)
-        before, signals = {}, []
+    process, before, signals = None, {}, []
 
-        def forward(number, frame):
-            signals.append(number)
+    def forward(number, frame):
+        signals.append(number)
+        if process is not None:
             process.send_signal(signal.SIGTERM)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, forward)
-        try:
-            code = process.wait()
-        except BaseException:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, forward)
+    try:
+        with open(log, "w", encoding="utf-8") as errors:
+            # In a new session, so that Ctrl-C reaches the process only once, through this one.
+            process = subprocess.Popen(command, stderr=errors, start_new_session=True)
+        if signals:  # Came while the process was being started.
+            process.send_signal(signal.SIGTERM)
+        code = process.wait()
+    except BaseException:
+        if process is not None:
             process.terminate()
             process.wait()
-            raise
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
     error = lines[-1].removeprefix("error: ") if lines else f"it ended with exit code {code}"
     if code < 0:

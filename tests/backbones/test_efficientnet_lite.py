@@ -1,4 +1,3 @@
-import os
 import pathlib
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import pytest
 
 from kseg import layers
 from kseg.backbones import build_backbone, build_efficientnet_lite
+from tests import jax_process
 
 TINY = {
     "channels": (4, 6, 8, 10, 12, 14, 16),
@@ -109,16 +109,10 @@ for depthwise in ("grouped", "shifted"):
 def test_jax_gives_the_same_features(tmp_path):
     backbone = randomise(build_efficientnet_lite(**TINY, output_stride=16))
     backbone.save_weights(tmp_path / "b.weights.h5")
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": "jax",
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # Compiles faster.
-    }
     result = subprocess.run(
         [sys.executable, "-c", ON_JAX, tmp_path / "b.weights.h5", f"{tmp_path}/"],
         cwd=pathlib.Path(__file__).parents[2],
-        env=environment,
+        env=jax_process.environment(),
         capture_output=True,
         text=True,
     )

@@ -10,13 +10,18 @@ import time
 
 import pytest
 
+from tests import jax_process
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "benchmarks" / "gpu.py"
 
 
 def run(*arguments, timeout=300):
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    environment = jax_process.environment(None)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 def results(path, case):

@@ -14,6 +14,7 @@ import tensorflow as tf
 from kseg.evaluation.image_counts import iou_of, mean_over_classes
 from kseg.studies import results
 from pipelines import augment
+from tests import jax_process
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "scripts" / "benchmarks"
@@ -27,10 +28,8 @@ def test_toy(tmp_path):
     output = tmp_path / "out"
     command = [sys.executable, str(BENCHMARKS / "gpu_study.py"), "--toy", "--output", str(output)]
     command += ["--arms", "region_contrast", "--save-weights", "region_contrast"]
-    environment = {**os.environ, "PYTHONPATH": f"{forbidden}{os.pathsep}{ROOT}"}
-    environment["JAX_PLATFORMS"] = "cpu"
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # Compiles twice as fast.
-    environment.pop("KERAS_BACKEND", None)  # As a user's shell has it.
+    path = f"{forbidden}{os.pathsep}{ROOT}"
+    environment = jax_process.environment(None, PYTHONPATH=path)  # As a user's shell has it.
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "depthwise, seconds a step" in result.stdout

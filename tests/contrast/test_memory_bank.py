@@ -1,4 +1,3 @@
-import os
 import pathlib
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import tensorflow as tf
 
 from kseg.contrast.info_nce import info_nce
 from kseg.contrast.memory_bank import MemoryBank
+from tests import jax_process
 
 
 class Rings:
@@ -252,7 +252,7 @@ assert "tensorflow" not in sys.modules
 def test_on_jax():
     """Variables are written and read in part inside `jax.jit`, under a stateless scope."""
     root = pathlib.Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    environment = jax_process.environment()
     result = subprocess.run(
         [sys.executable, "-c", ON_JAX], cwd=root, env=environment, capture_output=True, text=True
     )

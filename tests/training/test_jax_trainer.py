@@ -1,6 +1,5 @@
 """The training step on JAX beside that on TensorFlow, from the same config and weights."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import tensorflow as tf
 
 from kseg.training.build import build_optimizer
 from kseg.training.trainer import SegmentationTrainer, build_step
+from tests import jax_process
 from tests.training import jax_steps
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -21,7 +21,6 @@ sys.modules["tensorflow"] = None  # Every import of it fails.
 from tests.training.jax_steps import run_on_jax
 run_on_jax(*sys.argv[1:])
 """
-FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # Of the largest value of a variable, at least 0.1: beta starts at 0 and is small after four steps.
 # bfloat16 rounds each operation by up to 2^-9.
 TOLERANCE = {"sgd": 1e-4, "adamw": 1e-4, "mixed_bfloat16": 0.1}
@@ -52,10 +51,10 @@ def test_equals_tensorflow(case, tmp_path, monkeypatch):
         monkeypatch.setattr(keras.random, name, getattr(keras.random, name))
     initial, result = tmp_path / "initial.npz", tmp_path / "result.npz"
     logs, before, expected = train_on_tensorflow(case, initial)
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = FAST_COMPILATION
     command = [sys.executable, "-c", ON_JAX, case, str(initial), str(result)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=jax_process.environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     with np.load(result) as found:
         for name in logs[0]:

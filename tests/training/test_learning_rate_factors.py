@@ -1,4 +1,3 @@
-import os
 import pathlib
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from kseg.training.learning_rate_factors import (
     parts_of,
 )
 from kseg.training.optimizers import SGD, AdamW
+from tests import jax_process
 from tests.training.tiny import build_tiny_backbone
 
 PATHS = {
@@ -230,7 +230,7 @@ assert "tensorflow" not in sys.modules
 
 
 def test_on_jax_without_tensorflow():
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    environment = jax_process.environment()
     result = subprocess.run(
         [sys.executable, "-c", ON_JAX],
         cwd=pathlib.Path(__file__).parents[2],
