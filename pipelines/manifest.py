@@ -254,7 +254,7 @@ def _prepared_beside(folder):
         folder: path without prepared data.
 
     Returns:
-        str, path; None if there is none.
+        str, path, or None.
     """
     parent, name = os.path.split(str(folder).rstrip("/"))
     if not paths.is_local(folder) or not os.path.isdir(parent or "."):

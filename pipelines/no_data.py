@@ -25,7 +25,7 @@ def fill(values, empty, pixel_format=None):
         values: array `(height, width, channels)`.
         empty: bool `(height, width)`, or None: all have data.
         pixel_format: `kseg.pixel_format.PixelFormat` that knows the means; None: those of the
-            pixels with data in `values`, or 0 if there is none.
+            pixels with data in `values`, or 0 if no pixel has data.
     """
     if empty is None or not empty.any():
         return

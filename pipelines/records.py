@@ -563,7 +563,7 @@ def _write_records(path, job, work):
                 work.meter.advance()
                 continue
             except DataError as error:
-                work.report(str(error), example)  # Go on, to report the problems of all examples.
+                work.report(str(error), example)  # Continue, to report the problems of all.
                 failed = True
                 continue
             writer.write(record)

@@ -66,8 +66,8 @@ class TileExample:
     @property
     def fingerprint(self):
         """Names, sizes and modification times of both files, the reader and the part."""
-        return [*map(fingerprint, (self.image, self.label)), repr(self.parent.decode),
-                [*self.window, *self.owned]]  # fmt: skip
+        files = [fingerprint(self.image), fingerprint(self.label)]
+        return [*files, repr(self.parent.decode), [*self.window, *self.owned]]
 
     def value_type(self, channels):
         """The type of the values of the image file, as str.
@@ -404,7 +404,7 @@ def describe(splits, left_out):
 
 
 def _tile_of(example):
-    """The tile behind an example with translated labels; None if it is none."""
+    """Returns the tile behind an example, also one with translated labels; None for others."""
     while isinstance(example, RelabeledExample):
         example = example.example
     return example if isinstance(example, TileExample) else None

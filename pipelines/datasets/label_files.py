@@ -32,7 +32,7 @@ class PictureReader:
 
     def read(self, mask):
         """Reads a `pipelines.datasets.mask_files.Mask`; returns and raises as `__call__`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} reads no masks")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -148,7 +148,7 @@ def test_usage(arguments, capsys):
 
 
 def test_tiles(tmp_path, capsys):
-    """Of a raster in strips; what is not used together is refused before anything is read."""
+    """Cuts a raster in strips; options that exclude each other are refused before any reading."""
     place = {"driver": "GTiff", "height": 40, "width": 50, "dtype": "uint8"}
     for kind, count in (("images", 3), ("labels", 1)):
         (tmp_path / kind).mkdir()

@@ -49,7 +49,7 @@ def make(root, names=("train/a", "val/b"), *, channels=3, dtype="uint8", image=N
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """Of the report, which has tests of its own."""
+    """Stands for the drawing of the report, which has its own tests."""
     monkeypatch.setattr(data_report, "draw_samples", lambda *_, **__: np.zeros((1, 1, 3), "uint8"))
 
 
