@@ -18,6 +18,7 @@ _LONG = 15.0  # Seconds, after which it is examined again and the wait is report
 _PATIENCE = 5.0  # Seconds that the main thread gets to react to a signal.
 _POLL = 0.5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_MANY = 64  # Bytes read from the pipe of the signals, one each.
 _lock = threading.Lock()
 _waits = {}  # Thread -> when its current wait began.
 
@@ -27,7 +28,7 @@ class _Watch:
     ends_process = False
     thread = None
     pipe = None
-    signals = ()  # When signals came.
+    signals = ()  # (time, number) of those that came.
 
 
 def set_source(diagnose, explain):
@@ -90,25 +91,33 @@ def each_batch(dataset):
         yield batch
 
 
-def watch_signals():
-    """Ends the process some seconds after SIGINT or SIGTERM while it waits for data.
+@contextlib.contextmanager
+def signals_watched():
+    """Within the block, ends the process some seconds after a signal that it cannot react to.
 
-    It does the same after a second signal, whatever the main thread does. Handlers of these
-    signals stay as they are, and run if they can. Outside the main thread nothing happens.
+    That is after SIGINT or SIGTERM while it waits for data, and after a second SIGINT whatever the
+    main thread does. (A second SIGTERM asks for nothing new: `timeout` of the coreutils sends two.)
+    Handlers of these signals stay as they are, and run if they can. Nothing happens in an inner
+    block or outside the main thread; after the outer block, its signals are forgotten.
     """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, writer)
+        stack.callback(os.close, reader)
+        if _Watch.pipe is None and threading.current_thread() is threading.main_thread():
+            before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+            stack.callback(signal.set_wakeup_fd, before)
+            with _lock:
+                _Watch.pipe = reader
+            stack.callback(_forget_signals)
+            _start()
+        yield
+
+
+def _forget_signals():
     with _lock:
-        if _Watch.pipe is not None:
-            return
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        try:
-            signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        except ValueError:
-            os.close(reader)
-            os.close(writer)
-            return
-        _Watch.pipe = reader
-    _start()
+        _Watch.pipe, _Watch.signals = None, ()
 
 
 def _start():
@@ -122,12 +131,14 @@ def _watch():
     looks = []  # When the current wait is examined, in seconds.
     looked_at = None
     while True:
+        time.sleep(_POLL)
         _read_signals()
         now, signals = time.monotonic(), _Watch.signals
         since = min(list(_waits.values()), default=None)
-        if signals and since is not None and now - max(since, signals[0]) > _PATIENCE:
+        if signals and since is not None and now - max(since, signals[0][0]) > _PATIENCE:
             _end("interrupted while waiting for data; what was saved before is kept", 130)
-        if len(signals) > 1 and now - signals[1] > _PATIENCE:
+        again = next((when for when, number in signals[1:] if number == signal.SIGINT), now)
+        if now - again > _PATIENCE:
             _end("interrupted; what was saved before is kept", 130)
         if since != looked_at:
             looked_at, looks = since, [_FIRST_LOOK, _LONG]
@@ -138,12 +149,10 @@ def _watch():
 
 
 def _read_signals():
-    if _Watch.pipe is None:
-        time.sleep(_POLL)
-    elif select.select([_Watch.pipe], [], [], _POLL)[0]:
-        now = time.monotonic()
-        received = [number for number in os.read(_Watch.pipe, 64) if number in _SIGNALS]
-        _Watch.signals = (*_Watch.signals, *[now] * len(received))
+    with _lock:  # The pipe is closed by the main thread.
+        if _Watch.pipe is not None and select.select([_Watch.pipe], [], [], 0)[0]:
+            numbers = [n for n in os.read(_Watch.pipe, _MANY) if n in _SIGNALS]
+            _Watch.signals = (*_Watch.signals, *[(time.monotonic(), n) for n in numbers])
 
 
 def _look(since, long):

@@ -47,7 +47,7 @@ IMAGES = 10
 def user(tmp_path, monkeypatch):
     """A user's folder: the repository's configs, data as the guide draws them, and photos."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    (name,) = re.findall(r"^Write `(.*\.json)`:$", GUIDE, flags=re.MULTILINE)
+    (name,) = re.findall(r"save it as `(.*\.json)`$", GUIDE, flags=re.MULTILINE)
     (tmp_path / name).write_text(blocks(GUIDE, "json")[0])
     monkeypatch.setitem(backbones.BACKBONES, "hrnet_w18_small", smallest)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # prepare_data.py changes it.

@@ -21,7 +21,8 @@ from pipelines import loader
 
 waiting._FIRST_LOOK = float(sys.argv[2])
 waiting._PATIENCE = 0.5
-waiting.watch_signals()
+watch = waiting.signals_watched()
+watch.__enter__()
 waiting.end_process_if_lost()
 if sys.argv[3] == "handled":  # As the training loop does it.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
@@ -67,6 +68,35 @@ def test_a_signal_ends_a_wait_for_data(tmp_path, number, handled):
         130,
         "interrupted while waiting for data; what was saved before is kept",
     )
+
+
+BUSY = """
+import signal, sys, time
+from kseg import waiting
+
+waiting._PATIENCE = 0.5
+with waiting.signals_watched():
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: None)
+    for name in sys.argv[1:]:
+        signal.raise_signal(getattr(signal, name))
+    time.sleep(2.5)
+with waiting.watched():
+    time.sleep(2.5)
+print("finished")
+"""
+
+
+@pytest.mark.parametrize("second, ends", [("SIGTERM", False), ("SIGINT", True)])
+def test_a_second_sigint_ends_a_busy_process(second, ends):
+    """Of a process that has reacted to its signals nothing is ended, later waits included."""
+    command = [sys.executable, "-c", BUSY, "SIGTERM", second]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if ends:
+        assert (result.returncode, result.stdout) == (130, "")
+        assert result.stderr == "\ninterrupted; what was saved before is kept\n"
+    else:
+        assert (result.returncode, result.stdout, result.stderr) == (0, "finished\n", "")
 
 
 def test_the_cause_of_a_wait_is_named(tmp_path):

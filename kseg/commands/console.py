@@ -148,11 +148,12 @@ def run(main):
     from kseg.errors import Interrupted, UserError, name_options
 
     name_options(flag)
-    waiting.watch_signals()
     waiting.end_process_if_lost()
     try:
-        check_pipelines()
-        sys.exit(main())
+        with waiting.signals_watched():
+            check_pipelines()
+            code = main()
+        sys.exit(code)
     except UserError as error:
         _stop(error)
     except Interrupted as stop:

@@ -193,7 +193,7 @@ def run_server(app, listening):
         listening: result of `bind`.
 
     Returns:
-        int, exit code: 0, or 130 if a second signal cut requests off.
+        int, exit code: 0, or 130 if a later SIGINT cut requests off.
     """
     import uvicorn
 
@@ -218,8 +218,9 @@ def run_server(app, listening):
                     signal.signal(number, handler)
 
         def _stop(self, number, frame):
-            self.force_exit = self.should_exit
-            # Of the tasks that a second signal cancels there is nothing to tell.
+            # `timeout` of the coreutils sends SIGTERM twice.
+            self.force_exit = self.should_exit and number == signal.SIGINT
+            # Of the tasks that this cancels there is nothing to tell.
             logging.getLogger("uvicorn.error").disabled = self.force_exit
             self.should_exit = True
 

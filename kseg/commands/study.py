@@ -156,7 +156,7 @@ def _train(experiment, run_folder):
     """Trains and scores a run in a separate process.
 
     SIGINT and SIGTERM are forwarded; the process then saves its state, or ends at once if it was
-    scoring the trained network, and exits.
+    scoring the trained network, and exits. A second SIGINT ends it at once.
 
     Returns:
         `(code, error, stopped)`: the exit code, the last line of stderr, and whether a signal was
@@ -172,7 +172,7 @@ def _train(experiment, run_folder):
     def forward(number, frame):
         signals.append(number)
         if process is not None:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM if len(signals) == 1 else number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, forward)

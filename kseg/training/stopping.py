@@ -24,11 +24,12 @@ class Stopping:
     def __init__(self, strategy, cluster):
         self._received = False
         self._before = {}
+        self._watched = contextlib.ExitStack()
         self._strategy = strategy
         self._cluster = cluster
 
     def __enter__(self):
-        waiting.watch_signals()
+        self._watched.enter_context(waiting.signals_watched())
         for number in (signal.SIGINT, signal.SIGTERM):
             # Outside the main thread (ValueError) signals are left to the caller.
             with contextlib.suppress(ValueError):
@@ -38,6 +39,7 @@ class Stopping:
     def __exit__(self, *exception):
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._watched.close()
 
     def is_due(self, step):
         """Returns True if the training stops after a step; all workers of a cluster must call it.
@@ -60,6 +62,8 @@ class Stopping:
 
     def _receive(self, number, frame):
         if self._received:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self._received = True
         print("\nstopping after this step", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@ import signal
 
 import pytest
 
+from kseg import waiting
 from kseg.errors import Interrupted
 from kseg.training.stopping import Stopping
 
@@ -17,3 +18,28 @@ def test_a_signal_stops_after_the_step(capsys):
             stopping.stop(2)
     assert signal.getsignal(signal.SIGTERM) == before
     assert "stopping after this step" in capsys.readouterr().err
+
+
+def test_a_second_sigterm_asks_for_nothing_new():
+    """`timeout` of the coreutils sends two; a second SIGINT interrupts."""
+    with Stopping(strategy=None, cluster=None) as stopping:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping.is_due(1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_signals_of_a_finished_training_are_forgotten():
+    """A process that goes on, such as a notebook, is not ended by them later."""
+    wakeup = signal.set_wakeup_fd(-1)
+    assert wakeup == -1
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+        with Stopping(strategy=None, cluster=None) as stopping:
+            os.kill(os.getpid(), number)
+            assert stopping.is_due(1)
+            with waiting.signals_watched():  # An inner block changes nothing.
+                pass
+            assert waiting._Watch.pipe is not None
+        assert waiting._Watch.pipe is None and not waiting._Watch.signals
+        assert signal.set_wakeup_fd(-1) == -1
