@@ -18,7 +18,7 @@ from kseg.training.build import default_losses
 from kseg.training.compiled_terms import terms_of_compile
 from kseg.training.distribution import make_reproducible
 from kseg.training.gradients import with_gradients
-from kseg.training.graph_passes import CompiledStep
+from kseg.training.graph_passes import FewPasses
 from kseg.training.projecting import ObjectiveOutputs
 from kseg.training.term_means import TermMeans
 from kseg.training.trainer_data import TrainerData
@@ -491,8 +491,6 @@ def build_step(trainer, strategy, *, jit_compile=False):
     make_reproducible()
     train_step = trainer.take_step
     several = strategy.num_replicas_in_sync > 1
-    if not (jit_compile or several or tf.config.list_logical_devices("GPU")):
-        return CompiledStep(train_step)
     if jit_compile:
         train_step = tf.function(train_step, jit_compile=True, autograph=False)
 
@@ -503,4 +501,4 @@ def build_step(trainer, strategy, *, jit_compile=False):
         logs = strategy.run(train_step, args=(batch,))
         return {name: strategy.experimental_local_results(v)[0] for name, v in logs.items()}
 
-    return step
+    return step if tf.config.list_logical_devices("GPU") else FewPasses(step)

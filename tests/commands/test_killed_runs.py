@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import subprocess
 import sys
 import time
@@ -120,7 +121,8 @@ def test_two_processes_and_a_killed_one_give_the_same_bits(folder, request, part
     killed.communicate()
     resumed = start(folder, name, two)
     finish(whole)
-    assert "resuming from step 1 of 2" in finish(resumed)
+    # On a busy machine the process may have taken its second step before it was killed.
+    assert re.search("resuming from step [12] of 2", finish(resumed))
     assert_same(folder, one, two)
 
 
