@@ -13,6 +13,8 @@ from kseg.contrast.tiles import held_similarities, tile_sizes
 _TINY = 1e-30
 # The largest 1 / temperature for which exp of a similarity needs no shift: e^32 = 8e13.
 _DIRECT = 32.0
+# Up to this number of similarities (16 MiB) one tile is fastest on a CPU, too.
+_ONE_TILE = 2**22
 
 
 def info_nce(
@@ -39,7 +41,7 @@ def info_nce(
     backward pass holds the whole similarity matrix, so memory grows with the anchors and the keys,
     not with their product. Tiles without a valid pair are skipped, and tiles without a positive
     pair need less computation. Rows are therefore sorted by class first, with empty ones last; the
-    result does not depend on the order.
+    result does not depend on the order. What fits into one tile is neither sorted nor looped over.
 
     Sources: Hu et al., ICCV 2021, Eq. 4; Pissas et al., ECCV 2022, Eq. 1-2; Sung et al.,
     CVPR 2024, supplement Eq. 4-5. Khosla et al. 2020 differ: their denominator contains all
@@ -65,9 +67,9 @@ def info_nce(
             this, the similarities of one block of anchors with all keys are held, which takes as
             much memory as the keys, or 64 MiB (256 MiB on an accelerator) if that is more.
         block_size: int, the largest number of rows and columns of a tile; or a pair of ints,
-            (rows, columns): few rows suit anchors that are mostly empty; or None: 1,024 on a CPU,
-            and tiles as large as memory allows on an accelerator, see
-            `kseg.contrast.tiles.tile_sizes`.
+            (rows, columns): few rows suit anchors that are mostly empty; or None: on a CPU one tile
+            of up to 2^22 similarities, else 1,024; on an accelerator tiles as large as memory
+            allows, see `kseg.contrast.tiles.tile_sizes`.
         rows_sorted: bool. If True, the rows are taken as they are; for rows that are sorted by
             class already, with empty ones last, as the samplers return them. Keys read from an
             object with `rows` are always taken as they are.
@@ -93,13 +95,28 @@ def info_nce(
             f"shapes {tuple(anchors.shape)} and {tuple(keys.shape)}. Pad with label -1"
         )
     if block_size is None:
-        block_size = tile_sizes(num_anchors, num_keys, keys.shape[1], on_cpu=1024)
+        whole = num_anchors * num_keys <= _ONE_TILE
+        on_cpu = (num_anchors, num_keys) if whole else 1024
+        block_size = tile_sizes(num_anchors, num_keys, keys.shape[1], on_cpu=on_cpu)
     block_sizes = _pair(block_size)
     anchor_labels, key_labels = (ops.cast(x, "int32") for x in (anchor_labels, key_labels))
     if exclude_self and self_positions is None:
         self_positions = ops.arange(num_anchors)
     if detach_keys and not hasattr(keys, "rows"):
         keys = ops.stop_gradient(keys)
+    # Similarities are at most 1 / temperature. If exp of that is well within float32, no maximum
+    # needs to be subtracted first, which saves passes over the tiles.
+    direct = 1.0 / temperature <= _DIRECT
+    if block_sizes[0] >= num_anchors and block_sizes[1] >= num_keys:
+        rows = keys.rows(0, num_keys) if hasattr(keys, "rows") else keys
+        loss, valid = _in_one_tile(
+            ops.cast(anchors, "float32"),
+            ops.cast(rows, "float32"),
+            *_pairs(anchor_labels, key_labels, self_positions if exclude_self else None),
+            temperature=temperature,
+            direct=direct,
+        )
+        return (loss, valid) if reduction == "none" else (ops.sum(loss), ops.sum(valid))
     if not rows_sorted:
         anchor_order = _Order(anchor_labels)
         key_order = None if hasattr(keys, "rows") else _Order(key_labels)
@@ -111,9 +128,6 @@ def info_nce(
             if exclude_self:
                 self_positions = ops.take(key_order.inverse, self_positions)
 
-    # Similarities are at most 1 / temperature. If exp of that is well within float32, no maximum
-    # needs to be subtracted first, which saves passes over the tiles.
-    direct = 1.0 / temperature <= _DIRECT
     at_once = reduction == "sum" and direct
     if at_once:
         # Limits the similarities held to this number, or to the size of the keys.
@@ -231,6 +245,69 @@ def _permuted(x, order, inverse):
     if "int" in str(x.dtype):
         return ops.take(x, order, axis=0)
     return permute(ops.convert_to_tensor(x))
+
+
+def _pairs(anchor_labels, key_labels, self_positions):
+    """Returns the bool masks of the positive and the negative pairs, `(num_anchors, num_keys)`."""
+    rows, columns = anchor_labels[:, None], key_labels[None, :]
+    positives = ops.logical_and(rows == columns, rows >= 0)
+    if self_positions is not None:
+        indices = ops.arange(key_labels.shape[0], dtype="int32")
+        own = ops.cast(self_positions, "int32")[:, None] == indices[None, :]
+        positives = ops.logical_and(positives, ops.logical_not(own))
+    return positives, ops.logical_and(rows != columns, columns >= 0)
+
+
+def _in_one_tile(anchors, keys, positives, negatives, *, temperature, direct):
+    """Computes the loss of few anchors and keys, without loops.
+
+    The gradient with respect to the similarities is computed in the forward pass and kept.
+
+    Args:
+        anchors: float32 tensor `(num_anchors, dim)`.
+        keys: float32 tensor `(num_keys, dim)`.
+        positives, negatives: bool tensors `(num_anchors, num_keys)`.
+        temperature: float.
+        direct: bool, whether exp of a similarity needs no shift.
+
+    Returns:
+        `(loss, valid)`, float32 `(num_anchors,)` each.
+    """
+
+    @ops.custom_gradient
+    def compute(anchors, keys):
+        s = _similarities(anchors / temperature, keys)
+        if direct:
+            terms = ops.exp(s)
+            pushes = ops.where(negatives, terms, 0.0)
+            total = ops.sum(pushes, axis=1, keepdims=True)
+            pulls = ops.where(positives, total / (total + terms), 0.0)
+            losses = ops.log1p(total / terms)
+            total = ops.maximum(total, _TINY)
+        else:
+            s_negative = ops.where(negatives, s, NO_NEGATIVE)
+            peak = ops.max(s_negative, axis=1, keepdims=True)
+            pushes = ops.where(negatives, ops.exp(s_negative - peak), 0.0)
+            neg, total = log_of_total(peak, ops.sum(pushes, axis=1, keepdims=True))
+            pulls = ops.where(positives, ops.sigmoid(neg - s), 0.0)
+            losses = ops.softplus(neg - s)
+        count = ops.sum(ops.cast(positives, "float32"), axis=1, keepdims=True)
+        mean = 1.0 / ops.maximum(count, 1.0)
+        slope = ops.sum(pulls, axis=1, keepdims=True)
+        # dL/ds but for the mean, for a negative by the chain rule through the sum over all of them.
+        ds = pushes * (slope / total) - pulls
+
+        def gradient(*arguments, upstream=None):
+            upstream = ops.reshape(upstream_of(arguments, upstream), (-1, 1))
+            weight = upstream * mean / temperature
+            to_keys = ops.einsum("ij,id->jd", ds, anchors * weight)
+            return ops.matmul(ds, keys) * weight, to_keys
+
+        loss = ops.reshape(_masked_row_sum(losses, positives) * mean, (-1,))
+        return (loss, ops.reshape(count, (-1,))), gradient
+
+    loss, count = compute(anchors, keys)
+    return loss, ops.cast(count > 0, "float32")
 
 
 class _Tiles:

@@ -2,7 +2,7 @@
 
 The plain formula materialises the matrix of similarities; it and the three matrix products, which
 are all the arithmetic that cannot be saved, are left out where that matrix has more than 2^26
-entries. Seconds are those of all threads together, which other work on the machine disturbs least.
+entries. Times are those of all threads together, which other work on the machine disturbs least.
 Times are the shortest of several rounds, because other work on the machine only
 ever adds to them. Memory is what a call needs above its inputs.
 """
@@ -26,17 +26,19 @@ def main(argv=None):
     )
     parser.add_argument("--dim", type=_measuring.positive, default=256)
     parser.add_argument("--classes", type=_measuring.positive, default=19)
-    parser.add_argument("--block-size", type=_measuring.positive, default=1024)
+    parser.add_argument(
+        "--block-size", type=_measuring.positive, help="default: as `info_nce` chooses"
+    )
     parser.add_argument("--rounds", type=_measuring.positive, default=3)
     toy = {"anchors": 64, "keys": [96], "dim": 8, "classes": 3, "block_size": 32, "rounds": 1}
     return _measuring.main(parser, argv, compare=compare, measure=measure, toy=toy)
 
 
 def compare(arguments):
-    """Prints processor seconds, megabytes and the ratios to the plain formula and the products."""
+    """Prints processor time, megabytes, and ratios to the plain formula and the products."""
     print("forward and backward to anchors and keys; extra memory above the inputs")
     print(
-        f"{'anchors x keys x dim':>24}  {'':<26}{'seconds':>8}{'extra MB':>10}"
+        f"{'anchors x keys x dim':>24}  {'':<26}{'ms':>8}{'extra MB':>10}"
         f"{'to plain':>10}{'to products':>13}"
     )
     for keys in arguments.keys:
@@ -51,8 +53,9 @@ def compare(arguments):
                 f"{found['seconds'] / baseline:.2f}" if baseline else "-"
                 for baseline in baselines.values()
             )
+            milliseconds = 1e3 * found["seconds"]
             print(
-                f"{size:>24}  {variant:<26}{found['seconds']:>8.2f}{found['megabytes']:>10.0f}"
+                f"{size:>24}  {variant:<26}{milliseconds:>8.1f}{found['megabytes']:>10.0f}"
                 f"{plain:>10}{products:>13}",
                 flush=True,
             )

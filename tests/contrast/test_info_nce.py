@@ -63,9 +63,12 @@ def loss_and_gradients(anchors, anchor_labels, keys, key_labels, *, row_weights=
         ([1, 1, 1], 0.0),  # No positive: no loss.
     ],
 )
-def test_one_anchor_by_hand(key_labels, expected):
+@pytest.mark.parametrize("block_size", [None, 2])  # In one tile, and in several.
+def test_one_anchor_by_hand(key_labels, expected, block_size):
     keys, key_labels = np.eye(3, dtype="float32"), np.array(key_labels)
-    loss, valid = info_nce(keys[:1], np.array([0]), keys, key_labels, temperature=1.0)
+    loss, valid = info_nce(
+        keys[:1], np.array([0]), keys, key_labels, temperature=1.0, block_size=block_size
+    )
     np.testing.assert_allclose(loss, [expected], rtol=1e-6)
     assert float(valid[0]) == float(0 in key_labels)
 
@@ -134,7 +137,8 @@ def test_the_sum_equals_the_equation(order, temperature, arguments):
         np.testing.assert_allclose(x, y, atol=atol, rtol=1e-5)
 
 
-def test_the_sum_without_positives_or_without_negatives_is_0():
+@pytest.mark.parametrize("block_size", [None, 2])  # In one tile, and in several.
+def test_the_sum_without_positives_or_without_negatives_is_0(block_size):
     z = np.eye(4, dtype="float32")
     for anchor_labels, key_labels, number in [
         ([0, 0, -1, 1], [2, 2, -1, -1], 0),
@@ -143,7 +147,9 @@ def test_the_sum_without_positives_or_without_negatives_is_0():
         ([0, 1, 2, 3], [-1] * 4, 0),
     ]:
         labels = np.array(anchor_labels), np.array(key_labels)
-        loss, valid, *gradients = loss_and_gradients(z, labels[0], z, labels[1], reduction="sum")
+        loss, valid, *gradients = loss_and_gradients(
+            z, labels[0], z, labels[1], reduction="sum", block_size=block_size
+        )
         assert (loss, valid) == (0, number)
         np.testing.assert_array_equal(gradients, np.zeros((2, 4, 4)))
 
@@ -155,18 +161,21 @@ def test_with_many_keys_few_anchors_are_held_at_once(monkeypatch):
     chosen = np.arange(0, 50, 2)  # 25 anchors: blocks of 8, the length of a row.
     loss, valid, *expected = reference(z[chosen], labels[chosen], z, labels, 0.1, chosen)
     arguments = {"exclude_self": True, "self_positions": chosen, "reduction": "sum"}
-    got = loss_and_gradients(z[chosen], labels[chosen], z, labels, **arguments)
+    got = loss_and_gradients(z[chosen], labels[chosen], z, labels, block_size=40, **arguments)
     for x, y in zip(got, (loss.sum(), valid.sum(), *expected), strict=True):
         np.testing.assert_allclose(x, y, atol=5e-5, rtol=1e-5)
 
 
-def test_rows_weigh_their_gradients():
+@pytest.mark.parametrize("block_size", [None, 2])  # In one tile, and in several.
+def test_rows_weigh_their_gradients(block_size):
     rng = np.random.default_rng(1)
     anchors, keys = unit_rows(rng, 12), unit_rows(rng, 15)
     anchor_labels, key_labels = rng.integers(0, 3, 12), rng.integers(0, 3, 15)
     weights = rng.normal(size=12).astype("float32")  # Also negative and zero ones.
     weights[0] = 0
-    got = loss_and_gradients(anchors, anchor_labels, keys, key_labels, row_weights=weights)
+    got = loss_and_gradients(
+        anchors, anchor_labels, keys, key_labels, row_weights=weights, block_size=block_size
+    )
     alone = [
         reference(anchors[i : i + 1], anchor_labels[i : i + 1], keys, key_labels, 0.1)
         for i in range(12)
@@ -199,27 +208,41 @@ def test_an_anchor_is_not_its_own_positive(block_size, rows):
         np.testing.assert_allclose(x, y, atol=2e-5)
 
 
-def test_a_lone_anchor_does_not_count():
+@pytest.mark.parametrize("block_size", [None, 2])  # In one tile, and in several.
+def test_a_lone_anchor_does_not_count(block_size):
     keys = np.eye(3, dtype="float32")
-    loss, valid = info_nce(keys, np.array([0, 1, 1]), keys, np.array([0, 1, 1]), exclude_self=True)
+    loss, valid = info_nce(
+        keys,
+        np.array([0, 1, 1]),
+        keys,
+        np.array([0, 1, 1]),
+        exclude_self=True,
+        block_size=block_size,
+    )
     assert np.array_equal(valid, [0, 1, 1])
     assert float(loss[0]) == 0
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0, 0], [-1, -1, -1, -1], [2, -1, -1, -1]])
-def test_one_class_or_none(labels):
+@pytest.mark.parametrize("block_size", [None, 2])  # In one tile, and in several.
+def test_one_class_or_none(labels, block_size):
     keys = unit_rows(np.random.default_rng(3), 4)
-    loss, valid, d_anchors, d_keys = loss_and_gradients(keys, labels, keys, labels)
+    loss, valid, d_anchors, d_keys = loss_and_gradients(
+        keys, labels, keys, labels, block_size=block_size
+    )
     assert not loss.any() and not d_anchors.any() and not d_keys.any()
     assert np.array_equal(valid, np.array(labels) >= 0)
 
 
-def test_extreme_similarities_at_a_small_temperature():
+@pytest.mark.parametrize("block_size", [None, 2])  # In one tile, and in several.
+def test_extreme_similarities_at_a_small_temperature(block_size):
     # Cosines +-1 at temperature 0.01: logits of +-100, exp(100) overflows float32.
     z = np.zeros((4, 2), "float32")
     z[:, 0] = [1, 1, -1, -1]
     labels = np.array([0, 1, 0, 1])
-    got = loss_and_gradients(z, labels, z, labels, temperature=0.01, exclude_self=True)
+    got = loss_and_gradients(
+        z, labels, z, labels, temperature=0.01, exclude_self=True, block_size=block_size
+    )
     expected = reference(z, labels, z, labels, 0.01, np.arange(4))
     for x, y in zip(got, expected, strict=True):
         assert np.isfinite(x).all()
@@ -227,21 +250,27 @@ def test_extreme_similarities_at_a_small_temperature():
     np.testing.assert_allclose(got[0], 200.0)  # softplus(100 - -100).
 
 
-def test_well_separated_classes_have_no_loss_and_no_gradient():
+@pytest.mark.parametrize("block_size", [None, 2])  # In one tile, and in several.
+def test_well_separated_classes_have_no_loss_and_no_gradient(block_size):
     z = np.array([[1, 0], [1, 0], [-1, 0], [-1, 0]], "float32")
     labels = np.array([0, 0, 1, 1])
-    got = loss_and_gradients(z, labels, z, labels, temperature=0.01, exclude_self=True)
+    got = loss_and_gradients(
+        z, labels, z, labels, temperature=0.01, exclude_self=True, block_size=block_size
+    )
     assert got[1].all()
     for x in (got[0], got[2], got[3]):
         assert np.isfinite(x).all() and np.abs(x).max() < 1e-30
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_inputs_are_computed_in_float32(dtype):
+@pytest.mark.parametrize("block_size", [None, 2])  # In one tile, and in several.
+def test_half_precision_inputs_are_computed_in_float32(dtype, block_size):
     rng = np.random.default_rng(4)
     z, labels = unit_rows(rng, 30), rng.integers(0, 3, 30)
     half = keras.ops.cast(z, dtype)
-    loss, _ = info_nce(half, labels, half, labels, temperature=0.01, exclude_self=True)
+    loss, _ = info_nce(
+        half, labels, half, labels, temperature=0.01, exclude_self=True, block_size=block_size
+    )
     rounded = keras.ops.convert_to_numpy(keras.ops.cast(half, "float32"))
     expected = reference(rounded, labels, rounded, labels, 0.01, np.arange(30))[0]
     assert keras.backend.standardize_dtype(loss.dtype) == "float32"
