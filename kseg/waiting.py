@@ -100,24 +100,23 @@ def signals_watched():
     Handlers of these signals stay as they are, and run if they can. Nothing happens in an inner
     block or outside the main thread; after the outer block, its signals are forgotten.
     """
+    if _Watch.pipe is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, writer)
-        stack.callback(os.close, reader)
-        if _Watch.pipe is None and threading.current_thread() is threading.main_thread():
-            before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-            stack.callback(signal.set_wakeup_fd, before)
-            with _lock:
-                _Watch.pipe = reader
-            stack.callback(_forget_signals)
-            _start()
-        yield
-
-
-def _forget_signals():
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     with _lock:
-        _Watch.pipe, _Watch.signals = None, ()
+        _Watch.pipe = reader
+    _start()
+    try:
+        yield
+    finally:
+        with _lock:
+            _Watch.pipe, _Watch.signals = None, ()
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
 
 
 def _start():

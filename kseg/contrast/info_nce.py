@@ -247,15 +247,30 @@ def _permuted(x, order, inverse):
     return permute(ops.convert_to_tensor(x))
 
 
+def _positive_pairs(rows, columns, own_keys=None, keys=None):
+    """Bool mask of the positive pairs, `(num_rows, num_columns)`.
+
+    Args:
+        rows, columns: int32 tensors `(num_rows, 1)` and `(1, num_columns)`, labels.
+        own_keys: int32 tensor `(num_rows, 1)`, the index of each anchor among all keys, or None.
+        keys: int32 tensor `(1, num_columns)`, the index of each column; with `own_keys`.
+    """
+    mask = ops.logical_and(rows == columns, rows >= 0)
+    return mask if own_keys is None else ops.logical_and(mask, own_keys != keys)
+
+
+def _negative_pairs(rows, columns):
+    """Bool mask of the negative pairs; all keys for an empty row."""
+    return ops.logical_and(rows != columns, columns >= 0)
+
+
 def _pairs(anchor_labels, key_labels, self_positions):
     """Returns the bool masks of the positive and the negative pairs, `(num_anchors, num_keys)`."""
-    rows, columns = anchor_labels[:, None], key_labels[None, :]
-    positives = ops.logical_and(rows == columns, rows >= 0)
+    rows, columns, own = anchor_labels[:, None], key_labels[None, :], ()
     if self_positions is not None:
-        indices = ops.arange(key_labels.shape[0], dtype="int32")
-        own = ops.cast(self_positions, "int32")[:, None] == indices[None, :]
-        positives = ops.logical_and(positives, ops.logical_not(own))
-    return positives, ops.logical_and(rows != columns, columns >= 0)
+        own_keys = ops.cast(self_positions, "int32")[:, None]
+        own = own_keys, ops.arange(key_labels.shape[0], dtype="int32")[None, :]
+    return _positive_pairs(rows, columns, *own), _negative_pairs(rows, columns)
 
 
 def _in_one_tile(anchors, keys, positives, negatives, *, temperature, direct):
@@ -399,19 +414,16 @@ class _Tiles:
 
     def positives(self, i, j):
         """Bool mask of the positive pairs, `(anchor_size, key_size)`."""
-        rows, columns = self.labels(i, j)
-        mask = ops.logical_and(rows == columns, rows >= 0)
-        if self.self_positions is not None:
-            start, size = (i * self.anchor_size,), (self.anchor_size,)
-            own_keys = ops.slice(self.self_positions, start, size)[:, None]
-            tile_keys = ops.arange(self.key_size)[None, :] + ops.take(self._key_starts, j)
-            mask = ops.logical_and(mask, own_keys != tile_keys)
-        return mask
+        if self.self_positions is None:
+            return _positive_pairs(*self.labels(i, j))
+        start, size = (i * self.anchor_size,), (self.anchor_size,)
+        own_keys = ops.slice(self.self_positions, start, size)[:, None]
+        keys = ops.arange(self.key_size, dtype="int32")[None, :] + ops.take(self._key_starts, j)
+        return _positive_pairs(*self.labels(i, j), own_keys, keys)
 
     def negatives(self, i, j):
         """Bool mask of the negative pairs, `(anchor_size, key_size)`; all keys for an empty row."""
-        rows, columns = self.labels(i, j)
-        return ops.logical_and(rows != columns, columns >= 0)
+        return _negative_pairs(*self.labels(i, j))
 
 
 def _forward(tiles, *, with_direction=False):
