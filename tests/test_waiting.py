@@ -89,7 +89,7 @@ print("finished")
 
 @pytest.mark.parametrize("second, ends", [("SIGTERM", False), ("SIGINT", True)])
 def test_a_second_sigint_ends_a_busy_process(second, ends):
-    """Of a process that has reacted to its signals nothing is ended, later waits included."""
+    """A process that has reacted to its signals is not ended, not even in a later wait."""
     command = [sys.executable, "-c", BUSY, "SIGTERM", second]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if ends:

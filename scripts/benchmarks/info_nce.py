@@ -2,9 +2,9 @@
 
 The plain formula materialises the matrix of similarities; it and the three matrix products, which
 are all the arithmetic that cannot be saved, are left out where that matrix has more than 2^26
-entries. Times are those of all threads together, which other work on the machine disturbs least.
-Times are the shortest of several rounds, because other work on the machine only
-ever adds to them. Memory is what a call needs above its inputs.
+entries. Times are processor times of all threads, the shortest of several
+rounds, because other work on the machine only ever adds to them. Memory is what a call needs above
+its inputs.
 """
 
 import _measuring

@@ -31,7 +31,7 @@ def test_a_second_sigterm_asks_for_nothing_new():
 
 
 def test_signals_of_a_finished_training_are_forgotten():
-    """A process that goes on, such as a notebook, is not ended by them later."""
+    """They do not end a process that keeps running after training, such as a notebook."""
     wakeup = signal.set_wakeup_fd(-1)
     assert wakeup == -1
     for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
