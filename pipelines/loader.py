@@ -111,7 +111,7 @@ def training_dataset(
             f"{batch_size=}, {crop_size=}, {start_step=}"
         )
     if not 0 < scale_range[0] <= scale_range[1]:
-        raise ValueError(f"`scale_range` must be 0 < least <= most. Received: {scale_range}")
+        raise ValueError(f"`scale_range` must be 0 < lowest <= highest. Received: {scale_range}")
     if batch_size % num_replicas or num_replicas % num_workers:
         raise ValueError(
             "`num_workers` must divide `num_replicas`, and that `batch_size`. Received: "

@@ -36,7 +36,7 @@ Dotted = Annotated[
 
 
 def _by_name(known, custom):
-    """The type of a section that is chosen by its `name`.
+    """Builds the type of a section whose class is selected by its `name`.
 
     Args:
         known: union of sections whose names are literals.
@@ -119,13 +119,13 @@ class Backbone(Section):
     )
     weights_if_missing: Literal["fail", "warn"] = Field(
         "fail",
-        description="If `weights` are unavailable (no network): stop, or warn and start at random.",
+        description="If `weights` cannot be fetched: stop, or warn and start from random weights.",
     )
     stem: Literal["mean", "repeat"] | None = Field(
         None,
-        description="First convolution of `weights` for RGB, on images of other channels. mean: "
-        "each channel gets the mean of red, green and blue. repeat: red, green, blue, red, ... in "
-        "turn. null: repeat for more than 3 channels, else mean.",
+        description="How an RGB first convolution in `weights` is adapted to images of other "
+        "channels. mean: each channel gets the mean of the red, green and blue kernels. repeat: "
+        "red, green, blue, red, ... null: repeat for more than 3 channels, else mean.",
     )
 
 
@@ -141,16 +141,17 @@ class HRNetBackbone(Backbone):
 
 
 class ResNetBackbone(Backbone):
-    """Residual network; its last stages are dilated where `output_stride` is below 32."""
+    """Residual network; dilated last stages if `output_stride` is below 32."""
 
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101"]
     variant: Literal["v1b", "v1c", "v1d"] = Field(
-        "v1b", description="v1b: 7x7 stem. v1c: three 3x3. v1d: and averaging shortcuts."
+        "v1b",
+        description="v1b: 7x7 stem. v1c: stem of three 3x3. v1d: v1c with averaging shortcuts.",
     )
     stem_channels: int = Field(64, gt=0, description="Channels after the stem.")
     output_stride: Literal[8, 16, 32] = Field(32, description="Stride of c5.")
     multi_grid: list[PositiveSize] | None = Field(
-        None, min_length=1, description="Factors of the dilation in c5's blocks, such as [1, 2, 4]."
+        None, min_length=1, description="Dilation factors of the blocks of c5, such as [1, 2, 4]."
     )
 
 
@@ -159,17 +160,23 @@ class SwinBackbone(Backbone):
 
     name: Literal["swin_t", "swin_s", "swin_b", "swin_l", "swin_b_384", "swin_l_384"]
     drop_path_rate: float = Field(
-        0.3, ge=0, lt=1, description="Stochastic depth of the last block; rises linearly from 0."
+        0.3,
+        ge=0,
+        lt=1,
+        description="Stochastic-depth rate of the last block; rises linearly from 0.",
     )
 
 
 class EfficientNetLiteBackbone(Backbone):
-    """Inverted residuals with ReLU6; its last stages are dilated below `output_stride` 32."""
+    """Inverted residuals with ReLU6; dilated last stages if `output_stride` is below 32."""
 
     name: Literal["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
     output_stride: Literal[8, 16, 32] = Field(32, description="Stride of c5.")
     drop_path_rate: float = Field(
-        0.2, ge=0, lt=1, description="Stochastic depth of the last block; rises linearly from 0."
+        0.2,
+        ge=0,
+        lt=1,
+        description="Stochastic-depth rate of the last block; rises linearly from 0.",
     )
 
 
@@ -177,14 +184,20 @@ class KerasCVBackbone(Backbone):
     """Any backbone of keras-cv with four pyramid levels: a class with arguments, or a preset."""
 
     name: Literal["keras_cv"]
-    class_name: str | None = Field(None, description="Such as EfficientNetLiteBackbone.")
-    arguments: dict[str, Any] = Field({}, description="Arguments of the class or of the preset.")
-    preset: str | None = Field(None, description="Such as efficientnetv2_s_imagenet; downloaded.")
-    output_stride: Literal[8, 16, 32] = Field(32, description="Stride of c5, by dilation.")
-    mean: tuple[float, float, float] = Field(
-        (0.0, 0.0, 0.0), description="Mean of the images, 0 to 255."
+    class_name: str | None = Field(
+        None, description="Name of the class, such as EfficientNetLiteBackbone."
     )
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field((255.0, 255.0, 255.0))
+    arguments: dict[str, Any] = Field({}, description="Arguments of the class or of the preset.")
+    preset: str | None = Field(
+        None, description="Name of a preset to download, such as efficientnetv2_s_imagenet."
+    )
+    output_stride: Literal[8, 16, 32] = Field(32, description="Stride of c5; below 32 by dilation.")
+    mean: tuple[float, float, float] = Field(
+        (0.0, 0.0, 0.0), description="Mean of each channel, 0 to 255."
+    )
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
+        (255.0, 255.0, 255.0), description="Standard deviation of each channel, 0 to 255."
+    )
 
     @pydantic.model_validator(mode="after")
     def _class_or_preset(self):
@@ -214,7 +227,7 @@ class OCRHead(Section):
 
     name: Literal["ocr"]
     channels: int = Field(512, gt=0, description="Channels of pixel and object features.")
-    key_channels: int = Field(256, gt=0, description="Channels of the attention's keys.")
+    key_channels: int = Field(256, gt=0, description="Channels of the keys of the attention.")
     source: Literal["pyramid", "deepest"] = Field(
         "pyramid", description="pyramid: all stages (HRNet). deepest: c5 and c4 (dilated ResNet)."
     )
@@ -235,8 +248,12 @@ class DeepLabV3Head(Section):
     name: Literal["deeplabv3"]
     channels: int = Field(256, gt=0, description="Channels of the fused map.")
     aspp_channels: int = Field(256, gt=0, description="Channels of each branch.")
-    rates: list[PositiveSize] = Field([12, 24, 36], description="Dilation rates, for stride 8.")
-    project: bool = Field(False, description="A 1x1 convolution before the last, as torchvision.")
+    rates: list[PositiveSize] = Field(
+        [12, 24, 36], description="Dilation rates of the branches; the default suits stride 8."
+    )
+    project: bool = Field(
+        False, description="1x1 convolution after concatenating the branches, as in torchvision."
+    )
     dropout: float = Field(0.1, ge=0, lt=1)
     aux_channels: int = Field(256, gt=0, description="Channels of the auxiliary head.")
 
@@ -268,20 +285,21 @@ class Model(Section):
     )
     head: _by_name(DeepLabV3Head | HRNetHead | OCRHead | UPerNetHead, CustomHead)
     weights: str | None = Field(
-        None, description="Weights of the whole network to start from, as `backbone.weights`."
+        None,
+        description="Pretrained weights of the whole network; sources as for `backbone.weights`.",
     )
     freeze: list[
         Literal["backbone", "c2", "c3", "c4", "c5", "batch_norms", "backbone_batch_norms"]
     ] = Field(
         [],
-        description="Parts that training leaves as they are: the backbone, all that a stage of it "
-        "is computed from, all batch norms or the backbone's (with their statistics).",
+        description="Parts that training does not change: the backbone, all layers that a stage of "
+        "it is computed from, all batch norms or those of the backbone (with their statistics).",
     )
     embedding_dim: int = Field(
-        256, gt=0, description="Channels that the projectors of contrasted stages map to."
+        256, gt=0, description="Channels of the embeddings of contrasted stages."
     )
     projector_layers: int = Field(
-        2, ge=0, description="Hidden layers of a projector: 2 in MS/CS, else 1."
+        2, ge=0, description="Hidden layers of a projector: 2 in MS/CS, 1 in the other methods."
     )
 
     @pydantic.model_validator(mode="after")
@@ -308,72 +326,90 @@ ClassWeights = (
     | None
 )
 CLASS_WEIGHTS = (
-    "One for each class, in order, or by name from the pixels of each class in the training split"
+    "Weight of each class, in order; or the name of a formula of its share of the training pixels"
 )
 
 
 class CrossEntropy(Loss):
-    """Mean cross-entropy of the pixels; weight 0 turns it off."""
+    """Cross-entropy, averaged over pixels; weight 0 turns it off."""
 
     class_weights: ClassWeights = Field(
-        None, description=f"{CLASS_WEIGHTS}; here and in `auxiliary`; null: all 1."
+        None, description=f"{CLASS_WEIGHTS}; also used by `auxiliary`; null: all 1."
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Here and in `auxiliary`.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the uniform distribution; also used by `auxiliary`."
+    )
 
 
 class OHEM(Loss):
-    """Mean cross-entropy of the hard pixels; mostly in place of `cross_entropy`."""
+    """Cross-entropy, averaged over hard pixels; usually replaces `cross_entropy`."""
 
-    threshold: float = Field(0.7, ge=0, le=1, description="Probability below which all are kept.")
-    min_kept: int = Field(100_000, ge=0, description="Pixels of a batch that are kept at least.")
+    threshold: float = Field(
+        0.7,
+        ge=0,
+        le=1,
+        description="Pixels whose true class has at most this probability are kept.",
+    )
+    min_kept: int = Field(
+        100_000, ge=0, description="Smallest number of pixels of a batch to keep."
+    )
     class_weights: ClassWeights = Field(None, description=f"{CLASS_WEIGHTS}; null: all 1.")
 
 
 class Lovasz(Loss):
-    """Lovasz-softmax, over the batch as one image."""
+    """Lovasz-softmax, with the batch treated as one image."""
 
     class_weights: ClassWeights = Field(None, description=f"{CLASS_WEIGHTS}; null: all 1.")
 
 
 class Dice(Loss):
-    """One minus the soft Dice coefficient of each class, over the batch as one image."""
+    """One minus the soft Dice coefficient of each class, with the batch treated as one image."""
 
-    smooth: float = Field(0.0, ge=0, description="Pixels added above and below the fraction.")
-    squared: bool = Field(False, description="Square the probabilities below the fraction.")
+    smooth: float = Field(0.0, ge=0, description="Pixels added to numerator and denominator.")
+    squared: bool = Field(False, description="Square the probabilities in the denominator.")
     class_weights: ClassWeights = Field(None, description=f"{CLASS_WEIGHTS}; null: all 1.")
 
 
 class Focal(Loss):
-    """Cross-entropy with less weight on pixels that are classified well (Lin et al., 2017)."""
+    """Cross-entropy with less weight on well-classified pixels (Lin et al., 2017)."""
 
     gamma: float = Field(2.0, ge=0, description="Exponent of 1 - p; 0: cross-entropy.")
     class_weights: ClassWeights = Field(None, description=f"{CLASS_WEIGHTS} (alpha); null: all 1.")
 
 
 class RMI(Loss):
-    """Binary cross-entropy and region mutual information (Zhao et al., 2019); a whole loss."""
+    """Binary cross-entropy and region mutual information (Zhao et al., 2019); a complete loss."""
 
     region_size: int = Field(3, gt=0, description="Cells along a side of a region.")
     downsampling: int = Field(4, gt=0, description="Pixels along a side of a cell.")
     pixel_weight: float = Field(
-        0.5, ge=0, le=1, description="Share of the binary cross-entropy; the rest is the regions'."
+        0.5,
+        ge=0,
+        le=1,
+        description="Weight of the binary cross-entropy; the mutual information has the rest.",
     )
 
 
 class Affinity(Loss):
-    """Adaptive affinity fields (Ke et al., 2018); beside `cross_entropy`."""
+    """Adaptive affinity fields (Ke et al., 2018); used with `cross_entropy`."""
 
     distances: list[PositiveSize] = Field(
-        [1, 2, 3], min_length=1, description="Of compared pixels, in pixels of the logits."
+        [1, 2, 3],
+        min_length=1,
+        description="Distances of compared pixels, in pixels of the logits.",
     )
-    margin: float = Field(3.0, gt=0, description="Divergence across an edge that is enough, nats.")
+    margin: float = Field(
+        3.0, gt=0, description="Divergence across an edge above which there is no loss, nats."
+    )
     temperature: float = Field(
-        0.1, gt=0, description="Of the weights of the distances: near 0 only the worst counts."
+        0.1,
+        gt=0,
+        description="Temperature of the weights of distances; near 0: only the worst counts.",
     )
 
 
-# Losses that are also computed on the evaluation split: those that need only logits, for any image
-# size. (Lovasz-softmax, RMI and affinity fields need a single size; auxiliary logits are missing.)
+# Losses that are also computed on the evaluation split, from logits of any image size.
+# (Lovasz-softmax, RMI and affinity fields need a single size; there are no auxiliary logits.)
 VALIDATED_LOSSES = ("cross_entropy", "ohem", "dice", "focal")
 
 
@@ -401,13 +437,13 @@ class Losses(Section):
         return self
 
     def check_classes(self, num_classes):
-        """Checks that each list of class weights has one for each class.
+        """Checks that each list of class weights has one weight per class.
 
         Args:
-            num_classes: int, known once the data is.
+            num_classes: int, number of classes of the data.
 
         Raises:
-            ConfigError: if one has another length.
+            ConfigError: if a list has another length.
         """
         for name in type(self).model_fields:
             weights = getattr(getattr(self, name), "class_weights", None)
@@ -423,10 +459,12 @@ class Objective(Section):
 
     weight: float = Field(0.1, ge=0, description="Multiplies every term of the objective.")
     start_step: int = Field(
-        0, ge=0, description="The weight is 0 before it; memory banks are filled from the start on."
+        0,
+        ge=0,
+        description="Step before which the weight is 0; memory banks are filled regardless.",
     )
     warmup_steps: int = Field(
-        0, ge=0, description="Steps from `start_step` on over which the weight rises linearly."
+        0, ge=0, description="Steps after `start_step` over which the weight rises linearly."
     )
 
 
@@ -440,14 +478,16 @@ class MultiScale(Objective):
     )
     cross_scale_pairs: list[tuple[Stage, Stage]] = Field(
         [("c2", "c5"), ("c2", "c4")],
-        description="(anchors, keys) of Eq. 4. Every stage in them also needs a scale weight.",
+        description="Pairs (stage of anchors, stage of keys) of Eq. 4; stages need a scale weight.",
     )
     cross_scale_weight: float = Field(
-        1.0, ge=0, description="Weight of Eq. 4 relative to Eq. 3; 0 or no pairs turns it off."
+        1.0, ge=0, description="Weight of Eq. 4 relative to Eq. 3; 0: no cross-scale term."
     )
     temperature: float = Field(0.1, gt=0)
-    max_anchors: int = Field(10_000, gt=1, description="A_max of Sec. 3.3, per batch and scale.")
-    min_count: int = Field(5, gt=0, description="Pixels a class needs at a scale to take part.")
+    max_anchors: int = Field(10_000, gt=1, description="A_max of Sec. 3.3, per batch and stage.")
+    min_count: int = Field(
+        5, gt=0, description="Pixels that a class needs at a stage to be sampled."
+    )
     cross_replica: bool = Field(True, description="Contrast over the global batch.")
     projection: Literal["map", "drawn"] = Field(
         "map",
@@ -478,29 +518,37 @@ class RegionContrast(Objective):
 
     name: Literal["region_contrast"]
     scope: Literal["dataset", "batch"] = Field(
-        "dataset", description="Keys: a memory bank, or the other centers of the batch."
+        "dataset",
+        description="dataset: keys are a memory bank. batch: the other centers of the batch.",
     )
     centers: Literal["weighted", "hard", "average"] = Field(
-        "weighted", description="How a region's features are averaged: Eq. 3, EP + HP, Eq. 2."
+        "weighted",
+        description="Mean over a region. weighted: Eq. 3. hard: EP + HP (Table 2). average: Eq. 2.",
     )
     capacity: int = Field(
-        1000, gt=0, description="Stored centers of each class; the paper: the training images."
+        1000,
+        gt=0,
+        description="Stored centers per class; in the paper, the number of training images.",
     )
     layout: Literal["dense", "compact"] = Field(
         "dense",
-        description="compact: no more slots of a class than training images in which it occurs.",
+        description="compact: at most as many slots for a class as training images contain it.",
     )
     temperature: float = Field(0.2, gt=0)
     reduction: Literal["mean", "sum"] = Field(
         "sum",
-        description="Over an image's classes, then the mean over images; or the mean of all.",
+        description="sum: over classes, then averaged over images. mean: over all centers.",
     )
-    storage: Literal["float32", "bfloat16"] = Field("float32", description="Dtype of the bank.")
-    cross_replica: bool = Field(True, description="With scope batch: over the global batch.")
+    storage: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Dtype of the memory bank."
+    )
+    cross_replica: bool = Field(
+        True, description="With scope batch: keys come from the global batch."
+    )
 
     @property
     def stages(self) -> list[str]:
-        """Maps that it contrasts: only the one that every network has."""
+        """Maps that need a projector: none, since it contrasts the features themselves."""
         return []
 
 
@@ -509,25 +557,33 @@ class Contextrast(Objective):
 
     name: Literal["contextrast"]
     layer_weights: dict[Stage, Annotated[float, Field(ge=0)]] = Field(
-        {"c2": 0.1, "c3": 0.4, "c4": 0.7, "c5": 1.0}, description="lambda_i of Table 8a."
+        {"c2": 0.1, "c3": 0.4, "c4": 0.7, "c5": 1.0},
+        description="lambda_i of each layer (Table 8a).",
     )
     reference: Stage = Field("c5", description="Layer whose anchors are shared (Table 5).")
     shared_layers: list[Stage] | None = Field(
-        None, description="Layers that take part in the sharing; [] none, null all (Table 6)."
+        None,
+        description="Layers that mix in the anchors of `reference`; []: none, null: all (Table 6).",
     )
     own_weight: float = Field(0.5, ge=0, description="w_l, of the layer's own anchors.")
     shared_weight: float = Field(0.5, ge=0, description="w_h, of the reference's anchors.")
     negatives: Literal["boundary", "random"] = Field(
-        "boundary", description="Errors near an edge, or any pixels of other classes."
+        "boundary",
+        description="boundary: errors near an edge. random: any pixels of other classes.",
     )
     hard_fraction: float = Field(
-        0.5, gt=0, le=1, description="K: part of a class's errors, those nearest to an edge."
+        0.5,
+        gt=0,
+        le=1,
+        description="K: share of the errors of a class, nearest to an edge, that may be drawn.",
     )
     min_negatives: int = Field(
-        64, ge=0, description="Of a class at least; random pixels fill up what errors leave."
+        64,
+        ge=0,
+        description="Smallest number of negatives per class; random pixels make up for few errors.",
     )
     max_samples: int = Field(
-        4096, gt=0, description="Positives, and as many negatives, per layer and batch."
+        4096, gt=0, description="Number of positives, and of negatives, per layer and batch."
     )
     temperature: float = Field(0.1, gt=0)
     cross_replica: bool = Field(True, description="Contrast over the global batch.")
@@ -549,26 +605,28 @@ class Contextrast(Objective):
 
 
 class PixelContrast(Objective):
-    """Hard pixels against each other or a memory (Wang et al., ICCV 2021)."""
+    """Hard pixels contrasted with each other or with a memory (Wang et al., ICCV 2021)."""
 
     name: Literal["pixel_contrast"]
     stage: Stage = Field("features", description="The contrasted map.")
     memory: Literal["none", "pixel", "region", "both"] = Field(
-        "none", description="Keys: the other anchors, or remembered pixels, regions or both."
+        "none", description="none: keys are the other anchors. Else stored pixels, regions or both."
     )
-    pixel_capacity: int = Field(1000, gt=0, description="Remembered pixels of each class.")
-    region_capacity: int = Field(1000, gt=0, description="Remembered regions of each class.")
+    pixel_capacity: int = Field(1000, gt=0, description="Stored pixels per class.")
+    region_capacity: int = Field(1000, gt=0, description="Stored regions per class.")
     pixels_per_image: int = Field(
-        10, gt=0, description="Pixels of a class in an image that a step remembers."
+        10, gt=0, description="Pixels of each class and image that a step stores."
     )
     max_keys: int | None = Field(
         4096,
         gt=0,
-        description="Remembered rows that a step draws as keys; null: all are keys.",
+        description="Stored pixels and regions that a step draws as keys; null: all of them.",
     )
-    max_anchors: int = Field(1024, gt=1, description="Per batch.")
-    max_views: int = Field(100, gt=0, description="Anchors of a class in an image.")
-    min_count: int = Field(5, gt=0, description="Pixels a class needs in an image to take part.")
+    max_anchors: int = Field(1024, gt=1, description="Largest number of anchors per batch.")
+    max_views: int = Field(100, gt=0, description="Largest number of anchors per class and image.")
+    min_count: int = Field(
+        5, gt=0, description="Pixels that a class needs in an image to be sampled."
+    )
     temperature: float = Field(0.1, gt=0)
     base_temperature: float = Field(
         0.07, gt=0, description="The loss is multiplied by temperature / base_temperature."
@@ -595,7 +653,7 @@ class CustomObjective(Objective):
 
     @property
     def stages(self):
-        """Stages are known once the objective is built."""
+        """Empty: the stages are known only once the objective is built."""
         return []
 
 
@@ -603,7 +661,7 @@ Contrast = _by_name(MultiScale | RegionContrast | Contextrast | PixelContrast, C
 
 
 class ColorJitter(Section):
-    """Strengths of the photometric distortion; 0 switches one off."""
+    """Strengths of the photometric distortions; 0 turns one off."""
 
     brightness: Strength = 0.25
     contrast: Strength = 0.25
@@ -612,9 +670,9 @@ class ColorJitter(Section):
 
 
 class Blur(Section):
-    """Gaussian blur of some crops."""
+    """Gaussian blur of a random share of the crops."""
 
-    probability: float = Field(0.5, ge=0, le=1)
+    probability: float = Field(0.5, ge=0, le=1, description="Share of the crops.")
     sigma: tuple[PositiveFloat, PositiveFloat] = Field(
         (0.1, 2.0), description="Smallest and largest standard deviation, pixels."
     )
@@ -622,41 +680,47 @@ class Blur(Section):
     @pydantic.model_validator(mode="after")
     def _sigma_is_ordered(self):
         if self.sigma[0] > self.sigma[1]:
-            raise ValueError(f"`sigma` must be least <= most. Received: {list(self.sigma)}")
+            raise ValueError(f"`sigma` must be lowest <= highest. Received: {list(self.sigma)}")
         return self
 
 
 class RareClasses(Section):
-    """The choice of the classes that count as rare."""
+    """The classes that count as rare."""
 
     classes: list[str] | None = Field(
-        None, min_length=1, description="Names of the rare classes; null: by `below`."
+        None, min_length=1, description="Names of the rare classes; null: chosen by `below`."
     )
     below: float = Field(
-        0.02, gt=0, lt=1, description="Rare: a smaller share of the labeled training pixels."
+        0.02,
+        gt=0,
+        lt=1,
+        description="A class is rare if it has a smaller share of the labeled training pixels.",
     )
 
 
 class RareCrops(RareClasses):
-    """Some crops have a pixel of a rare class in the middle, as in nnU-Net (Isensee et al.)."""
+    """Crops centered on a pixel of a rare class, as in nnU-Net (Isensee et al., 2021)."""
 
     probability: float = Field(
-        1 / 3, gt=0, le=1, description="Of such a crop, in an image that has a rare class."
+        1 / 3,
+        gt=0,
+        le=1,
+        description="Share of centered crops among crops of images that have a rare class.",
     )
 
 
 class CutMix(Section):
-    """Rectangles of some images come from another image of the batch (Yun et al., 2019)."""
+    """CutMix: a rectangle comes from another image of the batch (Yun et al., 2019)."""
 
     name: Literal["cutmix"]
     probability: float = Field(0.5, gt=0, le=1, description="Share of the images.")
     alpha: float = Field(
-        1.0, gt=0, description="Parameter of the Beta distribution of the area that is kept."
+        1.0, gt=0, description="Parameter of the Beta distribution of the share of area kept."
     )
 
 
 class CopyPaste(RareClasses):
-    """Pixels of rare classes are pasted from another image of the batch (Ghiasi et al., 2021)."""
+    """Copy-paste of rare classes from another image of the batch (Ghiasi et al., 2021)."""
 
     name: Literal["copy_paste"]
     probability: float = Field(
@@ -665,10 +729,10 @@ class CopyPaste(RareClasses):
 
 
 class CustomAugmentation(Section):
-    """A Keras layer, or a function(batch, seed, **arguments) to a batch."""
+    """A Keras layer, or a function `(batch, seed, **arguments)` that returns a batch."""
 
     name: Dotted
-    arguments: dict[str, Any] = Field({}, description="Keyword arguments of layer or function.")
+    arguments: dict[str, Any] = Field({}, description="Keyword arguments of the layer or function.")
 
 
 Augmentation = _by_name(CutMix | CopyPaste, CustomAugmentation)
@@ -677,9 +741,9 @@ Augmentation = _by_name(CutMix | CopyPaste, CustomAugmentation)
 class Data(Section):
     """The data of training and evaluation."""
 
-    dataset: str = Field(description="A name that `kseg prepare` knows.")
+    dataset: str = Field(description="Name of the data set, as in `kseg prepare NAME`.")
     path: str | None = Field(
-        None, description="Prepared folder, local, gs:// or s3://; default: data/<dataset>."
+        None, description="Folder of prepared data, local, gs:// or s3://; null: data/<dataset>."
     )
     train_split: (
         str
@@ -687,58 +751,62 @@ class Data(Section):
         | Annotated[dict[str, PositiveFloat], Field(min_length=1)]
     ) = Field(
         "train",
-        description='A split; several that are one training set, such as ["train", "val"]; or with '
-        'how often an epoch shows each image, such as {"train": 1, "train_extra": 0.5}.',
+        description='A split; several as one training set, such as ["train", "val"]; or with how '
+        'often an epoch shows each image, such as {"train": 1, "train_extra": 0.5}.',
     )
-    eval_split: str = "val"
+    eval_split: str = Field("val", description="Split that is evaluated.")
     crop_size: tuple[PositiveSize, PositiveSize] = Field(description="(height, width), pixels.")
     batch_size: int = Field(gt=0, description="Images in a step, over all devices.")
     scale_range: tuple[float, float] = Field(
-        (0.5, 2.0), description="Random scale: smallest, largest."
+        (0.5, 2.0), description="Smallest and largest random scale."
     )
     flip: bool = Field(True, description="Mirror half of the crops.")
-    rotation: float = Field(0.0, ge=0, le=180, description="Degrees, to both sides.")
+    rotation: float = Field(
+        0.0, ge=0, le=180, description="Largest angle of rotation in either direction, degrees."
+    )
     color_jitter: ColorJitter | None = ColorJitter()
     blur: Blur | None = None
     max_class_share: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="Crops with more of one class are drawn again, 9 times at most.",
+        description="A crop in which one class has a larger share is drawn again, at most 9 times.",
     )
     repeat_threshold: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="Images with classes that are in fewer images than this share are shown more "
-        "often (repeat factor sampling, Gupta et al., 2019).",
+        description="Images with a class that occurs in a smaller share of the images are shown "
+        "more often (repeat factor sampling, Gupta et al., 2019).",
     )
     rare_crops: RareCrops | None = None
     augmentations: list[Augmentation] = Field(
-        [], description="Of batches of crops, one after the other, before colors are distorted."
+        [], description="Applied in order to batches of crops, before colors are distorted."
     )
     on_error: Literal["raise", "skip"] = Field(
-        "raise", description="A training record that is unusable: stop, or take another image."
+        "raise", description="For an unusable training record: stop, or use another image."
     )
-    max_errors: int = Field(10, ge=0, description="How many records may be skipped.")
+    max_errors: int = Field(10, ge=0, description="Largest number of records to skip.")
     cache: str | None = Field(
         None,
-        description='"memory": decoded images in memory; else a local folder that gets a copy of '
+        description='"memory": keep decoded images in memory; else a local folder for a copy of '
         "the training shards.",
     )
     service: str | None = Field(
         None,
         pattern=r"^grpc://.+:\d+$",
-        description="A tf.data service that makes the training batches, grpc://host:port.",
+        description="Address of a tf.data service that makes the training batches, grpc://host:port.",
     )
-    eval_batch_size: int = Field(4, gt=0, description="Where all images have one size; else 1.")
+    eval_batch_size: int = Field(
+        4, gt=0, description="Images in an evaluation batch if all have one size; else 1."
+    )
 
     @pydantic.model_validator(mode="after")
     def _scale_range_is_ordered(self):
         low, high = self.scale_range
         if not 0 < low <= high:
             raise ValueError(
-                f"`scale_range` must be 0 < least <= most. Received: {[low, high]}. "
+                f"`scale_range` must be 0 < lowest <= highest. Received: {[low, high]}. "
                 "Use [1, 1] for no scaling"
             )
         return self
@@ -787,15 +855,15 @@ class Optimizer(Section):
 
     learning_rate_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(
         {},
-        description="Factor of the learning rate in a part of the network (backbone, "
-        "head, projectors) or in layers whose names begin so; 0: such weights stay as they are.",
+        description="Factor of the learning rate of a part of the network (backbone, head, "
+        "projectors) or of the layers whose names begin with the key; 0: weights do not change.",
     )
     layer_decay: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="Swin: multiplies the learning rate of a block once for each block behind it, "
-        "and once more; 0.65 to 0.95; null: none.",
+        description="Swin: with L blocks, block i = 1..L has `layer_decay`^(L + 1 - i) times the "
+        "learning rate; usually 0.65 to 0.95; null: no decay.",
     )
 
 
@@ -803,25 +871,25 @@ class SGD(Optimizer):
     """Stochastic gradient descent; weight decay is added to the gradient (L2), as in the papers."""
 
     name: Literal["sgd"]
-    learning_rate: float = Field(0.01, gt=0)
+    learning_rate: float = Field(0.01, gt=0, description="Peak of the schedule.")
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = Field(5e-4, ge=0, description="Not on biases and norms.")
+    weight_decay: float = Field(5e-4, ge=0, description="Does not apply to biases and norms.")
 
 
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
     name: Literal["adamw"]
-    learning_rate: float = Field(6e-5, gt=0)
+    learning_rate: float = Field(6e-5, gt=0, description="Peak of the schedule.")
     beta_1: float = Field(0.9, ge=0, lt=1)
     beta_2: float = Field(0.999, ge=0, lt=1)
     epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.01, ge=0, description="Not on biases and norms.")
+    weight_decay: float = Field(0.01, ge=0, description="Does not apply to biases and norms.")
 
 
 class Poly(Section):
-    """rate = learning_rate * (1 - step / steps)^power, after a linear warm-up."""
+    """Polynomial decay to `end_learning_rate`, by (1 - step / steps)^power; linear warm-up."""
 
     name: Literal["poly"]
     power: float = Field(0.9, gt=0)
@@ -830,7 +898,7 @@ class Poly(Section):
 
 
 class Linear(Section):
-    """Linear decay to `end_learning_rate`, after a linear warm-up."""
+    """Linear decay to `end_learning_rate`; linear warm-up."""
 
     name: Literal["linear"]
     warmup_steps: int = Field(0, ge=0)
@@ -838,7 +906,7 @@ class Linear(Section):
 
 
 class Cosine(Section):
-    """Half a cosine down to `end_learning_rate`, after a linear warm-up."""
+    """Cosine decay to `end_learning_rate` over half a period; linear warm-up."""
 
     name: Literal["cosine"]
     warmup_steps: int = Field(0, ge=0)
@@ -846,31 +914,35 @@ class Cosine(Section):
 
 
 class EMA(Section):
-    """Weights averaged over the steps, batch norms' statistics included."""
+    """Exponential moving average of the weights, including batch-norm statistics."""
 
     decay: float = Field(
         0.999,
         ge=0,
         lt=1,
-        description="Weight of the old average; step t has at most (t - 1) / (t + 8).",
+        description="Weight of the old average, at most (t - 1) / (t + 8) in step t.",
     )
 
 
 class Patience(Section):
-    """Ends the training when evaluations no longer get better."""
+    """Early stopping when evaluations no longer improve."""
 
-    evaluations: int = Field(gt=0, description="Evaluations without a better value that end it.")
-    watch: Literal["mean_iou", "loss"] = Field(
-        "mean_iou", description="Of the evaluation split: mean IoU, or the sum of the losses."
+    evaluations: int = Field(
+        gt=0, description="Successive evaluations without improvement that end the training."
     )
-    min_change: float = Field(0.0, ge=0, description="A better value differs by more than this.")
+    watch: Literal["mean_iou", "loss"] = Field(
+        "mean_iou", description="Value on the evaluation split: mean IoU, or the sum of the losses."
+    )
+    min_change: float = Field(
+        0.0, ge=0, description="An improvement exceeds the best value by more than this."
+    )
 
 
 class CallbackEntry(Section):
-    """A `kseg.training.callbacks.Callback`: a subclass, or a function that makes one."""
+    """A subclass of `kseg.training.callbacks.Callback`, or a function that returns one."""
 
     name: Dotted
-    arguments: dict[str, Any] = Field({}, description="Keyword arguments.")
+    arguments: dict[str, Any] = Field({}, description="Keyword arguments of the class or function.")
 
 
 class Train(Section):
@@ -879,53 +951,71 @@ class Train(Section):
     steps: int | None = Field(
         None,
         gt=0,
-        description="Optimizer steps, without those of `restarts`. Either this or `epochs` is "
-        "required.",
+        description="Optimizer steps, not counting `restarts`; required unless `epochs` is given.",
     )
     epochs: float | None = Field(
         None,
         gt=0,
-        description="In place of `steps`: passes over the training images; a run's own config "
-        "holds the steps that they make.",
+        description="Passes over the training images, instead of `steps`; converted to steps in "
+        "the config of the run.",
     )
     restarts: list[PositiveSize] = Field(
         [],
         max_length=100,
-        description="Steps of each further cycle, in which the schedule starts again at its peak; "
-        "may be appended to when the run has finished.",
+        description="Steps of each further cycle, in which the schedule restarts at its peak; can "
+        "be appended to after the run has finished.",
     )
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
         "float32",
-        description="Of the layers; weights, losses and banks stay float32. mixed_float16 scales "
-        "the loss, and leaves out steps whose gradients overflow.",
+        description="Precision of the layers; weights, losses and banks stay float32. "
+        "mixed_float16 scales the loss, and skips steps whose gradients overflow.",
     )
-    jit_compile: bool | Literal["auto"] = Field("auto", description="auto: on GPU yes, CPU no.")
-    clip_norm: float | None = Field(None, gt=0, description="Limit of the global gradient norm.")
+    jit_compile: bool | Literal["auto"] = Field(
+        "auto", description="Compile the step with XLA; auto: on a single GPU."
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="Limit of the global norm of the gradients; null: none."
+    )
     accumulate: int = Field(
         1,
         gt=0,
-        description="Equal parts of a batch that go through the network one after the other, to "
+        description="Number of equal parts of a batch that the network processes in sequence, to "
         "save memory; losses and contrast see the whole batch.",
     )
     ema: EMA | None = Field(
-        None, description="Averaged weights for evaluation and export; null: the last ones."
+        None,
+        description="Average of weights for evaluation and export; null: the weights themselves.",
     )
     patience: Patience | None = Field(
-        None, description="Early end of the training; null: all steps are made."
+        None, description="Early stopping; null: all steps are taken."
     )
     callbacks: list[CallbackEntry] = Field(
-        [], max_length=100, description="Called at logs, evaluations, checkpoints and the end."
+        [],
+        max_length=100,
+        description="Called at the start, logs, evaluations, checkpoints and the end.",
     )
     profile: tuple[PositiveSize, PositiveSize] | None = Field(
-        None, description="First and last step of a trace for TensorBoard, counted from 1."
+        None, description="First and last step to trace for TensorBoard, counted from 1."
     )
-    devices: int | None = Field(None, gt=0, description="Number of devices; null: all.")
-    synchronized_batch_norm: bool = Field(True, description="Where there are several devices.")
-    log_every: int = Field(20, gt=0, description="Steps between progress and TensorBoard lines.")
-    evaluate_every: int = Field(1000, gt=0, description="Steps; also at the end.")
-    checkpoint_every: int = Field(500, gt=0, description="Steps; also at the end.")
-    keep_checkpoints: int = Field(2, gt=0, description="Newest ones kept, besides the best.")
-    panels: int = Field(4, ge=0, description="Image panels in TensorBoard at each evaluation.")
+    devices: int | None = Field(None, gt=0, description="Number of devices to use; null: all.")
+    synchronized_batch_norm: bool = Field(
+        True, description="Batch-norm statistics of the global batch on several devices."
+    )
+    log_every: int = Field(
+        20, gt=0, description="Steps between progress lines and TensorBoard events."
+    )
+    evaluate_every: int = Field(
+        1000, gt=0, description="Steps between evaluations; there is also one at the end."
+    )
+    checkpoint_every: int = Field(
+        500, gt=0, description="Steps between checkpoints; there is also one at the end."
+    )
+    keep_checkpoints: int = Field(
+        2, gt=0, description="Number of newest checkpoints to keep, besides the best."
+    )
+    panels: int = Field(
+        4, ge=0, description="Number of image panels in TensorBoard at each evaluation."
+    )
 
     @pydantic.model_validator(mode="after")
     def _steps_or_epochs(self):
@@ -960,22 +1050,27 @@ class Train(Section):
 
 
 class Experiment(Section):
-    """One experiment: everything that decides its result."""
+    """An experiment: everything that determines its result."""
 
     schema_: str | None = Field(None, alias="$schema", exclude=True)
     comment_: str | list[str] | None = Field(
-        None, alias="$comment", exclude=True, description="For readers of the file; has no effect."
+        None,
+        alias="$comment",
+        exclude=True,
+        description="Note for readers of the file; has no effect.",
     )
     extends: str | list[str] | None = Field(
         None,
         exclude=True,
-        description="Config file(s) whose values hold where this one is silent; paths are relative "
-        "to this file, later ones win.",
+        description="Config file(s) with the values of keys that this file does not set; paths are "
+        "relative to this file, and later files override earlier ones.",
     )
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200, description="Name of the run."
     )
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="Seed of all randomness: weights, data, sampling."
+    )
     model: Model
     losses: Losses = Losses()
     contrast: list[Contrast] = []
@@ -985,7 +1080,7 @@ class Experiment(Section):
     train: Train
 
     @pydantic.model_validator(mode="after")
-    def _parts_fit(self):
+    def _steps_and_sizes_fit(self):
         if self.train.steps and self.schedule.warmup_steps >= self.train.steps:
             raise ValueError(
                 f"`schedule.warmup_steps` must be below `train.steps`. Received: "
@@ -1004,17 +1099,27 @@ class Experiment(Section):
                 f"{rmi.region_size} x {rmi.downsampling} pixels. Received: {crop_size}. Use a "
                 "larger crop or a smaller losses.rmi.downsampling"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _layer_decay_fits_the_backbone(self):
+        if self.optimizer.layer_decay is None:
+            return self
         backbone = self.model.backbone.name
-        if self.optimizer.layer_decay is not None and not backbone.startswith("swin_"):
+        if not backbone.startswith("swin_"):
             raise ValueError(
                 f"`optimizer.layer_decay` is for Swin backbones. Received: {backbone!r}. Use "
                 "`optimizer.learning_rate_factors`"
             )
-        if self.optimizer.layer_decay is not None and {"backbone", "c5"} & {*self.model.freeze}:
+        if {"backbone", "c5"} & {*self.model.freeze}:
             raise ValueError(
                 "`optimizer.layer_decay` needs blocks of the backbone that are trained. Received: "
                 f"`model.freeze` {self.model.freeze}. Set `optimizer.layer_decay` to null"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _watched_loss_is_computed(self):
         patience = self.train.patience
         of_losses = [getattr(self.losses, name) for name in VALIDATED_LOSSES]
         if patience and patience.watch == "loss" and not any(x and x.weight for x in of_losses):
@@ -1023,6 +1128,10 @@ class Experiment(Section):
                 f"split, one of {', '.join(VALIDATED_LOSSES)}, with a weight above 0. Use "
                 '"mean_iou"'
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _objectives_fit(self):
         names = [objective.name for objective in self.contrast]
         if len(set(names)) < len(names):
             raise ValueError(f"`contrast` names an objective twice: {names}")
@@ -1049,12 +1158,12 @@ class Experiment(Section):
         return self
 
     def to_json(self) -> str:
-        """The resolved config, every default written out."""
+        """Formats the resolved config as JSON, with every default written out."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
 
 def json_schema() -> str:
-    """The JSON schema of a config file, as text; no key is required, since files may extend."""
+    """Returns the JSON schema of a config file; no key is required, since files may extend."""
     return json.dumps(_relaxed(Experiment.model_json_schema(by_alias=True)), indent=1) + "\n"
 
 

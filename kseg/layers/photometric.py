@@ -1,4 +1,4 @@
-"""Photometric distortion on the accelerator, which relieves the input pipeline on the host."""
+"""Photometric distortion on the training device, which relieves the input pipeline on the host."""
 
 import math
 
@@ -18,15 +18,16 @@ class PhotometricDistortion(keras.layers.Layer):
     uniform fraction of a turn in `+- hue`. A Gaussian blur follows. The result for an image depends
     only on that image and its draws.
 
-    Images of other than three channels have no saturation and hue, and the mean of their channels
-    is their luma.
+    The luma of images that do not have three channels is the mean of their channels; they have no
+    saturation and no hue.
 
     Args:
         brightness, contrast, saturation: floats in [0, 1), the strengths.
         hue: float in [0, 0.5], fraction of a turn.
         blur_probability: float in [0, 1].
-        blur_sigma: `(least, most)`, pixels; the blur's sigma is uniform in between.
-        value_range: `(low, high)`: black and white. Colors are clipped to it, if any changes.
+        blur_sigma: `(lowest, highest)`, pixels; the sigma of the blur is uniform in between.
+        value_range: `(low, high)`: black and white. Colors are clipped to it if they
+            change.
 
     Call arguments:
         images: tensor `(batch, height, width, channels)`, in `value_range`; static height and
@@ -37,8 +38,8 @@ class PhotometricDistortion(keras.layers.Layer):
         float32 tensor `(batch, height, width, channels)`, in `value_range`.
 
     Raises:
-        ValueError: if `blur_sigma` is not 0 < least <= most; at the first call, if images of other
-            than three channels are to change in saturation or hue.
+        ValueError: unless 0 < lowest <= highest in `blur_sigma`; at the first call, if saturation
+            or hue is above 0 and the images do not have three channels.
     """
 
     NUM_DRAWS = 6
@@ -58,7 +59,7 @@ class PhotometricDistortion(keras.layers.Layer):
     ):
         super().__init__(dtype=dtype, **kwargs)
         if not 0 < blur_sigma[0] <= blur_sigma[1]:
-            raise ValueError(f"`blur_sigma` must be 0 < least <= most. Received: {blur_sigma}")
+            raise ValueError(f"`blur_sigma` must be 0 < lowest <= highest. Received: {blur_sigma}")
         self.strengths = (brightness, contrast, saturation)
         self.hue = hue
         self.blur_probability = blur_probability
@@ -123,7 +124,7 @@ class PhotometricDistortion(keras.layers.Layer):
         return matrices, mean_luma * brightness * (1.0 - contrast)
 
     def _gray_maps(self, draws, mean_luma, channels):
-        """Computes the factor and the offset of each image of other than three channels."""
+        """Computes the factor and the offset of each image that does not have three channels."""
         if self.strengths[2] or self.hue:
             raise ValueError(
                 "Images must have 3 channels, RGB, to change in `saturation` or `hue`. Received: "
