@@ -5,7 +5,9 @@
 * PNG of 8 or 16 bits, JPEG, BMP and WebP: gray is 1 channel, gray with opacity 2, RGB 3, RGB with
   opacity 4. Less than 8 bits are stretched to 0..255; palette indices become their colors.
 * TIFF of 8 or 16 bits or floating point: the bands of its only page, or the pages as bands if each
-  has one. Overviews and masks are not pages. OpenCV reads gray and RGB, tifffile all else.
+  has one. Overviews and masks are not pages. One band more than the data have channels is left out
+  if it is an opacity, whose 0 means no data (`pipelines.no_data`). OpenCV reads gray and RGB,
+  tifffile all else.
 * `.npy`: `(height, width, channels)`, else `(channels, height, width)`; `(height, width)` for one.
 
 Values become uint8, uint16 or float32: int16 and float16 do so exactly, float64 is rounded. Other
@@ -25,6 +27,9 @@ from pipelines.errors import DataError
 
 NPY = b"\x93NUMPY"
 WIDENED = {"int16": "float32", "float16": "float32", "float64": "float32"}
+OPAQUE_NOTE = (
+    ". The last one is tagged as opacity, but most of its values other than 0 are not the largest"
+)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6  # Values of a TIFF's photometric tag.
 
 
@@ -49,6 +54,11 @@ def read(content, channels, dtype=None, value_range=None, *, mismatch=None, pixe
     """
     try:
         values, turned = _read(content, channels)
+        hidden, note = None, ""
+        if values.shape[2] == channels + 1 and pictures.has_opacity(content):
+            hidden = pictures.find_hidden(content, values)
+            note = OPAQUE_NOTE
+        empty = pictures.find_empty(content, values, hidden)
     except pictures.DECODER_ERRORS as error:
         if isinstance(error, DataError):
             raise
@@ -56,16 +66,16 @@ def read(content, channels, dtype=None, value_range=None, *, mismatch=None, pixe
         raise DataError(f"the file is damaged, or of a form that is not read ({reason})") from None
     except MemoryError:
         raise DataError("the file needs more memory than there is") from None
+    if hidden is not None:
+        values = np.ascontiguousarray(values[..., :-1])
     if values.shape[2] != channels:
         rule = f"with {option('channels', channels)} all images must have {channels}"
         raise DataError(
-            f"the image has {_count(values.shape[2])}, not {channels}; {mismatch or rule}"
+            f"the image has {_count(values.shape[2])}, not {channels}; {mismatch or rule}{note}"
         )
     values = _known_type(values)
     if dtype is not None:
         check_dtype(values.dtype, dtype)
-    nodata = pictures.nodata_of_tiff(content)
-    empty = None if nodata is None else no_data.is_empty(values, nodata)
     no_data.fill(values, empty, pixel_format)
     check_values(values, value_range, empty)
     if empty is not None:

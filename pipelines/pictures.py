@@ -15,7 +15,8 @@ and still GIF files become uint8 RGB, upright:
   given.
 * Several pictures in a file: the first one is read (MPO, a TIFF with overviews), but animations and
   stacks of pages are rejected.
-* No data: pixels of a TIFF that have the value of GDAL's "no data" tag in all channels are marked.
+* No data: pixels of a TIFF that have the value of GDAL's "no data" tag in all channels, are outside
+  of the file's mask or have opacity 0 are marked, see `pipelines.no_data`.
 * Anything else, and any picture of 2^29 pixels or more, is rejected with an error that says what
   it is.
 
@@ -46,6 +47,8 @@ MAX_PIXELS = (1 << 29) - 1  # The most that TensorFlow's decoders read.
 JPEG_DCT = "INTEGER_ACCURATE"
 _ORIENTATION_TAG = 0x112
 _NODATA_TAG, _NODATA_DIGITS = 42113, 64
+_EXTRA_TAG, _OPACITY = 338, (1, 2)  # Meaning of the channels beyond the colors of a TIFF.
+_MASK = 4  # Among the meanings of a TIFF's values, and of its pages.
 _PALETTE = 3  # Among the meanings of a TIFF's values.
 _LOG_LUV = (32844, 32845)  # OpenCV writes floating point so, and reads it as gray or RGB.
 _SIGNATURES = [
@@ -112,8 +115,8 @@ class Picture(typing.NamedTuple):
         content: bytes of the file if it can be stored unchanged: a JPEG, or a PNG whose 8 bits,
             or higher 8 bits, are `pixels`; else None.
         deep: bool, whether the file has more than 8 bits per channel.
-        empty: bool `(height, width)`, upright, the pixels without data; None: all have data, as in
-            all files but TIFF.
+        empty: bool `(height, width)`, upright, the pixels without data; None: nothing marks them,
+            as in all files but TIFF.
     """
 
     pixels: np.ndarray
@@ -389,11 +392,11 @@ def _read_with_pillow(content, kind, value_range, max_pixels):
     turned = orientation(content)
     if kind == "TIFF":
         content = upright_tiff(content)
-        nodata = nodata_of_tiff(content)
         values = _read_deep_tiff(content, max_pixels)
         if values is not None:
-            empty = _mark_empty(values, nodata, turned)
-            pixels = to_8_bits(_as_three(values, nodata, value_range), value_range)
+            empty = find_empty(content, values, find_hidden(content, values))
+            pixels = to_8_bits(_as_three(values, empty, value_range), value_range)
+            empty = None if empty is None else turn(empty, turned)
             return Picture(turn(pixels, turned), turned, None, True, empty)
     with without_pixel_limit():
         image = Image.open(io.BytesIO(content), formats=[kind.upper()])
@@ -406,24 +409,110 @@ def _read_with_pillow(content, kind, value_range, max_pixels):
                 "Convert it to single pictures or a video"
             )
         empty = None
-        if kind == "TIFF" and nodata is not None:
+        if kind == "TIFF":
             values = np.asarray(image)
             values = values * np.uint8(255) if values.dtype == bool else values
-            empty = _mark_empty(values if values.ndim == 3 else values[..., None], nodata, turned)
+            values = values if values.ndim == 3 else values[..., None]
+            empty = find_empty(content, values, find_hidden(content, values))
+            empty = None if empty is None else turn(empty, turned)
         return Picture(turn(_as_rgb(image), turned), turned, None, False, empty)
 
 
-def _mark_empty(values, nodata, turned):
-    """The `empty` of a `Picture`; `values` are `(height, width, channels)` as stored."""
-    return None if nodata is None else turn(no_data.is_empty(values, nodata), turned)
+def find_empty(content, values, hidden=None):
+    """Finds the pixels of a picture file that have no data, see `pipelines.no_data`.
+
+    Args:
+        content: bytes of the file.
+        values: array `(height, width, channels)`, all channels of the file as stored, not turned.
+        hidden: result of `find_hidden`.
+
+    Returns:
+        bool `(height, width)`, as stored; None if nothing marks such pixels, as in all files but
+        TIFF.
+    """
+    nodata = nodata_of_tiff(content)
+    found = [None if nodata is None else no_data.is_empty(values, nodata)]
+    found += [hidden, _outside_of_mask(content, values.shape[:2])]
+    found = [empty for empty in found if empty is not None]
+    return np.logical_or.reduce(found) if found else None
 
 
-def _as_three(values, nodata, value_range):
+def find_hidden(content, values):
+    """Finds the pixels of opacity 0; None if the file has no opacity, see `pipelines.no_data`.
+
+    Args:
+        content, values: as for `find_empty`.
+
+    Returns:
+        bool `(height, width)`, as stored, or None.
+    """
+    return no_data.find_hidden(values) if has_opacity(content) else None
+
+
+def has_opacity(content):
+    """Returns True for a TIFF whose last channel is tagged as opacity.
+
+    Args:
+        content: bytes of a picture file.
+    """
+    with contextlib.suppress(struct.error):
+        tags = {tag: values for tag, _, values, _ in _tiff_entries(content, 1 << 16)}
+        return tags.get(_EXTRA_TAG, (0,))[-1] in _OPACITY and tags.get(277, (1,))[0] > 1
+    return False
+
+
+def has_mask(content):
+    """Returns True for a TIFF with a mask of its first picture, in a page of its own.
+
+    Args:
+        content: bytes of a picture file.
+    """
+    return _mask_page(content) is not None
+
+
+def _mask_page(content):
+    """Index and tags of the page of a TIFF that is the mask of its first picture; None without."""
+    if _tiff_head(content)[0] is None:
+        return None
+    pages = tiff_pages(content)
+    size = {tag: pages[0].get(tag) for tag in (256, 257)} if pages else {}
+    for index, page in enumerate(pages):
+        # Those of overviews are parts of other pages, too (bit 0).
+        if page.get(254, (0,))[0] & 5 == _MASK and size.items() <= page.items():
+            return index, page
+    return None
+
+
+def _outside_of_mask(content, size):
+    """Bool `(height, width)`, pixels outside of the mask of a TIFF; None without a mask."""
+    found = _mask_page(content)
+    if found is None or (found[1][257][0], found[1][256][0]) != tuple(size):
+        return None
+    with without_pixel_limit():
+        mask = Image.open(io.BytesIO(_with_first_page(content, found[0])), formats=["TIFF"])
+    with mask:
+        return np.asarray(mask) == 0
+
+
+def _with_first_page(content, index):
+    """A TIFF that begins with the given page, whose values are gray in place of a mask's."""
+    order, big, at = _tiff_head(content)
+    for _ in range(index):
+        at = _tiff_directory(content, order, big, at, 1)[1]
+    place = (8, f"{order}Q") if big else (4, f"{order}I")
+    content = bytearray(content)
+    struct.pack_into(place[1], content, place[0], at)
+    for tag, form, values, offset in _tiff_directory(content, order, big, at, 1)[0]:
+        if tag == 262 and values[0] == _MASK and form in (3, 4):
+            struct.pack_into(order + {3: "H", 4: "I"}[form], content, offset, 1)
+    return bytes(content)
+
+
+def _as_three(values, empty, value_range):
     """Three channels of the values of a deep TIFF; pixels without data get the lowest value."""
     channels = [0, 0, 0] if values.shape[2] in (1, 2) else [2, 1, 0]
     chosen = np.ascontiguousarray(values[..., channels])
-    if nodata is not None:
-        empty = no_data.is_empty(values, nodata)
+    if empty is not None:
         if value_range is not None:
             chosen[empty] = chosen.dtype.type(value_range[0])
         elif empty.any() and not empty.all():

@@ -4,16 +4,19 @@ Preparation in tiles reads PNG files in parts, too. JPEG files are not: GDAL dec
 values than `pipelines.pictures`.
 
 Needs `pip install kseg[raster]`. The rules are those of `pipelines.pictures`: a single channel is
-repeated, palette indices become their colors, opacity is dropped, less than 8 bits are stretched,
-and values of more than 8 bits need a range. Departures: the range must be given for 16 bits, too,
-because the largest value is not known before the end of the file; files that are not upright, have
-several pages, or are of another color space than gray, RGB or YCbCr are rejected. For a network of
-other images than 8-bit RGB all channels keep their values, as in `pipelines.channel_files`.
+repeated, palette indices become their colors, opacity is dropped (0 means no data), less than 8
+bits are stretched, and values of more than 8 bits need a range. Departures: the range must be given
+for 16 bits, too, because the largest value is not known before the end of the file; files that are
+not upright, have several pages, or are of another color space than gray, RGB or YCbCr are rejected.
+For a network of other images than 8-bit RGB all channels keep their values, as in
+`pipelines.channel_files`.
 """
 
 import contextlib
+import functools
 import importlib.util
 import logging
+import os
 import threading
 import warnings
 import zlib
@@ -24,13 +27,14 @@ from kseg import files, pixel_depth
 from kseg import pixel_format as formats
 from kseg.errors import UserError, option
 from pipelines import pictures
-from pipelines.channel_files import WIDENED, check_values
+from pipelines.channel_files import OPAQUE_NOTE, WIDENED, check_values
 from pipelines.errors import DataError
-from pipelines.no_data import fill, is_empty
+from pipelines.no_data import OpacityCheck, fill, is_empty
 
 DRIVERS = {"TIFF": "GTiff", "PNG": "PNG"}
 BLOCK = 256  # Extent of the tiles that are written, pixels.
 _CACHE = 128 << 20  # Bytes of decoded tiles that GDAL keeps.
+_AT_ONCE = 1 << 22  # Pixels of a file that are examined at a time.
 _MOST_AT_ONCE = 1 << 29  # Bytes of a part of a file that has to be decoded in one piece.
 _TO_TILES = "Convert it: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE -co BIGTIFF=IF_SAFER"
 
@@ -138,7 +142,6 @@ class Raster:
 
     Attributes:
         size: `(height, width)`.
-        has_nodata: bool, whether a value marks pixels without data.
         dtype: str, the type of the values: that of the file, wherever they are kept one of
             `kseg.pixel_format.DTYPES`.
 
@@ -148,11 +151,16 @@ class Raster:
 
     def __init__(self, source, value_range=None, pixel_format=None, channels=None):
         self._source, self._range, self._format = source, value_range, pixel_format
+        self._path = source.name
         self._keeps_values = pixel_format is not None or channels is not None
         self._lock = threading.Lock()  # Of a file that several threads read.
         self.size = source.height, source.width
-        # Of a PNG it is the color that is meant to be transparent.
-        self.has_nodata = source.nodata is not None and source.driver == "GTiff"
+        self._nodata, self._tagged, self._has_mask = None, False, False
+        if source.driver == "GTiff":  # Of a PNG it is the color that is meant to be transparent.
+            self._nodata = source.nodata
+            with pictures.mapped(self._path) as content:
+                self._tagged = pictures.has_opacity(content)
+                self._has_mask = pictures.has_mask(content)
         dtype = np.dtype(source.dtypes[0])
         self.dtype = WIDENED.get(dtype.name, dtype.name) if self._keeps_values else dtype.name
         tags = source.tags(ns="IMAGE_STRUCTURE")
@@ -162,6 +170,7 @@ class Raster:
         pages = source.subdatasets
         if pages:
             raise DataError(f"an image must be one picture, this TIFF has {len(pages)} pages")
+        self._kept = source.count  # Channels that `_read_values` returns.
         if self._keeps_values:
             self._check_values(channels, colors, tags)
             return
@@ -188,14 +197,19 @@ class Raster:
     def _check_values(self, channels, colors, tags):
         """Raises a DataError unless the values of all channels can be kept."""
         count, wanted = self._source.count, self._format
-        if wanted is not None and (count, self.dtype) != (wanted.channels, wanted.dtype):
+        expected, note = channels if wanted is None else wanted.channels, ""
+        self._tagged = self._tagged and count == expected + 1  # Otherwise it is a channel.
+        if self._tagged:
+            count, note = (expected, "") if self._has_opacity else (count, OPAQUE_NOTE)
+        self._kept = count
+        if wanted is not None and (count, self.dtype) != (expected, wanted.dtype):
             raise DataError(
-                f"the image has {count} channels of {self.dtype}; the network takes {wanted}"
+                f"the image has {count} channels of {self.dtype}; the network takes {wanted}{note}"
             )
-        if wanted is None and count != channels:
+        if wanted is None and count != expected:
             raise DataError(
-                f"the image has {count} channel{'s' * (count != 1)}, not {channels}; with "
-                f"{option('channels', channels)} all images must have {channels}"
+                f"the image has {count} channel{'s' * (count != 1)}, not {expected}; with "
+                f"{option('channels', expected)} all images must have {expected}{note}"
             )
         if self.dtype not in formats.DTYPES:
             raise DataError(
@@ -227,7 +241,7 @@ class Raster:
         if self._palette is not None:
             return self._palette[values[0]]
         if values.dtype != np.uint8:
-            empty = self._is_empty(values) if self.has_nodata else None
+            empty = self.find_empty(first, last, left, right)
             if self._inverted and values.dtype.kind == "u":  # As in one piece: not floating point.
                 values = np.iinfo(values.dtype).max - values
             if empty is not None:  # The value may lie outside of the range, or be NaN.
@@ -245,25 +259,53 @@ class Raster:
         return np.ascontiguousarray(values.transpose(1, 2, 0))
 
     def _read_values(self, first, last, left, right):
-        channels = list(range(1, self._source.count + 1))
-        values = self._read(channels, first, last, left, right)
-        empty = self._is_empty(values) if self.has_nodata else None
+        values = self._read(list(range(1, self._kept + 1)), first, last, left, right)
+        empty = self.find_empty(first, last, left, right)
         values = np.ascontiguousarray(values.transpose(1, 2, 0), self.dtype)
         fill(values, empty, self._format)
         check_values(values, None if self._format is not None else self._range, empty)
         return values
 
-    def has_data(self, first, last, left=0, right=None):
-        """Returns bool `(last - first, columns)`: whether pixels have a value.
+    @property
+    def has_nodata(self):
+        """True if something marks pixels without data, see `pipelines.no_data`.
+
+        The first call for a file whose last band is tagged as opacity reads all of it, or, of near
+        infrared, the first tenth.
+        """
+        return self._nodata is not None or self._has_mask or self._has_opacity
+
+    @property
+    def _has_opacity(self):
+        if not self._tagged:
+            return False
+        stat = os.stat(self._path)
+        with self._lock:
+            return _is_opacity(self._path, (stat.st_mtime_ns, stat.st_size))
+
+    def find_empty(self, first, last, left=0, right=None):
+        """Returns bool `(last - first, columns)`: whether pixels have no data.
 
         Args:
             first, last, left, right: as for `read`.
-        """
-        channels = list(range(1, self._source.count + 1))
-        return ~self._is_empty(self._read(channels, first, last, left, right))
 
-    def _is_empty(self, values):
-        return is_empty(values, self._source.nodata, axis=0)
+        Returns:
+            the array, or None if nothing marks such pixels.
+        """
+        if not self.has_nodata:
+            return None
+        channels = list(range(1, self._source.count + 1))
+        values = self._read(channels, first, last, left, right)
+        empty = np.zeros(values.shape[1:], bool)
+        if self._nodata is not None:
+            empty |= is_empty(values, self._nodata, axis=0)
+        if self._has_opacity:
+            empty |= values[-1] == 0
+        if self._has_mask:
+            right = self.size[1] if right is None else right
+            with self._lock:
+                empty |= read_window(self._source, 1, first, last, left, right, mask=True) == 0
+        return empty
 
     def _read(self, channels, first, last, left=0, right=None):
         right = self.size[1] if right is None else right
@@ -281,16 +323,40 @@ class Raster:
         return {key: value for key, value in found.items() if value}
 
 
-def read_window(source, channels, first, last, left, right):
+@functools.lru_cache(1024)
+def _is_opacity(path, version):
+    """Tells whether the last band of a file, tagged as opacity, is one.
+
+    Args:
+        path: path of the file.
+        version: hashable that changes with the file's content.
+    """
+    with connect(path) as source:
+        height, width = source.height, source.width
+        check = OpacityCheck(height * width)
+        channels = list(range(1, source.count + 1))
+        # Whole blocks, so that none is decoded twice.
+        rows = max(1, source.block_shapes[0][0] * (_AT_ONCE // (source.block_shapes[0][0] * width)))
+        rows = max(rows, 1 if source.compression is None else source.block_shapes[0][0])
+        for first in range(0, height, rows):
+            last = min(first + rows, height)
+            values = read_window(source, channels, first, last, 0, width)
+            if not check.add(values.transpose(1, 2, 0)):
+                break
+        return check.is_opacity()
+
+
+def read_window(source, channels, first, last, left, right, *, mask=False):
     """Reads a part of an open dataset of rasterio.
 
     Args:
         source: open dataset.
-        channels: list of int, from 1.
+        channels: list of int, from 1; or int.
         first, last, left, right: int, first row and the one after the last; columns likewise.
+        mask: bool, whether to read the masks of the channels in place of their values.
 
     Returns:
-        array `(channels, last - first, right - left)`.
+        array `(channels, last - first, right - left)`, or without the first axis for an int.
 
     Raises:
         DataError: if it is damaged.
@@ -299,7 +365,7 @@ def read_window(source, channels, first, last, left, right):
 
     window = rasterio.windows.Window(left, first, right - left, last - first)
     try:
-        return source.read(channels, window=window)
+        return (source.read_masks if mask else source.read)(channels, window=window)
     except rasterio.errors.RasterioError as error:
         kind = next(kind for kind, driver in DRIVERS.items() if driver == source.driver)
         raise DataError(

@@ -98,8 +98,7 @@ class TileExample:
         range_ = None if value_range is None else tuple(value_range)
         raster = _open_image(self.image, range_, channels)
         pixels = raster.read(*self.window)
-        empty = ~raster.has_data(*self.window) if raster.has_nodata else None
-        return pixels, empty, raster.dtype
+        return pixels, raster.find_empty(*self.window), raster.dtype
 
     def read_labels(self, taxonomy):
         """Reads the part of the mask.
@@ -174,7 +173,7 @@ def check(tile, overlap, ratios=None):
 
 
 def cut(splits, tile, overlap=0, *, ratios=None, value_range=None, channels=None):
-    """Divides the images of a data set into tiles; reads no pixels.
+    """Divides the images of a data set into tiles; reads no pixels but those of an opacity.
 
     Args:
         splits: dict from split to list of `FileExample` or of `RelabeledExample` of one; with
@@ -228,7 +227,8 @@ def _check_pair(files, value_range, channels):
     name = files.image
     try:
         with _connect(files.image) as image:
-            rasters.Raster(image, value_range, channels=channels)
+            # Examines an opacity, if there is one, before several threads read the file.
+            _ = rasters.Raster(image, value_range, channels=channels).has_nodata
             name = files.label
             raster = MaskRaster(files.label)
             with raster.source as mask:

@@ -14,8 +14,10 @@ STEM_overlay.png, the classes' colors over the image; further files by the optio
 is searched with its subfolders, which the output mirrors; names that begin with a dot are skipped;
 predictions.json records the settings and the classes. Images are read by `pipelines.pictures`, as
 in the preparation of data: 8-bit RGB, rotated upright according to EXIF, gray repeated,
-transparency dropped. Images that cannot be read, or need more memory than is available, are listed
-with the reason; the others are labeled. Files appear only once they are complete.
+transparency dropped. Pixels of a TIFF without data (its "no data" value, outside of its mask, or of
+opacity 0, see docs/large_pictures.md) get the label 255. Images that cannot be read, or need more
+memory than is available, are listed with the reason; the others are labeled. Files appear only once
+they are complete.
 
 A TIFF file that does not fit into memory, also a BigTIFF or GeoTIFF, is read, labeled and written
 in tiles: overlapping windows (by default 512 x 512, blended by a Gaussian), and tiled TIFF files

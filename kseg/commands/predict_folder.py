@@ -16,7 +16,7 @@ import typing
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 RECORD = "predictions.json"
 LEGEND = "legend.png"
-NO_DATA = 255  # The label of pixels that have the "no data" value of their TIFF file.
+NO_DATA = 255  # The label of pixels without data, see `pipelines.no_data`.
 # Files of an image beside `STEM.png`, the class indices.
 ENDINGS = {
     "overlay": "_overlay.png",

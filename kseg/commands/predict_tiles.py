@@ -105,7 +105,7 @@ def label_raster(path, paths, windows, are_probabilities, classes, **reading):
 
         def write(last):
             if image.has_nodata:
-                band["labels"][~image.has_data(first, last)] = NO_DATA
+                band["labels"][image.find_empty(first, last)] = NO_DATA
             for kind, add in writers.items():
                 add(band["labels" if kind == "colors" else kind])
 

@@ -15,13 +15,17 @@ from tests.commands.tiny_run import tiny_run as tiny_run
 PLACE = {"crs": "EPSG:25832", "transform": from_origin(5e5, 5e6, 0.2, 0.2)}
 
 
-def write_tiff(path, size, *, nodata=None, **more):
+def write_tiff(path, size, *, nodata=None, opacity=None, **more):
     """Writes a tiled GeoTIFF of random shades; returns its pixels."""
     picture = np.random.default_rng(0).integers(100, 105, (*size, 3)).astype("uint8")
     if nodata is not None:
         picture[: size[0] // 3] = nodata
+    if opacity is not None:
+        picture = np.concatenate([picture, opacity[..., None]], axis=2)
+        more |= {"photometric": "rgb", "alpha": "yes"}
     path.parent.mkdir(parents=True, exist_ok=True)
-    profile = {"height": size[0], "width": size[1], "count": 3, "dtype": "uint8", **PLACE}
+    profile = {"height": size[0], "width": size[1], "dtype": "uint8", **PLACE}
+    profile["count"] = picture.shape[2]
     tiles = {"tiled": True, "blockxsize": 64, "blockysize": 32, "compress": "deflate"}
     with rasterio.open(path, "w", driver="GTiff", nodata=nodata, **profile, **tiles, **more) as f:
         f.write(picture.transpose(2, 0, 1))
@@ -73,8 +77,11 @@ def test_labels_are_those_of_the_image_in_one_piece(tiny_run, tmp_path):
     assert np.mean(tiled == expected) > 0.999
 
 
-def test_pixels_without_data(saved_model, tmp_path):  # noqa: F811
-    write_tiff(tmp_path / "a.tif", (90, 70), nodata=0)
+@pytest.mark.parametrize("marked_by", ["value", "opacity"])
+def test_pixels_without_data(saved_model, tmp_path, marked_by):  # noqa: F811
+    opacity = np.repeat(np.uint8([0, 255, 255]), 30)[:, None] + np.zeros((1, 70), "uint8")
+    marks = {"nodata": 0} if marked_by == "value" else {"opacity": opacity}
+    write_tiff(tmp_path / "a.tif", (90, 70), **marks)
     more = ["--tiles", "--sliding-window", "32", "32", "--colors"]
     call(saved_model, tmp_path / "a.tif", tmp_path / "out", *more)
     for name in ("a.tif", "a_colors.tif"):

@@ -3,6 +3,7 @@ import pytest
 import rasterio
 from PIL import Image
 from rasterio.control import GroundControlPoint
+from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
 from kseg.pixel_format import PixelFormat
@@ -111,8 +112,8 @@ def test_pixels_without_data(tmp_path):
     path = write(tmp_path / "a.tif", pixels, nodata=0)
     with rasters.open_raster(path) as raster:
         assert raster.has_nodata
-        found = raster.has_data(4, 8)
-    np.testing.assert_array_equal(found, np.arange(4, 8)[:, None].repeat(37, 1) != 5)
+        found = raster.find_empty(4, 8)
+    np.testing.assert_array_equal(found, np.arange(4, 8)[:, None].repeat(37, 1) == 5)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_pixels_without_data_are_those_of_the_picture_in_one_piece(
             file.write_colormap(1, {i: (i, 255 - i, 3 * i % 256, 255) for i in range(256)})
     whole = pictures.read(path.read_bytes(), value_range)
     with rasters.open_raster(path, value_range) as raster:
-        np.testing.assert_array_equal(~raster.has_data(0, 50), expected.all(0))
+        np.testing.assert_array_equal(raster.find_empty(0, 50), expected.all(0))
         np.testing.assert_array_equal(whole.empty, expected.all(0))
         data = ~expected[: 3 if channels > 2 else 1].all(0)
         np.testing.assert_array_equal(whole.pixels[data], raster.read(0, 50)[data])
@@ -163,6 +164,104 @@ def test_pixels_without_data_are_those_of_the_picture_in_one_piece(
     found = channel_files.read_for(path.read_bytes(), pixel_format).pixels
     with rasters.open_raster(path, pixel_format=pixel_format) as raster:
         np.testing.assert_array_equal(raster.read(0, 50), found)
+
+
+def opacity_of(case, full):
+    """An opacity of 50 x 37 pixels, or another band, and whether its 0 means no data."""
+    band = np.full((50, 37), full)
+    band[10:30, :20] = 0
+    if case == "soft edges":
+        band[9] = full // 2
+    elif case == "infrared":
+        band = np.random.default_rng(1).integers(0, full, (50, 37))
+        band[10:20] = 0  # Water.
+    elif case == "all transparent":
+        band[:] = 0
+    return band, case in ("hard edges", "soft edges", "premultiplied")
+
+
+@pytest.mark.parametrize(
+    "case", ["hard edges", "soft edges", "premultiplied", "infrared", "all transparent"]
+)
+@pytest.mark.parametrize(
+    "channels, dtype, more",
+    [
+        (4, "uint8", {"photometric": "rgb", "compress": "deflate"}),
+        (4, "uint8", {"photometric": "rgb", "tiled": True, "interleave": "band"}),
+        (2, "uint8", {}),
+        (4, "uint16", {"photometric": "rgb"}),
+        (6, "uint16", {}),
+    ],
+)
+def test_opacity_of_zero_means_no_data(tmp_path, monkeypatch, case, channels, dtype, more):
+    """Both readers, for 8-bit RGB and for the other channels; as a channel it is kept."""
+    monkeypatch.setattr(rasters, "_AT_ONCE", 300)
+    full = np.iinfo(dtype).max
+    band, is_opacity = opacity_of(case, full)
+    pixels = np.concatenate([values(channels - 1, dtype), band[None].astype(dtype)])
+    more = {"alpha": "yes", **more}
+    if case == "premultiplied":  # Pillow reads these by pixels only.
+        more |= {"alpha": "premultiplied", "interleave": "pixel"}
+    path = write(tmp_path / "a.tif", pixels, **more)
+    if channels > 4:  # GDAL tags the second band.
+        with rasterio.open(path, "r+") as file:
+            file.colorinterp = [*[ColorInterp.undefined] * (channels - 1), ColorInterp.alpha]
+    content, expected = path.read_bytes(), band == 0 if is_opacity else None
+    value_range = None if dtype == "uint8" else (0, 255)
+    if channels <= 4:
+        whole = pictures.read(content, value_range)
+        np.testing.assert_equal(whole.empty, expected)
+        with rasters.open_raster(path, value_range) as raster:
+            assert raster.has_nodata == is_opacity
+            np.testing.assert_equal(raster.find_empty(0, 50), expected)
+    for count in (channels - 1, channels):
+        pixel_format = PixelFormat(count, dtype, (0, 9), *[(3,) * count] * 4)
+        if count < channels and not is_opacity:
+            message = f"{channels} channels.* tagged as opacity, but"
+            with pytest.raises(DataError, match=message):
+                channel_files.read_for(content, pixel_format)
+            with (
+                pytest.raises(DataError, match=message),
+                rasters.open_raster(path, None, pixel_format),
+            ):
+                pass
+            continue
+        found = channel_files.read_for(content, pixel_format)
+        kept = pixels[:count].transpose(1, 2, 0).copy()
+        if count < channels:
+            kept[expected] = 3
+        np.testing.assert_array_equal(found.pixels, kept)
+        np.testing.assert_equal(found.empty, expected if count < channels else None)
+        with rasters.open_raster(path, None, pixel_format) as raster:
+            np.testing.assert_array_equal(raster.read(0, 50), kept)
+            np.testing.assert_equal(raster.find_empty(0, 50), found.empty)
+
+
+def test_an_empty_tile_of_a_mosaic_has_no_data(tmp_path):
+    path = write(tmp_path / "a.tif", 0 * values(4), photometric="rgb", alpha="yes")
+    assert pictures.read(path.read_bytes()).empty.all()
+    with rasters.open_raster(path) as raster:
+        assert raster.find_empty(0, 50).all()
+
+
+@pytest.mark.parametrize("bigtiff", ["no", "yes"])
+@pytest.mark.parametrize("dtype, value_range", [("uint8", None), ("uint16", (0, 255))])
+def test_pixels_outside_of_the_mask_have_no_data(tmp_path, bigtiff, dtype, value_range):
+    pixels, mask = values(3, dtype), np.ones((50, 37), bool)
+    mask[3:20, 5:30] = False
+    path = tmp_path / "a.tif"
+    profile = {"count": 3, "height": 50, "width": 37, "dtype": dtype, "photometric": "rgb"}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", "GTiff", **profile, bigtiff=bigtiff, compress="deflate") as file,
+    ):
+        file.write(pixels)
+        file.write_mask(mask)
+        file.build_overviews([2])
+    np.testing.assert_array_equal(pictures.read(path.read_bytes(), value_range).empty, ~mask)
+    np.testing.assert_array_equal(channel_files.read(path.read_bytes(), 3).empty, ~mask)
+    with rasters.open_raster(path, value_range) as raster:
+        np.testing.assert_array_equal(raster.find_empty(2, 50), ~mask[2:])
 
 
 @pytest.mark.parametrize(
