@@ -1,12 +1,12 @@
 """Loading of batches from shards.
 
-Sample n of the endless stream is an image of a permutation of epoch n // num_images, and all its
-random numbers are drawn from (seed, n). A record is read at the offset that the manifest gives. So
-the stream has no state: it can start at any step without reading earlier samples, and it is
+Sample n of the endless stream is an image of the permutation of epoch n // num_images, and all its
+random numbers are a function of (seed, n). Records are read at the offsets listed in the manifest.
+So the stream has no state: it can start at any step without reading earlier samples, and it is
 shuffled over the whole split without a buffer.
 
-The host chooses the window, decodes only that, and resizes it. Colors are distorted on the device
-that trains (`kseg.layers.photometric`), from random numbers that are part of the batch.
+The host chooses a window, decodes and resizes only this window. Colors are distorted on the
+training device (`kseg.layers.photometric`), from random numbers that are part of the batch.
 """
 
 import math
@@ -52,17 +52,18 @@ def training_dataset(
     num_replicas=1,
     num_parallel_calls=tf.data.AUTOTUNE,
 ):
-    """Endless batches of random crops.
+    """Builds an endless data set of batches of random crops.
 
-    The window is chosen from the stored size before anything is decoded; only the window is decoded
-    (of a JPEG, at the smallest of the scales 1, 1/2, 1/4, 1/8 that has enough pixels), and resized.
+    A window is chosen from the stored size of an image before anything is decoded. Only the window
+    is decoded (of a JPEG, at the smallest of the scales 1, 1/2, 1/4, 1/8 with enough pixels) and
+    resized.
     Images that are smaller than the crop once scaled are padded at the bottom and the right.
 
     Args:
         folder: prepared data, see `pipelines.records`; any path of `tf.io.gfile`.
         split: str; list of str, splits that are one training set; or dict from str to float > 0,
-            how often each image of that split occurs in an epoch (0.5: half of them, chosen anew
-            at random in each epoch).
+            how often each image of that split occurs in an epoch (0.5: a new random half in each
+            epoch).
         batch_size: int, images in a global batch.
         crop_size: `(height, width)`, pixels.
         seed: int. The same arguments give the same stream, on any number of cores.
@@ -71,11 +72,11 @@ def training_dataset(
         flip: bool, mirror half of the crops.
         rotation: float, degrees: crops are rotated by an angle drawn uniformly from +- this.
         max_class_share: float in (0, 1]. The crop is the first of up to 10 random windows in which
-            no class has a larger share of the labeled pixels, else the last. 1 disables this.
+            no class has a larger share of the labeled pixels, or the last one. 1 disables this.
         repeat_threshold: float or None, see `pipelines.sample_stream.repeat_factors`.
-        rare_classes: list of int. Some crops have a pixel of one of these in the middle, as far as
-            the border allows: any class of those that the image has, then any pixel of it, with
-            equal chance. Such a crop is not drawn again for `max_class_share`.
+        rare_classes: list of int. Some crops are centered, as far as the border allows, on a pixel
+            of one of these: first one of the classes in the image, then one of its pixels is drawn
+            with equal probability. Such a crop is not drawn again for `max_class_share`.
         rare_probability: float in [0, 1], the share of these crops among images that have such a
             class. Source: nnU-Net (Isensee et al., 2021), where it is a third.
         num_draws: int, number of random numbers for each image.
@@ -105,23 +106,8 @@ def training_dataset(
         tf.errors.InvalidArgumentError: from the iterator, if a record is corrupt; names the shard.
     """
     crop_size = tuple(crop_size)
-    if min(batch_size, *crop_size) < 1 or start_step < 0:
-        raise ValueError(
-            "`batch_size` and `crop_size` must be 1 or more and `start_step` 0 or more. Received: "
-            f"{batch_size=}, {crop_size=}, {start_step=}"
-        )
-    if not 0 < scale_range[0] <= scale_range[1]:
-        raise ValueError(f"`scale_range` must be 0 < lowest <= highest. Received: {scale_range}")
-    if batch_size % num_replicas or num_replicas % num_workers:
-        raise ValueError(
-            "`num_workers` must divide `num_replicas`, and that `batch_size`. Received: "
-            f"{num_workers=}, {num_replicas=}, {batch_size=}"
-        )
-    if not 0 <= rotation <= 180 or not 0 < max_class_share <= 1:
-        raise ValueError(
-            "`rotation` must be 0 to 180 and `max_class_share` above 0, at most 1. Received: "
-            f"{rotation=}, {max_class_share=}"
-        )
+    _check_geometry(crop_size, scale_range, rotation, max_class_share)
+    _check_stream(batch_size, start_step, num_workers, num_replicas)
     if not 0 <= rare_probability <= 1:
         raise ValueError(f"`rare_probability` must be 0 to 1. Received: {rare_probability}")
     if on_error not in ("raise", "skip"):
@@ -129,7 +115,7 @@ def training_dataset(
     if cache == "memory" and (service or on_error == "skip"):
         raise DataError(
             'data.cache "memory" reads every image before the first step, in this process: it '
-            'goes neither with data.service nor with data.on_error "skip". Use a folder'
+            'cannot be combined with data.service or data.on_error "skip". Use a folder'
         )
     records = open_records(folder, split, cache)
     factors = None if (records.factors == 1).all() else records.factors
@@ -174,7 +160,7 @@ def training_dataset(
             def attempt(index):
                 return records.try_map(index, lambda example: crop(example, numbers))
 
-            (image, labels), passed_over = _first_usable(attempt, index, records)
+            (image, labels), skipped = _first_usable(attempt, index, records)
         else:
             image, labels = crop(records.read(index), numbers)
         image.set_shape((*crop_size, records.channels))
@@ -183,7 +169,7 @@ def training_dataset(
         if num_draws:
             sample["draws"] = numbers[_NUMBERS : _NUMBERS + num_draws]
         if on_error == "skip":
-            sample["passed_over"] = passed_over
+            sample["skipped"] = skipped
         return sample
 
     # Unlike a counter, a range can be divided among the workers of a service.
@@ -201,14 +187,41 @@ def training_dataset(
     return _with_options(dataset).prefetch(tf.data.AUTOTUNE)
 
 
+def _check_geometry(crop_size, scale_range, rotation, max_class_share):
+    """Raises a ValueError for arguments of `training_dataset` that describe no crop."""
+    if min(crop_size) < 1:
+        raise ValueError(f"`crop_size` must be 1 or more. Received: {crop_size=}")
+    if not 0 < scale_range[0] <= scale_range[1]:
+        raise ValueError(f"`scale_range` must be 0 < lowest <= highest. Received: {scale_range}")
+    if not 0 <= rotation <= 180 or not 0 < max_class_share <= 1:
+        raise ValueError(
+            "`rotation` must be 0 to 180 and `max_class_share` above 0, at most 1. Received: "
+            f"{rotation=}, {max_class_share=}"
+        )
+
+
+def _check_stream(batch_size, start_step, num_workers, num_replicas):
+    """Raises a ValueError for arguments of `training_dataset` that describe no batches."""
+    if batch_size < 1 or start_step < 0:
+        raise ValueError(
+            "`batch_size` must be 1 or more and `start_step` 0 or more. Received: "
+            f"{batch_size=}, {start_step=}"
+        )
+    if batch_size % num_replicas or num_replicas % num_workers:
+        raise ValueError(
+            "`num_workers` must divide `num_replicas`, which must divide `batch_size`. Received: "
+            f"{num_workers=}, {num_replicas=}, {batch_size=}"
+        )
+
+
 def evaluation_dataset(folder, split, *, batch_size=1, numbers=None):
-    """All images of a split once, whole and in order.
+    """Builds a data set of all images of a split, complete and in order.
 
     Args:
         folder: prepared data; any path of `tf.io.gfile`.
         split: str.
-        batch_size: int, where all images have one size; else batches hold one image, because
-            padding would change what a network sees.
+        batch_size: int, used if all images have one size; otherwise batches hold one image, because
+            padding would change the input of the network.
         numbers: list of int, the indices of the images; default: all.
 
     Returns:
@@ -242,7 +255,7 @@ def evaluation_dataset(folder, split, *, batch_size=1, numbers=None):
 
 # Random numbers of a crop: scale, mirror, angle, and (row, column) of each window tried.
 _NUMBERS = 3 + 2 * _WINDOWS
-_RARE_NUMBERS = 3  # Whether a rare class is in the middle, which one, which pixel of it.
+_RARE_NUMBERS = 3  # Whether to center the crop on a rare class, which class, which pixel.
 
 
 def _crop(
@@ -265,14 +278,14 @@ def _crop(
     """
     size = tf.stack([example["height"], example["width"]])
     wanted, extent, shape = augment.draw_extent(numbers[0], size, crop_size, scale_range)
-    places = tf.reshape(numbers[3:_NUMBERS], (_WINDOWS, 2))
+    positions = tf.reshape(numbers[3:_NUMBERS], (_WINDOWS, 2))
     angle = (2.0 * numbers[2] - 1.0) * (rotation * math.pi / 180.0)
     ratio = tf.constant(1) if rotation else records.window_ratio(example, extent, shape)
     if not rotation:
         extent = extent // ratio * ratio
 
-    def place(attempt):
-        return augment.draw_place(places[attempt], size, extent) // ratio * ratio
+    def random_window(attempt):
+        return augment.draw_place(positions[attempt], size, extent) // ratio * ratio
 
     def labels_at(first):
         if not rotation:
@@ -294,16 +307,16 @@ def _crop(
             image, first, wanted, box, angle, crop_size, records.padding, "BILINEAR"
         )
 
-    def place_of_rare_class():
+    def rare_window():
         whole = records.decode_label_window(example, tf.zeros_like(size), size)
         pixel, found = augment.draw_pixel(whole, rare_classes, numbers[-2:])
         around = tf.clip_by_value(pixel - extent // 2, 0, size - extent) // ratio * ratio
-        return tf.where(found, around, place(0)), found
+        return tf.where(found, around, random_window(0)), found
 
-    first, centered = place(0), tf.constant(False)
+    first, centered = random_window(0), tf.constant(False)
     if rare_classes:
         first, centered = tf.cond(
-            numbers[-3] < rare_probability, place_of_rare_class, lambda: (first, centered)
+            numbers[-3] < rare_probability, rare_window, lambda: (first, centered)
         )
     labels = labels_at(first)
     if max_class_share < 1:
@@ -315,8 +328,8 @@ def _crop(
             ),
             lambda attempt, first, labels: (
                 attempt + 1,
-                place(attempt),
-                labels_at(place(attempt)),
+                random_window(attempt),
+                labels_at(random_window(attempt)),
             ),
             (1, first, labels),
             shape_invariants=(tf.TensorShape([]), tf.TensorShape([2]), tf.TensorShape([None] * 2)),
@@ -335,24 +348,24 @@ def _first_usable(attempt, index, records):
     Args:
         attempt: function from the index of an image to the `(values, usable)` of
             `Records.try_map`.
-        index: int64 scalar, the first one tried; the following ones are next.
+        index: int64 scalar, the first image to try; then its successors are tried.
         records: `Records`.
 
     Returns:
-        `(values, skipped)`: the values of the first usable one; and int64 `(16,)`, the indices of
-        the unusable ones, then -1.
+        `(values, skipped)`: the values of the first usable image; and int64 `(16,)`, the indices of
+        the unusable images, padded with -1.
     """
-    places = tf.range(_MAX_IN_A_ROW)
+    slots = tf.range(_MAX_IN_A_ROW)
 
-    def step(number, usable, passed_over, image, labels):
-        passed_over = tf.where(places == number, (index + tf.cast(number, "int64")), passed_over)
+    def step(number, usable, skipped, image, labels):
+        skipped = tf.where(slots == number, (index + tf.cast(number, "int64")), skipped)
         number += 1
         (image, labels), usable = attempt((index + tf.cast(number, "int64")) % records.count)
-        return number, usable, passed_over, image, labels
+        return number, usable, skipped, image, labels
 
     (image, labels), usable = attempt(index)
     limit = min(_MAX_IN_A_ROW, records.count)
-    _, usable, passed_over, image, labels = tf.while_loop(
+    _, usable, skipped, image, labels = tf.while_loop(
         lambda number, usable, *values: tf.logical_not(usable) & (number + 1 < limit),
         step,
         (0, usable, tf.fill((_MAX_IN_A_ROW,), tf.constant(-1, "int64")), image, labels),
@@ -361,10 +374,10 @@ def _first_usable(attempt, index, records):
             *(tf.TensorShape([None] * 3), tf.TensorShape([None] * 2)),
         ),
     )
-    problem = [records.fault(index), f"Nor is any of the {limit - 1} images behind it usable."]
+    problem = [records.fault(index), f"Nor is any of the next {limit - 1} images usable."]
     with tf.control_dependencies([_check(usable, problem)]):
-        passed_over = tf.where(passed_over < 0, passed_over, passed_over % records.count)
-        return (tf.identity(image), tf.identity(labels)), passed_over
+        skipped = tf.where(skipped < 0, skipped, skipped % records.count)
+        return (tf.identity(image), tf.identity(labels)), skipped
 
 
 class _FaultReport:
@@ -377,13 +390,13 @@ class _FaultReport:
             self._known = tf.Variable(tf.zeros((records.count,), tf.bool), trainable=False)
 
     def __call__(self, batch):
-        passed_over = tf.reshape(batch.pop("passed_over"), (-1,))
-        passed_over, _ = tf.unique(tf.boolean_mask(passed_over, passed_over >= 0))
+        skipped = tf.reshape(batch.pop("skipped"), (-1,))
+        skipped, _ = tf.unique(tf.boolean_mask(skipped, skipped >= 0))
 
         def report():
-            new = tf.boolean_mask(passed_over, tf.logical_not(tf.gather(self._known, passed_over)))
+            new = tf.boolean_mask(skipped, tf.logical_not(tf.gather(self._known, skipped)))
             marked = self._known.scatter_update(
-                tf.IndexedSlices(tf.fill(tf.shape(passed_over), True), passed_over)
+                tf.IndexedSlices(tf.fill(tf.shape(skipped), True), skipped)
             )
             count = tf.math.count_nonzero(marked, dtype="int32")
             names = tf.map_fn(self._records.fault, new, fn_output_signature=tf.string)
@@ -400,7 +413,7 @@ class _FaultReport:
                 problem = [names, f"These are more than data.max_errors, {self._max_errors}."]
                 return tf.group(_check(count <= self._max_errors, problem))
 
-        with tf.control_dependencies([tf.cond(tf.size(passed_over) > 0, report, tf.no_op)]):
+        with tf.control_dependencies([tf.cond(tf.size(skipped) > 0, report, tf.no_op)]):
             return {name: tf.identity(value) for name, value in batch.items()}
 
 
@@ -411,6 +424,6 @@ def _check(condition, problem):
 def _with_options(dataset):
     options = tf.data.Options()
     options.deterministic = True
-    # The global batch is split among replicas; every worker reads the same stream.
+    # A strategy divides each global batch among its replicas: the stream itself is not sharded.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)

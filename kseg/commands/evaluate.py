@@ -6,22 +6,24 @@
     python scripts/evaluate.py --saved-model model --data data/camvid --output scores.json
     python scripts/evaluate.py --compare runs/camvid_small_ce runs/camvid_small_contextrast
 
-Prints a table of the classes and the images per second (without the first batch, which compiles).
-Writes the scores as JSON, as a CSV table beside it, and the counts of each image as NPZ, which
---compare needs; for a run, also as TensorBoard events. All devices share the work; the scores are
-the same as on a single device.
+Prints the scores of each class and the images per second (without the first batch, which compiles).
+Writes the scores as JSON and CSV, and the pixel counts of each image as NPZ, which --compare needs;
+for a run, also TensorBoard events. All devices share the work; the scores are the same as on a
+single device.
 
---compare reads what earlier calls wrote: `evaluation/<split>.json` of both runs, or two JSON files
-by name. It prints B - A for each class, with the interval of a paired bootstrap over images.
+--compare reads the results of earlier calls: `evaluation/<split>.json` of both runs, or two JSON
+files. It prints B - A for each class, with the interval of a paired bootstrap over images.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import pathlib
 import sys
 import tempfile
+from typing import Any
 
 from kseg.commands import checking, console, views
 from kseg.commands.console import check_classes, check_pixels
@@ -226,9 +228,97 @@ def evaluate(
 
 def _evaluate(options):
     """Evaluates the model named by the options; returns the result of `evaluate`."""
+    subject = open_subject(options)
+    manifest, classes = subject.manifest, subject.classes
+
+    from kseg.evaluation.boundary_iou import BoundaryIou
+    from kseg.evaluation.evaluator import Evaluator
+    from kseg.progress import Progress
+    from kseg.training.distribution import build_strategy
+    from pipelines import loader
+
+    stored = subject.run.checkpoint_meta(subject.checkpoint) if subject.run else {}
+    strategy = build_strategy()
+    batches = loader.evaluation_dataset(
+        subject.folder, subject.split, batch_size=subject.batch_size
+    )
+    boundary = BoundaryIou(len(classes), options.boundary) if options.boundary else None
+    with contextlib.ExitStack() as stack:
+        writer = label_images(options, manifest, batches, stack)
+        model, settings = load_model(options, subject, strategy)
+        with Progress("evaluating", manifest.split(subject.split).num_images) as progress:
+            evaluate = Evaluator(
+                model, len(classes), strategy=strategy, pixel_format=subject.pixel_format
+            )
+            evaluation = evaluate(
+                batches,
+                num_examples=options.panels or 0,
+                progress=progress.update,
+                consumers=[consumer for consumer in (boundary, writer) if consumer],
+            )
+        more = {"categories": manifest.categories, "groups": manifest.groups}
+        more["boundary_iou"] = boundary.iou if boundary else None
+        print_scores(evaluation, classes, more)
+        official = official_results(options, writer) if options.cityscapes_ground_truth else {}
+        if options.submission:
+            from kseg.evaluation.cityscapes.submission import write_zip
+
+            write_zip(writer.files.values(), options.submission)
+            print(f"submission: {options.submission}")
+
+    result = {
+        "dataset": manifest.dataset,
+        "split": subject.split,
+        "checkpoint": subject.checkpoint,
+        **{key: stored[key] for key in ("initial_weights",) if key in stored},
+        **settings,
+        **({"dilation_ratio": options.boundary} if boundary else {}),
+        **evaluation.to_dict(classes.names, **more),
+        **official,
+    }
+    write_results(options, subject, result, evaluation, more, step=stored.get("step"))
+    return {"scores": evaluation.scores, "results": result, "output": subject.output}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model and the data that it is scored on.
+
+    Attributes:
+        run: `kseg.runs.Run`, or None for an exported model.
+        checkpoint: str or int, which checkpoint of the run; None without a run.
+        classes: `kseg.classes.Classes` of the model.
+        pixel_format: `kseg.pixel_format.PixelFormat` of its images, or None: 8-bit RGB.
+        folder: str, folder of the prepared data.
+        manifest: `pipelines.manifest.Manifest` of the data.
+        split: str.
+        batch_size: int.
+        output: `pathlib.Path` of the JSON file to write, or None.
+    """
+
+    run: Any
+    checkpoint: Any
+    classes: Any
+    pixel_format: Any
+    folder: str
+    manifest: Any
+    split: str
+    batch_size: int
+    output: pathlib.Path | None
+
+
+def open_subject(options):
+    """Opens the run or exported model and the data, and checks everything known in advance.
+
+    Returns:
+        `Subject`.
+
+    Raises:
+        UserError: if the data do not fit the model, or an output cannot be written.
+        OSError: if a file cannot be read or written.
+    """
     import pipelines
     from kseg import files
-    from kseg.evaluation import results
     from kseg.pixel_format import PixelFormat
     from kseg.runs import Run
     from kseg.serving.checks import read_classes, read_file_classes
@@ -248,10 +338,10 @@ def _evaluate(options):
         folder, split = options.data, options.split or "val"
         batch_size = options.batch_size or 4
     manifest = pipelines.read_manifest(folder)
-    num_images = manifest.split(split).num_images
+    manifest.split(split)
     check_classes(classes.names, manifest)
-    pixels = run.pixel_format if run else PixelFormat.from_dict(more.get("pixels"))
-    check_pixels(pixels, manifest)
+    pixel_format = run.pixel_format if run else PixelFormat.from_dict(more.get("pixels"))
+    check_pixels(pixel_format, manifest)
     check_cityscapes(options, manifest)
     own = run is not None and manifest.dataset == run.config.data.dataset
     parts = [split] if own else [manifest.dataset, split]
@@ -260,78 +350,73 @@ def _evaluate(options):
     # Checked before the evaluation, whose result would be lost otherwise.
     for file in filter(None, (output, options.submission)):
         files.check_file(file)
+    return Subject(
+        run, checkpoint, classes, pixel_format, folder, manifest, split, batch_size, output
+    )
 
-    from kseg.evaluation.boundary_iou import BoundaryIou
-    from kseg.evaluation.evaluator import Evaluator
+
+def load_model(options, subject, strategy):
+    """Loads the model under a strategy, and wraps it for scales, mirroring and windows.
+
+    Returns:
+        `(model, settings)` as `kseg.commands.views.wrap`.
+    """
     from kseg.progress import Progress
     from kseg.segmenters import inference_model
     from kseg.serving.loading import load
-    from kseg.training.distribution import build_strategy
-    from pipelines import loader
 
-    stored = run.checkpoint_meta(checkpoint) if run else {}
-    strategy = build_strategy()
-    batches = loader.evaluation_dataset(folder, split, batch_size=batch_size)
-    boundary = BoundaryIou(len(classes), options.boundary) if options.boundary else None
-    with contextlib.ExitStack() as stack:
-        writer = label_images(options, manifest, batches, stack)
-        with Progress("loading the network"), strategy.scope():
-            if run:
-                model = inference_model(run.segmenter(checkpoint, precision=options.precision))
-            else:
-                model = load(options.saved_model)
-                model = network_of_file(model, options) if is_file else model
-        crop_size = run.config.data.crop_size if run else None
-        model, settings = views.wrap(model, len(classes), options, crop_size, batch_size)
-        with Progress("evaluating", num_images) as progress:
-            evaluate = Evaluator(model, len(classes), strategy=strategy, pixel_format=pixels)
-            evaluation = evaluate(
-                batches,
-                num_examples=options.panels or 0,
-                progress=progress.update,
-                consumers=[consumer for consumer in (boundary, writer) if consumer],
-            )
-        more = {"categories": manifest.categories, "groups": manifest.groups}
-        more["boundary_iou"] = boundary.iou if boundary else None
-        if evaluation.scores.matrix.any():
-            print(evaluation.scores.table(classes.names, **more))
+    run = subject.run
+    with Progress("loading the network"), strategy.scope():
+        if run:
+            segmenter = run.segmenter(subject.checkpoint, precision=options.precision)
+            model = inference_model(segmenter)
         else:
-            print("no pixel of this split has a label: there is nothing to score")
-        speed = evaluation.images_per_second
-        known = "" if math.isnan(speed) else f", {speed:.2f} a second"
-        print(f"{evaluation.num_images} images{known}")
-        official = official_results(options, writer) if options.cityscapes_ground_truth else {}
-        if options.submission:
-            from kseg.evaluation.cityscapes.submission import write_zip
+            model = load(options.saved_model)
+            if pathlib.Path(options.saved_model).is_file():
+                model = network_of_file(model, options)
+    crop_size = run.config.data.crop_size if run else None
+    return views.wrap(model, len(subject.classes), options, crop_size, subject.batch_size)
 
-            write_zip(writer.files.values(), options.submission)
-            print(f"submission: {options.submission}")
 
-    result = {
-        "dataset": manifest.dataset,
-        "split": split,
-        "checkpoint": checkpoint,
-        **{key: stored[key] for key in ("initial_weights",) if key in stored},
-        **settings,
-        **({"dilation_ratio": options.boundary} if boundary else {}),
-        **evaluation.to_dict(classes.names, **more),
-        **official,
-    }
+def print_scores(evaluation, classes, more):
+    """Prints the table of scores and the speed; `more` as for `Scores.table`."""
+    if evaluation.scores.matrix.any():
+        print(evaluation.scores.table(classes.names, **more))
+    else:
+        print("no pixel of this split has a label: there is nothing to score")
+    speed = evaluation.images_per_second
+    known = "" if math.isnan(speed) else f", {speed:.2f} a second"
+    print(f"{evaluation.num_images} images{known}")
+
+
+def write_results(options, subject, result, evaluation, more, *, step):
+    """Writes scores, TensorBoard events and panels, and prints their paths.
+
+    Args:
+        options: namespace of the options.
+        subject: `Subject`.
+        result: dict, the content of the JSON file.
+        evaluation: `kseg.evaluation.evaluator.Evaluation`.
+        more: dict, as for `kseg.training.reporting.write_evaluation`.
+        step: int, that of the checkpoint; None without one, as for a preset: no events.
+    """
+    from kseg.evaluation import results
+
+    output = subject.output
     if output is not None:
         results.write(output, result, evaluation.image_counts)
         print(f"scores:     {output}, {output.with_suffix('.csv').name}")
-    if "step" in stored and output is not None:  # A preset has none.
-        events = run.path / "tensorboard" / f"evaluate-{output.stem}"
-        write_events(events, stored["step"], evaluation, classes, more)
+    if step is not None and output is not None:
+        events = subject.run.path / "tensorboard" / f"evaluate-{output.stem}"
+        write_events(events, step, evaluation, subject.classes, more)
         print(f"events:     {events}")
     if options.panels:
-        draw(output.with_suffix(""), evaluation, classes)
+        draw(output.with_suffix(""), evaluation, subject.classes)
         print(f"pictures:   {output.with_suffix('')}")
-    return {"scores": evaluation.scores, "results": result, "output": output}
 
 
 def network_of_file(model, options):
-    """Makes a file for LiteRT, ONNX or OpenVINO a network for the evaluator.
+    """Adapts a loaded file for LiteRT, ONNX or OpenVINO to the evaluator.
 
     Raises:
         UserError: if the file gives classes and the options need logits.

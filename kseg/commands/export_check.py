@@ -36,7 +36,7 @@ def plan(options, run):
     manifest.split(run.config.data.eval_split)
     check_classes(run.classes.names, manifest)
     check_pixels(run.pixel_format, manifest)
-    return lambda segmenter: score_on_data(options, run, segmenter)
+    return lambda segmenter: score_on_data(options, run)
 
 
 def exported(options):
@@ -153,7 +153,7 @@ def compare(images, expected, actual, progress):
     )
 
 
-def score_on_data(options, run, segmenter):
+def score_on_data(options, run):
     """Prints mean IoU, size and time of what was exported, beside those of float32."""
     from kseg.commands.export import write_portable
     from kseg.progress import Progress

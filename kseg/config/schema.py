@@ -835,7 +835,7 @@ class Data(Section):
         if self.cache == "memory" and (self.service or self.on_error == "skip"):
             raise ValueError(
                 '`cache` "memory" reads every image before the first step, in the training '
-                'process: it goes neither with `service` nor with `on_error` "skip". Use a folder'
+                'process: it cannot be combined with `service` or `on_error` "skip". Use a folder'
             )
         return self
 

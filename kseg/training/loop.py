@@ -81,7 +81,7 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock, c
 
     evaluate = Evaluating(run, trainer, evaluation_batches, strategy, cluster)
     board = TensorBoard(run.path / "tensorboard", run.classes) if is_chief else None
-    progress = TrainingProgress(step, last_step, config.data.batch_size, quiet=not is_chief)
+    progress = TrainingProgress(last_step, config.data.batch_size, quiet=not is_chief)
     train_step = build_step(trainer, strategy, jit_compile=jit_compile)
     batches = iter(_distributed(training_batches, step, strategy, cluster))
     profiling = Profiling(run.path / "tensorboard/train", settings.profile if is_chief else None)

@@ -35,13 +35,12 @@ class TrainingProgress:
     On a terminal the line is overwritten; in a file each report is a separate line.
 
     Args:
-        step: int, first step.
-        steps: int, last step.
+        steps: int, the last step.
         batch_size: int, images per step.
         quiet: bool, print nothing.
     """
 
-    def __init__(self, step, steps, batch_size, *, quiet=False):
+    def __init__(self, steps, batch_size, *, quiet=False):
         self._steps = steps
         self._batch_size = batch_size
         self._start = time.perf_counter()

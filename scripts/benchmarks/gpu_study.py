@@ -54,7 +54,6 @@ TOY = [
     "schedule.warmup_steps=1",
     "losses.cross_entropy.class_weights=null",
 ]
-_EVALUATION_BATCH = 8
 _GRACE = 8.0  # Seconds that a worker gets to end by itself.
 
 

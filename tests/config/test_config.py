@@ -108,7 +108,7 @@ def test_mistakes_are_named_in_one_line(tmp_path, override, message):
 
 @pytest.mark.parametrize("other", ["data.on_error=skip", "data.service=grpc://a:1"])
 def test_what_a_cache_in_memory_goes_not_with(tmp_path, other):
-    with pytest.raises(config.ConfigError, match="goes neither with"):
+    with pytest.raises(config.ConfigError, match="cannot be combined with"):
         config.load(write(tmp_path), ["data.cache=memory", other])
 
 

@@ -466,7 +466,7 @@ def test_all_records_unusable_is_no_endless_search(tmp_path):
         corrupt(tmp_path, index)
     arguments = {"batch_size": 1, "crop_size": (4, 4), "on_error": "skip", "max_errors": 1000}
     with pytest.raises(
-        tf.errors.InvalidArgumentError, match="Nor is any of the 2 images behind it"
+        tf.errors.InvalidArgumentError, match="Nor is any of the next 2 images usable"
     ):
         take(training(tmp_path, **arguments), 1)
 
@@ -533,8 +533,8 @@ def test_a_cache_is_no_place_for_a_corrupt_shard(tmp_path):
 
 
 @pytest.mark.parametrize("more", [{"service": "grpc://localhost:1"}, {"on_error": "skip"}])
-def test_memory_goes_with_neither(folder, more):
-    with pytest.raises(DataError, match="goes neither with"):
+def test_memory_cannot_be_combined_with(folder, more):
+    with pytest.raises(DataError, match="cannot be combined with"):
         training(folder, cache="memory", **more)
 
 

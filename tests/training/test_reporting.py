@@ -20,7 +20,7 @@ def progress(monkeypatch):
     """After two steps, the second of which took 2 seconds; 8 are left."""
     clock = iter([0.0, 0.0, 2.0, 2.0])
     monkeypatch.setattr(reporting.time, "perf_counter", lambda: next(clock))
-    found = reporting.TrainingProgress(0, 10, 4)
+    found = reporting.TrainingProgress(10, 4)
     found.step_done()
     found.step_done()
     return found
