@@ -6,12 +6,14 @@ import keras
 
 from kseg.backbones import build_backbone
 from kseg.backend.precision import dtype_policy_scope
+from kseg.backend.variables import shared_variable_kernels
 from kseg.dotted import is_dotted
 from kseg.heads import build_head
 from kseg.heads.projection import Projector, projection
 from kseg.layers import ImageNormalization, ResizeLike
 
 
+@shared_variable_kernels()
 def build_segmenter(
     backbone,
     head,

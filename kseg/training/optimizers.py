@@ -11,11 +11,16 @@ that before it clips them.
 import keras
 import tensorflow as tf
 
+from kseg.backend.variables import shared_variable_kernels
 from kseg.training.learning_rate_factors import LearningRateFactors
 
 
 class FusedUpdates(LearningRateFactors):
     """Behavior shared by both optimizers."""
+
+    @shared_variable_kernels()
+    def build(self, variables):  # noqa: D102 - as in Keras.
+        super().build(variables)
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return grads_and_vars
