@@ -1,6 +1,7 @@
 """Periodic evaluation of the network during training."""
 
 import dataclasses
+import math
 
 from kseg.config.schema import VALIDATED_LOSSES
 from kseg.evaluation.evaluator import Evaluator
@@ -62,7 +63,9 @@ class Evaluating:
                 variable.assign(self.weights[name])
 
     def __call__(self, step, *, saving, board, progress):
-        """Scores the evaluation split, reports the scores and saves the weights if they are best.
+        """Scores the evaluation split, reports the scores, and saves the weights if they are best.
+
+        Counts the evaluation for early stopping.
 
         Args:
             step: int, of the weights.
@@ -71,8 +74,8 @@ class Evaluating:
             progress: `kseg.training.reporting.TrainingProgress`.
 
         Returns:
-            `kseg.evaluation.evaluator.Evaluation`, whose losses have
-            their weighted sum as `loss`, if there are any.
+            `kseg.evaluation.evaluator.Evaluation`; its losses, if there are any, include their
+            weighted sum as `loss`.
         """
         split = self._batches()
         count = max(int(split.cardinality()), 0)
@@ -100,4 +103,5 @@ class Evaluating:
             )
             + validation_line(terms)
         )
+        saving.patience.evaluated(mean_iou, losses.get("loss", math.nan))
         return evaluation

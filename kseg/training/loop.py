@@ -1,6 +1,4 @@
-"""The training loop; saving, checks for NaN, evaluation and stopping are in modules beside it."""
-
-import math
+"""The training loop; saving, checks for NaN, evaluation and stopping have their own modules."""
 
 from kseg import waiting
 from kseg.progress import Progress
@@ -78,7 +76,6 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock, c
         with Progress("loading pretrained weights", shown=is_chief):
             saving.initial_weights = load_pretrained(trainer.segmenter, config.model)
         watch.check_weights(0)
-
     evaluate = Evaluating(run, trainer, evaluation_batches, strategy, cluster)
     board = TensorBoard(run.path / "tensorboard", run.classes) if is_chief else None
     progress = TrainingProgress(last_step, config.data.batch_size, quiet=not is_chief)
@@ -91,46 +88,38 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock, c
     callbacks.on_start(run, step)
     with Stopping(strategy, cluster) as stopping, profiling:
         while step < last_step and not is_over:
-            profiling.before(step + 1)
-            if progress.is_new:
-                with progress.working("compiling the training step"):
-                    logs = train_step(waiting.next_batch(batches))
-            else:
-                logs = train_step(waiting.next_batch(batches))
             step += 1
             is_last = step == last_step
+            profiling.before(step)
+            logs = _take_step(train_step, batches, progress)
             profiling.after(step, logs)
             progress.step_done()
             watch.check(step, logs)
             if step % settings.log_every == 0 or is_last or progress.is_first:
-                values = watch.flush()
-                values["learning_rate"] = float(trainer.optimizer.learning_rate)
-                values |= progress.report(step, values, trainer.term_weights(step - 1))
+                values = _report(step, watch, trainer, progress)
                 if is_chief:
                     board.scalars(step, values)
                 callbacks.on_log(step, values)
-            to_evaluate = step % settings.evaluate_every == 0 or is_last
-            to_stop = stopping.is_due(step)
-            to_save = step % settings.checkpoint_every == 0 or is_last or to_stop
-            if to_evaluate or to_save:
+            evaluation_due = step % settings.evaluate_every == 0 or is_last
+            stop_due = stopping.is_due(step)
+            checkpoint_due = step % settings.checkpoint_every == 0 or is_last or stop_due
+            if evaluation_due or checkpoint_due:
                 watch.flush()
                 watch.check_weights(step)
-            if to_evaluate:
+            if evaluation_due:
                 evaluate.update()
                 if is_chief:
                     evaluation = evaluate(step, saving=saving, board=board, progress=progress)
-                    loss = evaluation.losses.get("loss", math.nan)
-                    saving.patience.evaluated(evaluation.scores.mean_iou, loss)
                     callbacks.on_evaluation(step, evaluation)
                 is_over = saving.patience.is_over
-                if cluster and settings.patience:  # Only the chief knows.
+                if cluster and settings.patience:  # Only the chief counts evaluations.
                     is_over = anywhere(strategy, is_over)
-            if to_save or is_over:
+            if checkpoint_due or is_over:
                 saving.save(step, progress)
                 callbacks.on_checkpoint(step, run.path / "checkpoints" / step_file(step))
             if is_over and not is_last and is_chief:
                 progress.line(saving.patience.describe(step))
-            if to_stop and not is_last and not is_over:
+            if stop_due and not is_last and not is_over:
                 stopping.stop(step)
     if is_chief:
         board.close()
@@ -144,8 +133,23 @@ def _train(run, training_batches, evaluation_batches, strategy, cluster, lock, c
     return result
 
 
+def _take_step(train_step, batches, progress):
+    """Takes a training step on the next batch; the first one compiles, which is announced."""
+    if not progress.is_new:
+        return train_step(waiting.next_batch(batches))
+    with progress.working("compiling the training step"):
+        return train_step(waiting.next_batch(batches))
+
+
+def _report(step, watch, trainer, progress):
+    """Prints the progress line of a step; returns its losses, learning rate and speed."""
+    values = watch.flush()
+    values["learning_rate"] = float(trainer.optimizer.learning_rate)
+    return values | progress.report(step, values, trainer.term_weights(step - 1))
+
+
 def _distributed(training_batches, step, strategy, cluster):
-    """Builds the distributed data set that begins at a start step."""
+    """Builds the distributed data set of training batches from a start step on."""
     if cluster is None:
         return strategy.experimental_distribute_dataset(training_batches(step))
 

@@ -52,12 +52,12 @@ class TrainingProgress:
 
     @property
     def is_new(self):
-        """True if no step has been done."""
+        """True if no step has been taken."""
         return self._steps_done == 0
 
     @property
     def is_first(self):
-        """True if exactly one step has been done."""
+        """True if exactly one step has been taken."""
         return self._steps_done == 1
 
     def step_done(self):
