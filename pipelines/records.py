@@ -59,7 +59,7 @@ from pipelines.pictures import check_range
 
 _UNFINISHED = ".unfinished"
 _IMAGES_PER_SHARD = 128
-_KEPT_SPLITS = ("val", "test")
+_EVALUATION_SPLITS = ("val", "test")
 _PROBLEMS_FILE = "unusable_files.txt"
 _REPLACED_FILE = "replaced.json"
 _SHOWN_PROBLEMS = 5
@@ -96,8 +96,8 @@ def write(
         taxonomy: `Taxonomy`.
         splits: dict from split to a list of examples. Each has an `id`, a `fingerprint`
             (JSON-serializable, everything that its content depends on) and a `read()` that returns
-            the bytes of the image and of the label PNG. Of a `pipelines.tiles.TileExample` in
-            which all pixels are ignored there is no record.
+            the bytes of the image and of the label PNG. A `pipelines.tiles.TileExample` in which
+            all pixels are ignored is left out.
         options: JSON-serializable dict, stored in the manifest, with the result of
             `pipelines.tiles.describe` as `tiles`.
         image_format: `"original"` stores images unchanged, bit for bit. `"jpeg"` converts images
@@ -105,8 +105,8 @@ def write(
             `test`, which are scored on the original images.
         quality: int, 1 to 100, JPEG quality.
         value_range, turned_masks: as for `pipelines.examples.read_checked`.
-        channels: int, channels of the images, whose values are stored as they are, with their
-            statistics in the manifest; None: images are stored as 8-bit RGB.
+        channels: int, number of channels of the images, whose values are stored unchanged, with
+            their statistics in the manifest; None: images are stored as 8-bit RGB.
         num_shards: int, files per split; default: about 128 images per file.
         workers: int, threads (decoding and encoding run outside Python); default: all cores.
         overwrite: bool, replace an existing data set. It is kept until the new one is complete, so
@@ -135,46 +135,25 @@ def write(
         )
     check_range(value_range)
     folder = str(folder)
-    jobs = []
     reading = {"value_range": value_range, "turned_masks": turned_masks, "channels": channels}
     if channels is not None:
         if image_format != "original":
             raise DataError(
-                f"{option('image_format', image_format)} makes 8-bit RGB of the images, and "
+                f"{option('image_format', image_format)} converts images to 8-bit RGB, and "
                 f"{option('channels', channels)} keeps their values. Leave out one of them"
             )
         examples = itertools.chain(*_training_first(splits).values())
         reading["dtype"] = channel_files.find_dtype(examples, channels)
     reading = {name: value for name, value in reading.items() if value is not None}
-    for split, examples in splits.items():
-        if len({example.id for example in examples}) < len(examples):
-            raise DataError(f"The ids of split {split!r} must be unique")
-        stored_quality = quality if image_format == "jpeg" and split not in _KEPT_SPLITS else None
-        count = num_shards or -(-len(examples) // _IMAGES_PER_SHARD)
-        count = max(1, min(count, len(examples)))
-        for i, part in enumerate(np.array_split(np.arange(len(examples)), count)):
-            file = f"{split}-{i:05d}-of-{count:05d}.tfrecord"
-            part = [examples[j] for j in part]
-            jobs.append(_Job(split, file, part, taxonomy, stored_quality, reading))
+    jpeg_quality = quality if image_format == "jpeg" else None
+    jobs = _divide_into_shards(splits, taxonomy, jpeg_quality, reading, num_shards)
     fingerprint = hash_of([name, dataclasses.asdict(taxonomy), [job.key for job in jobs]])
 
     paths.make_folder(folder)
     with _locked(folder):
         _delete_replaced(folder)
         if exists(folder) and not overwrite:
-            manifest = read_manifest(folder)
-            if manifest.format < FORMAT_VERSION:
-                raise DataError(
-                    f"{folder} was prepared by an earlier version of kseg (format "
-                    f"{manifest.format}). It can be used as it is. Use {option('overwrite', True)} "
-                    f"to prepare it again, or another {option('output')}"
-                )
-            if manifest.fingerprint != fingerprint:
-                raise DataError(
-                    f"{folder} holds {manifest.dataset!r}, made from other files or with other "
-                    f"options. Use {option('overwrite', True)} to replace it, or another "
-                    f"{option('output')}"
-                )
+            manifest = _read_finished(folder, fingerprint)
             paths.remove(paths.join(folder, _UNFINISHED))
             if progress:
                 print(f"{folder} is complete already: nothing to do", file=sys.stderr)
@@ -188,21 +167,6 @@ def write(
         _check_left_out(splits, left_out)
         cut = tiles.describe(splits, left_out)
         options = {**(options or {}), **({} if cut is None else {"tiles": cut})}
-        described = {}
-        for split in splits:
-            own = [shards[job.file] for job in jobs if job.split == split]
-            sizes = {tuple(size) for shard in own for size in shard["sizes"]}
-            described[split] = Split(
-                num_images=sum(len(shard["offsets"]) for shard in own),
-                image_size=list(sizes.pop()) if len(sizes) == 1 else None,
-                pixels=np.sum([shard["pixels"] for shard in own], axis=0).tolist(),
-                images=np.sum([shard["images"] for shard in own], axis=0).tolist(),
-                shards=[
-                    Shard(**{f.name: shard[f.name] for f in dataclasses.fields(Shard)})
-                    for shard in own
-                ],
-                content=hash_of([record for shard in own for record in shard["stored"]]),
-            )
         manifest = Manifest(
             dataset=name,
             class_names=taxonomy.class_names,
@@ -211,7 +175,10 @@ def write(
             groups=taxonomy.groups,
             options=json.loads(json.dumps(options)),
             fingerprint=fingerprint,
-            splits=described,
+            splits={
+                split: _describe_split([shards[job.file] for job in jobs if job.split == split])
+                for split in splits
+            },
             value_range=None if channels else _value_range(value_range, shards.values()),
             folder=folder,
             **_pixels(jobs, shards, reading),
@@ -227,21 +194,86 @@ def write(
     return manifest
 
 
+def _divide_into_shards(splits, taxonomy, jpeg_quality, reading, num_shards):
+    """Divides the examples of each split into shards of about equal size.
+
+    Args:
+        splits, taxonomy, num_shards: as for `write`.
+        jpeg_quality: int, quality of JPEGs that replace other formats in training splits; None:
+            images are stored unchanged.
+        reading: dict, arguments of `pipelines.examples.read_checked`.
+
+    Returns:
+        list of `_Job`.
+
+    Raises:
+        DataError: if two examples of a split have the same id.
+    """
+    jobs = []
+    for split, examples in splits.items():
+        if len({example.id for example in examples}) < len(examples):
+            raise DataError(f"The ids of split {split!r} must be unique")
+        quality = None if split in _EVALUATION_SPLITS else jpeg_quality
+        count = num_shards or -(-len(examples) // _IMAGES_PER_SHARD)
+        count = max(1, min(count, len(examples)))
+        for i, part in enumerate(np.array_split(np.arange(len(examples)), count)):
+            file = f"{split}-{i:05d}-of-{count:05d}.tfrecord"
+            part = [examples[j] for j in part]
+            jobs.append(_Job(split, file, part, taxonomy, quality, reading))
+    return jobs
+
+
+def _read_finished(folder, fingerprint):
+    """Reads the manifest of a complete data set.
+
+    Raises:
+        DataError: if it has another fingerprint, or was written by an earlier version.
+    """
+    manifest = read_manifest(folder)
+    if manifest.format < FORMAT_VERSION:
+        raise DataError(
+            f"{folder} was prepared by an earlier version of kseg (format {manifest.format}). It "
+            f"can be used as it is. Use {option('overwrite', True)} to prepare it again, or "
+            f"another {option('output')}"
+        )
+    if manifest.fingerprint != fingerprint:
+        raise DataError(
+            f"{folder} holds {manifest.dataset!r}, made from other files or with other options. "
+            f"Use {option('overwrite', True)} to replace it, or another {option('output')}"
+        )
+    return manifest
+
+
+def _describe_split(shards):
+    """Builds the manifest's entry of a split from the descriptions of its shards."""
+    sizes = {tuple(size) for shard in shards for size in shard["sizes"]}
+    return Split(
+        num_images=sum(len(shard["offsets"]) for shard in shards),
+        image_size=list(sizes.pop()) if len(sizes) == 1 else None,
+        pixels=np.sum([shard["pixels"] for shard in shards], axis=0).tolist(),
+        images=np.sum([shard["images"] for shard in shards], axis=0).tolist(),
+        shards=[
+            Shard(**{f.name: shard[f.name] for f in dataclasses.fields(Shard)}) for shard in shards
+        ],
+        content=hash_of([record for shard in shards for record in shard["stored"]]),
+    )
+
+
 def _training_first(splits):
-    """The splits without those that are kept for evaluation, or all if there are no others."""
-    kept = {name: part for name, part in splits.items() if name not in _KEPT_SPLITS and part}
-    return {**kept, **splits}
+    """Orders splits so that those with training images come first."""
+    training = {n: part for n, part in splits.items() if n not in _EVALUATION_SPLITS and part}
+    return {**training, **splits}
 
 
 def _pixels(jobs, shards, reading):
-    """The format of the manifest and the pixels of its images; nothing for 8-bit RGB."""
+    """Returns `format` and `pixels` of the manifest as a dict; empty for 8-bit RGB."""
     if reading.get("channels") is None:
         return {}
     found = {
         split: merge(shards[job.file]["statistics"] for job in jobs if job.split == split)
         for split in dict.fromkeys(job.split for job in jobs)
     }
-    training = merge(s for name, s in found.items() if name not in _KEPT_SPLITS)
+    training = merge(s for name, s in found.items() if name not in _EVALUATION_SPLITS)
     everything = merge(found.values())
     if everything is None:
         raise DataError("There are no images")
@@ -252,7 +284,7 @@ def _pixels(jobs, shards, reading):
 
 
 def available_cores():
-    """Number of cores that this process may use; on macOS and Windows, of all cores."""
+    """Returns the number of cores that this process may use; on macOS and Windows, of all cores."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -338,8 +370,7 @@ def _write_shards(folder, jobs, workers, overwrite, progress, distribute):
         if len(problems) > _SHOWN_PROBLEMS:
             shown += f". All {len(problems)} are listed in {path}"
         raise DataError(
-            f"Unusable files: {shown}. Mend them or leave them out ({option('skip')}), and run "
-            "again"
+            f"Unusable files: {shown}. Fix them or leave them out ({option('skip')}), and run again"
         )
     return finished
 
@@ -364,7 +395,7 @@ def _shortened(problems):
             more = f" and {len(names) - len(some)} more" if len(names) > len(some) else ""
             shown.append((", ".join(some) + more + what).split(". "))
             left -= len(some)
-    # Advice that ends all of them is given once.
+    # Advice at the end of all messages is given only once.
     from_the_end = zip(*(sentences[:0:-1] for sentences in shown), strict=False)
     common = list(itertools.takewhile(lambda same: len(set(same)) == 1, from_the_end))[::-1]
     shown = [". ".join(sentences[: len(sentences) - len(common)]) for sentences in shown]
@@ -563,7 +594,7 @@ def _write_records(path, job, work):
                 work.meter.advance()
                 continue
             except DataError as error:
-                work.report(str(error), example)  # Continue, to report the problems of all.
+                work.report(str(error), example)  # Continue, to report all problems.
                 failed = True
                 continue
             writer.write(record)
@@ -655,6 +686,6 @@ def _encode(example, job, number):
 
 
 def classes_in(labels):
-    """The classes that occur in the labels, as an ascending list of int."""
+    """Lists the classes that occur in the labels, in ascending order."""
     counts = count_values(labels)
     return np.flatnonzero(counts[:IGNORE_LABEL]).tolist()

@@ -203,7 +203,7 @@ def cut(splits, tile, overlap=0, *, ratios=None, value_range=None, channels=None
         problems = sorted(set(problems))
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise DataError(
-            f"Unusable files: {'; '.join(problems[:_SHOWN])}{more}. Mend them or leave them out "
+            f"Unusable files: {'; '.join(problems[:_SHOWN])}{more}. Fix them or leave them out "
             f"({option('skip')}), and run again"
         )
     return found
