@@ -1,4 +1,4 @@
-"""The kernel of the contrastive methods: supervised InfoNCE, one positive per term, streamed."""
+"""The kernel of the contrastive methods: supervised InfoNCE, one positive per term, in tiles."""
 
 import math
 
@@ -82,25 +82,17 @@ def info_nce(
         ValueError: if `temperature` or `block_size` is not positive, `reduction` is unknown, or a
             number of rows is unknown or 0.
     """
-    if temperature <= 0:
-        raise ValueError(f"`temperature` must be positive. Received: {temperature=}")
-    if block_size is not None and min(_pair(block_size)) <= 0:
-        raise ValueError(f"`block_size` must be positive. Received: {block_size=}")
-    if reduction not in ("none", "sum"):
-        raise ValueError(f"`reduction` must be 'none' or 'sum'. Received: {reduction=}")
+    _check(anchors, keys, temperature, block_size, reduction)
     num_anchors, num_keys = anchors.shape[0], keys.shape[0]
-    if not num_anchors or not num_keys:
-        raise ValueError(
-            "`anchors` and `keys` must have a static number of rows, at least 1. Received: "
-            f"shapes {tuple(anchors.shape)} and {tuple(keys.shape)}. Pad with label -1"
-        )
     if block_size is None:
         whole = num_anchors * num_keys <= _ONE_TILE
         on_cpu = (num_anchors, num_keys) if whole else 1024
         block_size = tile_sizes(num_anchors, num_keys, keys.shape[1], on_cpu=on_cpu)
     block_sizes = _pair(block_size)
     anchor_labels, key_labels = (ops.cast(x, "int32") for x in (anchor_labels, key_labels))
-    if exclude_self and self_positions is None:
+    if not exclude_self:
+        self_positions = None
+    elif self_positions is None:
         self_positions = ops.arange(num_anchors)
     if detach_keys and not hasattr(keys, "rows"):
         keys = ops.stop_gradient(keys)
@@ -112,7 +104,7 @@ def info_nce(
         loss, valid = _in_one_tile(
             ops.cast(anchors, "float32"),
             ops.cast(rows, "float32"),
-            *_pairs(anchor_labels, key_labels, self_positions if exclude_self else None),
+            *_pairs(anchor_labels, key_labels, self_positions),
             temperature=temperature,
             direct=direct,
         )
@@ -121,34 +113,73 @@ def info_nce(
         anchor_order = _Order(anchor_labels)
         key_order = None if hasattr(keys, "rows") else _Order(key_labels)
         anchors, anchor_labels = anchor_order.sort(anchors), anchor_order.sort(anchor_labels)
-        if exclude_self:
+        if self_positions is not None:
             self_positions = anchor_order.sort(self_positions)
         if key_order is not None:
             keys, key_labels = key_order.sort(keys), key_order.sort(key_labels)
-            if exclude_self:
+            if self_positions is not None:
                 self_positions = ops.take(key_order.inverse, self_positions)
-
-    at_once = reduction == "sum" and direct
-    if at_once:
+    summed = reduction == "sum" and direct
+    if summed:
         # Limits the similarities held to this number, or to the size of the keys.
         rows = max(keys.shape[1], held_similarities() // num_keys)
         block_sizes = min(block_sizes[0], rows), block_sizes[1]
 
-    def cut(anchors, keys):
+    def tiles_of(anchors, keys):
         return _Tiles(
             anchors / temperature,
             anchor_labels,
             keys,
             key_labels,
-            self_positions=self_positions if exclude_self else None,
+            self_positions=self_positions,
             overlap=detach_keys,
             direct=direct,
             block_sizes=block_sizes,
         )
 
+    anchors = ops.cast(anchors, "float32")
+    keys = keys if detach_keys else ops.cast(keys, "float32")
+    if summed:
+        return _sum_in_tiles(tiles_of, anchors, keys, temperature, detach_keys)
+    loss, valid = _in_tiles(tiles_of, anchors, keys, temperature, detach_keys)
+    if not rows_sorted and reduction == "none":
+        loss, valid = anchor_order.unsort(loss), anchor_order.unsort(valid)
+    return (loss, valid) if reduction == "none" else (ops.sum(loss), ops.sum(valid))
+
+
+def _check(anchors, keys, temperature, block_size, reduction):
+    """Raises a ValueError as `info_nce`."""
+    if temperature <= 0:
+        raise ValueError(f"`temperature` must be positive. Received: {temperature=}")
+    if block_size is not None and min(_pair(block_size)) <= 0:
+        raise ValueError(f"`block_size` must be positive. Received: {block_size=}")
+    if reduction not in ("none", "sum"):
+        raise ValueError(f"`reduction` must be 'none' or 'sum'. Received: {reduction=}")
+    if not anchors.shape[0] or not keys.shape[0]:
+        raise ValueError(
+            "`anchors` and `keys` must have a static number of rows, at least 1. Received: "
+            f"shapes {tuple(anchors.shape)} and {tuple(keys.shape)}. Pad with label -1"
+        )
+
+
+def _in_tiles(tiles_of, anchors, keys, temperature, detach_keys):
+    """Computes the loss of each anchor in tiles.
+
+    Args:
+        tiles_of: function from anchors and keys to `_Tiles`.
+        anchors: float32 tensor `(num_anchors, dim)`.
+        keys: float32 tensor `(num_keys, dim)`; with `detach_keys` of any float type, or a
+            `RowReader`.
+        temperature: float.
+        detach_keys: bool, as for `info_nce`.
+
+    Returns:
+        `(loss, valid)`, float32 `(num_anchors,)` each.
+    """
+
     @ops.custom_gradient
     def to_anchors(anchors):
-        loss, count, direction = _forward(cut(anchors, keys), with_direction=True)
+        loss, count, direction = _forward(tiles_of(anchors, keys), with_direction=True)
 
         def gradient(*arguments, upstream=None):
             upstream = upstream_of(arguments, upstream)
@@ -158,7 +189,7 @@ def info_nce(
 
     @ops.custom_gradient
     def to_both(anchors, keys):
-        tiles = cut(anchors, keys)
+        tiles = tiles_of(anchors, keys)
         loss, count, neg, slope = _forward(tiles)
 
         def gradient(*arguments, upstream=None):
@@ -168,9 +199,23 @@ def info_nce(
 
         return (loss, count), gradient
 
+    loss, count = to_anchors(anchors) if detach_keys else to_both(anchors, keys)
+    return loss, ops.cast(count > 0, "float32")
+
+
+def _sum_in_tiles(tiles_of, anchors, keys, temperature, detach_keys):
+    """Computes the sum of the losses in tiles, with its gradients in the forward pass.
+
+    Args:
+        tiles_of, anchors, keys, temperature, detach_keys: as for `_in_tiles`.
+
+    Returns:
+        `(loss, number)`, float32 scalars: the sum, and the number of anchors that have a positive.
+    """
+
     @ops.custom_gradient
-    def sum_to_anchors(anchors):
-        loss, number, d_anchors = _sum_with_gradients(cut(anchors, keys), to_keys=False)
+    def to_anchors(anchors):
+        loss, number, d_anchors = _sum_with_gradients(tiles_of(anchors, keys), to_keys=False)
 
         def gradient(*arguments, upstream=None):
             upstream = upstream_of(arguments, upstream)
@@ -179,8 +224,8 @@ def info_nce(
         return (loss, number), gradient
 
     @ops.custom_gradient
-    def sum_to_both(anchors, keys):
-        loss, number, d_anchors, d_keys = _sum_with_gradients(cut(anchors, keys))
+    def to_both(anchors, keys):
+        loss, number, d_anchors, d_keys = _sum_with_gradients(tiles_of(anchors, keys))
 
         def gradient(*arguments, upstream=None):
             upstream = upstream_of(arguments, upstream)
@@ -188,19 +233,7 @@ def info_nce(
 
         return (loss, number), gradient
 
-    anchors = ops.cast(anchors, "float32")
-    if at_once and detach_keys:
-        return sum_to_anchors(anchors)
-    if at_once:
-        return sum_to_both(anchors, ops.cast(keys, "float32"))
-    if detach_keys:
-        loss, count = to_anchors(anchors)
-    else:
-        loss, count = to_both(anchors, ops.cast(keys, "float32"))
-    valid = ops.cast(count > 0, "float32")
-    if not rows_sorted and reduction == "none":
-        loss, valid = anchor_order.unsort(loss), anchor_order.unsort(valid)
-    return (loss, valid) if reduction == "none" else (ops.sum(loss), ops.sum(valid))
+    return to_anchors(anchors) if detach_keys else to_both(anchors, keys)
 
 
 def _pair(block_size):
