@@ -23,6 +23,7 @@ import tempfile
 import zipfile
 import zlib
 
+from kseg.errors import option
 from pipelines.errors import DataError
 
 _SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
@@ -30,6 +31,7 @@ _COMPRESSIONS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzm
 _MAX_DEPTH = 3
 _MAX_FOLDERS = 5000  # Limit on the search for the data set's folder.
 _SHOWN = 6
+_LITTER = ("__MACOSX", "@eaDir")  # Folders that macOS adds to archives, and Synology's drives.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +92,19 @@ def fingerprint(file):
     Args:
         file: object with a `fingerprint`, such as `Member`; or a `pathlib.Path`, for which name,
             size and modification time are returned.
+
+    Raises:
+        DataError: if the file is missing.
     """
     if hasattr(file, "fingerprint"):
         return file.fingerprint
-    state = file.stat()
+    try:
+        state = file.stat()
+    except OSError as error:
+        link = ", a link" * file.is_symlink()
+        raise DataError(
+            f"{file}{link}: {error.strerror}. Restore it, or leave out its image ({option('skip')})"
+        ) from None
     return [file.name, state.st_size, state.st_mtime_ns]
 
 
@@ -255,6 +266,33 @@ def open_source(source):
     return Source([pathlib.Path(os.path.expanduser(path)) for path in paths])
 
 
+def is_hidden(name):
+    """Returns True for the name of a file or folder that is no part of a data set."""
+    return name.startswith(".") or name in _LITTER
+
+
+def _check_name(name, where):
+    """Raises a DataError for a name in another encoding than UTF-8: records cannot hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"Names of files must be UTF-8. In {where} there is {os.fsencode(name)!r}. Rename it; "
+            "the tool convmv does so for whole folders"
+        ) from None
+
+
+def _kind_of(entry):
+    """`folder` or `file`; None for anything else, such as a pipe."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        # A link to a missing file is reported when the file is read.
+        return "file" if entry.is_file() or entry.is_symlink() else None
+    except OSError:  # A link to itself.
+        return "file"
+
+
 class _Folder:
     """A tree of folders on disk."""
 
@@ -276,11 +314,13 @@ class _Folder:
         try:
             with os.scandir(self.path / path) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
+                    if is_hidden(entry.name):
                         continue
-                    if entry.is_dir():
+                    _check_name(entry.name, self.path / path)
+                    kind = _kind_of(entry)
+                    if kind == "folder":
                         folders.append(entry.name)
-                    elif entry.is_file():
+                    elif kind == "file":
                         files[entry.name] = self.path / path / entry.name
         except OSError:  # A folder without read permission counts as empty.
             pass
@@ -408,8 +448,10 @@ class Archive:
                 "Do not unpack it; get it from its publisher again"
             )
         parts = [part for part in parts if part not in ("", ".")]
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        return "/".join(parts) if parts and not hidden else None
+        if not parts or any(map(is_hidden, parts)):
+            return None
+        _check_name("/".join(parts), self.path)
+        return "/".join(parts)
 
     def _read_zip(self):
         archive = zipfile.ZipFile(self.path)

@@ -13,7 +13,9 @@ import pathlib
 import time
 import typing
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif",
+)  # fmt: skip
 RECORD = "predictions.json"
 LEGEND = "legend.png"
 NO_DATA = 255  # The label of pixels without data, see `pipelines.no_data`.
@@ -489,7 +491,8 @@ def read_picture(path, value_range=None, pixel_format=None):
 
 def _is_image(path, source, output, suffixes):
     """Returns True for an image in the source folder that no earlier prediction wrote."""
-    parts = path.relative_to(source).parts
-    hidden = any(part.startswith(".") for part in parts)
+    from pipelines.sources import is_hidden
+
+    hidden = any(map(is_hidden, path.relative_to(source).parts))
     inside = output.resolve() != source.resolve() and output.resolve() in path.resolve().parents
     return path.suffix.lower() in suffixes and path.is_file() and not hidden and not inside

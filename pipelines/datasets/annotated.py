@@ -130,6 +130,7 @@ class Files:
         self.source = open_source(source)
         self.name = self.source.name
         self._images = collections.defaultdict(list)
+        self._folded = collections.defaultdict(list)  # By names in lower case.
         self._named, self._partial = {}, []
         self.all = []
         self._on_disk = set()
@@ -150,7 +151,9 @@ class Files:
                 continue
             self.all.append((path, file))
             if path.lower().endswith(IMAGE_ENDS + ARRAY_ENDS):
-                self._images[posixpath.basename(path)].append((path, file))
+                name = posixpath.basename(path)
+                self._images[name].append((path, file))
+                self._folded[name.casefold()].append((path, file))
         if depth < _MAX_DEPTH:
             for name in place.folders():
                 self._walk(place / name, f"{prefix}{name}/", depth + 1)
@@ -209,7 +212,7 @@ class Files:
         """Finds the image that an annotation file names.
 
         The folders of a name need not be those of the source, unless names differ only in them:
-        see `check_names`.
+        see `check_names`. Upper and lower case count only where both occur, as on Windows.
 
         Args:
             name: str, a name or path; an image whose path shares more final parts matches better.
@@ -226,11 +229,16 @@ class Files:
         """
         parts = unicodedata.normalize("NFC", name.replace("\\", "/")).split("/")
         parts = [part for part in parts[:-1] if part not in ("", ".", "..")] + parts[-1:]
-        found = [item for item in self._images.get(parts[-1], []) if item[0] not in without]
-        chosen = self._choose(name, parts, found, near, split)
+        found, fold = self._images.get(parts[-1]), str
+        if not found:
+            fold = str.casefold
+            parts = list(map(fold, parts))
+            found = self._folded.get(parts[-1], [])
+        found = [item for item in found if item[0] not in without]
+        chosen = self._choose(name, parts, found, near, split, fold)
         if chosen and annotated:
             self._named.setdefault(parts[-1], {}).setdefault(tuple(parts), set()).add(chosen[0])
-            shared = _common(reversed(chosen[0].split("/")), reversed(parts))
+            shared = _common(reversed(fold(chosen[0]).split("/")), reversed(parts))
             if shared < len(parts):
                 in_split = [p for p, _ in found if split is not None and split_of(p) == split]
                 self._partial.append((near, name, parts, shared, chosen[0], in_split))
@@ -254,7 +262,7 @@ class Files:
                 raise missing_images(near, [name])
 
     @staticmethod
-    def _choose(name, parts, found, near, split):
+    def _choose(name, parts, found, near, split, fold=str):
         if len(found) < 2:
             return found[0] if found else None
         around = near.split("/")[:-1]
@@ -264,7 +272,7 @@ class Files:
             own = path.split("/")
             return (
                 not isinstance(file, Member),
-                _common(reversed(own), reversed(parts)),
+                _common(reversed(fold(path).split("/")), reversed(parts)),
                 split is not None and split_of(path) == split,
                 _common(own, around),
             )

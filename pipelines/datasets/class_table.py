@@ -8,6 +8,9 @@
                                      0, road                        void:0,0,0::
     classes.txt: one name a line     Roboflow's _classes.csv        CVAT's labelmap.txt
 
+In classes.txt lines that begin with # are comments. If a number precedes every name (`0: road`),
+numbers rise and names differ, they are the values.
+
 `value` is the class's value in index masks; without that column, its position in the table, from 0.
 `color` is its color in color-coded masks and in visualizations. Rows with `ignore` are not trained
 on. The separator of a CSV file may be a comma, a semicolon or a tab.
@@ -30,6 +33,7 @@ _COLUMNS = {"red": "r", "green": "g", "blue": "b", "colour": "color"}
 _ROBOFLOW = ["pixel value", "class"]
 _CVAT = "# label:color_rgb:parts:actions"
 _SEPARATORS = ",;\t"
+_NUMBERED = re.compile(r"(\d{1,5})(?:\s*[:=,;.)-]\s*|\s+)(\S.*)", flags=re.ASCII)
 _YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no")
 
 
@@ -142,10 +146,14 @@ class ClassTable:
         return dict(pairs)
 
     def _read_lines(self, text):
-        """Reads one name per line, or CVAT's labelmap.txt."""
+        """Reads one name per line, perhaps numbered, or CVAT's labelmap.txt."""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if not lines or not lines[0].startswith(_CVAT):
-            return [{"name": line} for line in lines]
+            names = [line for line in lines if not line.startswith("#")]
+            if len(names) < len(lines):
+                comments = len(lines) - len(names)
+                self.notes.append(f"{self.name}: {comments} lines that begin with # are left out")
+            return self._numbered(names) or [{"name": name} for name in names]
         entries = []
         for i, line in enumerate(lines[1:]):
             parts = line.rsplit(":", 3)
@@ -153,6 +161,20 @@ class ClassTable:
                 self._fail(f"a line must be name:red,green,blue:parts:actions, not {line!r}", i)
             entries.append({"name": parts[0], "color": parts[1]})
         return entries
+
+    def _numbered(self, lines):
+        """The entries of lines such as `0: road`; None if they are not such lines throughout."""
+        found = [_NUMBERED.fullmatch(line) for line in lines]
+        if len(lines) < 2 or not all(found):
+            return None
+        values, names = [int(match[1]) for match in found], [match[2] for match in found]
+        if values != sorted(set(values)) or len(set(names)) < len(names):  # 1 Euro, 2 Euro.
+            return None
+        self.notes.append(
+            f"{self.name}: the numbers before the names are read as the values of the masks, such "
+            f"as {values[0]} for {names[0]!r}"
+        )
+        return [{"name": n, "value": v} for n, v in zip(names, values, strict=True)]
 
     def _read_csv(self, text):
         # Excel's optional first line, which declares the separator.

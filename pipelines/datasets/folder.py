@@ -343,8 +343,8 @@ def _check_kinds(missing, place, images=False, reads_arrays=True):
     (kind, count), *_ = kinds.most_common(1)
     if images:
         raise DataError(
-            f"{place} must hold images as JPEG, PNG, BMP, TIFF or WebP. It holds {count} {kind} "
-            "files, which are not read. Convert them"
+            f"{place} must hold images as JPEG, PNG, BMP, TIFF, WebP or GIF. It holds {count} "
+            f"{kind} files, which are not read. Convert them"
             + (
                 f", or say how many channels they have: {option('channels')}"
                 * (kind == "NumPy" and reads_arrays)

@@ -2,9 +2,13 @@
 
 Shapes are drawn as labelme itself draws them: polygons, rectangles (also rotated), circles, masks;
 lines 10 pixels wide, points as disks of radius 5. Pixels labeled `__ignore__` are ignored;
-`_background_` becomes `background`. Images without a JSON file are left out.
+`_background_` becomes `background`. Images without a JSON file are left out. Where the image that a
+file names is missing, the one beside it of its own name is taken, or else the copy in `imageData`.
 """
 
+import base64
+import binascii
+import dataclasses
 import posixpath
 
 import numpy as np
@@ -23,12 +27,43 @@ from pipelines.datasets.annotated import (
 from pipelines.datasets.areas import Bitmap, Figure, Polygons, as_ring
 from pipelines.datasets.splits import split_of
 from pipelines.errors import DataError
+from pipelines.sources import fingerprint
 
 ENDS = (".json",)
 EXPECTED = "a JSON file of labelme (`shapes`, `imagePath`) for each image"
 _NUM_POINTS = {"rectangle": 2, "circle": 2, "line": 2, "point": 1, "linestrip": None}
 _FARTHEST = 1 << 24  # Of coordinates, in pixels.
 _RENAMED = {"__ignore__": None, "_background_": "background"}
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddedImage:
+    """The copy of an image that its JSON file holds; reads like a `pathlib.Path`.
+
+    Attributes:
+        annotations: the JSON file.
+    """
+
+    annotations: object
+
+    def __str__(self):
+        return f"{self.annotations}, imageData"
+
+    @property
+    def fingerprint(self):
+        """That of the JSON file."""
+        return fingerprint(self.annotations)
+
+    def read_bytes(self):
+        """The content.
+
+        Raises:
+            DataError: if it is no base64.
+        """
+        try:
+            return base64.b64decode(read_json(self.annotations)["imageData"], validate=True)
+        except (binascii.Error, ValueError):
+            raise DataError(f"{self} must be base64") from None
 
 
 def matches(path, head, files):
@@ -55,7 +90,8 @@ def find(source, **arguments):
         DataError: if files or classes cannot be found or used, or an option is out of range.
     """
     files = Files(source)
-    images, notes = [], []
+    images, notes, renamed, embedded = [], [], 0, 0
+    beside = {stem_of(item[0]): item for item in files.images()}
     for path, file in files.with_end(*ENDS):
         content = read_json(file)
         if not isinstance(content, dict):
@@ -70,8 +106,13 @@ def find(source, **arguments):
         name = posixpath.basename(name.replace("\\", "/"))
         split = split_of(posixpath.dirname(path))
         found = files.image(name, path, split)
+        if found is None and (found := beside.get(stem_of(path))):
+            renamed += 1
         if found is None:
-            raise missing_images(file, [name])
+            if not isinstance(content.get("imageData"), str):
+                raise missing_images(file, [name])
+            found = path, EmbeddedImage(file)
+            embedded += 1
         size = None
         if content.get("imageHeight") is not None:
             size = as_shape(content["imageHeight"], content.get("imageWidth"), file)
@@ -80,6 +121,10 @@ def find(source, **arguments):
             with located(f"{file}, shape {number}"):
                 areas.append(_area(shape))
         images.append(AnnotatedImage(stem_of(found[0]), found[1], file, size, areas, split))
+    if renamed:
+        notes.append(f"{renamed} files name a missing image: the one of their own name is taken")
+    if embedded:
+        notes.append(f"{embedded} images are missing: the copies in the JSON files are taken")
     annotated = {str(image.file) for image in images}
     left = sum(str(file) not in annotated for _, file in files.images())
     if left:

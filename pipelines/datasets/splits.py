@@ -16,7 +16,9 @@ SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-IMAGE_ENDS = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_ENDS = (
+    ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif",
+)  # fmt: skip
 ARRAY_ENDS = (".npy",)
 LABEL_ENDS = (".png", ".bmp", ".tif", ".tiff")
 JPEG_ENDS = (".jpg", ".jpeg", ".jfif", ".jpe")

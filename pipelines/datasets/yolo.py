@@ -4,8 +4,9 @@
     images/train/a.jpg         labels/train/a.txt: lines of a class and x, y, x, y, ... from 0 to 1
     train/images/a.jpg         train/labels/a.txt
 
-An image with no text file or an empty one has no objects. Masks are drawn as in Ultralytics:
-integer coordinates, filled by OpenCV, edges included, smaller objects on top of larger ones.
+Without data.yaml the classes are those of classes.txt, as Label Studio and labelImg write it. An
+image with no text file or an empty one has no objects. Masks are drawn as in Ultralytics: integer
+coordinates, filled by OpenCV, edges included, smaller objects on top of larger ones.
 """
 
 import posixpath
@@ -19,8 +20,9 @@ from pipelines.datasets.splits import SPLITS, split_of
 from pipelines.datasets.text_files import decode_text
 from pipelines.errors import DataError
 
-ENDS = (".yaml", ".yml")
+ENDS = (".yaml", ".yml", "classes.txt")
 EXPECTED = "data.yaml with `names`, and images/ beside labels/ with a text file for each image"
+_CLASSES = "classes.txt"
 _TOLERANCE = 0.01
 
 
@@ -31,7 +33,8 @@ def matches(path, head, files):
         path, head: its path, and its first bytes as from `pipelines.datasets.annotated.head_of`.
         files: `Files`, all files of the source.
     """
-    return b"names" in head and bool(_label_files(files))
+    fits = b"names" in head or posixpath.basename(path).lower() == _CLASSES
+    return fits and not all(map(_is_class_list, _label_files(files)))
 
 
 def find(source, *, overlap="smaller", **arguments):
@@ -52,18 +55,18 @@ def find(source, *, overlap="smaller", **arguments):
     names, folders = _read_table(files)
     labels, images, bare = _label_files(files), [], 0
     for image_path, image in files.images():
-        label_path = _label_path(image_path)
-        if label_path is None:
+        place = _below("images", image_path)
+        if place is None:
             continue
-        label = labels.pop(label_path, None)
+        label = labels.pop(place, None)
         areas = [] if label is None else _read_areas(label, names)
         bare += not areas
         split = next(
             (s for s, tests in folders.items() if any(holds(image_path) for holds in tests)), None
         )
-        key = stem_of(image_path).split("images/")[-1]
         split = split or split_of(posixpath.dirname(image_path))
-        images.append(AnnotatedImage(key, image, label, None, areas, split))
+        images.append(AnnotatedImage(place[1], image, label, None, areas, split))
+    labels = {place: file for place, file in labels.items() if not _is_class_list(place)}
     if labels:
         raise DataError(
             f"{next(iter(labels.values()))} must have an image of the same name in images/. "
@@ -77,14 +80,27 @@ def find(source, *, overlap="smaller", **arguments):
     )
 
 
-def _label_path(path):
-    head, found, tail = f"/{path}".rpartition("/images/")
-    return f"{head}/labels/{stem_of(tail)}".lstrip("/") if found else None
+def _below(folder, path):
+    """Divides a path at the innermost folder of a name, in any case.
+
+    Returns:
+        `(folders before, path below without suffix)`; None if there is no such folder.
+    """
+    folders = path.split("/")[:-1]
+    for i in reversed(range(len(folders))):
+        if folders[i].lower() == folder:
+            return "/".join(folders[:i]), stem_of("/".join(path.split("/")[i + 1 :]))
+    return None
 
 
 def _label_files(files):
-    """Text files in folders `labels`, as a dict from path without suffix to file."""
-    return {stem_of(p): f for p, f in files.with_end(".txt") if "/labels/" in f"/{p}"}
+    """Text files in folders `labels`, as a dict from their `_below` to the file."""
+    found = ((_below("labels", path), file) for path, file in files.with_end(".txt"))
+    return {place: file for place, file in found if place}
+
+
+def _is_class_list(place):
+    return f"{posixpath.basename(place[1])}.txt".lower() == _CLASSES
 
 
 def _read_table(files):
@@ -103,6 +119,8 @@ def _read_table(files):
             raise DataError(f"{file} must be YAML: {reason}") from None
         if isinstance(content, dict) and "names" in content:
             found.append((file, content))
+    if not found and (names := _read_classes(files)):
+        return names, {}
     if len(found) != 1:
         several = ", ".join(str(file) for file, _ in found)
         raise DataError(
@@ -128,6 +146,18 @@ def _read_table(files):
             if key in SPLITS and isinstance(name, str):
                 folders.setdefault(SPLITS[key], []).append(_holds(files, name))
     return names, folders
+
+
+def _read_classes(files):
+    """The lines of the files classes.txt, which must be equal; None without such a file."""
+    found = [file for path, file in files.with_end(_CLASSES) if path.lower().endswith(_CLASSES)]
+    tables = [read_list(file) for file in found]
+    for file, names in zip(found, tables, strict=True):
+        if names != tables[0]:
+            raise DataError(f"{found[0]} and {file} must have the same classes, and differ")
+        if len(set(names)) < len(names):
+            raise DataError(f"{file}: every class must have a name of its own: {', '.join(names)}")
+    return tables[0] if tables else None
 
 
 def _holds(files, name):
@@ -158,7 +188,7 @@ def _read_areas(file, names):
         if len(values) == 5:
             raise DataError(
                 f"{where}: must be a class and three points or more, and has 4 numbers: a box, or "
-                "two points"
+                "two points. Draw a polygon, or remove the line"
             )
         if not np.isfinite(values[0]) or values[0] % 1 or not 0 <= values[0] < len(names):
             raise DataError(

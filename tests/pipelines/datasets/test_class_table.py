@@ -121,6 +121,26 @@ def test_names(name, expected):
     assert rows(f"name,value\n{name},0\nb,1\n", "a.csv")[0][0] == expected
 
 
+@pytest.mark.parametrize(
+    "lines, expected",
+    [
+        (["0: road", "1: car"], {0: "road", 1: "car"}),
+        (["# mine", "7 road", "11 parked car"], {7: "road", 11: "parked car"}),
+        (["1,road", "2,car"], {1: "road", 2: "car"}),
+        (["1) road", "2) car"], {1: "road", 2: "car"}),
+        (["1 Euro", "2 Euro"], {0: "1 Euro", 1: "2 Euro"}),  # Numbers that belong to the names.
+        (["2 wheels", "car"], {0: "2 wheels", 1: "car"}),
+        (["10 cars", "2 wheels"], {0: "10 cars", 1: "2 wheels"}),
+        (["3d model", "4d model"], {0: "3d model", 1: "4d model"}),
+    ],
+)
+def test_numbers_and_comments_in_lines(lines, expected):
+    table = ClassTable("\r\n".join(lines).encode(), "classes.txt")
+    assert {row.value: row.name for row in table.rows} == expected
+    said = [note for note in table.notes if "numbers before the names" in note]
+    assert len(said) == (expected.keys() != {0, 1} or lines[0] == "0: road")
+
+
 def test_values_and_missing_colours():
     content = "name,value\nroad,7\ncar,300\n"
     assert rows(content, "a.csv") == [("road", None, 7, 0), ("car", None, 300, 1)]

@@ -306,6 +306,7 @@ def write_names(folder, names, files, annotation="notes.json"):
         (["b/0.png", "a/0.png"], ["a/0.png"]),
         (["a/0.png", "b/0.png"], ["a/0.png", "a/1.png"]),
         (["p/x/0.png", "q/x/0.png"], ["p/x/0.png"]),
+        (["a/0.png", "b/0.PNG"], ["a/0.png"]),
         (["a/0.png", "b/0.png"], ["images/a/0.png"]),
     ],
 )
@@ -322,6 +323,8 @@ def test_an_image_of_another_folder_is_not_taken(tmp_path, names, files):
         (["elsewhere/0.png"], ["images/0.png"]),  # The only one of that name.
         (["old/a/0.png", "old/b/0.png"], ["new/a/0.png", "new/b/0.png"]),
         (["./0.png", "../images/1.png"], ["images/0.png", "images/1.png"]),
+        (["0.PNG", "Images\\1.Png"], ["images/0.png", "images/1.png"]),
+        (["A/0.PNG", "B/0.PNG"], ["a/0.png", "b/0.png"]),
     ],
 )
 def test_other_folders_are_allowed_where_names_are_unique(tmp_path, names, files):

@@ -386,11 +386,43 @@ def test_other_kinds_of_images(tmp_path):
 
 def test_litter(tmp_path):
     source = write_source(tmp_path, flat(2))
-    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._00.png", ".ipynb_checkpoints/0.png"):
-        for place in ("images", "labels"):
-            (source / place / name).parent.mkdir(exist_ok=True)
+    names = ("Thumbs.db", "desktop.ini", ".DS_Store", "._00.png", ".ipynb_checkpoints/0.png")
+    for name in (*names, "@eaDir/00.jpg/THUMB.jpg", "__MACOSX/0.png"):
+        for place in ("images", "labels", "__MACOSX/images", "__MACOSX/labels"):
+            (source / place / name).parent.mkdir(parents=True, exist_ok=True)
             (source / place / name).write_bytes(b"litter")
     check(folder.find(source, split={"train": 1}), {"train": ["00", "01"]})
+
+
+def test_endings_of_all_kinds_of_images(tmp_path):
+    names = ("a.JPG", "b.JpEg", "c.jfif", "d.GIF", "e.Tif", "f.webp", "g.BMP", "h.PNG")
+    source = write_source(tmp_path, [(f"images/{n[0]}.jpg", f"labels/{n[0]}.PNG") for n in names])
+    for name in names:
+        (source / f"images/{name[0]}.jpg").rename(source / f"images/{name}")
+    check(folder.find(source, split={"train": 1}), {"train": [*"abcdefgh"]})
+
+
+@pytest.mark.parametrize("target", ["gone.jpg", "link.jpg"])
+def test_a_link_to_a_missing_file_is_not_passed_over(tmp_path, target):
+    source = write_source(tmp_path / "set", flat(2))
+    (source / "images/link.jpg").symlink_to(target)
+    (source / "labels/link.png").symlink_to("gone.png")
+    options = {"split": {"train": 1}, "progress": False}
+    with pytest.raises(DataError, match=r"images/link\.jpg, a link: .* leave out its image"):
+        prepare("folder", source, tmp_path / "out", **options)
+    manifest = prepare("folder", source, tmp_path / "out", skip=["link"], **options)
+    assert manifest.split("train").num_images == 2
+
+
+def test_names_in_another_encoding(tmp_path):
+    source = write_source(tmp_path, flat(2))
+    try:
+        (source / "images/00.jpg").rename(source / "images" / "\udce9t\udce9.jpg")
+    except OSError:
+        pytest.skip("the file system allows UTF-8 only")
+    message = r"must be UTF-8\. In .*images there is b'\\xe9t\\xe9\.jpg'"
+    with pytest.raises(DataError, match=message):
+        folder.find(source, split={"train": 1})
 
 
 def test_two_tables(tmp_path):

@@ -106,6 +106,28 @@ def test_mistakes_in_files(tmp_path):
         labels_of(one(tmp_path, imageHeight=11))
 
 
+@pytest.mark.parametrize("place", ["renamed", "upper case", "embedded"])
+def test_images_that_are_not_where_their_files_say(tmp_path, place):
+    content = labelme_content("old.png")
+    write_image(tmp_path / ("OLD.PNG" if place == "upper case" else "a.png"))
+    if place == "embedded":
+        content["imageData"] = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+        (tmp_path / "a.png").unlink()
+    write_json(tmp_path / "a.json", content)
+    found = labelme.find(tmp_path, split={"train": 1})
+    said = {"renamed": ["1 files name a missing image"], "embedded": ["1 images are missing"]}
+    notes = [note.split(":")[0] for note in found.notes if "missing" in note]
+    assert notes == said.get(place, [])
+    (labels,) = all_labels(found)["train"].values()
+    np.testing.assert_array_equal(labels, expected(grown=1))
+    assert found.splits["train"][0].fingerprint
+    if place == "embedded":
+        content["imageData"] = "no base64!"
+        write_json(tmp_path / "a.json", content)
+        with pytest.raises(DataError, match=r"a\.json, imageData must be base64"):
+            found.splits["train"][0].read()
+
+
 @pytest.mark.parametrize("shapes", [None, 3, {}, "lack"])
 def test_files_without_shapes(tmp_path, shapes):
     one(tmp_path)

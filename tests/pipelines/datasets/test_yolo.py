@@ -32,6 +32,23 @@ def test_other_order_of_folders_and_images_without_objects(tmp_path):
     assert labels["train"]["a"].max() == 2 and labels["train"]["b"].max() == 0
 
 
+@pytest.mark.parametrize("place", ["", "Labels/train/", "Labels/"])
+def test_classes_of_other_tools_and_folders_of_windows(tmp_path, place):
+    write_yolo(tmp_path)
+    (tmp_path / "data.yaml").unlink()
+    for name in ("images", "labels"):
+        (tmp_path / name).rename(tmp_path / name.capitalize())
+    (tmp_path / f"{place}classes.txt").write_text("car\r\ntree\r\n")
+    found = yolo.find(tmp_path)
+    assert found.taxonomy.class_names == ["background", "car", "tree"]
+    assert all_labels(found)["train"]["train/a"].max() == 2
+    with pytest.raises(DataError, match="kseg prepare yolo"):
+        folder.find(tmp_path)
+    (tmp_path / "Images/classes.txt").write_text("tree\ncar\n")
+    with pytest.raises(DataError, match="must have the same classes, and differ"):
+        yolo.find(tmp_path)
+
+
 def test_splits_by_lists_and_ratios(tmp_path):
     write_yolo(tmp_path)
     table = "names: [car, tree]\ntrain: train.txt\nval: val.txt\n"
