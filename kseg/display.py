@@ -4,7 +4,7 @@ import unicodedata
 
 _LONGEST = 40  # Columns of a name in a table.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-# Letters that are no letter with an accent.
+# Replacements of letters and signs that do not decompose into ASCII and accents.
 _LETTERS = str.maketrans(
     {"ß": "ss", "æ": "ae", "Æ": "AE", "ø": "o", "Ø": "O", "œ": "oe", "Œ": "OE", "ł": "l",
      "Ł": "L", "đ": "d", "Đ": "D", "\u0131": "i", "\u2018": "'", "\u2019": "'", "“": '"',
@@ -13,12 +13,12 @@ _LETTERS = str.maketrans(
 
 
 def width(text):
-    """The columns that a text takes on a terminal: 2 for a wide sign, 0 for one that joins."""
+    """Counts the terminal columns of a text: 2 for a wide character, 0 for a combining one."""
     return sum(map(_columns, text))
 
 
 def fit(text, columns):
-    """Brings a text to a number of columns: blanks at its end, or cut off with `…`.
+    """Pads a text with blanks to a number of columns, or shortens it to end in `…`.
 
     Args:
         text: str.
@@ -39,7 +39,7 @@ def fit(text, columns):
 
 
 def name_columns(names):
-    """The columns of a table for some names: those of the longest, within reason.
+    """Returns the width of a table's column for some names: that of the longest, at most 40.
 
     Args:
         names: iterable of str.
@@ -51,14 +51,14 @@ def name_columns(names):
 
 
 def drawable(text):
-    """A text in signs that OpenCV's fonts have: without accents, `?` for what has no Latin form."""
+    """Reduces a text to ASCII, which OpenCV's fonts can draw: drops accents, `?` for the rest."""
     plain = unicodedata.normalize("NFKD", text.translate(_LETTERS))
     plain = (sign for sign in plain if not unicodedata.combining(sign) and _columns(sign))
     return "".join(sign if " " <= sign <= "~" else "?" for sign in plain)
 
 
 def spreadsheet_cell(text):
-    """A text that no spreadsheet takes for a formula: with an apostrophe where it begins as one."""
+    """Puts an apostrophe before a text that a spreadsheet would take for a formula."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 

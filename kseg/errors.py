@@ -1,4 +1,4 @@
-"""Errors that reach the user as one line, without a traceback, and the options named in them."""
+"""Errors that are shown to the user as one line, and the naming of options in messages."""
 
 import contextlib
 import json
@@ -8,14 +8,14 @@ _state = {"style": None}
 
 
 def option(name, value=None):
-    """Names an argument in a message: `` `overwrite=True` ``, or what `name_options` makes of it.
+    """Formats an argument for a message: `` `overwrite=True` ``, or as set by `name_options`.
 
-    The same message is read by callers of functions and by users of the command line, where the
-    argument is a flag. The library names arguments; the commands know the flags.
+    The same message is read by callers of functions and by users of the command line, for whom the
+    argument is a flag. Library code names arguments; only the commands know the flags.
 
     Args:
         name: str, an argument of a function behind a command.
-        value: the value to give it: True, str, numbers, or a list or dict of values; None: only the
+        value: suggested value: True, str, numbers, or a list or dict of values; None: only the
             argument is named.
 
     Returns:
@@ -32,11 +32,11 @@ def option(name, value=None):
 
 
 def name_options(style):
-    """Sets how messages name arguments, for the rest of the process.
+    """Sets how messages format arguments, for the rest of the process.
 
     Args:
         style: function of an argument's name and value, see `option`, that returns a str; None:
-            as in Python.
+            Python syntax.
     """
     _state["style"] = style
 
@@ -71,16 +71,16 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for i
 
 @contextlib.contextmanager
 def as_user_error(what):
-    """Makes errors of builders, which a config's values lead to, mistakes of the user's.
+    """Converts errors raised while building something from a config to a `UserError`.
 
-    Each key of a config is checked on its own when it is read; whether they fit together shows
-    only when layers are made of them.
+    Each key of a config is checked individually when it is read; whether values fit together is
+    known only when layers are built from them.
 
     Args:
-        what: str, what is built; begins the message.
+        what: str, the object that is built; begins the message.
 
     Raises:
-        UserError: in place of any other exception.
+        UserError: instead of any other exception.
     """
     try:
         yield

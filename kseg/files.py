@@ -1,8 +1,8 @@
 """Atomic replacement of files and folders.
 
-What is written goes to a folder beside the target, `.kseg-<host>-<process>.tmp`, under its final
-name, is flushed to the disk, and takes the target's place in one step. A process that is killed
-leaves the old one in place; what it wrote is removed when a later one writes to the same folder.
+Content is written to a temporary folder beside the target, `.kseg-<host>-<process>.tmp`, under its
+final name, flushed to disk, and then replaces the target in one step. A killed process leaves the
+old content in place; its temporary folder is removed when a later process writes to the same place.
 The temporary name does not depend on the target's, which may be as long as the file system allows.
 """
 
@@ -21,16 +21,16 @@ import time
 import uuid
 
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-# A process number comes again, in a container that is started anew even at once.
+# Process ids are reused; in a restarted container even immediately.
 _TOKEN = uuid.uuid4().hex[:8]
 _NAME = re.compile(r"\.kseg-([0-9a-f]{8})-(\d+)-([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
 # Names of earlier versions, beside the file: `.<file>.<process>.tmp`.
 _FORMER_NAME = re.compile(
     r"\..+\.(?:csv|h5|html|json|jsonl|mp4|npz|onnx|png|tfrecord|tflite|tsv|txt|zip)\.(\d+)\.tmp"
 )
-# Of another host's process nothing says whether it lives; no write takes this long.
+# Whether a process of another host is alive is unknown; no write takes this long.
 _STALE = 24 * 60 * 60  # Seconds.
-_PROBE = 1 << 12  # Bytes, without which a disk is full.
+_PROBE = 1 << 12  # A disk with fewer free bytes is considered full.
 _NEW, _OLD = "new", "old"
 _cleaned = set()
 _lock = threading.Lock()
@@ -38,17 +38,18 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def replace_file(path):
-    """Yields a path to write; at the end of the block the file there takes the place of `path`.
+    """Yields a path to write to; at the end of the block the file written there replaces `path`.
 
     Args:
-        path: file, which may exist; its folder is made. A link stays one: its target is replaced.
+        path: file, which may exist; its folder is created. Of a symbolic link, the target is
+            replaced.
 
     Yields:
-        `pathlib.Path` of the same name, in a folder of its own.
+        `pathlib.Path` with the same name, in a temporary folder.
 
     Raises:
-        OSError: naming `path`, if it cannot be written. The old file is still there then, as it is
-            after any other exception from the block.
+        OSError: naming `path`, if it cannot be written. After this or any other exception from the
+            block, an old file is unchanged.
     """
     with _replacing(path, folder=False) as new:
         yield new
@@ -56,16 +57,16 @@ def replace_file(path):
 
 @contextlib.contextmanager
 def replace_folder(path):
-    """Yields an empty folder to fill; at the end of the block it takes the place of `path`.
+    """Yields an empty folder to fill; at the end of the block it replaces `path`.
 
     Args:
-        path: folder, which may exist; what it holds is replaced. Its parent is made.
+        path: folder, which may exist; its content is replaced. Its parent is created.
 
     Yields:
-        `pathlib.Path` of a folder of the same name.
+        `pathlib.Path` of a folder with the same name.
 
     Raises:
-        OSError: as `replace_file` does.
+        OSError: as for `replace_file`.
     """
     with _replacing(path, folder=True) as new:
         new.mkdir()
@@ -73,20 +74,20 @@ def replace_folder(path):
 
 
 def write_bytes(path, content):
-    """Writes a file in one step; arguments and errors as those of `replace_file`."""
+    """Writes a file in one step; raises as `replace_file`."""
     with replace_file(path) as new:
         new.write_bytes(content)
 
 
 def write_text(path, text):
-    """Writes a file in UTF-8 in one step; arguments and errors as those of `replace_file`."""
+    """Writes a UTF-8 file in one step; raises as `replace_file`."""
     write_bytes(path, text.encode())
 
 
 def check_file(path):
-    """Makes sure that a file can be written, before the work that it is to hold.
+    """Checks that a file can be written, before the result that it will hold is computed.
 
-    Nothing is left behind: what was tried is removed again.
+    The check leaves nothing behind.
 
     Args:
         path: file, which may exist; its folder may be missing.
@@ -98,12 +99,12 @@ def check_file(path):
 
 
 def check_folder(path):
-    """Makes sure that a folder can be replaced as a whole; as `check_file`."""
+    """Checks that a folder can be replaced as a whole; as `check_file`."""
     _check(path, folder=True)
 
 
 def check_contents(path):
-    """Makes sure that files can be written to a folder, which may be missing; as `check_file`."""
+    """Checks that files can be written to a folder, which may be missing; as `check_file`."""
     path = pathlib.Path(path)
     if not path.is_dir():
         return _check(path, folder=True)
@@ -117,7 +118,7 @@ def check_written(path, complete, reason):
     Args:
         path: file that was written.
         complete: bool, whether all of it can be read back.
-        reason: str, what is missing.
+        reason: str, the part that is missing.
 
     Raises:
         OSError: naming `path`, if it is not complete.
@@ -129,27 +130,27 @@ def check_written(path, complete, reason):
 
 
 def check_space(path, size=_PROBE):
-    """Makes sure that the disk of a file that is being written is not full.
+    """Checks that the disk of a file that is being written is not full.
 
     Args:
         path: the file; its folder exists.
         size: int, bytes that must be free.
 
     Raises:
-        OSError: naming `path`, if fewer are.
+        OSError: naming `path`, if fewer are free.
     """
     if shutil.disk_usage(pathlib.Path(path).parent).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def make_folder(path):
-    """Makes a folder, and makes sure that files can be written to it.
+    """Creates a folder and checks that files can be written to it.
 
     Args:
         path: folder, which may exist.
 
     Raises:
-        OSError: naming `path`, if it is a file, or cannot be made or written to.
+        OSError: naming `path`, if it is a file, or cannot be created or written to.
     """
     path = pathlib.Path(path)
     with _naming(path):
@@ -160,11 +161,11 @@ def make_folder(path):
 
 
 def clean(folder):
-    """Removes what killed processes left in a folder; one that was half exchanged is put back.
+    """Removes temporary folders of killed processes, and completes an interrupted exchange.
 
-    Every function here that writes does it once for each folder. Readers need it only where a file
-    system cannot exchange two folders in one step (network drives), and then only if what they
-    look for is missing.
+    The functions of this module that write call it once for each folder. Readers need it only on
+    file systems that cannot exchange two folders in one step (network drives), and only if a file
+    is missing.
 
     Args:
         folder: may be missing.
@@ -185,7 +186,7 @@ def clean(folder):
 
 
 def final_name(text):
-    """Takes temporary folders out of a message: the file as a user knows it."""
+    """Removes the names of temporary folders from a message."""
     inside = rf"{_NAME.pattern}/(?:(?:{_NEW}|{_OLD})/)?"
     return re.sub(rf"{inside}|/{_NAME.pattern}(?:/(?:{_NEW}|{_OLD}))?(?!/)", "", text)
 
@@ -221,12 +222,12 @@ def _check(path, folder):
 
 
 def _probe(folder, path="."):
-    """Makes folders and a file in a temporary folder, and removes them.
+    """Creates folders and a file in a temporary folder, and removes them.
 
     Args:
-        folder: `pathlib.Path` of one that exists.
-        path: of a file or folder in it, whose names may be too long for the file system, or hold
-            what it does not take.
+        folder: `pathlib.Path` of an existing folder.
+        path: of a file or folder in it, whose names may be too long for the file system, or
+            contain characters that it does not allow.
     """
     temporary = _temporary(folder)
     try:
@@ -240,7 +241,7 @@ def _probe(folder, path="."):
 
 
 def _check_kind(path, folder):
-    """Refuses to put a file in place of a folder, a folder in place of a file."""
+    """Rejects replacing a folder by a file, or a file by a folder."""
     if not os.path.lexists(path):
         return
     if folder and not path.is_dir():
@@ -257,7 +258,7 @@ def _make_parents(path):
 
 
 def _check_parents(path):
-    """Refuses a path below a file."""
+    """Rejects a path that has a file among its parents."""
     parent = next(parent for parent in path.parents if os.path.lexists(parent))
     if not parent.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{parent} is a file, not a folder")
@@ -265,7 +266,7 @@ def _check_parents(path):
 
 @contextlib.contextmanager
 def _naming(path):
-    """Makes errors about temporary names, and those without a name, errors about `path`."""
+    """Makes errors that name a temporary file, or none, name `path`."""
     try:
         yield
     except OSError as error:
@@ -291,7 +292,7 @@ def _is_inside(path, other):
 
 
 def _temporary(folder):
-    """Makes a folder that no other writer has."""
+    """Creates a folder for this writer alone."""
     name = f".kseg-{_HOST}-{os.getpid()}-{_TOKEN}-{uuid.uuid4().hex[:8]}.tmp"
     path = pathlib.Path(folder) / name
     path.mkdir()
@@ -361,7 +362,7 @@ def _flush_entry(folder):
 
 
 def _exchange(new, path, old):
-    """Puts `new` in place of `path`, which may exist; what was there is left in `old` or `new`."""
+    """Replaces `path`, if it exists, by `new`; the old content is left in `old` or `new`."""
     if not path.is_dir():
         os.replace(new, path)
     elif not _swap(new, path):
@@ -376,7 +377,7 @@ def _exchange(new, path, old):
 
 
 def _swap(first, second):
-    """Exchanges two folders atomically; False if system or file system cannot."""
+    """Exchanges two folders atomically; returns False if the system does not support it."""
     library = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(first), os.fsencode(second)
     if sys.platform == "darwin" and hasattr(library, "renamex_np"):

@@ -1,21 +1,21 @@
-"""JSON from files that anybody may have written."""
+"""Parsing of JSON from untrusted files."""
 
 import json
 
 
 def parse_json(text, **options):
-    """Reads JSON as `json.loads` does, with one kind of error.
+    """Parses JSON like `json.loads`, with a single type of error.
 
     Args:
         text: str or bytes.
         **options: as for `json.loads`.
 
     Returns:
-        What the text holds.
+        The parsed value.
 
     Raises:
-        ValueError: if it is no JSON, or nested too deeply for Python, which would end in a
-            `RecursionError`.
+        ValueError: if the text is not JSON, or nested too deeply for Python (instead of a
+            `RecursionError`).
     """
     try:
         return json.loads(text, **options)

@@ -76,7 +76,7 @@ class MeanIoU(keras.metrics.Metric):
         self.matrix.assign_add(self._counts(labels, predictions))
 
     def _counts(self, labels, predictions):
-        """The confusion matrix of a batch, of the dtype of `matrix`."""
+        """Returns the confusion matrix of a batch, of the dtype of `matrix`."""
         cells = self.num_classes**2
         valid = ops.logical_and(labels >= 0, labels < self.num_classes)
         # Ignored pixels are counted in one more cell. Not bincount: XLA does not compile it.
@@ -87,7 +87,7 @@ class MeanIoU(keras.metrics.Metric):
         return ops.cast(counts, self.matrix.dtype)
 
     def result(self):
-        """Mean IoU so far, float32 scalar; NaN before the first pixel."""
+        """Returns the mean IoU so far, float32 scalar; NaN before the first pixel."""
         matrix = ops.convert_to_tensor(self.matrix)
         hits = ops.diagonal(matrix)
         union = ops.sum(matrix, axis=0) + ops.sum(matrix, axis=1) - hits

@@ -1,6 +1,6 @@
-"""The pixels of images that are not 8-bit RGB: channels, type, range and statistics.
+"""The format of images that are not 8-bit RGB: channels, dtype, range and statistics.
 
-`None` in place of a `PixelFormat` means 8-bit RGB, everywhere.
+Everywhere, `None` instead of a `PixelFormat` means 8-bit RGB.
 """
 
 import dataclasses
@@ -12,14 +12,14 @@ DTYPES = ("uint8", "uint16", "float32")
 
 @dataclasses.dataclass(frozen=True)
 class PixelFormat:
-    """The pixels of all images of a data set, as its preparation found them.
+    """The format of all images of a data set, determined when it is prepared.
 
     Attributes:
         channels: int > 0.
         dtype: one of `DTYPES`.
-        value_range: `(low, high)`, declared, or found: 0 to 2^bits - 1 of the bits in use (4095 for
-            12 bits in 16), for floating point the smallest and the largest value. What is drawn
-            runs from black to white over it.
+        value_range: `(low, high)`, as declared; otherwise 0 to 2^bits - 1 for the bits in use (4095
+            for 12 bits in 16), for floating point the smallest and the largest value. Drawings
+            show it from black to white.
         mean, std: tuples of floats, one for each channel, over all pixels of the training splits;
             the normalization of networks.
         minimum, maximum: tuples of floats, one for each channel, over all splits.
@@ -43,7 +43,7 @@ class PixelFormat:
 
     @classmethod
     def from_dict(cls, values):
-        """The inverse of `to_dict`; None for None.
+        """Builds the format from the result of `to_dict`; returns None for None.
 
         Raises:
             ValueError, TypeError: if the values are not as `to_dict` returns them.
@@ -54,7 +54,7 @@ class PixelFormat:
         return cls(**lists)
 
     def to_dict(self):
-        """All attributes as a JSON-able dict."""
+        """Returns all attributes as a JSON-able dict."""
         values = dataclasses.asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
@@ -70,12 +70,12 @@ class PixelFormat:
 
     @property
     def has_colors(self):
-        """True if the channels are treated as red, green and blue: three of whole numbers."""
+        """True if the channels are treated as red, green and blue: three channels of integers."""
         return self.channels == 3 and self.dtype != "float32"
 
     @property
     def padding(self):
-        """Array `(channels,)` of `dtype`, the means: what is beyond the border of an image."""
+        """Array `(channels,)` of `dtype`: the means, the value of pixels beyond the border."""
         mean = np.array(self.mean)
         return (mean if self.dtype == "float32" else np.rint(mean)).astype(self.dtype)
 
@@ -89,7 +89,7 @@ class PixelFormat:
 
 
 def to_picture(values, pixel_format):
-    """Brings pixels to 8-bit RGB, to be looked at.
+    """Converts pixels to 8-bit RGB for drawing.
 
     Args:
         values: array `(..., channels)`.
@@ -97,7 +97,7 @@ def to_picture(values, pixel_format):
 
     Returns:
         uint8 array `(..., 3)`: the first three channels, or the first as gray if there are fewer,
-        with `value_range` from 0 to 255; what is beyond is cut off.
+        with `value_range` mapped to 0 to 255; values outside are clipped.
     """
     if pixel_format is None:
         return values

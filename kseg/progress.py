@@ -1,26 +1,26 @@
-"""Progress of long work, on stderr: a bar on a terminal, plain lines now and then elsewhere.
+"""Progress of long tasks on stderr: a bar on a terminal, otherwise occasional plain lines.
 
-Nothing is shown of work that takes less than `_PATIENCE` seconds.
+Nothing is shown for a task of less than `_PATIENCE` seconds.
 """
 
 import sys
 import threading
 import time
 
-_PATIENCE = 1.0  # Seconds, after which something is shown.
+_PATIENCE = 1.0  # Seconds after which something is shown.
 _REPEAT = 30.0  # Seconds between plain lines.
 _REFRESH = 0.25  # Seconds between two drawings of a bar.
 
 
 class Progress:
-    """The current work of a command, and its progress.
+    """Shows the progress of the current task of a command.
 
-    To be used as a context: at the end of the block the bar is gone, also after an error. `advance`
+    A context manager: at the end of the block the bar is removed, also after an error. `advance`
     and `update` may be called from any thread.
 
     Args:
         doing: str, such as `"evaluating"`.
-        total: int, how many there are to do; None where the work cannot be counted.
+        total: int, number of items to process; None if unknown.
         unit: str, what is counted, in the plural.
         shown: bool. False: nothing is shown.
     """
@@ -50,19 +50,19 @@ class Progress:
             self._thread.join()
 
     def advance(self, count=1):
-        """Counts what was done since the last call."""
+        """Adds to the number of processed items."""
         with self._lock:
             self._done += count
             if self._total:
                 self._done = min(self._done, self._total)
 
     def update(self, done):
-        """Sets the number done."""
+        """Sets the number of processed items."""
         with self._lock:
             self._done = done
 
     def text(self):
-        """The progress as a line: `evaluating: 12/40 images, 3.1 a second, 0:00:09 left`."""
+        """Formats a line such as `evaluating: 12/40 images, 3.1 a second, 0:00:09 left`."""
         seconds = time.monotonic() - self._start
         if not self._total:
             shown = f": {clock(seconds)} so far" if seconds >= _REPEAT else " ..."
@@ -77,7 +77,7 @@ class Progress:
         return ", ".join(parts)
 
     def _draw(self):
-        """Draws the bar until the work ends."""
+        """Draws the bar until the task ends."""
         if self._ended.wait(_PATIENCE):
             return
         from tqdm import tqdm
@@ -100,7 +100,7 @@ class Progress:
                     return
 
     def _write_lines(self):
-        """Writes a line at first, and then now and then, until the work ends."""
+        """Writes a first line, and further ones at intervals, until the task ends."""
         if self._ended.wait(_PATIENCE):
             return
         while True:
@@ -110,6 +110,6 @@ class Progress:
 
 
 def clock(seconds):
-    """A time as `hours:minutes:seconds`."""
+    """Formats seconds as `hours:minutes:seconds`."""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

@@ -1,6 +1,6 @@
-"""A quiet start: TensorFlow's start-up lines are removed from stderr, whoever imports it.
+"""Removal of TensorFlow's start-up messages from stderr, wherever it is imported.
 
-Importing this module has that effect; it must precede the import of TensorFlow.
+Importing this module has this effect; it must be imported before TensorFlow.
 """
 
 import os
@@ -12,7 +12,7 @@ from kseg.import_hook import wrap_import
 # The C++ logs of TensorFlow, absl and XLA: errors only.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# Lines that are written while it loads, before its log levels apply.
+# Parts of lines that are written while it loads, before its log level applies.
 _CHATTER = ("All log messages before absl::InitializeLog", "oneDNN custom", "Could not find cuda")
 
 

@@ -1,10 +1,9 @@
-"""The registration of kseg's classes with Keras, so that `keras.models.load_model` finds them.
+"""Registration of kseg's classes with Keras, so that `keras.models.load_model` finds them.
 
-Each class registers itself where it is defined. Loading a model requires that its module is
-imported, while `import kseg` must not import Keras. So the modules are imported together with
-Keras, whether it is imported before or after kseg. One order is left out: where the first import of
-Keras is that of a kseg module (`import kseg.losses`), only that module's classes are registered
-until a name of `kseg` itself is used; the others cannot be imported meanwhile.
+Each class registers itself when its module is imported, but `import kseg` must not import Keras.
+Therefore the modules are imported together with Keras, whether it is imported before or after kseg.
+There is one exception: if Keras is first imported by a kseg module (`import kseg.losses`), only the
+classes of that module are registered until a name of `kseg` itself is used.
 """
 
 import importlib
@@ -12,7 +11,7 @@ import sys
 
 from kseg.import_hook import wrap_import
 
-# All modules that define serializable classes; a test compares them with the source.
+# All modules that define serializable classes; a test compares the list with the source.
 PORTABLE = (
     "kseg.backbones",
     "kseg.contrast.contextrast",
@@ -55,8 +54,8 @@ def follow_keras():
 
 
 def _register_after(execute, module):
-    """Executes Keras, and registers the classes at the end."""
-    # A module of kseg that is being imported must not be imported by another one meanwhile.
+    """Executes the module `keras`, then registers the classes."""
+    # A module of kseg that is being imported must not be imported again by another one.
     interrupts_kseg = _is_importing()
     execute(module)
     if not interrupts_kseg:

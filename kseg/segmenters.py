@@ -174,7 +174,7 @@ def segmenter_from_config(
 
 
 def pixel_format_of(model):
-    """Tells what images a segmenter or its inference view takes.
+    """Returns the format of the images that a segmenter or its inference view takes.
 
     Args:
         model: from `build_segmenter` or `inference_model`.

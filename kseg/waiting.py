@@ -1,8 +1,8 @@
 """Watched waiting for data that may never arrive.
 
-A read that the operating system does not answer (a network drive that is gone, a pipe in place of
-a file) blocks the main thread outside Python, where it handles no signal. So a thread watches the
-wait: it reports what is wrong if that can be found out, and ends the process when asked to.
+A read that the operating system never completes (from a network drive that is gone, or a pipe in
+place of a file) blocks the main thread outside Python, where no signal is handled. Therefore a
+thread watches the wait: it reports the cause if it can be found, and ends the process on a signal.
 """
 
 import contextlib
@@ -13,12 +13,12 @@ import sys
 import threading
 import time
 
-_FIRST_LOOK = 2.0  # Seconds of one wait, after which the data is examined.
-_LONG = 15.0  # Seconds, after which it is examined again and the wait is reported.
+_FIRST_LOOK = 2.0  # Seconds of waiting after which the data is examined.
+_LONG = 15.0  # Seconds after which it is examined again and the wait is reported.
 _PATIENCE = 5.0  # Seconds that the main thread gets to react to a signal.
 _POLL = 0.5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_MANY = 64  # Bytes read from the pipe of the signals, one each.
+_MANY = 64  # Bytes read at once from the pipe of signals, one byte per signal.
 _lock = threading.Lock()
 _waits = {}  # Thread -> when its current wait began.
 
@@ -28,33 +28,33 @@ class _Watch:
     ends_process = False
     thread = None
     pipe = None
-    signals = ()  # (time, number) of those that came.
+    signals = ()  # (time, number) of received signals.
 
 
 def set_source(diagnose, explain):
     """Sets how a wait for data is diagnosed.
 
     Args:
-        diagnose: function without arguments, called in a thread of its own when data does not
-            arrive. Returns a line that states what is wrong, or None. In a command, the process
+        diagnose: function without arguments, called in a separate thread when data does not
+            arrive. Returns a line that states the cause, or None. In a command, the process
             ends with that line and exit code 2; elsewhere it is printed.
-        explain: function of an exception that an iterator raised. Returns the `UserError` to raise
-            in its place, or None.
+        explain: function of an exception raised by an iterator. Returns the `UserError` to raise
+            instead, or None.
     """
     _Watch.diagnose = diagnose
     _Watch.explain = explain
 
 
 def end_process_if_lost():
-    """Lets a wait for lost data end the process: for commands, which own theirs."""
+    """Allows a wait for lost data to end the process; for commands, which own their process."""
     _Watch.ends_process = True
 
 
 def next_batch(iterator):
-    """Returns `next(iterator)`, watched.
+    """Returns the next item of an iterator, watching the wait.
 
     Raises:
-        UserError: in place of errors that the source of the data explains.
+        UserError: instead of errors that the source of the data explains.
     """
     with watched():
         try:
@@ -70,7 +70,7 @@ def next_batch(iterator):
 
 @contextlib.contextmanager
 def watched():
-    """Watches the block, which reads data."""
+    """Watches a block that reads data."""
     _start()
     thread = threading.get_ident()
     _waits[thread] = time.monotonic()
@@ -81,7 +81,7 @@ def watched():
 
 
 def each_batch(dataset):
-    """Iterates over batches, watched."""
+    """Iterates over batches, watching each wait."""
     iterator = iter(dataset)
     while True:
         try:
@@ -93,12 +93,12 @@ def each_batch(dataset):
 
 @contextlib.contextmanager
 def signals_watched():
-    """Within the block, ends the process some seconds after a signal that it cannot react to.
+    """Ends the process, within the block, a few seconds after a signal that it cannot handle.
 
-    That is after SIGINT or SIGTERM while it waits for data, and after a second SIGINT whatever the
-    main thread does. (A second SIGTERM asks for nothing new: `timeout` of the coreutils sends two.)
-    Handlers of these signals stay as they are, and run if they can. Nothing happens in an inner
-    block or outside the main thread; after the outer block, its signals are forgotten.
+    This applies to SIGINT or SIGTERM during a wait for data, and to a second SIGINT at any time.
+    (A second SIGTERM has no further effect: `timeout` of the coreutils sends two.) Handlers of
+    these signals are not changed, and run if they can. An inner block, or one outside the main
+    thread, has no effect; after the outer block, its signals are forgotten.
     """
     if _Watch.pipe is not None or threading.current_thread() is not threading.main_thread():
         yield

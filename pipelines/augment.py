@@ -36,7 +36,7 @@ def draw_extent(number, size, crop_size, scale_range):
 
 
 def draw_place(numbers, size, extent):
-    """Draws the position of a part, uniformly over the image.
+    """Draws the position of a window, uniformly over the image.
 
     Args:
         numbers: float32 `(2,)`, uniform in [0, 1).
@@ -52,7 +52,7 @@ def draw_place(numbers, size, extent):
 
 
 def draw_pixel(labels, classes, numbers):
-    """Chooses a pixel of one of some classes: one that occurs, then any pixel of it.
+    """Draws one of the given classes that occurs, then one of its pixels.
 
     Args:
         labels: uint8 `(height, width)`.
@@ -105,7 +105,7 @@ def resize_image(image, shape):
 
 
 def resize_labels(labels, first, extent, shape):
-    """Cuts a part out of labels and resizes it to the nearest neighbors, half-pixel centers.
+    """Cuts a window out of labels and resizes it to the nearest neighbors, half-pixel centers.
 
     Args:
         labels: uint8 `(height, width)`.
@@ -205,7 +205,7 @@ def rotate(values, first, wanted, box, angle, crop_size, color, interpolation):
 
 
 def _as_before(values, like):
-    """Brings interpolated values to the dtype of `like`; whole numbers are rounded."""
+    """Converts interpolated values to the dtype of `like`; integers are rounded."""
     return values if like.dtype.is_floating else tf.cast(values + 0.5, like.dtype)
 
 

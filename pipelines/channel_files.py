@@ -85,7 +85,7 @@ def read(content, channels, dtype=None, value_range=None, *, mismatch=None, pixe
 
 
 def check_dtype(found, wanted):
-    """Raises a DataError unless an image has the type of values that the data set has."""
+    """Raises a DataError unless an image has the dtype of the data set."""
     if found != wanted:
         raise DataError(
             f"the image holds {found} values, the first one of the data {wanted}. All images "
@@ -145,7 +145,7 @@ def read_for(content, pixels):
 
 
 def find_dtype(examples, channels):
-    """The type of the values of the first readable file, which all must have; None if none is.
+    """Finds the dtype of the first readable file, which all files must have; None if none is.
 
     Args:
         examples: iterable of examples with a `read()` that returns bytes of image and label.
@@ -182,7 +182,7 @@ def _known_type(values):
 
 
 def _read(content, channels):
-    """`(values, orientation)`: `(height, width, channels)` in the machine's byte order."""
+    """Returns `(values, orientation)`; values `(height, width, channels)`, native byte order."""
     if content.startswith(NPY):
         return _read_array(content, channels), 1
     kind = pictures.kind_of(content)
@@ -321,7 +321,7 @@ def _read_tiff(content, channels):
 
 
 def _read_tiff_with_opencv(content, channels, pages, own, color):
-    """The values; None for a form that OpenCV does not read, such as tiles of 16 x 16."""
+    """Reads values; None for a form that OpenCV does not read, such as tiles of 16 x 16."""
     # It warns about tags that it writes itself; what is wrong with a file is reported below.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     # It would turn a page upright, and `read` once more.

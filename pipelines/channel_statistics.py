@@ -1,4 +1,4 @@
-"""Statistics of each channel of a data set, taken while its images are prepared.
+"""Statistics of each channel of a data set, computed while its images are prepared.
 
 Images are merged by the pairwise update of mean and sum of squared deviations, which loses no
 precision where the mean is large against the deviation. Source: Chan, Golub, LeVeque, "Updating
@@ -11,7 +11,7 @@ from kseg.pixel_format import PixelFormat
 
 
 def measure(values, empty=None):
-    """Statistics of one image.
+    """Computes the statistics of one image.
 
     Args:
         values: array `(height, width, channels)`, finite.
@@ -38,7 +38,7 @@ def measure(values, empty=None):
 
 
 def merge(parts):
-    """Statistics of several images together; None for none.
+    """Merges the statistics of several images; returns None for none.
 
     Args:
         parts: iterable of dicts as `measure` returns, or None.

@@ -1,8 +1,8 @@
-"""Images of any channels and depth in records: tiles of which any window is cheap to read.
+"""Storage of images of any channels and depth in tiles, so that windows are cheap to read.
 
-A tile holds `TILE` pixels. The lower bytes of its values come first, then the next higher ones:
-upper bytes vary little between neighbors, so that zlib makes them small and reads them fast. What
-lies beyond the image is 0.
+A tile holds `TILE` pixels. The lowest bytes of all values come first, then the next higher ones:
+upper bytes vary little between neighbors, so that zlib compresses them well and reads them fast.
+Padding beyond the image is 0.
 """
 
 import zlib
@@ -67,7 +67,7 @@ def decode_window(tiles, width, first, extent, pixels):
 
 
 def _joined(planes, dtype):
-    """Values of their bytes, from the lowest to the highest."""
+    """Joins bytes to values, from the lowest to the highest."""
     if dtype == "uint8":
         return planes[0]
     whole = "uint16" if dtype == "uint16" else "uint32"

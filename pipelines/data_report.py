@@ -227,7 +227,7 @@ def as_text(report):
 
 
 def _pixels_text(values):
-    """Lines on channels, range and statistics of images that are not 8-bit RGB."""
+    """Returns lines on channels, range and statistics of images that are not 8-bit RGB."""
     pixels = PixelFormat.from_dict(values)
     if pixels is None:
         return []

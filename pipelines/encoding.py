@@ -185,7 +185,7 @@ def decode_image(example, pixels=None):
 
 
 def decode_whole(example, pixels=None):
-    """Image as of `decode_image`, labels, uint8 `(height, width)`, and id of a record."""
+    """Decodes image (as `decode_image`), labels, uint8 `(height, width)`, and id of a record."""
     return decode_image(example, pixels), decode_labels(example), example["id"]
 
 
@@ -254,7 +254,7 @@ def decode_window(example, first, extent, ratio, pixels=None):
 
 
 def window_ratio(example, extent, shape, pixels=None):
-    """The largest reduction at which a window has at least as many pixels as its target size.
+    """Finds the largest reduction at which a window still has the pixels of its target size.
 
     Args:
         example: of `parse_record`.

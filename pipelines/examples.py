@@ -181,7 +181,7 @@ def _checked(picture, labels, channels):
 
 
 def _read_tile(example, taxonomy, *, value_range, channels, dtype):
-    """`read_checked` of a `TileExample`."""
+    """Reads and checks a `TileExample`, as `read_checked`."""
     name = example.label
     try:
         labels = example.read_labels(taxonomy)
@@ -206,7 +206,7 @@ def _check_labeled(labels):
 
 
 def digest(pixels):
-    """The hash of a decoded image, as str.
+    """Computes the hash of a decoded image, as str.
 
     Args:
         pixels: array.

@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 
 
 def again():
-    """Advice on how to replace damaged data, for the end of an error message."""
+    """Returns advice on how to replace damaged data, for the end of an error message."""
     return f"Prepare the data again, with {option('overwrite', True)}"
 
 
@@ -152,7 +152,7 @@ class Manifest:
         return self.splits[name]
 
     def union(self, splits):
-        """Several splits as one: the images of the first, then those of the next.
+        """Returns several splits as one: the images of the first, then those of the next.
 
         Args:
             splits: str; list of str; or dict from str to float > 0, how often an epoch shows each

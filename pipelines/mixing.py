@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 def cut_mix(batch, seed, *, probability=0.5, alpha=1.0):
-    """Replaces a rectangle of some images by that of another image of the batch.
+    """Replaces a rectangle of some images by the same rectangle of another image of the batch.
 
     The share of the image that stays is drawn from a Beta(alpha, alpha) distribution; the rectangle
     has the image's proportions and lies anywhere within it.
@@ -68,7 +68,7 @@ def copy_paste(batch, seed, *, classes, probability=0.5):
 
 
 def _partners(count, seed):
-    """Another image for each image of a batch, each once; int32 `(count,)`."""
+    """Returns another image for each image of a batch, each once; int32 `(count,)`."""
     order = tf.argsort(tf.random.stateless_uniform((count,), seed))
     return tf.scatter_nd(order[:, None], tf.roll(order, 1, axis=0), (count,))
 

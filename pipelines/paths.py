@@ -78,7 +78,7 @@ def read_blocks(path, length=1 << 20):
 
 
 def write_bytes(path, content):
-    """Writes a file in one step: a killed process leaves the old one or the new one.
+    """Writes a file in one step: a killed process leaves either the old or the new one.
 
     Args:
         path: file; for a local one, its folder is created.

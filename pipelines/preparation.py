@@ -186,7 +186,7 @@ def _call(find, options, *positional):
 
 
 def _leave_out(splits, skip):
-    """The splits without the skipped examples."""
+    """Returns the splits without the skipped examples."""
     skip = {unicodedata.normalize("NFC", name) for name in skip}
     unknown = skip - {example.id for examples in splits.values() for example in examples}
     if unknown:

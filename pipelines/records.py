@@ -376,7 +376,7 @@ def _write_shards(folder, jobs, workers, overwrite, progress, distribute):
 
 
 def _shortened(problems):
-    """The first few problems, for an error message; files with the same problem are grouped.
+    """Formats the first few problems for an error message, grouped by problem.
 
     Args:
         problems: list of str, `<file>: <what is wrong>`.
@@ -425,7 +425,7 @@ def _write_in_threads(folder, jobs, workers, meter):
 
 
 def _value_range(declared, shards):
-    """The value range of deep images for the manifest; None if undeclared and none is deep."""
+    """Returns the range of deep images for the manifest; None without range or deep images."""
     if declared is not None:
         return list(declared)
     # Without a declared range, only the full range is accepted, see `pipelines.pictures`.
@@ -502,7 +502,7 @@ def _clear(folder, jobs, overwrite):
 
 
 def _shard_files(folder):
-    """Set of the names of the shards of the data set in a folder; empty if there is no data set."""
+    """Returns the names of the shards of the data set in a folder, a set; empty without one."""
     try:
         splits = parse_manifest(folder).splits.values()
     except (DataError, OSError):
@@ -511,7 +511,7 @@ def _shard_files(folder):
 
 
 def _numbered(file, number):
-    """A shard's file name with its number set or replaced; 1 is omitted from the name."""
+    """Returns a shard's file name with its number set or replaced; 1 is omitted from the name."""
     stem = re.sub(r"(-of-\d{5})(-\d+)?\.tfrecord$", r"\1", file)
     return f"{stem}.tfrecord" if number == 1 else f"{stem}-{number}.tfrecord"
 

@@ -83,7 +83,7 @@ class Order:
 
 
 def shuffled_index(seed, number, count):
-    """Permutes `range(count)` anew in each epoch of `count` numbers.
+    """Applies a new permutation of `range(count)` in each epoch of `count` numbers.
 
     Args:
         seed: int64 scalar.

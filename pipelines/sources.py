@@ -78,7 +78,7 @@ class Member:
         return self.archive.read(self.path)
 
     def read_head(self, size):
-        """The first bytes of the content, at most `size`; the rest is not decompressed.
+        """Returns the first bytes of the content, at most `size`; the rest is not decompressed.
 
         Raises:
             DataError: if this part of the archive is damaged.
@@ -138,15 +138,15 @@ class SourceFolder:
         return self.tree.is_folder(posixpath.join(head, tail)) or tail in self.tree.files(head)
 
     def folders(self):
-        """Sorted names of the subfolders, without hidden ones."""
+        """Returns the sorted names of the subfolders, without hidden ones."""
         return sorted(self.tree.folders(self.path))
 
     def files(self):
-        """Files of the folder without hidden ones, as a dict from name to file, sorted by name."""
+        """Returns the files of the folder, not hidden ones: dict from name to file, sorted."""
         return dict(sorted(self.tree.files(self.path).items()))
 
     def file(self, name):
-        """The file of that name, or None if missing; the name may be a path."""
+        """Returns the file of that name, or None if missing; the name may be a path."""
         head, tail = posixpath.split(posixpath.join(self.path, name))
         return self.tree.files(head).get(tail)
 
@@ -233,11 +233,11 @@ class Source:
         return []
 
     def tops(self):
-        """The root of each folder and archive as `SourceFolder`, folders on disk first."""
+        """Returns the root of each folder and archive as `SourceFolder`, folders on disk first."""
         return [SourceFolder(tree) for tree in [*self._folders, *map(open_archive, self._archives)]]
 
     def describe(self):
-        """A short description of the content."""
+        """Returns a short description of the content."""
         names = []
         for tree in [*self._folders, *map(open_archive, self._archives)]:
             inside = [f"{name}/" for name in tree.folders("")] + list(tree.files(""))
@@ -398,11 +398,11 @@ class Archive:
         return path in self._folders
 
     def folders(self, path):
-        """Names of the subfolders of a folder."""
+        """Returns the names of the subfolders of a folder."""
         return self._folders.get(path, ())
 
     def files(self, path):
-        """Files in a folder, as a dict from name to `Member`."""
+        """Returns the files in a folder, as a dict from name to `Member`."""
         return self._files.get(path, {})
 
     def parents_of(self, name):
@@ -416,7 +416,7 @@ class Archive:
         return self._entries[path].state
 
     def read(self, path, size=None):
-        """The content of a member, or its first `size` bytes.
+        """Returns the content of a member, or its first `size` bytes.
 
         Raises:
             DataError: if it is damaged.
@@ -537,7 +537,7 @@ def _open_archive(path, size, time):
 
 
 def _resolve(name, target):
-    """A symbolic link's target as a path from the archive's root; absolute targets unchanged."""
+    """Resolves a symbolic link to a path from the archive's root; leaves absolute targets."""
     target = target.replace("\\", "/")
     if target.startswith("/"):
         return target

@@ -82,7 +82,7 @@ class Records:
         return encoding.decode_window(example, first, extent, ratio, self.pixels)
 
     def window_ratio(self, example, extent, shape):
-        """The reduction at which to decode: see `pipelines.encoding.window_ratio`."""
+        """Computes the reduction for decoding; see `pipelines.encoding.window_ratio`."""
         return encoding.window_ratio(example, extent, shape, self.pixels)
 
     def read(self, index):
@@ -151,7 +151,7 @@ class Records:
         return tf.strings.join([*parts, " (image ", tf.strings.as_string(index), ")"])
 
     def _open(self, index):
-        """A data set of one record; `ignore_errors` makes it empty if the record is unreadable."""
+        """Opens one record as a data set; `ignore_errors`: empty if the record is unreadable."""
 
         def open_shard(file, offset):
             variant = tf.raw_ops.TFRecordDatasetV2(
@@ -223,7 +223,7 @@ class MemoryRecords(Records):
         return self._window(self._labels, example, first, extent)
 
     def window_ratio(self, example, extent, shape):
-        """Always 1: decoded images are not reduced."""
+        """Returns 1: decoded images are not reduced."""
         return tf.constant(1)
 
     def _window(self, values, example, first, extent):

@@ -70,7 +70,7 @@ class TileExample:
         return [*files, repr(self.parent.decode), [*self.window, *self.owned]]
 
     def value_type(self, channels):
-        """The type of the values of the image file, as str.
+        """Returns the type of the values of the image file, as str.
 
         Args:
             channels: as for `read_image`.
@@ -285,7 +285,7 @@ def _check_nodata(nodata, decode):
 
 
 def _regions(split, height, ratios):
-    """`(split, first row, row after the last)` of the parts of an image."""
+    """Returns `(split, first row, row after the last)` of the parts of an image."""
     if ratios is None:
         return [(split, 0, height)]
     ends = np.rint(np.cumsum(list(ratios.values())) * height).astype(int).tolist()
@@ -318,7 +318,7 @@ def _rewrapped(example, part, end):
 
 
 def _place(first, last, extent, overlap, divided):
-    """`(first, last, first owned, last owned)` of tiles along an axis."""
+    """Returns `(first, last, first owned, last owned)` of tiles along an axis."""
     extent = min(extent, last - first)
     starts = [*range(first, last - extent, extent - min(overlap, extent - 1)), last - extent]
     if not divided:

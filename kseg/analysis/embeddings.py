@@ -163,7 +163,7 @@ def t_sne(vectors, *, perplexity=30.0, seed=0):
 
 
 def _window(image, y, x):
-    """Thumbnail of the window around a pixel, shifted inside at the image border."""
+    """Returns the thumbnail of the window around a pixel, shifted inside at the image border."""
     height, width = image.shape[:2]
     side = max(1, round(_WINDOW * min(height, width)))
     top = int(np.clip(y - side // 2, 0, height - side))
@@ -176,7 +176,7 @@ def _window(image, y, x):
 
 
 def _cut_out(image, mask):
-    """Thumbnail of a region on white, centered in a square."""
+    """Returns the thumbnail of a region on white, centered in a square."""
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     part = np.s_[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
     region = np.where(mask[part][..., None], image[part], 255).astype("uint8")

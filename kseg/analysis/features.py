@@ -158,7 +158,7 @@ def feature_statistics(
 
 
 def _mean_distance(rows):
-    """Mean Euclidean distance over all ordered pairs, including those of a row with itself."""
+    """Averages Euclidean distances over all ordered pairs, including a row with itself."""
     rows = np.asarray(rows, "float64")
     total = 0.0
     for start in range(0, len(rows), _BLOCK):

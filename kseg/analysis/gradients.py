@@ -92,7 +92,7 @@ def compare_gradients(trainer, batches, *, reference="cross_entropy", progress=N
 
 
 def _products(gradients, others):
-    """Squared norm of both gradients and their product over the weights that both reach."""
+    """Returns the squared norms and the product of two gradients over their shared weights."""
     pairs = [
         (
             tf.cast(tf.convert_to_tensor(one), "float32"),

@@ -12,7 +12,7 @@ _ERROR = "error: "  # Begins the line in which a command reports a user error.
 
 
 class PeakMemory:
-    """Extra memory while the block runs: of the GPUs if there are any, else of this process.
+    """Measures the extra memory of a block: of the GPUs if there are any, else of this process.
 
     On a CPU it is resident memory, sampled every 2 ms, which needs psutil. With several GPUs it is
     the memory of the one that used most.

@@ -111,7 +111,7 @@ def build_resnet(
 
 
 def _dilations(blocks, first, others, grid):
-    """Dilation rates of the (first, other) 3x3 convolutions of each block in a stage."""
+    """Returns the dilation rates of the (first, other) 3x3 convolutions of each block."""
     if grid is None:
         return [(first, others)] + [(others, others)] * (blocks - 1)
     rates = [others * grid[index % len(grid)] for index in range(blocks)]

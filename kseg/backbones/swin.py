@@ -135,7 +135,7 @@ def shift_mask(height, width, window_size, shift):
     """
 
     def regions(size):
-        """Region index of each row (or column) of the shifted map, `(windows, window_size)`."""
+        """Returns the region of each row (or column) of the shifted map."""
         size = ceil_divide(size, window_size) * window_size
         position = ops.arange(size)
         last = ops.cast(position >= size - window_size, "int32")
@@ -196,7 +196,7 @@ def merge_windows(windows, window_size, shift, size):
 
 
 def _matmul(a, b, transpose_a=False, transpose_b=False):
-    """Matrix product over the last two axes."""
+    """Returns the matrix product over the last two axes."""
     a, b = ops.convert_to_tensor(a), ops.convert_to_tensor(b)
     if tf is not None:
         return tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
@@ -205,7 +205,7 @@ def _matmul(a, b, transpose_a=False, transpose_b=False):
 
 
 def _linear(x, kernel, bias=None, activation=None):
-    """`activation(x kernel + bias)` over the last axis, as one matrix product."""
+    """Returns `activation(x kernel + bias)` over the last axis, as one matrix product."""
     shape = ops.shape(x)
     x = _matmul(ops.reshape(x, (-1, shape[-1])), kernel)
     if bias is not None:
@@ -252,7 +252,7 @@ def _gelu(x):
 
 @ops.custom_gradient
 def scaled_gelu(u):
-    """`u (1 + erf(u))`, which is `sqrt(2) gelu(sqrt(2) u)`.
+    """Returns `u (1 + erf(u))`, which is `sqrt(2) gelu(sqrt(2) u)`.
 
     GELU (Hendrycks and Gimpel, 2016) in fewer passes over memory: the factors are folded into the
     adjacent weights, and the gradient recomputes erf instead of keeping it.
@@ -273,7 +273,7 @@ def scaled_gelu(u):
 
 @ops.custom_gradient
 def attend(query, key, value, bias):
-    """Attention within windows: `softmax(query key^T + bias) value`, softmax in float32.
+    """Attends within windows: `softmax(query key^T + bias) value`, softmax in float32.
 
     Args:
         query, key, value: float tensors `(heads, batch * windows, positions, dim)`.
@@ -623,7 +623,7 @@ class SwinBlock(keras.layers.Layer):
         return bias if shift_mask is None else bias + ops.cast(shift_mask, "float32")
 
     def _mlp(self, x, training):
-        """Layer norm and MLP."""
+        """Applies layer norm and MLP."""
         if not training:
             # The form of GELU that converters recognize: LiteRT supports erf only as part of it.
             x = _linear(self.norm2.call(x), self.fc1.kernel, self.fc1.bias, _gelu)

@@ -1,4 +1,4 @@
-"""Upstream gradients in functions with a gradient of their own."""
+"""Upstream gradients in functions with a custom gradient."""
 
 
 def upstream_of(arguments, upstream=None):

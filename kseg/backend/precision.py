@@ -21,10 +21,10 @@ def dtype_policy_scope(policy):
 
 
 def double_precision():
-    """Returns a context manager in which float64 is float64: JAX otherwise computes in float32.
+    """Returns a context manager that enables float64, which JAX otherwise replaces by float32.
 
-    The block may be traced for `jax.jit`, but not differentiated: it belongs into a function with a
-    gradient of its own.
+    The block may be traced for `jax.jit`, but not differentiated: use it in a function with a
+    custom gradient.
     """
     if keras.backend.backend() != "jax":
         return contextlib.nullcontext()

@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}.{self._hint(message)} See {self.prog} --help\n")
 
     def _hint(self, message):
-        """The likely correction of a mistyped choice, or of a key without `--set`; else `""`."""
+        """Suggests the correction of a mistyped choice, or of a key without `--set`; else `""`."""
         if match := re.search(r"invalid choice: '?([^' ]+)'? \(choose from (.*)\)", message):
             choices = re.findall(r"[^', ]+", match[2])
             near = difflib.get_close_matches(match[1], choices, n=1)

@@ -308,7 +308,7 @@ def export_saved_model(options, run):
 
 
 def warn_about_precision(precision):
-    """Says so if this CPU would compute a bfloat16 network more slowly than a float32 one."""
+    """Prints a note if this CPU computes a bfloat16 network more slowly than a float32 one."""
     from kseg.serving.checks import cpu_has_bfloat16
 
     if precision == "mixed_bfloat16" and cpu_has_bfloat16() is False:

@@ -1,6 +1,6 @@
-"""Checks of what `kseg export` wrote: against the network, or against labels.
+"""Checks of exported networks: comparison with the original, or scores on prepared data.
 
-Everything that can be wrong with the images or the data is found by `plan`, before the export.
+`plan` finds every problem with the images or the data before the export.
 """
 
 import pathlib
@@ -11,14 +11,14 @@ import time
 
 
 def plan(options, run):
-    """Opens what `--check` names.
+    """Opens the images or the data named by `--check`.
 
     Args:
         options: namespace of `kseg export`.
         run: `kseg.runs.Run`.
 
     Returns:
-        function of the exported segmenter, which makes the check and prints its result.
+        function of the exported segmenter that performs the check and prints the result.
 
     Raises:
         UserError, DataError: if there are no images, or the data are not those of the run.
@@ -40,7 +40,7 @@ def plan(options, run):
 
 
 def exported(options):
-    """The path of the network to load from what was written."""
+    """Returns the path of the exported network to load."""
     if options.format != "serving":
         return pathlib.Path(options.output)
     (file,) = pathlib.Path(options.output, "triton").glob("*/1/model.onnx")
@@ -87,7 +87,7 @@ def check_images(path, value_range, pixel_format=None):
 
 
 def compare_on_images(options, run, segmenter, images):
-    """Prints the difference between what was exported and the network, on images.
+    """Prints the differences between the exported network and the original on images.
 
     The reference is the network in memory for a SavedModel, and a SavedModel of it otherwise.
     """
@@ -106,7 +106,7 @@ def compare_on_images(options, run, segmenter, images):
             shown = "the network in memory"
         else:
             path = pathlib.Path(folder) / "model"
-            if options.format == "serving":  # The one that was written, too, is read back.
+            if options.format == "serving":  # Its SavedModel is read back, too.
                 path = pathlib.Path(options.output)
             else:
                 export_saved_model(segmenter, path, run.classes)
@@ -117,7 +117,7 @@ def compare_on_images(options, run, segmenter, images):
 
 
 def compare(images, expected, actual, progress):
-    """Describes the difference between two models; `{}` stands for the first.
+    """Describes the difference between two models; `{}` is the place for the first one's name.
 
     Args:
         images: list of uint8 arrays `(height, width, channels)`.
@@ -154,7 +154,7 @@ def compare(images, expected, actual, progress):
 
 
 def score_on_data(options, run):
-    """Prints mean IoU, size and time of what was exported, beside those of float32."""
+    """Prints mean IoU, size and time of the exported network, beside those of float32."""
     from kseg.commands.export import write_portable
     from kseg.progress import Progress
     from kseg.serving import export_saved_model
@@ -233,7 +233,7 @@ def score(paths, data, split, num_classes):
 
 
 def megabytes(path):
-    """Size of a network file, with OpenVINO's weights, or of a folder, in 10^6 bytes."""
+    """Returns the size of a network (file, OpenVINO's two files, or folder) in 10^6 bytes."""
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.is_file()]
     else:

@@ -16,13 +16,13 @@ import subprocess
 
 from kseg.commands import checking, console
 
-_SIZES = 64  # Images whose sizes are read if they differ.
-_PROBES = (2, 4)  # Batches that are measured.
-_SHARE = 0.6  # Of the available memory, for a training step.
-_MOST = {"CPU": 8, "GPU": 16}  # Images in a batch.
-_PIXELS = {"CPU": 240 * 320, "GPU": 512 * 512}  # In a crop.
-_EVALUATION = 0.15  # Of `minutes`, for start, evaluations and export.
-_IMBALANCE = 5  # Largest share of pixels over the median, from which classes are weighted.
+_SIZES = 64  # Number of images whose sizes are read if they differ.
+_PROBES = (2, 4)  # Batch sizes that are measured.
+_SHARE = 0.6  # Share of the available memory for a training step.
+_MOST = {"CPU": 8, "GPU": 16}  # Largest number of images in a batch.
+_PIXELS = {"CPU": 240 * 320, "GPU": 512 * 512}  # Largest number of pixels in a crop.
+_EVALUATION = 0.15  # Share of `minutes` for start, evaluations and export.
+_IMBALANCE = 5  # Classes are weighted if the largest share of pixels is this times the median.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Network:
         model: section `model` of a config.
         optimizer, schedule: sections of a config, without warm-up.
         files: names of files with its pretrained weights.
-        hub: where they are on the Hugging Face hub, or None.
-        whole: bool, whether these are weights of the whole network; False: of the backbone.
-        epochs: int, passes over the images.
-        least_steps: int.
+        hub: their source on the Hugging Face hub, or None.
+        whole: bool, whether these are weights of the whole network or (False) the backbone only.
+        epochs: int, number of passes over the images.
+        least_steps: int, smallest number of steps.
     """
 
     model: dict
@@ -98,9 +98,9 @@ class Facts:
         train_split, eval_split: str.
         images: int, of the training split.
         size: `(height, width)`, medians over its images, pixels.
-        shares: list of float, shares of the labeled pixels of each class, of those that occur.
+        shares: list of float, share of the labeled pixels of each class that occurs.
         device: `"CPU"` or `"GPU"`.
-        bfloat16: bool, whether the device computes fast in it.
+        bfloat16: bool, whether the device computes fast in bfloat16.
         memory: int, bytes available to a training, or None if unknown.
     """
 
@@ -264,7 +264,7 @@ def _find_weights(network, folder):
 
 
 def choose(facts, network, source):
-    """Chooses everything but batch and steps.
+    """Chooses everything except batch size and steps.
 
     Args:
         facts: `Facts`.
@@ -353,13 +353,13 @@ def choose_crop(size, pixels):
 
 
 def _imbalance(shares):
-    """The largest share over the median one, or None if it is small."""
+    """Returns the ratio of the largest share to the median one, or None if it is small."""
     ratio = max(shares) / statistics.median(shares)
     return ratio if ratio >= _IMBALANCE else None
 
 
 def choose_batch_and_steps(facts, network, measured, minutes):
-    """Chooses the batch by memory, and the steps by images or time.
+    """Chooses the batch size by memory, and the steps by number of images or time.
 
     Args:
         facts: `Facts`.
@@ -444,7 +444,7 @@ def _batch(facts, measured):
 
 
 def step_seconds(measured, batch):
-    """Seconds of a training step of a batch, in proportion to the largest measured one."""
+    """Estimates the seconds of a training step, in proportion to the largest measured batch."""
     largest = max(measured)
     return measured[largest]["seconds"] * batch / largest
 
@@ -472,7 +472,7 @@ def _output(data):
 
 
 def _facts(manifest, folder, train_split, eval_split):
-    """Collects `Facts`; sizes and devices by a process of its own."""
+    """Collects `Facts`; image sizes and devices are read in a new process."""
     from kseg.errors import UserError
     from kseg.progress import Progress
 
@@ -533,7 +533,7 @@ def _in_new_process(work):
 
 
 def _layout(values):
-    """Formats a config as people write it: a line for each key, short sections in one."""
+    """Formats a config with one line for each key and short sections on one line."""
     lines = []
     for key, value in values.items():
         text = json.dumps(value)
@@ -547,12 +547,12 @@ def _layout(values):
 
 
 def look(folder, split, count):
-    """Looks at the device and at the sizes of images; for a process of its own.
+    """Describes the device and reads image sizes; for a separate process.
 
     Args:
         folder: str, prepared data.
         split: str.
-        count: int, images whose sizes are read.
+        count: int, number of images whose sizes are read.
 
     Returns:
         dict with `device`, `bfloat16`, `memory` (bytes or None) and `sizes`.
@@ -579,7 +579,7 @@ def look(folder, split, count):
 
 
 def _gpu_memory():
-    """Bytes that TensorFlow has claimed of the first GPU, or None."""
+    """Returns the bytes that TensorFlow has claimed of the first GPU, or None."""
     from tensorflow.python.client import device_lib  # Not part of the documented interface.
 
     limits = [d.memory_limit for d in device_lib.list_local_devices() if d.device_type == "GPU"]
@@ -587,7 +587,7 @@ def _gpu_memory():
 
 
 def take_steps(values):
-    """Measures training steps; for a process of its own.
+    """Measures training steps; for a separate process.
 
     Args:
         values: dict, a config.

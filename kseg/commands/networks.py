@@ -54,7 +54,7 @@ def check_model(path):
 
 
 def pixel_format_of(path, checkpoint):
-    """Reads what images a network takes, without loading it.
+    """Reads the format of the images that a network takes, without loading it.
 
     Args:
         path, checkpoint: as for `load`.

@@ -300,7 +300,7 @@ def parse_pairs(texts, form):
 
 
 def as_ratio(text):
-    """A ratio as float; any other text unchanged."""
+    """Converts a ratio to float; returns any other text unchanged."""
     try:
         return float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Serves a network over HTTP: a picture in; mask, overlay or JSON out.
+"""Serves a network over HTTP: from an image to a mask, an overlay or JSON.
 
     python scripts/serve.py --saved-model exports/mine
     curl --data-binary @photo.jpg http://127.0.0.1:8000/predict --output mask.png
@@ -134,7 +134,7 @@ def main(arguments=None):
 
 
 def check_images(model):
-    """Refuses a network for other images than 8-bit RGB, which browsers and clients send.
+    """Rejects a network for images that are not 8-bit RGB, which browsers and clients send.
 
     Args:
         model: result of `kseg.load`.
@@ -186,7 +186,7 @@ def bind(host, port):
 
 
 def run_server(app, listening):
-    """Serves an application until SIGINT or SIGTERM, then answers what it has accepted.
+    """Serves an application until SIGINT or SIGTERM, then answers all accepted requests.
 
     Args:
         app: ASGI application.
@@ -238,7 +238,7 @@ def run_server(app, listening):
 
 
 def check_memory(model, limits):
-    """Refuses limits under which a single picture may need more memory than is available.
+    """Rejects limits that allow a single picture to need more memory than is available.
 
     Args:
         model: result of `kseg.load`. What files for ONNX and LiteRT need, and what is needed on a

@@ -217,7 +217,7 @@ class CustomBackbone(Backbone):
 
 
 def backbone_names():
-    """Names of all backbones; list of str."""
+    """Returns the names of all backbones; list of str."""
     annotations = [cls.model_fields["name"].annotation for cls in Backbone.__subclasses__()]
     return [name for annotation in annotations for name in typing.get_args(annotation)]
 

@@ -184,7 +184,7 @@ def boundary_aware_samples(
 
 
 def _by_distance(distance, noise, num_classes):
-    """Sort key for `sort_by_group`: the distance, with ties in random order."""
+    """Returns the sort key for `sort_by_group`: the distance, with ties in random order."""
     bits = minor_bits(num_classes)
     noise_bits = 4
     largest = 2 ** (bits - noise_bits) - 1

@@ -167,7 +167,7 @@ class Contextrast(Objective):
         return {"pixel_anchor": term}, None
 
     def _shared_anchors(self, stage, anchors):
-        """Anchors of a layer combined with those of the reference layer; `(num_classes, dim)`."""
+        """Combines the anchors of a layer with those of the reference; `(num_classes, dim)`."""
         own = anchors[stage]
         sharing = self.layer_weights if self.shared_layers is None else self.shared_layers
         if stage == self.reference or stage not in sharing:
@@ -175,7 +175,7 @@ class Contextrast(Objective):
         return _unit_norm(self.own_weight * own + self.shared_weight * anchors[self.reference])
 
     def _class_means(self, pixels, labels):
-        """Mean embedding of each class, `(num_classes, dim)`; zeros where it is absent."""
+        """Averages the embeddings of each class, `(num_classes, dim)`; zeros if it is absent."""
         members = ops.one_hot(ops.reshape(labels, (-1,)), self.num_classes, dtype="float32")
         sums = ops.einsum("pn,pd->nd", members, pixels)
         counts = ops.sum(members, axis=0)
@@ -205,7 +205,7 @@ class Contextrast(Objective):
         )
 
     def _layer_loss(self, anchors, pixels, samples):
-        """This replica's share of the mean of Eq. 5 over the present classes."""
+        """Computes this replica's share of the mean of Eq. 5 over the present classes."""
         (positions, owners), (negative_positions, negative_owners) = samples
         s, local = self._similarities(anchors, pixels, negative_positions, negative_owners)
         neg = self._log_sum_exp(s, local, negative_owners)
@@ -238,7 +238,7 @@ class Contextrast(Objective):
         return ops.sum(rows * anchors, axis=-1) / self.temperature, local
 
     def _log_sum_exp(self, s, local, owners):
-        """Log-sum-exp of each class's rows, float32 `(num_classes,)`; -1e30 for no rows."""
+        """Computes the log-sum-exp of each class's rows, `(num_classes,)`; -1e30 for no rows."""
         s = ops.where(local, s, NO_NEGATIVE)
         owners = ops.maximum(owners, 0)
         peak = ops.segment_max(ops.stop_gradient(s), owners, num_segments=self.num_classes)

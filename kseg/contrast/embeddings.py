@@ -1,4 +1,4 @@
-"""The embeddings of a stage, of which an objective takes a few pixels or the whole map."""
+"""The embeddings of a stage, projected as a whole map or only at the pixels that are taken."""
 
 from keras import ops
 
@@ -8,7 +8,7 @@ from kseg.contrast.objective import output
 
 
 class Embeddings:
-    """A projected map, or a map of features with the projector that makes embeddings of it.
+    """A projected map, or a feature map with its projector.
 
     The second kind projects only what is taken. A projector works pixel by pixel except for its
     batch norms: these normalize by the statistics of the pixels that are projected together, the
@@ -28,7 +28,7 @@ class Embeddings:
         self._features = features
         self._projector = projector
         self._training = training
-        self._map = None  # Projected once, whoever reads it.
+        self._map = None  # The projected map, computed at most once.
         dim = features.shape[-1] if projector is None else projector.dim
         self.shape = (*features.shape[:3], dim)
 
@@ -40,7 +40,7 @@ class Embeddings:
 
         Args:
             positions, cross_replica: as in `take_rows`, indices into the flattened map. Unused
-                rows, of position -1, take no part in statistics.
+                rows, of position -1, do not enter statistics.
 
         Returns:
             tensor `(count, dim)`; gradients flow to the replica that a pixel came from.
@@ -49,7 +49,7 @@ class Embeddings:
         pixels = self.shape[0] * self.shape[1] * self.shape[2]
         shared = cross_replica and replicas.num_replicas() > 1
         if self._projector is None or count >= pixels * (replicas.num_replicas() if shared else 1):
-            # With as many rows as pixels, the map costs no more.
+            # With as many rows as pixels, projecting the whole map costs no more.
             rows = ops.reshape(self.projected(), (pixels, self.shape[-1]))
             return take_rows(rows, positions, cross_replica=cross_replica)
         rows = ops.reshape(self._features, (pixels, self._features.shape[-1]))
@@ -74,7 +74,7 @@ class Embeddings:
         return self._map
 
     def detached(self):
-        """Returns the embeddings to store: without gradients, by the moving statistics."""
+        """Returns embeddings to store, without gradients and with the moving statistics."""
         return Embeddings(ops.stop_gradient(self._features), self._projector)
 
 

@@ -28,7 +28,7 @@ def take_rows(x, positions, *, cross_replica=True):
 
 
 def replica_share(count):
-    """Selects every R-th of some rows for this one of R replicas.
+    """Selects every R-th row for this replica, one of R.
 
     Args:
         count: int, rows, the same on every replica.
@@ -44,7 +44,7 @@ def replica_share(count):
 
 
 def gather_shares(rows, count):
-    """Joins what each replica computed of its share, in the order of `replica_share`.
+    """Joins the results of all replicas for their shares, in the order of `replica_share`.
 
     Args:
         rows: tensor `(ceil(count / R), dim)`.

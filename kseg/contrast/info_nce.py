@@ -148,7 +148,7 @@ def info_nce(
 
 
 def _check(anchors, keys, temperature, block_size, reduction):
-    """Raises a ValueError as `info_nce`."""
+    """Checks the arguments; raises as `info_nce`."""
     if temperature <= 0:
         raise ValueError(f"`temperature` must be positive. Received: {temperature=}")
     if block_size is not None and min(_pair(block_size)) <= 0:
@@ -281,7 +281,7 @@ def _permuted(x, order, inverse):
 
 
 def _positive_pairs(rows, columns, own_keys=None, keys=None):
-    """Bool mask of the positive pairs, `(num_rows, num_columns)`.
+    """Returns the bool mask of the positive pairs, `(num_rows, num_columns)`.
 
     Args:
         rows, columns: int32 tensors `(num_rows, 1)` and `(1, num_columns)`, labels.
@@ -293,7 +293,7 @@ def _positive_pairs(rows, columns, own_keys=None, keys=None):
 
 
 def _negative_pairs(rows, columns):
-    """Bool mask of the negative pairs; all keys for an empty row."""
+    """Returns the bool mask of the negative pairs; all keys for an empty row."""
     return ops.logical_and(rows != columns, columns >= 0)
 
 
@@ -427,11 +427,11 @@ class _Tiles:
         return ops.switch(kind, (empty, all_negative, mixed), *operands)
 
     def anchor_rows(self, x, i):
-        """Block i of a tensor with one row per anchor; `(anchor_size, columns)`."""
+        """Returns block i of a tensor with one row per anchor; `(anchor_size, columns)`."""
         return ops.slice(x, (i * self.anchor_size, 0), (self.anchor_size, x.shape[1]))
 
     def key_rows(self, j):
-        """Block j of the keys, float32 `(key_size, dim)`."""
+        """Returns block j of the keys, float32 `(key_size, dim)`."""
         start = ops.take(self._key_starts, j)
         if hasattr(self.keys, "rows"):
             rows = self.keys.rows(start, self.key_size)
@@ -446,7 +446,7 @@ class _Tiles:
         return rows[:, None], columns[None, :]
 
     def positives(self, i, j):
-        """Bool mask of the positive pairs, `(anchor_size, key_size)`."""
+        """Returns the bool mask of the positive pairs, `(anchor_size, key_size)`."""
         if self.self_positions is None:
             return _positive_pairs(*self.labels(i, j))
         start, size = (i * self.anchor_size,), (self.anchor_size,)
@@ -789,7 +789,7 @@ def _tile_kinds(anchor_labels, key_labels):
 
 
 def _last_valid(labels):
-    """Index of the last label that is not -1; -1 if all are."""
+    """Returns the index of the last label that is not -1; -1 if all are."""
     return ops.max(ops.where(labels >= 0, ops.arange(labels.shape[0], dtype="int32"), -1))
 
 

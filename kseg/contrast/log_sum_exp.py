@@ -1,8 +1,8 @@
-"""Log-sum-exp over the negatives of a row: InfoNCE's, in tiles and by class."""
+"""Log-sum-exp over the negatives of a row, shared by all forms of InfoNCE."""
 
 from keras import ops
 
-# In place of -inf for a row without negatives: its exp and softplus are exactly 0, never NaN.
+# Replaces -inf for a row without negatives: its exp and softplus are exactly 0, never NaN.
 NO_NEGATIVE = -1e30
 
 

@@ -164,7 +164,7 @@ class MultiScaleContrast(Objective):
         return embeddings.take(positions, cross_replica=self.cross_replica), anchor_labels
 
     def _contrast(self, anchor_set, key_set, same=False):
-        """This replica's share of the mean of `info_nce` over the valid anchors."""
+        """Computes this replica's share of the mean of `info_nce` over the valid anchors."""
         return mean_info_nce(
             *anchor_set,
             *key_set,

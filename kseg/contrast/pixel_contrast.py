@@ -182,7 +182,7 @@ class PixelContrast(Objective):
             block_size=tile_sizes(anchors.shape[0], *keys.shape, on_cpu=(256, 1024)),
         )
         to_store, stored = [], embeddings.detached()
-        if "region" in self._rings:  # Needs the map, from which the pixels can then be taken.
+        if "region" in self._rings:  # Regions need the whole map; pixels are then taken from it.
             stored = Embeddings(stored.projected())
         if "pixel" in self._rings:
             to_store.append(self._pixels(stored, gathered[..., 0]))
@@ -191,13 +191,13 @@ class PixelContrast(Objective):
         return {"pixels": mean * (self.temperature / self.base_temperature)}, to_store
 
     def _keys(self, bank):
-        """Stored rows and their rings: all of them, or a sample if there are too many."""
+        """Returns stored rows and their rings: all, or a sample of `max_keys`."""
         if self.max_keys is None or sum(self._capacities) <= self.max_keys:
             return bank.keys()
         return bank.sample(self.max_keys, seed=self.seed_generator)
 
     def _pixels(self, embeddings, labels):
-        """Pixels of the global batch to store, and their classes; -1 for unused rows."""
+        """Draws pixels of the global batch to store, with their classes; -1: unused rows."""
         positions, classes = pixels_of_each_image(
             labels,
             self.num_classes,

@@ -17,7 +17,7 @@ def balanced_anchors(labels, num_classes, *, max_anchors=10_000, min_count=5, se
 
     A class is present if it has at least `min_count` pixels. Each present class gets K pixels: as
     many as the rarest present class has, but at most `max_anchors` in total, and at least two (with
-    too many classes for that, a random selection of them takes part). The K pixels are divided
+    too many classes for that, only a random selection of them is sampled). The K pixels are divided
     equally among the images that contain the class: an image with fewer pixels than its share
     contributes all of them, the others more; a remainder goes to random images.
 
@@ -69,7 +69,7 @@ def hard_anchors(
 
     Each pair of a class and an image with at least `min_count` pixels yields the same number of
     views, at most `max_views` and in total at most `max_anchors`, or all its pixels if there are
-    fewer. With more pairs than `max_anchors`, a random selection of them takes part. Half of the
+    fewer. With more pairs than `max_anchors`, a random selection of them is used. Half of the
     views are wrongly predicted, half correctly; if there are too few of one kind, more of the other
     are drawn.
 

@@ -130,7 +130,7 @@ def bootstrap(first, second, *, confidence=0.95, resamples=1000, seed=0):
     times = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=resamples)
 
     def scores(runs):
-        """Scores over all images and over each draw, averaged over the runs."""
+        """Returns the scores over all images and over each draw, averaged over the runs."""
         whole, drawn = [], []
         for counts in runs:
             pixels = counts.pixels[_pair(reference, counts)].astype("float64")

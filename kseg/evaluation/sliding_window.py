@@ -75,7 +75,7 @@ class SlidingWindow:
         per_image = tf.size(rows) * per_row
 
         def corner(number):
-            """Image index, row and column at which a window begins, and their indices."""
+            """Returns image, row and column at which a window begins, and their indices."""
             i, j = number % per_image // per_row, number % per_row
             return number // per_image, rows[i], columns[j], i, j
 

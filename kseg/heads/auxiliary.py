@@ -1,4 +1,4 @@
-"""The layers with which heads end: the classifiers of the fused map and of an inner stage."""
+"""The last layers of heads: classifiers of the fused map and of an inner stage."""
 
 import keras
 

@@ -15,7 +15,7 @@ IMPLEMENTATIONS = ("grouped", "shifted")
 
 
 def default_implementation():
-    """Default of `DepthwiseConv2D`'s `implementation`: `"grouped"` on every backend."""
+    """Returns the default of `DepthwiseConv2D`'s `implementation`: `"grouped"` on every backend."""
     return "grouped"
 
 

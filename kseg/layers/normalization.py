@@ -14,7 +14,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 @keras.saving.register_keras_serializable(package="kseg")
 class ImageNormalization(keras.layers.Layer):
-    """Brings images to zero mean and unit variance over a data set: `(x - mean) / std`.
+    """Normalizes images to zero mean and unit variance over a data set: `(x - mean) / std`.
 
     Args:
         mean, std: one float for each channel, in units of the images; those of RGB in 0 to 255 over

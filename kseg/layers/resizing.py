@@ -119,14 +119,14 @@ def _sampling_points(input_size, output_size, interpolation, align_corners):
 
 
 def _spatial_size(x):
-    """`(height, width)` of a map: ints if both are static, else an int32 tensor."""
+    """Returns `(height, width)` of a map: ints if both are static, else an int32 tensor."""
     if tf is None or None not in x.shape[1:3]:
         return tuple(x.shape[1:3])
     return tf.shape(x)[1:3]
 
 
 def resize_labels(labels, height, width):
-    """Resizes labels to the size of a feature map by nearest sampling (half-pixel centers).
+    """Resizes labels to the size of a feature map to the nearest neighbors (half-pixel centers).
 
     Args:
         labels: int tensor `(batch, label_height, label_width)`, static height and width.

@@ -1,4 +1,4 @@
-"""Adaptive affinity fields: pixels are to agree with their neighbors where their labels do."""
+"""Adaptive affinity fields: neighboring pixels agree where their labels agree."""
 
 import keras
 from keras import ops

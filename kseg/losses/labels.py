@@ -1,10 +1,10 @@
-"""Labels as Keras models give them, for the loss classes and metrics."""
+"""Labels in the forms of Keras models, for the loss classes and metrics."""
 
 from keras import ops
 
 
 def class_numbers(labels, *, ignore_class=None):
-    """Brings labels to the form that the losses take.
+    """Converts labels to the form that the losses take.
 
     Args:
         labels: int or float tensor of class numbers, `(batch, height, width)` or, as masks are
@@ -22,7 +22,7 @@ def class_numbers(labels, *, ignore_class=None):
 
 
 def pixel_weights(sample_weight, labels):
-    """Brings sample weights to one weight for each pixel.
+    """Converts sample weights to one weight for each pixel.
 
     Args:
         sample_weight: float tensor >= 0: of images, `(batch,)` or `(batch, 1)`, or of pixels,

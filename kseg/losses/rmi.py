@@ -93,7 +93,7 @@ def _unexplained(probability, own, size):
     dimensions = len(shifts)
 
     def points(cells):
-        """Centered regions, `(num_classes, d, regions)`."""
+        """Returns the centered regions, `(num_classes, d, regions)`."""
         parts = [cells[y : y + inner[0], x : x + inner[1]] for y, x in shifts]
         regions = ops.reshape(ops.stack(parts), (dimensions, -1, num_classes))
         regions = ops.transpose(regions, (2, 0, 1))

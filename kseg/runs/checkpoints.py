@@ -170,7 +170,7 @@ def _seeds(prefix, layer):
 
 
 def random_states(layer):
-    """The states of the random generators of a layer or model, a list of variables."""
+    """Returns the states of the random generators of a layer or model, a list of variables."""
     weights = {id(weight) for weight in layer.weights}
     return [variable for variable in layer.variables if id(variable) not in weights]
 

@@ -9,7 +9,7 @@ _PACKAGES = ("keras", "tensorflow", "numpy", "opencv-python-headless", "kseg")
 
 
 def environment():
-    """Everything that a result depends on besides the config, as a JSON-able dict."""
+    """Returns everything that a result depends on besides the config, as a JSON-able dict."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -26,7 +26,7 @@ def environment():
 
 
 def _git(*arguments):
-    """Output of a git command about this source tree; None without git."""
+    """Returns the output of a git command about this source tree; None without git."""
     try:
         result = subprocess.run(
             ["git", *arguments],

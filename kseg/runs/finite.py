@@ -1,4 +1,4 @@
-"""Checks for weights that are NaN or infinite, which name and count them."""
+"""Checks for NaN and infinite weights, which are named and counted."""
 
 import numpy as np
 from keras import ops
@@ -43,7 +43,7 @@ def check_weights(model, what):
 
 
 def _is_finite(value):
-    """A bool, or a bool tensor if the value is on a device, so that it is not copied."""
+    """Checks a value; returns a bool, or a bool tensor to avoid a copy from a device."""
     if isinstance(value, np.ndarray):
         # ml_dtypes' bfloat16 has kind V, but NumPy's `isfinite` supports it.
         return value.dtype.kind in "biuUS" or bool(np.isfinite(value).all())

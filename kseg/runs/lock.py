@@ -144,7 +144,7 @@ def _acquire(folder):
 
 
 def _take_away(path, owner):
-    """Removes a dead process's lock, but not a newer one of another process."""
+    """Removes the lock of a dead process, but not a newer one of another process."""
     away = path.with_name(f".{FILE}.{uuid.uuid4().hex}.tmp")
     try:
         path.rename(away)
@@ -176,7 +176,7 @@ def _machine():
 
 
 def _started(process):
-    """Start time of a process in clock ticks since boot; None if unknown."""
+    """Returns the start time of a process in clock ticks since boot; None if unknown."""
     try:
         text = pathlib.Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -203,7 +203,7 @@ def _lives(owner, me):
 
 
 def _read(path):
-    """The lock's content, a dict, empty if damaged or being written; and its heartbeat."""
+    """Returns the lock's content, a dict, empty if damaged or being written; and its heartbeat."""
     try:
         with open(path) as file:  # Opening it makes a network drive refresh its attributes.
             beat = os.fstat(file.fileno()).st_mtime_ns
@@ -218,7 +218,7 @@ def _read(path):
 
 
 def _age(folder, beat):
-    """Seconds since a heartbeat, by the file system's clock."""
+    """Returns the seconds since a heartbeat, by the file system's clock."""
     probe = folder / f".{FILE}.{uuid.uuid4().hex}.tmp"
     try:
         probe.touch()

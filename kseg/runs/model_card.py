@@ -142,7 +142,7 @@ def _table(heads, rows):
 
 
 def _text(value, bold=False):
-    """Shows a name in Markdown without its signs taking effect."""
+    """Escapes a name for Markdown."""
     text = " ".join(str(value).split())
     if bold and re.fullmatch(r"\*\*\w+\*\*", text):
         return text

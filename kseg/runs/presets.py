@@ -45,7 +45,7 @@ class Preset:
 
 
 def write_preset(run, folder, scores, *, license="unknown", source=None, overwrite=False):
-    """Writes the best weights of a run, and what describes them, to a folder.
+    """Writes the best weights of a run and their description to a folder.
 
     Args:
         run: `Run`.
@@ -82,7 +82,7 @@ def write_preset(run, folder, scores, *, license="unknown", source=None, overwri
 
 
 def check_target(folder, overwrite):
-    """Checks that a preset can be written to a folder, before the work of making it.
+    """Checks that a preset can be written to a folder, before it is computed.
 
     Args:
         folder: path.
@@ -194,7 +194,7 @@ def shared_config(config):
 
 
 def _check_scores(run, scores):
-    """Refuses scores of other weights than the best ones."""
+    """Rejects scores that do not belong to the best weights."""
     where = f"{run.path}/evaluation"
     again = f"Evaluate again: `kseg evaluate`, {option('run', str(run.path))}"
     if scores.get("checkpoint") != "best":
@@ -218,7 +218,7 @@ def _check_scores(run, scores):
 
 
 def _without_paths(scores):
-    """Reduces the file that training started from to its name."""
+    """Reduces the path of the initial weights to the file name."""
     start = scores.get("initial_weights")
     if isinstance(start, str) and "://" not in start:
         return {**scores, "initial_weights": os.path.basename(start)}

@@ -180,7 +180,7 @@ class Run:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
 
     def read_environment(self):
-        """The environment that the run was made in: a dict, see `kseg.runs.environment`.
+        """Returns the environment that the run was made in: a dict, see `kseg.runs.environment`.
 
         Raises:
             OSError: if its file cannot be read.
@@ -189,11 +189,11 @@ class Run:
         return _read_json(self.path / "environment.json")
 
     def identity(self):
-        """The config and data that a checkpoint stores of its run: a JSON-able dict."""
+        """Returns the config and data stored in checkpoints of the run, as a JSON-able dict."""
         return {"config": self.config.model_dump(mode="json"), "data": self.data}
 
     def agreement(self):
-        """Values that must be equal on all workers of a cluster: a flat JSON-able dict."""
+        """Returns the values that all workers must share, as a flat JSON-able dict."""
         config = config_module.flatten(
             {"config": self.config.model_dump(mode="json"), "data": self.data}
         )
@@ -211,7 +211,7 @@ class Run:
         }
 
     def check_checkpoint(self, path, meta):
-        """Rejects a checkpoint of another experiment, such as one that two runs wrote to.
+        """Rejects a checkpoint of another experiment, for example after two runs wrote to a folder.
 
         Args:
             path: of the checkpoint, for the message.
@@ -268,7 +268,7 @@ class Run:
             )
 
     def _restarts_from(self, before):
-        """The value of `train.restarts` that reaches this run's last step, for a message."""
+        """Formats the `train.restarts` that would reach this run's last step."""
         more = self.config.train.total_steps - before.config.train.total_steps
         return json.dumps([*before.config.train.restarts, max(more, 1)]).replace(" ", "")
 
@@ -280,14 +280,14 @@ class Run:
         return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
 
     def _from_best_weights(self):
-        """The option that starts another run from the best weights, for a message."""
+        """Formats the option that starts another run from the best weights."""
         best = self.path / "checkpoints/best.npz"
         steps = self.checkpoint_steps()
         file = best if best.exists() or not steps else best.with_name(step_file(steps[-1]))
         return option("overrides", [f"model.weights={file}"])
 
     def checkpoint_steps(self):
-        """Steps of the complete checkpoints, ascending."""
+        """Returns the steps of the complete checkpoints, ascending."""
         folder = self.path / "checkpoints"
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         matches = [re.fullmatch(r"step-(\d+)\.npz", name) for name in names]
@@ -296,7 +296,7 @@ class Run:
         return sorted(step for step in steps if step_file(step) in names)
 
     def checkpoint(self, which):
-        """The path of a checkpoint.
+        """Returns the path of a checkpoint.
 
         Args:
             which: `"best"` (by mean IoU; the latest if nothing was evaluated yet), `"latest"`, or
@@ -323,7 +323,7 @@ class Run:
         )
 
     def checkpoint_meta(self, which):
-        """Reads what a checkpoint says about itself, such as `step` and `initial_weights`.
+        """Reads the metadata of a checkpoint, such as `step` and `initial_weights`.
 
         Args:
             which: as in `checkpoint()`.
@@ -402,7 +402,7 @@ class Run:
 
 
 def _refuse_code(preset):
-    """Protects from code that a preset, which may come from anyone, names in its config."""
+    """Rejects a preset, which may come from anyone, whose config names code outside kseg."""
     model = preset.config.model
     for name in (model.backbone.name, model.head.name):
         if is_dotted(name):
@@ -413,7 +413,7 @@ def _refuse_code(preset):
 
 
 def _refuse_preset(path):
-    """Protects a preset from a training in its folder."""
+    """Rejects training in the folder of a preset."""
     if (path / PRESET_WEIGHTS).exists():
         raise UserError(
             f"{path} holds a preset, which a training would destroy. Use {option('run')} for "
@@ -439,7 +439,7 @@ _CLASSES = pydantic.TypeAdapter(Classes)
 
 
 def step_file(step):
-    """Name of the checkpoint of a step."""
+    """Returns the name of the checkpoint of a step."""
     return f"step-{step:08d}.npz"
 
 
@@ -460,7 +460,7 @@ def _read_json(path):
 
 
 def _class_differences(before, after):
-    """Differences between two tables of classes, colors aside: list of str."""
+    """Lists the differences between two tables of classes, ignoring colors."""
     if before.names != after.names:
         return [f"the classes were {_few(before.names)}, are {_few(after.names)}"]
     # Earlier versions did not store all counts.
@@ -472,7 +472,7 @@ def _class_differences(before, after):
 
 
 def _data_differences(before, after):
-    """Differences between two identities of data, list of str; empty if one is unknown."""
+    """Lists the differences between two identities of data; empty if one is unknown."""
     if not before or not after:
         return []
     if before.get("dataset") != after["dataset"]:
@@ -507,7 +507,7 @@ def _few(names, limit=12):
 
 
 def _differences(before, after):
-    """Keys that must be those of a run's config but are not: list of str."""
+    """Lists the keys in which two configs of a run differ although they must not."""
     had, has = before.train.restarts, after.train.restarts
     before, after = (config_module.flatten(c.model_dump(mode="json")) for c in (before, after))
     keys = [k for k in sorted({*before, *after}) if not k.startswith(_FREE_KEYS)]

@@ -88,7 +88,7 @@ class Batcher:
             return [self._waiting.popleft() for _ in range(self._ready()[0])]
 
     def _ready(self):
-        """Number of images at the head of the queue that form the next batch, and their maximum."""
+        """Returns the size of the next batch at the head of the queue, and its maximum."""
         shape = self._waiting[0][1].shape
         by_size = self._limits.max_pixels // (shape[0] * shape[1])
         most = max(1, min(self._limits.max_batch, by_size))

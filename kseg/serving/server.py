@@ -1,4 +1,4 @@
-"""HTTP server for a network: a picture in; mask, overlay or JSON out."""
+"""HTTP server for a network: from an image to a mask, an overlay or JSON."""
 
 import asyncio
 import base64

@@ -191,7 +191,7 @@ def _class_iou(run):
 
 
 def _class_means(rows):
-    """Means of columns, ignoring NaN."""
+    """Returns the means of columns, ignoring NaN."""
     if not rows:
         return np.zeros(0)
     return mean_over_classes(np.stack(rows, axis=-1))

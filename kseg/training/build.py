@@ -1,6 +1,6 @@
-"""Builders from config sections to losses, objectives, distortion, optimizer and trainer.
+"""Builders of losses, objectives, distortion, optimizer and trainer from config sections.
 
-They share one file so that the effect of a config key is one step away from the schema. TensorFlow
+They share one file, so that the effect of a config key is easy to find from the schema. TensorFlow
 is imported only inside the builders that need it: losses, objectives and updates also work on JAX.
 """
 
@@ -228,8 +228,8 @@ def build_objectives(contrast, *, num_classes, seed, training_images=None):
         list of `(objective, weight)`; a weight that changes over time is a function of the step.
 
     Raises:
-        UserError: if a bank is to be compact and `training_images` is None, or a number does not
-            fit the number of classes.
+        UserError: if a compact bank is requested and `training_images` is None, or a number does
+            not fit the number of classes.
     """
     objectives = []
     for entry in contrast:
@@ -260,14 +260,14 @@ def build_objectives(contrast, *, num_classes, seed, training_images=None):
 
 
 def build_distortion(data, pixel_format=None):
-    """Builds the distortion that a config describes, as far as it suits the images.
+    """Builds the distortion of a config, as far as it applies to the images.
 
     Args:
         data: `kseg.config.schema.Data`.
         pixel_format: `kseg.pixel_format.PixelFormat` of the images; None: 8-bit RGB.
 
     Returns:
-        `PhotometricDistortion`, or None if the config asks for no distortion that suits.
+        `PhotometricDistortion`, or None if nothing applies.
     """
     arguments = data.color_jitter.model_dump() if data.color_jitter else {}
     for name in left_out_of_jitter(data, pixel_format):
@@ -282,10 +282,10 @@ def build_distortion(data, pixel_format=None):
 
 
 def left_out_of_jitter(data, pixel_format):
-    """Lists what is left out of a config's color jitter, because the images are not RGB.
+    """Lists the parts of a config's color jitter that do not apply to images that are not RGB.
 
-    Saturation and hue are those of red, green and blue. Floating-point values are mostly physical
-    quantities, such as heights, whose brightness and contrast are to stay, too.
+    Saturation and hue are defined for red, green and blue. Floating-point values are mostly
+    physical quantities, such as elevation, whose brightness and contrast must not change either.
 
     Args:
         data, pixel_format: as for `build_distortion`.

@@ -9,7 +9,7 @@ from kseg.json_text import parse_json
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The machines that train one model together, as `TF_CONFIG` names them.
+    """The machines that train one model together, as listed in `TF_CONFIG`.
 
     Attributes:
         num_workers: int, at least 2.

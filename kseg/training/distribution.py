@@ -154,8 +154,8 @@ def check_agreement(strategy, cluster, settings):
 
 
 def _wait_for_all(strategy, cluster):
-    """Waits until every worker has what was exchanged: one that ends takes its part with it."""
-    with contextlib.suppress(tf.errors.OpError):  # From a worker that has it all and has ended.
+    """Waits until every worker has received all data, which is lost when its sender ends."""
+    with contextlib.suppress(tf.errors.OpError):  # Another worker has received all and ended.
         _sum_of_slots(strategy, cluster, np.zeros(1, "float32"))
 
 

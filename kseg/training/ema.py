@@ -4,7 +4,7 @@ from keras import ops
 
 
 def decay_at(step, decay):
-    """The decay at a step: low at first, so that the average forgets the initial weights.
+    """Returns the decay at a step: low at first, so that the average forgets the initial weights.
 
     `min(decay, (1 + n) / (10 + n))` with n = step - 2, as in TensorFlow's
     `tf.train.ExponentialMovingAverage` after n updates. It is 0 at the first step, whose weights
@@ -22,7 +22,7 @@ def decay_at(step, decay):
 
 
 def averaged(average, value, decay):
-    """The average after a step: `average - (1 - decay) * (average - value)`.
+    """Returns the average after a step: `average - (1 - decay) * (average - value)`.
 
     Args:
         average, value: float tensors of one shape: the average before the step, and the weight

@@ -68,7 +68,7 @@ class JaxTrainer:
         self._outputs = ObjectiveOutputs(segmenter, self.objectives)
 
     def variables(self):
-        """The Keras variables behind the state: a dict of lists, in the state's order."""
+        """Returns the Keras variables behind the state: a dict of lists, in the state's order."""
         return {
             "weights": self.segmenter.trainable_variables,
             "statistics": self.segmenter.non_trainable_variables,

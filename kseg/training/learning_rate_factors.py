@@ -83,7 +83,7 @@ def learning_rate_factors(parts, factors, layer_decay=None):
 
 
 def _swin_exponents(parts):
-    """Distance of each Swin weight from the head, in blocks."""
+    """Returns the distance of each Swin weight from the head, in blocks."""
     paths = [path for path, part in parts.items() if part == "backbone"]
     blocks = {match[0] for path in paths if (match := _SWIN_BLOCK.match(path))}
     if not blocks:
@@ -128,7 +128,7 @@ class LearningRateFactors:
         return self.learning_rate_factors.get(self._trainable_variables[index].path, 1.0)
 
     def _scaled(self, learning_rate, variable):
-        """The learning rate of one variable."""
+        """Returns the learning rate of one variable."""
         factor = self._factor_of(variable)
         return learning_rate if factor == 1.0 else learning_rate * factor
 
@@ -151,5 +151,5 @@ class LearningRateFactors:
         return learning_rate if self._factor == 1.0 else learning_rate * self._factor
 
     def get_config(self):
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         return {**super().get_config(), "learning_rate_factors": dict(self.learning_rate_factors)}

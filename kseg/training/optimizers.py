@@ -87,7 +87,7 @@ class SGD(FusedUpdates, keras.optimizers.SGD):
         return self._constants("momentum", "decay_rate")
 
     def get_config(self):
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         return {**super().get_config(), "decay_rate": self.decay_rate}
 
 
@@ -145,5 +145,5 @@ class AdamW(FusedUpdates, keras.optimizers.Adam):
         }
 
     def get_config(self):
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         return {**super().get_config(), "decay_rate": self.decay_rate}

@@ -1,4 +1,4 @@
-"""Early stopping of a training that no longer improves."""
+"""Early stopping when evaluations no longer improve."""
 
 import math
 

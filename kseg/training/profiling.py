@@ -1,4 +1,4 @@
-"""A trace of some training steps, for TensorBoard's profile page."""
+"""Traces of training steps for TensorBoard's profile page."""
 
 import tensorflow as tf
 
@@ -26,7 +26,7 @@ class Profiling:
 
     def before(self, step):
         """Starts the trace if due; call it before each step."""
-        # Not only at the first: a run may resume between the two.
+        # Not only at the first step: a run may resume between the two.
         if self._first is not None and not self._running and self._first <= step <= self._last:
             tf.profiler.experimental.start(str(self._folder))
             self._running = True

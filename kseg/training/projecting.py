@@ -1,20 +1,20 @@
-"""A segmenter's outputs as objectives take them, with what they draw left to project."""
+"""Outputs of a segmenter for objectives, with the projection of drawn pixels deferred."""
 
 from kseg.contrast.embeddings import Embeddings
 from kseg.segmenters import without_projections
 
 
 class ObjectiveOutputs:
-    """Calls a segmenter without the projectors of stages of which objectives only draw pixels.
+    """Calls a segmenter without the projectors of stages of which only drawn pixels are needed.
 
-    A stage is left unprojected if all objectives that take it have it in `drawn_stages`.
+    These are the stages that every objective using them lists in `drawn_stages`.
 
     Args:
         segmenter: functional keras model from images to a dict.
         objectives: list of `kseg.contrast.objective.Objective`.
 
     Attributes:
-        trunk: keras model: the segmenter with maps in place of those embeddings, or itself.
+        trunk: keras model: the segmenter with maps instead of these embeddings, or itself.
 
     Raises:
         ValueError: as `kseg.segmenters.without_projections`.
@@ -26,7 +26,7 @@ class ObjectiveOutputs:
         self.trunk, self._projectors = without_projections(segmenter, sorted(drawn))
 
     def __call__(self, images, *, training):
-        """Computes the outputs of images, as `of`."""
+        """Computes the outputs for images; see `of`."""
         return self.of(self.trunk(images, training=training), training=training)
 
     def of(self, outputs, *, training):

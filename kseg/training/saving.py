@@ -1,4 +1,4 @@
-"""Restoring and saving a training: its newest checkpoints, and the weights that scored best."""
+"""Restoring and saving of training state: the newest checkpoints and the best weights."""
 
 import functools
 import sys
@@ -14,8 +14,8 @@ NO_BEST = {"mean_iou": None, "step": None}
 class Saving:
     """Restores the state of a training and saves it.
 
-    In a cluster every worker has one, because all must read the state together; only the chief's
-    prints, writes and deletes.
+    In a cluster every worker has an instance, because all must read the state together; only that
+    of the chief prints, writes and deletes.
 
     Args:
         run: `kseg.runs.Run`.
@@ -34,7 +34,7 @@ class Saving:
         self.saved_step = None
         self.best = NO_BEST
         self.patience = Patience(run.config.train.patience)
-        self.initial_weights = "unknown"  # To checkpoints of earlier versions.
+        self.initial_weights = "unknown"  # In checkpoints of earlier versions.
         self._run = run
         self._state = state
         self._lock = lock
@@ -110,7 +110,7 @@ class Saving:
                 (self._folder / step_file(old)).unlink()
 
     def save_best(self, step, mean_iou, weights):
-        """Writes the weights of a step as the best ones, if they are; for the chief.
+        """Writes the weights of a step if they are the best so far; for the chief.
 
         Args:
             step: int.

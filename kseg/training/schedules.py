@@ -32,7 +32,7 @@ class _WarmupAndDecay(keras.optimizers.schedules.LearningRateSchedule):
         raise NotImplementedError(f"{type(self).__name__} defines no decay")
 
     def __call__(self, step):
-        """Learning rate of an int step, float32 scalar."""
+        """Returns the learning rate of an int step, float32 scalar."""
         step = ops.cast(step, "float32")
         left = ops.maximum(1.0 - step / self.steps, 0.0)
         decayed = (self.learning_rate - self.end_learning_rate) * self._decay(left)
@@ -42,7 +42,7 @@ class _WarmupAndDecay(keras.optimizers.schedules.LearningRateSchedule):
         return rate
 
     def get_config(self):
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         return {
             "learning_rate": self.learning_rate,
             "steps": self.steps,
@@ -77,7 +77,7 @@ class PolynomialSchedule(_WarmupAndDecay):
         return left**self.power
 
     def get_config(self):
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         return {**super().get_config(), "power": self.power}
 
 
@@ -117,7 +117,7 @@ class WarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
         self.schedules = list(schedules)
 
     def __call__(self, step):
-        """Learning rate of an int step, float32 scalar."""
+        """Returns the learning rate of an int step, float32 scalar."""
         step = ops.cast(step, "int32")
         rate, start = self.schedules[0](step), 0
         for before, schedule in itertools.pairwise(self.schedules):
@@ -127,7 +127,7 @@ class WarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
         return rate
 
     def get_config(self):
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         return {"schedules": [keras.saving.serialize_keras_object(s) for s in self.schedules]}
 
     @classmethod
@@ -138,7 +138,7 @@ class WarmRestarts(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="kseg")
 class Ramp:
-    """A weight that is 0 up to a step and then ramps up linearly.
+    """A weight that is 0 before a step and then rises linearly.
 
     Args:
         weight: float, the final value.
@@ -158,13 +158,13 @@ class Ramp:
         self.steps = steps
 
     def __call__(self, step):
-        """The weight at a step."""
+        """Returns the weight at a step."""
         since = ops.cast(step, "float32") - self.start
         share = since / self.steps if self.steps else since + 1.0
         return self.weight * ops.clip(share, 0.0, 1.0)
 
     def get_config(self):
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         return {"weight": self.weight, "start": self.start, "steps": self.steps}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Stops a training on a signal, on all workers after the same step."""
+"""Stopping of a training on a signal, on all workers after the same step."""
 
 import contextlib
 import signal

@@ -43,7 +43,7 @@ class TermMeans(keras.metrics.Metric):
         self.weight.assign_add(weight)
 
     def result(self):
-        """dict from name to mean, float32 scalars; 0 if the weights add up to 0."""
+        """Returns a dict from name to mean, float32 scalars; 0 if the weights add up to 0."""
         totals, weight = (tf.convert_to_tensor(v.value) for v in (self.totals, self.weight))
         means = tf.unstack(tf.math.divide_no_nan(totals, weight))
         return dict(zip(self.names, means, strict=False))

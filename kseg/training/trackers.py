@@ -10,7 +10,7 @@ from kseg.errors import UserError
 from kseg.json_text import parse_json
 from kseg.training.callbacks import Callback
 
-_PARAMETERS = 100  # Per request, at most.
+_PARAMETERS = 100  # Largest number in a request.
 
 
 def _numbers(evaluation):

@@ -201,7 +201,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         return self.segmenter if self.averaged is None else self.averaged
 
     def call(self, images, training=None):
-        """The segmenter's outputs."""
+        """Returns the segmenter's outputs."""
         if isinstance(images, dict):  # Keras passes a dict for a data set of dicts.
             images = images["image"]
         return self.segmenter(images, training=training)

@@ -11,7 +11,7 @@ class TrainerFiles:
     """Mix-in for a Keras model with the attributes of a `SegmentationTrainer`."""
 
     def get_config(self):
-        """The constructor's arguments; `from_config` takes them."""
+        """Returns the constructor's arguments; `from_config` takes them."""
         save = keras.saving.serialize_keras_object
         losses = self._given_losses
         if losses is not None:
@@ -72,7 +72,7 @@ class TrainerFiles:
             (print_fn or print)(line)
 
     def get_compile_config(self):
-        """The arguments of `compile`; `compile_from_config` takes them."""
+        """Returns the arguments of `compile`; `compile_from_config` takes them."""
         config = super().get_compile_config()
         if config:
             loss, weights = self._compiled_loss

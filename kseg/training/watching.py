@@ -1,4 +1,4 @@
-"""Stops a training whose loss or weights are no longer finite."""
+"""Checks that the loss and the weights of a training stay finite."""
 
 import numpy as np
 

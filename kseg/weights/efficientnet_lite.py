@@ -109,7 +109,7 @@ def name_map(name, *, repeats=_REPEATS, keras_cv=False):
 
 
 def _position(block, repeats):
-    """Stage of a block and index within it, from its index in the network; None if too large."""
+    """Finds the stage of a block and its index there; None for a block beyond the last."""
     for stage, repeat in enumerate(repeats):
         if block < repeat:
             return stage, block

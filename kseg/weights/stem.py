@@ -6,7 +6,7 @@ STEMS = ("mean", "repeat")
 
 
 def adapt(kernel, channels, how=None):
-    """Makes a kernel for other channels of one for red, green and blue.
+    """Adapts a kernel for red, green and blue to other channels.
 
     The result is scaled by `3 / channels`, so that the sum over the channels has the size that it
     had: normalized channels have one variance, and images of equal channels get the same output.

@@ -128,7 +128,7 @@ def assign(weights, arrays, paths, *, layout, unused, may_miss, complaint):
 
 
 def _moving_mean_after(path):
-    """Path of the moving mean of the batch norm after the convolution whose bias is `path`."""
+    """Finds the moving mean of the batch norm after the convolution with the bias `path`."""
     end = "convolution/bias"
     if path is None or not path.endswith(end):
         return None

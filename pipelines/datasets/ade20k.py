@@ -9,7 +9,7 @@ _FOLDERS = {
 
 
 def taxonomy():
-    """The 150 classes; other objects (0 in the files) are ignored."""
+    """Returns the 150 classes; other objects (0 in the files) are ignored."""
     return Taxonomy.load("ade20k")
 
 

@@ -89,7 +89,7 @@ class DrawnExample:
         return [*map(fingerprint, files), self.size, labels, self.unlabeled, self.overlap]
 
     def read(self):
-        """The image's bytes; labels are drawn by `draw`."""
+        """Returns the image's bytes; labels are drawn by `draw`."""
         return self.image.read_bytes(), b""
 
     def draw(self, upright):
@@ -159,14 +159,14 @@ class Files:
                 self._walk(place / name, f"{prefix}{name}/", depth + 1)
 
     def with_end(self, *ends):
-        """Files with one of the lower-case endings, as `(path, file)`, sorted by path."""
+        """Lists `(path, file)` of files with one of the lower-case endings, sorted by path."""
         return sorted(
             ((path, file) for path, file in self.all if path.lower().endswith(ends)),
             key=lambda item: item[0],
         )
 
     def given(self, annotations):
-        """The annotation files named by the user.
+        """Returns the annotation files named by the user.
 
         Args:
             annotations: dict from split to a path, on disk or in the source.
@@ -201,7 +201,7 @@ class Files:
         return found
 
     def images(self):
-        """All picture files, as `(path, file)`, sorted by path.
+        """Returns all picture files, as `(path, file)`, sorted by path.
 
         Arrays are images only where annotations name them: caches of images are arrays, too.
         """
@@ -307,7 +307,7 @@ def read_json(file, **options):
 
 
 def head_of(file):
-    """The first bytes of a file, for detecting its format.
+    """Returns the first bytes of a file, for detecting its format.
 
     Returns:
         `(head, whole)`: bytes, without byte order mark and, of UTF-16 and UTF-32, zeros; and
@@ -322,7 +322,7 @@ def head_of(file):
 
 
 def plain_head(content):
-    """The first bytes of a file's content, as in `head_of`."""
+    """Returns the first bytes of a file's content, as in `head_of`."""
     head = content[:_HEAD]
     for mark in (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"):
         head = head.removeprefix(mark)
@@ -331,14 +331,14 @@ def plain_head(content):
 
 @contextlib.contextmanager
 def located(where, owner=""):
-    """Names the location of a fault; content of another form than expected is a fault, too.
+    """Adds the location to an error; unexpected content is an error, too.
 
     Args:
         where: str, the file and the position in it; begins the message.
         owner: str, precedes the name of a missing entry.
 
     Raises:
-        DataError: in place of a DataError, or of an error that comes from such content.
+        DataError: instead of a DataError without location, or an error caused by such content.
     """
     try:
         yield
@@ -391,7 +391,7 @@ def hex_color(text):
 
 
 def not_drawn(left, what):
-    """Notes on what is not drawn.
+    """Formats notes on shapes that are not drawn.
 
     Args:
         left: dict from kind to number.
@@ -572,7 +572,7 @@ def as_shape(height, width, where):
 
 
 def missing_images(file, names):
-    """The error for annotated images that are missing."""
+    """Returns the error for annotated images that are missing."""
     names = sorted(map(str, names))
     return DataError(
         f"{file} names images that are missing: {shorten(names)}. Put them into the source, or "
@@ -581,7 +581,7 @@ def missing_images(file, names):
 
 
 def stem_of(path):
-    """A path without its suffix, in composed form (NFC), separated by `/`."""
+    """Returns a path without its suffix, in composed form (NFC), separated by `/`."""
     return unicodedata.normalize("NFC", posixpath.splitext(path.replace("\\", "/"))[0])
 
 
@@ -630,5 +630,5 @@ def _short(value):
 
 
 def _stem(name):
-    """The name of an archive without its endings, such as `.tar.gz`."""
+    """Returns the name of an archive without its endings, such as `.tar.gz`."""
     return re.sub(r"(\.tar)?\.\w+$", "", unicodedata.normalize("NFC", name))

@@ -343,7 +343,7 @@ def _check_section(rows, columns, height, width):
 
 
 def _checked_runs(counts, height, width):
-    """Run lengths as an int64 array, which fill a height and width."""
+    """Returns the run lengths as an int64 array, which fill a height and width."""
     try:
         counts = np.asarray(counts, "int64")
     except (OverflowError, TypeError, ValueError):

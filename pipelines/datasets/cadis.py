@@ -20,7 +20,7 @@ class Task:
     number: int
 
     def taxonomy(self):
-        """The classes, with their groups: anatomies, instruments, others, rare."""
+        """Returns the classes, with their groups: anatomies, instruments, others, rare."""
         return Taxonomy.from_facts(facts("cadis")["tasks"][str(self.number)])
 
     def find(self, source):

@@ -6,7 +6,7 @@ _FOLDERS = {split: (split, f"{split}annot") for split in ("train", "val", "test"
 
 
 def taxonomy():
-    """The 11 classes; void (11 in the files) is ignored."""
+    """Returns the 11 classes; void (11 in the files) is ignored."""
     return Taxonomy.load("camvid")
 
 

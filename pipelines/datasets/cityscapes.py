@@ -10,7 +10,7 @@ _EXTRA = {"train_extra": ("leftImg8bit/train_extra", "gtCoarse/train_extra")}
 
 
 def taxonomy():
-    """The 19 evaluated classes and their 7 categories; everything else is ignored."""
+    """Returns the 19 evaluated classes and their 7 categories; everything else is ignored."""
     return Taxonomy.load("cityscapes")
 
 

@@ -134,7 +134,7 @@ class ClassMap:
         return found, notes
 
     def order(self, targets):
-        """The new classes: first those that the map names, in its order, then the others.
+        """Returns the new classes: first those that the map names, in its order, then the others.
 
         Args:
             targets: dict, as returned by `resolve`.
@@ -193,7 +193,7 @@ def relabel(found, class_map):
 
 
 def relabeled(found, targets, taxonomy, prefix=""):
-    """The splits of a data set, with labels translated to other classes.
+    """Returns the splits of a data set, with labels translated to other classes.
 
     Args:
         found: `Found`.
@@ -238,5 +238,5 @@ def new_taxonomy(names, targets, colors):
 
 
 def clean_name(name):
-    """A class name in composed form (NFC), with single spaces."""
+    """Returns a class name in composed form (NFC), with single spaces."""
     return " ".join(unicodedata.normalize("NFC", name).split())

@@ -104,7 +104,7 @@ class ClassTable:
         return all(row.color for row in self.rows)
 
     def taxonomy(self):
-        """The classes, as a taxonomy for labels that are already translated.
+        """Returns the classes, as a taxonomy for labels that are already translated.
 
         Returns:
             `Taxonomy`; classes without a color are given one.
@@ -267,7 +267,7 @@ class ClassTable:
 
 
 def _whole_number(text):
-    """The integer in a cell such as `2`, `2.0` or Excel's `2,0`; -1 for any other text."""
+    """Returns the integer in a cell such as `2`, `2.0` or Excel's `2,0`; -1 for any other text."""
     match = re.fullmatch(r"(\d{1,6})([.,]0*)?", str(text).strip(), flags=re.ASCII)
     return int(match[1]) if match else -1
 
@@ -280,6 +280,6 @@ def _without_empty_ends(cells):
 
 
 def invented_color(label):
-    """The color for a label: hues spaced by the golden ratio, so that they are far apart."""
+    """Invents a color for a label; hues are spaced by the golden ratio to be far apart."""
     channels = colorsys.hsv_to_rgb(label * 0.618034 % 1, (0.9, 0.55)[label % 2], 0.9)
     return [round(255 * channel) for channel in channels]

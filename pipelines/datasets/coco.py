@@ -101,7 +101,7 @@ def find(source, *, annotations=None, crowd="draw", **arguments):
 
 
 def _search(files, notes):
-    """The JSON files whose first bytes do not rule this format out; `notes` on damaged others."""
+    """Finds JSON files that may have this format; adds `notes` on damaged ones."""
     found = []
     for path, file in files.with_end(*ENDS):
         head, whole = head_of(file)
@@ -211,7 +211,7 @@ def _read(files, split, path, file, content, crowd):
 
 
 def _area(value, where):
-    """The area of an annotation; None if it has none."""
+    """Returns the area of an annotation; None if it has none."""
     if isinstance(value, list):  # Tools write `[]` or `[[]]` for a box.
         value = [ring for ring in value if not _is_empty(ring)] or None
     if value is None:
@@ -235,7 +235,7 @@ def _is_empty(ring):
 
 
 def _segments(files, path, where, annotation, categories, entry, crowd):
-    """The segments of a panoptic picture, as list of `(class name, area)`."""
+    """Returns the segments of a panoptic picture, as list of `(class name, area)`."""
     name = annotation["file_name"]
     folder = posixpath.splitext(posixpath.basename(path))[0]
     found = files.image(f"{folder}/{name}", path, annotated=False)

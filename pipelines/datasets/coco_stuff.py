@@ -26,7 +26,7 @@ _EXPECTED = (
 
 
 def taxonomy():
-    """The 171 classes that occur; unlabeled pixels and the 11 unused numbers are ignored."""
+    """Returns the 171 classes that occur; unlabeled pixels and unused numbers are ignored."""
     return Taxonomy.load("coco_stuff")
 
 

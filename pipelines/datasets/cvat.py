@@ -144,4 +144,4 @@ def _area(element):
     except DataError:
         raise
     except (TypeError, ValueError, OverflowError):
-        raise DataError("must have coordinates, or run lengths and a place") from None
+        raise DataError("must have coordinates, or run lengths and a position") from None

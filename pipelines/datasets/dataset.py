@@ -132,18 +132,18 @@ class FileExample:
         return [*map(fingerprint, files), repr(self.decode)]
 
     def read(self):
-        """The bytes of both files, unchanged; None for a missing label."""
+        """Returns the bytes of both files, unchanged; None for a missing label."""
         return self.image.read_bytes(), None if self.label is None else self.label.read_bytes()
 
 
 @functools.cache
 def facts(name):
-    """The content of `<name>.json` in this module's folder."""
+    """Returns the content of `<name>.json` in this module's folder."""
     return json.loads(importlib.resources.files(__package__).joinpath(f"{name}.json").read_text())
 
 
 def as_label_map(values):
-    """A label map read from JSON, with its keys converted to int."""
+    """Returns a label map read from JSON, with its keys converted to int."""
     return {int(value): label for value, label in values.items()}
 
 
@@ -208,7 +208,7 @@ def _half(folder, images, labels, missing):
 
 
 def wrong_layout(source, expected, kind=DataError):
-    """The error for a source with an unexpected layout.
+    """Returns the error for a source with an unexpected layout.
 
     Args:
         source: `Source`.
@@ -318,7 +318,7 @@ def check_listed(names, images, labels, where):
 
 
 def read_list(file):
-    """The non-empty lines of a list file, stripped of surrounding whitespace.
+    """Returns the non-empty lines of a list file, stripped of surrounding whitespace.
 
     Raises:
         DataError: if it is not a text file.
@@ -328,13 +328,13 @@ def read_list(file):
 
 
 def shorten(names, shown=3):
-    """The first few names and the number of the others, as text."""
+    """Formats the first few names and the number of the others."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 
 
 def _look_up(table, values):
-    """`table[values]`; uses OpenCV for 8-bit values, where it is faster."""
+    """Returns `table[values]`; uses OpenCV for 8-bit values, where it is faster."""
     return cv2.LUT(values, table) if values.itemsize == 1 and values.ndim == 2 else table[values]
 
 
@@ -343,7 +343,7 @@ def _has_twins(names):
 
 
 def _ranges(values):
-    """Integers as ranges in text, such as `0..11, 255`."""
+    """Formats integers as ranges, such as `0..11, 255`."""
     text, first = [], None
     for value in sorted(values):
         if first is None:

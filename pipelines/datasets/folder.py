@@ -260,7 +260,7 @@ def _look(root):
 
 
 def _pair(root, here):
-    """The image folder and the label folder below `root`; None if either is missing."""
+    """Returns the image folder and the label folder below `root`; None if either is missing."""
     pair = [next((n for n in names if n in here), None) for names in (IMAGE_FOLDERS, LABEL_FOLDERS)]
     return [root / here[name] for name in pair] if all(pair) else None
 
@@ -308,7 +308,7 @@ def _list_both(image_place, label_place, image_ends, label_ends, reads_arrays=Tr
 
 
 def _list(place, ends):
-    """Files below `place`, at any depth, as a dict from relative path without suffix to file."""
+    """Lists files below `place` at any depth: dict from relative path without suffix to file."""
     found = {}
     for key, file in _walk(place):
         stem, end = posixpath.splitext(key)

@@ -164,7 +164,7 @@ def _reading(where):
 
 
 def _open(file):
-    """The table of a file; opened only once."""
+    """Returns the table of a file; opened only once."""
     return _open_as_of(file, tuple(fingerprint(file)))
 
 

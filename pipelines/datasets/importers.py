@@ -45,7 +45,7 @@ def recognize(source):
 
 
 def explain(source, error):
-    """The error for a source without masks; points to an importer that can read the source.
+    """Returns the error for a source without masks; points to an importer that can read the source.
 
     Args:
         source: `pipelines.sources.Source`.

@@ -267,7 +267,7 @@ class Recoded:
 
 
 def color_codes(mask):
-    """The colors of a mask, each encoded as one integer.
+    """Returns the colors of a mask, each encoded as one integer.
 
     Args:
         mask: `pipelines.datasets.mask_files.Mask`.
@@ -300,7 +300,7 @@ def color_codes(mask):
 
 
 def _one_channel(mask):
-    """The single channel of a mask; raises a DataError if the mask is colored."""
+    """Returns the single channel of a mask; raises a DataError if the mask is colored."""
     if mask.is_colored:
         raise DataError(
             "a label must have one channel, or three that are equal, this has colors. Colors "
@@ -332,7 +332,7 @@ def _as_counter(values, unknown):
 
 
 def _frequent(counts, form):
-    """The most frequent values and their pixel counts, as text; `counts` is a Counter."""
+    """Formats the most frequent values and their pixel counts; `counts` is a Counter."""
     frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
     more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
     return ", ".join(f"{form.format(value)} ({count} pixels)" for value, count in frequent) + more
@@ -365,7 +365,7 @@ def expand_runs(counts):
 
 @functools.lru_cache(maxsize=4)
 def _color_table(colors, values):
-    """uint16 array of 2^24: the value of each color."""
+    """Returns a uint16 array of 2^24 entries: the value of each color."""
     table = np.full(1 << 24, _UNKNOWN, "uint16")
     for value, (red, green, blue) in zip(values, colors, strict=True):
         table[red << 16 | green << 8 | blue] = value

@@ -93,7 +93,7 @@ def _is_task(value):
 
 
 def _results(task, where):
-    """The results of the task's valid annotation, or None."""
+    """Returns the results of the task's valid annotation, or None."""
     try:
         found = [a for a in task.get("annotations") or [] if not a.get("was_cancelled")]
         if len(found) > 1:
@@ -164,7 +164,7 @@ def _areas(results, left):
 
 
 def _names(result):
-    """The labels of a result; empty or None if it has none."""
+    """Returns the labels of a result; empty or None if it has none."""
     value = result.get("value") or {}
     return value.get(result["type"]) or value.get("labels")
 

@@ -119,5 +119,5 @@ def mask_bands(file):
 
 @functools.cache
 def single_value(value, white=255):
-    """A `Mask` of one pixel."""
+    """Returns a `Mask` of one pixel."""
     return Mask(np.array([[value]], "uint8" if value < 256 else "uint16"), None, white)

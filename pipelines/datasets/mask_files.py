@@ -133,7 +133,7 @@ def _decode(content, kind):
 
 
 def _bits(picture, content, kind):
-    """Bits per channel, as stored in the file."""
+    """Returns the bits per channel, as stored in the file."""
     if kind == "PNG":
         return content[24]
     if kind == "TIFF":

@@ -406,7 +406,7 @@ def _look(file, parts):
 
 
 def _count(mask):
-    """The `Look.pixels` of a mask without colors."""
+    """Returns the `Look.pixels` of a mask without colors."""
     if mask.values.ndim == 3:
         mask = dataclasses.replace(mask, values=np.ascontiguousarray(mask.values[..., 0]))
     counts = count_values(mask.values)
@@ -426,7 +426,7 @@ def _rgb(code):
 
 
 def _listed(values):
-    """The first few values and the number of the others, as text."""
+    """Formats the first few values and the number of the others."""
     shown = ", ".join(map(str, sorted(values)[:_SHOWN]))
     rest = len(values) - _SHOWN
     return f"{shown} and {rest} more up to {max(values)}" if rest > 0 else shown

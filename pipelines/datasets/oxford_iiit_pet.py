@@ -15,7 +15,7 @@ _LISTS = {"train": "trainval.txt", "test": "test.txt"}
 
 
 def taxonomy():
-    """Pet (1 in the files) and background (2); the unclassified edge (3) is ignored."""
+    """Returns pet (1 in the files) and background (2); the unclassified edge (3) is ignored."""
     return Taxonomy.load("oxford_iiit_pet")
 
 

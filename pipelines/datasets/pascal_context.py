@@ -32,7 +32,7 @@ _EXPECTED = (
 
 
 def taxonomy():
-    """The 59 classes, in alphabetical order; other pixels are ignored."""
+    """Returns the 59 classes, in alphabetical order; other pixels are ignored."""
     return Taxonomy.load("pascal_context")
 
 
@@ -112,7 +112,7 @@ class DetailExample:
         return [fingerprint(self.image), fingerprint(self.file), repr(self.decode)]
 
     def read(self):
-        """The image's bytes, and its labels."""
+        """Returns the image's bytes, and its labels."""
         return self.image.read_bytes(), self.label.encode()
 
 

@@ -29,7 +29,7 @@ _EXPECTED = "JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/train.tx
 
 
 def taxonomy():
-    """The 21 classes; the border is ignored."""
+    """Returns the 21 classes; the border is ignored."""
     return Taxonomy.load("pascal_voc")
 
 

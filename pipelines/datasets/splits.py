@@ -26,7 +26,7 @@ _LIST_FOLDERS = ("", "splits", "lists", "ImageSets", "ImageSets/Segmentation")
 
 
 def split_of(path):
-    """The split named in a path: by a word of the file name, else of the innermost folder.
+    """Returns the split named in a path: by a word of the file name, else of the innermost folder.
 
     Args:
         path: str, separated by `/`, such as `annotations/instances_val2017.json` or
@@ -145,7 +145,7 @@ def _list_file(source, value):
 
 
 def _match(line, images, labels, file):
-    """The id of the image that a line names; the line may have further columns.
+    """Returns the id of the image that a line names; the line may have further columns.
 
     Raises:
         DataError: if no image or several images match, or if a further column names the mask of
@@ -185,7 +185,7 @@ def _clean(text):
 
 
 def _look_up(text, files, ends, file):
-    """The id of the file named by a path, which may lack its suffix and folders; or None."""
+    """Finds the id of the file that a path, perhaps without suffix and folders, names; or None."""
     stem, end = posixpath.splitext(text)
     parts = (stem if end.lower() in ends else text).split("/")
     for start in range(len(parts)):

@@ -106,7 +106,7 @@ def _read_classes(file):
 
 
 def _areas(item, colors, left):
-    """The area of an object as `[(class name, area)]`; empty if it cannot be drawn."""
+    """Returns the area of an object as `[(class name, area)]`; empty if it cannot be drawn."""
     name, kind = item["classTitle"], item.get("geometryType")
     kind = kind or ("bitmap" if item.get("bitmap") else "polygon")
     if name not in colors:

@@ -1,7 +1,7 @@
-"""Procedural street scenes, 8 classes: data for trying everything out without a download.
+"""Procedural street scenes with 8 classes: a built-in data set that needs no download.
 
-A scene is a straight street seen by a pinhole camera. Things stand in it at metric positions and
-are painted from far to near, so sizes, occlusion and perspective agree. Light, haze, materials,
+A scene is a straight street seen by a pinhole camera. Objects have metric positions and are painted
+from far to near, so that sizes, occlusion and perspective are consistent. Light, haze, materials,
 camera and density vary between images; signs are small and rare. Posts and the hood of the
 camera's own car belong to no class: they are ignored.
 """
@@ -25,7 +25,7 @@ _FAR = 120.0  # Metres.
 
 
 def taxonomy():
-    """The 8 classes; posts and the camera's own car are ignored."""
+    """Returns the 8 classes; posts and the camera's own car are ignored."""
     return Taxonomy.load("synthetic")
 
 
@@ -50,7 +50,7 @@ def find(source=None, *, seed=0, train_images=200, val_images=40, size=(144, 256
         raise DataError(f"{option('seed')} must be 0 or more. Received: {seed}")
     if min(train_images, val_images) < 1:
         raise DataError(
-            "Both splits need an image at least. Received: train_images="
+            "Both splits need at least one image. Received: train_images="
             f"{train_images}, val_images={val_images}"
         )
     if min(size) < 32:
@@ -90,7 +90,7 @@ class SyntheticExample:
         return [self.split, self.index, self.seed, *self.size]
 
     def read(self):
-        """The bytes of a JPEG and of the label PNG."""
+        """Returns the bytes of a JPEG and of the label PNG."""
         image, labels = render(self.seed, self.split, self.index, self.size)
         jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
         return jpeg.tobytes(), cv2.imencode(".png", labels)[1].tobytes()
@@ -153,15 +153,15 @@ class _Scene:
         return self.rng.random() < probability
 
     def edge(self, side):
-        """x of the curb; side is -1 (left) or 1."""
+        """Returns x of the curb; side is -1 (left) or 1."""
         return self.middle + side * self.half_road
 
     def front(self, side):
-        """x of the house fronts."""
+        """Returns x of the house fronts."""
         return self.edge(side) + side * self.pavements[int(side > 0)]
 
     def project(self, x, y, z):
-        """Column and row of a point."""
+        """Returns the column and row of a point."""
         return self.vanish + self.focal * x / z, self.horizon + self.focal * (self.eye - y) / z
 
     def outline(self, points):
@@ -174,7 +174,7 @@ class _Scene:
         return 0.85 + direct
 
     def noise(self, shape, scale=1.0):
-        """A window of a noise texture, 0 to 1, mean 0.5; features of `scale` pixels and more."""
+        """Cuts a window from a noise texture, 0 to 1, mean 0.5; the finest grain has `scale` px."""
         texture = _noise_texture(int(self.rng.integers(4)))
         offset = self.rng.integers(0, texture.shape[0], 2)
         rows, columns = (
@@ -215,7 +215,7 @@ class _Scene:
         self.labels[rows, columns] = label
 
     def lit(self, color, depth):
-        """A surface's colors `(..., 3)` in the scene's light, seen through its haze."""
+        """Returns a surface's colors `(..., 3)` in the scene's light, seen through its haze."""
         clear = math.exp(-depth / self.visibility)
         return np.asarray(color, "float32") * (self.sun * clear) + self.haze * (1 - clear)
 
@@ -233,7 +233,7 @@ class _Scene:
         self.image[window] *= 1 - (1 - factor) * mask[..., None]
 
     def _window(self, low, high):
-        """Left, top, right and bottom of the part inside the picture; ends are exclusive."""
+        """Returns left, top, right and bottom of the part inside the picture; ends exclusive."""
         height, width = self.labels.shape
         return (
             max(math.floor(low[0]), 0),
@@ -243,7 +243,7 @@ class _Scene:
         )
 
     def develop(self):
-        """The photograph: the scene as seen through lens, sensor and resolution."""
+        """Renders the photograph: the scene seen through lens, sensor and resolution."""
         height, width = self.size
         image = cv2.resize(self.image, (width, height), interpolation=cv2.INTER_AREA)
         rows = np.linspace(-1, 1, height, dtype="float32")[:, None]
@@ -272,7 +272,7 @@ def _draw(target, points, value, shape, thickness):
 
 @functools.cache
 def _noise_texture(number):
-    """Tileable noise of many octaves, `(512, 512)`, 0 to 1."""
+    """Returns tileable noise of many octaves, `(512, 512)`, 0 to 1."""
     rng = np.random.default_rng(number)
     total = np.zeros((512, 512), "float32")
     for octave in range(2, 9):
@@ -299,7 +299,7 @@ def _paint_sky(scene):
 
 
 def _paint_ground(scene):
-    """Road with lane marks, pavements with slabs, grass beyond; shadows of the houses."""
+    """Paints the road with lane marks, pavements with slabs, grass, and shadows of houses."""
     height, width = scene.labels.shape
     first = int(scene.horizon) + 1
     rows = np.arange(first, height, dtype="float32")[:, None]
@@ -421,7 +421,7 @@ def _lay_out_street(scene):
 
 
 def _paint_skyline(scene, depth):
-    """Houses that close off the street in the distance."""
+    """Paints houses that close off the street in the distance."""
     x = -depth
     while x < depth:
         width, height = scene.uniform(10, 25), scene.uniform(6, 24)
@@ -471,7 +471,7 @@ class _HouseStyle:
         Args:
             along, up: float `(n,)`, metres along the wall and up from the ground.
             height: float, metres.
-            depth: float, how far the wall is from the camera at most.
+            depth: float, the largest distance of the wall from the camera.
             light: float, brightness of the wall.
 
         Returns:
@@ -593,7 +593,7 @@ def _paint_tree(scene, x, z, height):
 
 
 def _paint_car(scene, x, z, rear):
-    """A car driving in the camera's direction (`rear`) or towards it."""
+    """Paints a car that drives in the camera's direction (`rear`) or towards it."""
     length, half = scene.uniform(3.7, 4.8), scene.uniform(0.82, 0.95)
     roof = scene.uniform(1.4, 1.75)
     colors = [(0.75, 0.75, 0.77), (0.13, 0.13, 0.15), (0.85, 0.85, 0.84), (0.55, 0.1, 0.1)]
@@ -743,7 +743,7 @@ def _paint_sign(scene, x, z):
 
 
 def _paint_hood(scene):
-    """The camera's own car at the bottom of the picture."""
+    """Paints the camera's own car at the bottom of the picture."""
     height, width = scene.labels.shape
     top = height * (1 - scene.uniform(0.04, 0.09))
     columns = np.linspace(-0.05, 1.05, 25)

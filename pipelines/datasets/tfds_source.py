@@ -181,7 +181,7 @@ class TfdsExample:
         return [info.full_name, info.splits[self.split].num_bytes, self.id, repr(self.decode)]
 
     def read(self):
-        """The bytes of image and label, as stored."""
+        """Returns the bytes of image and label, as stored."""
         key = (self.name, self.data_dir, self.split)
         if getattr(_open, "place", None) != (*key, self.index):
             _open.examples = self._open()
@@ -194,7 +194,7 @@ class TfdsExample:
         return features[self.image], features[self.label]
 
     def _open(self):
-        """An iterator that starts at this example."""
+        """Returns an iterator that starts at this example."""
         import tensorflow_datasets as tfds
 
         names = (self.image, self.label)

@@ -94,7 +94,7 @@ def _below(folder, path):
 
 
 def _label_files(files):
-    """Text files in folders `labels`, as a dict from their `_below` to the file."""
+    """Returns the text files in folders `labels`: dict from their `_below` to the file."""
     found = ((_below("labels", path), file) for path, file in files.with_end(".txt"))
     return {place: file for place, file in found if place}
 
@@ -173,7 +173,7 @@ def _holds(files, name):
 
 
 def _read_areas(file, names):
-    """The areas of a text file."""
+    """Returns the areas of a text file."""
     text, _ = decode_text(file.read_bytes(), file)
     areas = []
     for number, line in enumerate(text.splitlines(), 1):

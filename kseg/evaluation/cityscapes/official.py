@@ -21,7 +21,7 @@ def find_ground_truth(folder, frames):
     """Finds the annotation of each frame.
 
     Args:
-        folder: of the unpacked `gtFine` download, or one that it lies in.
+        folder: the unpacked `gtFine` download, or a folder that contains it.
         frames: names such as `frankfurt_000000_000294`.
 
     Returns:
@@ -97,7 +97,7 @@ def official_scores(predictions, ground_truth):
 
 
 def table(scores):
-    """A table for people of what `official_scores` gives, in percent."""
+    """Formats the result of `official_scores` as a table in percent."""
     blocks = {
         "class": scores["classes"],
         "category": scores["categories"],
@@ -121,7 +121,7 @@ def table(scores):
 
 
 def check_installed():
-    """Raises a UserError unless the official script is there."""
+    """Raises a UserError unless the official script is installed."""
     _official_module()
 
 

@@ -1,4 +1,4 @@
-"""Predictions as label images, named and packed as the Cityscapes evaluation server wants them."""
+"""Predictions as label images, named and packed for the Cityscapes evaluation server."""
 
 import pathlib
 import re
@@ -36,7 +36,7 @@ class LabelImages:
 
     Args:
         folder: `pathlib.Path`; made.
-        values: list of int, 0 to 255, what stands for each class in the files.
+        values: list of int, 0 to 255, the value of each class in the files.
 
     Attributes:
         files: dict from frame to `pathlib.Path`.
@@ -69,7 +69,7 @@ class LabelImages:
 
 
 def write_zip(pictures, path):
-    """Packs files without their folders; the archive is complete or not there at all.
+    """Packs files without their folders; the archive appears only when it is complete.
 
     Args:
         pictures: `pathlib.Path`s.

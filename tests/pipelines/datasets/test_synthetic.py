@@ -84,7 +84,7 @@ def test_examples():
     [
         ({"source": "folder"}, "has no source folder"),
         ({"seed": -1}, "`seed` must be 0 or more"),
-        ({"val_images": 0}, "Both splits need an image"),
+        ({"val_images": 0}, "Both splits need at least one image"),
         ({"size": (16, 64)}, "`size` must be 32 or more"),
     ],
 )
