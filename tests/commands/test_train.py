@@ -18,6 +18,7 @@ SMALL = (
     "train.steps=2",
     "train.log_every=1",
     "train.devices=1",
+    "model.backbone.name=resnet18",
     "schedule.warmup_steps=0",
     "data.batch_size=2",
     "data.crop_size=[64,96]",
@@ -88,7 +89,7 @@ def test_dry_run_prints_and_writes_nothing(folder):
     assert json.loads(printed[printed.index("{") :] + "}")["train"]["steps"] == 2
     assert "batch:  (2, 64, 96, 3) uint8" in rest
     assert "steps:  2 on 1 device(s)" in rest
-    assert "ocr on hrnet_w18_small, 8 classes" in rest
+    assert "ocr on resnet18, 8 classes" in rest
     assert not (folder / "runs/dry").exists()
 
 

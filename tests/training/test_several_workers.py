@@ -30,8 +30,8 @@ SETTINGS = {
     # Small steps: what rounds differently must not grow over so many of them.
     "optimizer": {"name": "sgd", "learning_rate": 1e-5},
     "train": {
-        "steps": 60,
-        "log_every": 20,
+        "steps": 30,
+        "log_every": 10,
         "evaluate_every": 100,
         "checkpoint_every": 15,
         "keep_checkpoints": 9,
@@ -106,7 +106,7 @@ def folder(tmp_path_factory):
 def alone(folder):
     """The result of one process."""
     finish([start(folder, "--run", "runs/alone", "--set", "train.devices=1")])
-    return {step: state(folder, "alone", step) for step in (15, 30, 60)}
+    return {step: state(folder, "alone", step) for step in (15, 30)}
 
 
 def assert_equal(found, expected):
@@ -119,7 +119,7 @@ def test_two_workers_equal_one_process(folder, alone):
     chief, other = finish(start_both(folder))
     for step, expected in alone.items():
         assert_equal(state(folder, "tiny", step), expected)
-    assert "step 60/60" in chief
+    assert "step 30/30" in chief
     assert "SavedModel:" in chief
     assert other == ""  # Only the chief speaks.
 
@@ -134,7 +134,7 @@ def test_a_killed_worker_ends_the_other_and_both_go_on(folder, alone):
     assert "lost another one" in line
     chief, _ = finish(start_both(folder, "--run", "runs/killed"))
     assert "resuming from step" in chief
-    assert_equal(state(folder, "killed", 60), alone[60])
+    assert_equal(state(folder, "killed", 30), alone[30])
 
 
 def test_a_worker_that_is_asked_to_stop_stops_all(folder):
