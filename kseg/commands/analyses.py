@@ -1,4 +1,4 @@
-"""Analyses of scripts/analyze.py: each takes the options, prints results, and writes files."""
+"""Analyses of scripts/analyze.py: each takes the options, prints results and writes files."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import json
 from kseg.commands.console import check_classes, check_pixels
 from kseg.progress import Progress
 
-_MAX_ACTIVATIONS = 24  # Classes with a Grad-CAM in a report.
+_MAX_ACTIVATIONS = 24  # Largest number of classes with a Grad-CAM in a report.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Images:
         return loader.evaluation_dataset(self.folder, self.split, batch_size=self.batch_size)
 
     def looking(self):
-        """Context manager that reports progress over all images."""
+        """Returns a context manager that shows progress over all images."""
         return Progress("looking at the images", self.count)
 
 
@@ -474,53 +474,26 @@ def report(options):
 
     from kseg import files
     from kseg.analysis import report as page
-    from kseg.analysis.failures import (
-        FailureCollector,
-        confused_pairs,
-        image_mean_iou,
-        take_example,
-    )
+    from kseg.analysis.failures import confused_pairs
     from kseg.analysis.feature_maps import principal_colors
-    from kseg.analysis.features import FeatureCollector
-    from kseg.analysis.grad_cam import ClassImages
     from kseg.analysis.observation import observe
-    from kseg.analysis.selection import spread
     from kseg.evaluation.metrics import Scores
 
     segmenter = load_segmenter(options, run, maps=observed)
-
-    # A single pass of the network feeds all analyses.
-    failed = FailureCollector(len(classes), count=options.images)
-    embeddings = embedding_collector(options, run)
-    of_classes = ClassImages(len(classes))
-    statistics, examples, maps, done = None, [], [], 0
-    chosen = set(spread(options.images, images.count))
+    collected = _ReportCollectors(options, run, images)
     with images.looking() as progress:
         for seen in observe(
             segmenter, images.batches, unit_norm=not options.raw, progress=progress.update
         ):
-            dim = seen.features.shape[-1]
-            statistics = statistics or FeatureCollector(
-                len(classes), dim, samples_per_class=options.samples, seed=options.seed
-            )
-            statistics.add(seen.features.reshape(-1, dim), seen.feature_labels.reshape(-1))
-            failed.add(seen)
-            embeddings.add(seen)
-            of_classes.add(seen.ids, seen.inputs, seen.labels)
-            for i in range(len(seen.ids)):
-                if done + i in chosen:
-                    value = image_mean_iou(seen.labels[i], seen.predictions[i], len(classes))
-                    examples.append(take_example([seen], i, [value]))
-                    maps.append(seen.features[i].copy())
-            done += len(seen.ids)
+            collected.add(seen)
 
-    found = statistics.statistics()
-    report_features(options, run, images, found)
-    report_failures(options, run, images, failed)
-    layouts = report_embeddings(options, run, images, embeddings)
-    scores = Scores(failed.matrix)
-    common = set((-failed.matrix.sum(axis=1)).argsort(kind="stable")[:_MAX_ACTIVATIONS].tolist())
-    kept = {n: image for n, image in of_classes.images().items() if n in wanted & common}
+    statistics, matrix = collected.features.statistics(), collected.failures.matrix
+    report_features(options, run, images, statistics)
+    report_failures(options, run, images, collected.failures)
+    layouts = report_embeddings(options, run, images, collected.embeddings)
+    frequent = set((-matrix.sum(axis=1)).argsort(kind="stable")[:_MAX_ACTIVATIONS].tolist())
+    shown = wanted & frequent
+    kept = {n: image for n, image in collected.class_images.images().items() if n in shown}
     train, evaluation = read_curves(run)
     text = page.render(
         page.RunReport(
@@ -534,24 +507,81 @@ def report(options):
             palette=classes.palette,
             categories=classes.categories,
             groups=classes.groups,
-            scores=scores,
-            image_mean_iou=failed.mean_iou,
+            scores=Scores(matrix),
+            image_mean_iou=collected.failures.mean_iou,
             train=train,
             evaluation=evaluation,
-            examples=examples,
-            worst=failed.worst(),
-            pairs=confused_pairs(failed.matrix, 10),
-            statistics=found,
+            examples=collected.examples,
+            worst=collected.failures.worst(),
+            pairs=confused_pairs(matrix, 10),
+            statistics=statistics,
             unit_norm=not options.raw,
             layouts=layouts,
             activations=activations(segmenter, options.stages, kept),
-            feature_colors=principal_colors(maps),
+            feature_colors=principal_colors(collected.maps),
         )
     )
     file = run.path / "analysis" / "report.html"
     files.write_bytes(file, text.encode())
     print(f"report:      {file}")
     return file
+
+
+class _ReportCollectors:
+    """The collectors of all analyses of a report, fed by a single pass of the network.
+
+    Args:
+        options: namespace of the options.
+        run: `kseg.runs.Run`.
+        images: `Images`.
+
+    Attributes:
+        features: `kseg.analysis.features.FeatureCollector`; None before the first batch.
+        failures: `kseg.analysis.failures.FailureCollector`.
+        embeddings: `kseg.analysis.embeddings.EmbeddingCollector`.
+        class_images: `kseg.analysis.grad_cam.ClassImages`.
+        examples: list of `kseg.analysis.failures.Example`, images spread over the split.
+        maps: list of float32 `(height, width, dim)`, the features of these images.
+    """
+
+    def __init__(self, options, run, images):
+        from kseg.analysis.failures import FailureCollector
+        from kseg.analysis.grad_cam import ClassImages
+        from kseg.analysis.selection import spread
+
+        self._options = options
+        self._num_classes = len(run.classes)
+        self._chosen = set(spread(options.images, images.count))
+        self._count = 0
+        self.features = None
+        self.failures = FailureCollector(self._num_classes, count=options.images)
+        self.embeddings = embedding_collector(options, run)
+        self.class_images = ClassImages(self._num_classes)
+        self.examples, self.maps = [], []
+
+    def add(self, seen):
+        """Adds the images of a `kseg.analysis.observation.ObservedBatch`."""
+        from kseg.analysis.failures import image_mean_iou, take_example
+        from kseg.analysis.features import FeatureCollector
+
+        dim = seen.features.shape[-1]
+        if self.features is None:
+            self.features = FeatureCollector(
+                self._num_classes,
+                dim,
+                samples_per_class=self._options.samples,
+                seed=self._options.seed,
+            )
+        self.features.add(seen.features.reshape(-1, dim), seen.feature_labels.reshape(-1))
+        self.failures.add(seen)
+        self.embeddings.add(seen)
+        self.class_images.add(seen.ids, seen.inputs, seen.labels)
+        for i, (labels, predictions) in enumerate(zip(seen.labels, seen.predictions, strict=True)):
+            if self._count + i in self._chosen:
+                mean_iou = image_mean_iou(labels, predictions, self._num_classes)
+                self.examples.append(take_example([seen], i, [mean_iou]))
+                self.maps.append(seen.features[i].copy())
+        self._count += len(seen.ids)
 
 
 def open_run(options):
