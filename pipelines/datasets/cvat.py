@@ -94,14 +94,15 @@ def _read(file, content, colors, left):
     """Yields attributes and areas of each image; fills `colors`, counts other shapes in `left`."""
     areas, number = [], 0
     try:
-        for _, element in ElementTree.iterparse(io.BytesIO(content)):
-            if element.tag == "label" and element.find("name") is not None:
+        for event, element in ElementTree.iterparse(io.BytesIO(content), ("start", "end")):
+            if event == "start":
+                if element.tag == "track":  # Before its shapes, which have no label.
+                    raise DataError(
+                        f"{file} holds tracks of a video. Export it as `CVAT for images 1.1`"
+                    )
+            elif element.tag == "label" and element.find("name") is not None:
                 name = (element.findtext("name") or "").strip()
                 colors.setdefault(name, hex_color(element.findtext("color")))
-            elif element.tag == "track":
-                raise DataError(
-                    f"{file} holds tracks of a video. Export it as `CVAT for images 1.1`"
-                )
             elif element.tag in _SHAPES:
                 where = f"{file}, {element.tag} {number}"
                 name = (element.get("label") or "").strip()

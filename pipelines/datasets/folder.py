@@ -119,7 +119,8 @@ def find(
     image_ends = IMAGE_ENDS + (ARRAY_ENDS if channels and not tile else ())
     try:
         table, notes = read_table(source, classes)
-        places = _divided(*_given(source, images, labels)) if images else _search(source)
+        given = _given(source, images, labels) if images else None
+        places = _divided(*given, notes) if given else _search(source, notes)
         ends = image_ends, label_ends, not tile
         files = {name: _list_both(*pair, *ends) for name, pair in places.items()}
     except NoMasksError as error:
@@ -210,8 +211,8 @@ def _given(source, images, labels):
     return places
 
 
-def _search(source):
-    """Finds the folders of images and labels.
+def _search(source, notes):
+    """Finds the folders of images and labels; adds what is left out to `notes`.
 
     Returns:
         dict from split to `(image folder, label folder)`; the only key is None for data that is
@@ -222,7 +223,8 @@ def _search(source):
     """
     level = source.tops()
     for _ in range(_MAX_DEPTH + 1):
-        found = {root: places for root in level if (places := _look(root))}
+        remarks = {root: [] for root in level}
+        found = {root: places for root in level if (places := _look(root, remarks[root]))}
         # Folders on disk take precedence over archives.
         found = {r: p for r, p in found.items() if not r.in_archive} or found
         if len(found) > 1:
@@ -231,18 +233,24 @@ def _search(source):
                 "one of them as source"
             )
         if found:
-            return next(iter(found.values()))
+            ((root, places),) = found.items()
+            notes += remarks[root]
+            return places
         level = [root / name for root in level for name in root.folders()]
     named = f"{option('images', 'FOLDER')} {option('labels', 'FOLDER')}"
     raise wrong_layout(source, f"{_EXPECTED}; or name them with {named}", NoMasksError)
 
 
-def _look(root):
-    """Finds the folders of images and labels directly below `root`; None if there are none."""
+def _look(root, notes):
+    """Finds the folders of images and labels directly below `root`; None if there are none.
+
+    Raises:
+        DataError: if only some splits have labels; `test` is then left out, with a note.
+    """
     here = {name.lower(): name for name in root.folders()}
     if pair := _pair(root, here):
-        return _divided(*pair)
-    found = {}
+        return _divided(*pair, notes)
+    found, bare = {}, {}
     for name, split in SPLITS.items():
         if name not in here:
             continue
@@ -256,7 +264,29 @@ def _look(root):
             pair = (inside, inside)
         if pair:
             found[split] = pair
-    return found or None
+        elif _has_images(inside):
+            bare[split] = inside
+    if not found:
+        return None
+    for split, place in bare.items():
+        if split not in found:
+            _leave_out(split, place, f"that of {', '.join(found)}", notes)
+    return found
+
+
+def _has_images(place):
+    inside = {name.lower() for name in place.folders()} & {*IMAGE_FOLDERS}
+    return bool(inside) or any(name.lower().endswith(IMAGE_ENDS) for name in place.files())
+
+
+def _leave_out(split, place, example, notes):
+    """Adds a note about a folder of images without masks; only those for tests may have none."""
+    if split != "test":
+        raise DataError(
+            f"{place} holds images, and no masks. Put them into a folder like {example}, or move "
+            f"{place} elsewhere"
+        )
+    notes.append(f"{place} holds images, and no masks: the split {split} is left out")
 
 
 def _pair(root, here):
@@ -265,14 +295,16 @@ def _pair(root, here):
     return [root / here[name] for name in pair] if all(pair) else None
 
 
-def _divided(images, labels):
-    """Divides by subfolders, if they are named after splits."""
+def _divided(images, labels, notes):
+    """Divides by subfolders, if they are named after splits; `notes`: as for `_look`."""
     below = [
         {SPLITS[name.lower()]: name for name in place.folders() if name.lower() in SPLITS}
         for place in (images, labels)
     ]
     if not any(below):
         return {None: (images, labels)}
+    if below[1] and below[0].keys() - below[1].keys() == {"test"}:
+        _leave_out("test", images / below[0].pop("test"), "", notes)
     if below[0].keys() != below[1].keys():
         found = "; ".join(", ".join(names.values()) or "nothing" for names in below)
         raise DataError(f"{images} and {labels} must be divided in the same way. Found: {found}")

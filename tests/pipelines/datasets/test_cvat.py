@@ -85,7 +85,8 @@ def test_mistakes_in_files(tmp_path):
         one(tmp_path, polygon, HEAD.replace('height="12"', 'height="0"'))
     with pytest.raises(DataError, match=r"annotations.xml: a label must have the size of its im"):
         labels_of(one(tmp_path, polygon, HEAD.replace('height="12"', 'height="11"')))
-    text = "<annotations><meta></meta><track></track></annotations>"
+    shape = '<polygon frame="0" points="1,1;2,2;3,1"></polygon>'
+    text = f'<annotations><meta></meta><track label="car">{shape}</track></annotations>'
     (tmp_path / "annotations.xml").write_text(text)
     with pytest.raises(DataError, match=r"holds tracks of a video. Export it as `CVAT for images"):
         cvat.find(tmp_path)

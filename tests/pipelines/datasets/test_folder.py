@@ -1,4 +1,5 @@
 import json
+import shutil
 import unicodedata
 
 import numpy as np
@@ -18,6 +19,7 @@ CLASSES = [
 ]
 VALUES = np.uint8([[3, 9, 0, 255]])
 LABELS = [[0, 1, 255, 255]]
+SETS = ("train", "val", "test")
 COLORS = np.uint8([[GRASS, SKY, VOID, VOID]])
 
 
@@ -392,6 +394,25 @@ def test_litter(tmp_path):
             (source / place / name).parent.mkdir(parents=True, exist_ok=True)
             (source / place / name).write_bytes(b"litter")
     check(folder.find(source, split={"train": 1}), {"train": ["00", "01"]})
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_images_without_masks_are_those_of_test(tmp_path, nested):
+    form = "{split}/{kind}" if nested else "{kind}/{split}"
+
+    def place(kind, split):
+        return form.format(kind=kind, split=split)
+
+    names = [(f"{place('images', s)}/0.jpg", f"{place('labels', s)}/0.png") for s in SETS]
+    source = write_source(tmp_path, names)
+    shutil.rmtree(source / place("labels", "test"))
+    found = folder.find(source)
+    check(found, {"train": ["0"], "val": ["0"]})
+    (note,) = found.notes
+    assert note.endswith("test holds images, and no masks: the split test is left out")
+    shutil.rmtree(source / place("labels", "val"))
+    with pytest.raises(DataError, match=r"val holds images, and no|divided in the same way"):
+        folder.find(source)
 
 
 def test_endings_of_all_kinds_of_images(tmp_path):
