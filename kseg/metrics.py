@@ -18,7 +18,7 @@ class MeanIoU(keras.metrics.Metric):
     counts its own pixels, and reading the result sums over them.
 
     Args:
-        num_classes: int.
+        num_classes: int > 1.
         ignore_class: int or None, a label whose pixels do not count, besides all labels outside
             `[0, num_classes)`, which never do.
         name: str.
@@ -35,6 +35,11 @@ class MeanIoU(keras.metrics.Metric):
     """
 
     def __init__(self, num_classes, ignore_class=255, name="mean_iou", **kwargs):
+        if num_classes < 2:
+            raise ValueError(
+                "MeanIoU needs two or more classes, of which the background is one. Received: "
+                f"{num_classes=}. Use two channels of logits, and labels 0 and 1"
+            )
         super().__init__(name=name, **kwargs)
         self.num_classes = num_classes
         self.ignore_class = ignore_class

@@ -379,7 +379,7 @@ def load_model(options, subject, strategy):
 
 
 def print_scores(evaluation, classes, more):
-    """Prints the table of scores and the speed; `more` as for `Scores.table`."""
+    """Prints the table of scores, the speed and a warning; `more` as for `Scores.table`."""
     if evaluation.scores.matrix.any():
         print(evaluation.scores.table(classes.names, **more))
     else:
@@ -387,6 +387,8 @@ def print_scores(evaluation, classes, more):
     speed = evaluation.images_per_second
     known = "" if math.isnan(speed) else f", {speed:.2f} a second"
     print(f"{evaluation.num_images} images{known}")
+    if warning := evaluation.warning():
+        print(warning, file=sys.stderr, flush=True)
 
 
 def write_results(options, subject, result, evaluation, more, *, step):

@@ -130,7 +130,9 @@ def _results(scores, are_probabilities, kinds):
     import numpy as np
 
     from kseg.commands.predict_folder import to_bytes
+    from kseg.serving.labeling import check_finite
 
+    check_finite(np.isfinite(scores.sum()))
     results = {"labels": np.argmax(scores, axis=-1).astype("uint8")}
     if {"confidence", "probabilities"} & {*kinds}:
         if not are_probabilities:

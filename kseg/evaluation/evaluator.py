@@ -32,6 +32,8 @@ class Evaluation:
         image_counts: `ImageCounts` of each image.
         losses: dict from the name of a loss to float, its mean over the labeled pixels of the
             batches; NaN if there are no labeled pixels. Empty if the evaluator has no losses.
+        non_finite: int, the number of images with labels for which the model gave logits that are
+            NaN or infinite, so that their predictions are arbitrary.
     """
 
     scores: Scores
@@ -40,6 +42,18 @@ class Evaluation:
     examples: list
     image_counts: ImageCounts
     losses: dict = dataclasses.field(default_factory=dict)
+    non_finite: int = 0
+
+    def warning(self):
+        """Says in one line how many images have logits that are not finite; None if none has."""
+        if not self.non_finite:
+            return None
+        return (
+            f"warning: the logits of {self.non_finite} of {self.num_images} images are NaN or "
+            "infinite, and the predictions there arbitrary. Float16 overflows beyond 65,504, "
+            "mostly before the moving statistics of batch norms have settled. If it lasts, use the "
+            "precision float32 or mixed_bfloat16"
+        )
 
     def to_dict(self, class_names, **more):
         """Returns a JSON-able dict of the number of images, speed (None if unknown) and scores.
@@ -104,7 +118,7 @@ class Evaluator:
             predictions = _labels_of(logits)
             matrices = confusion_matrices(labels, predictions, num_classes)
             parts = tf.linalg.diag_part(matrices), *(tf.reduce_sum(matrices, i) for i in (2, 1))
-            sums = _loss_sums(losses or {}, labels, logits, num_classes)
+            sums = _sums(losses or {}, labels, logits, num_classes)
             return tf.reduce_sum(matrices, 0), sums, tf.stack(parts, 1), predictions
 
         # All replicas get the same lists, and each picks its batch. Unlike per-replica values,
@@ -148,7 +162,7 @@ class Evaluator:
         chosen = _spread(num_examples, max(int(dataset.cardinality()), 1))
         examples, ids, pixels = [], [], []
         matrix = np.zeros((self._num_classes,) * 2, "int64")
-        loss_sums = np.zeros(1 + len(self._loss_names))
+        total_sums = np.zeros(2 + len(self._loss_names))
         num_images, timed, start, number = 0, 0, None, 0
         for batches in _groups(dataset, self._num_replicas):
             images = [batch["image"] for batch in batches]
@@ -160,7 +174,7 @@ class Evaluator:
                 labels + [tf.fill(tf.shape(labels[0]), self._num_classes)] * missing,
             )
             matrix += counted.numpy()
-            loss_sums += sums.numpy()
+            total_sums += sums.numpy()
             for batch, parts, predicted in zip(batches, of_images, predictions, strict=False):
                 size = batch["image"].shape[0]
                 ids += _ids(batch, num_images)
@@ -183,10 +197,12 @@ class Evaluator:
         speed = timed / (time.perf_counter() - start) if timed else float("nan")
         nothing = np.zeros((0, 3, self._num_classes), "int64")
         image_counts = ImageCounts(ids, np.concatenate([nothing, *pixels]))
-        total, *sums = loss_sums
+        total, broken, *sums = total_sums
         means = [value / total if total else math.nan for value in sums]
         losses = dict(zip(self._loss_names, means, strict=True))
-        return Evaluation(Scores(matrix), num_images, speed, examples, image_counts, losses)
+        return Evaluation(
+            Scores(matrix), num_images, speed, examples, image_counts, losses, int(broken)
+        )
 
 
 def images_spec(pixel_format, name=None):
@@ -232,16 +248,24 @@ def _labels_of(logits):
     return tf.cast(tf.argmax(logits, axis=-1, output_type="int32"), "uint8")
 
 
-def _loss_sums(losses, labels, logits, num_classes):
-    """Computes the number of labeled pixels, then each loss times it: float32 `(1 + losses,)`."""
+def _sums(losses, labels, logits, num_classes):
+    """Computes what an evaluation adds up over its batches.
+
+    Returns:
+        float32 tensor `(2 + losses,)`: the numbers of labeled pixels and of images with labels and
+        with logits that are not finite; then each loss times the former.
+    """
     valid = tf.logical_and(labels >= 0, labels < num_classes)
     count = tf.reduce_sum(tf.cast(valid, "float32"))
+    finite = tf.math.is_finite(tf.reduce_sum(tf.cast(logits, "float32"), axis=(1, 2, 3)))
+    broken = tf.logical_and(tf.reduce_any(valid, axis=(1, 2)), tf.logical_not(finite))
+    numbers = [count, tf.reduce_sum(tf.cast(broken, "float32"))]
     if not losses:
-        return count[None]
+        return tf.stack(numbers)
     labels = tf.where(valid, labels, 255)
     with replicas.alone():  # Batches of replicas may differ in size.
         values = [loss(labels, {"logits": logits}) for loss in losses.values()]
-    return tf.stack([count, *(count * tf.cast(value, "float32") for value in values)])
+    return tf.stack([*numbers, *(count * tf.cast(value, "float32") for value in values)])
 
 
 def check_logits(logits, num_classes):

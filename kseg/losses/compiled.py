@@ -2,6 +2,8 @@
 
 # ruff: noqa: D102 - Keras hooks (`call`, `get_config`...) are documented by their class.
 
+import math
+
 import keras
 from keras import ops
 
@@ -15,6 +17,8 @@ from kseg.losses.ohem import ohem_cross_entropy
 from kseg.losses.reduction import global_ratio
 from kseg.losses.rmi import rmi_loss
 
+_MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")  # Names of Keras.
+
 
 class SegmentationLoss(keras.losses.Loss):
     """Base of the losses on logits.
@@ -25,6 +29,7 @@ class SegmentationLoss(keras.losses.Loss):
     Args:
         ignore_class: int or None, a label whose pixels are ignored, in addition to labels outside
             `[0, num_classes)`, which always are.
+        **kwargs: of `keras.losses.Loss`. Its `reduction` can only be a mean, which the loss is.
 
     Call arguments:
         y_true: int tensor `(batch, height, width)` or `(batch, height, width, 1)`.
@@ -34,17 +39,25 @@ class SegmentationLoss(keras.losses.Loss):
             that are means over pixels.
 
     Raises:
-        ValueError: if a shape does not fit, there is a class weight too many or too few, or sample
-            weights are given to a loss that has no terms of pixels.
+        ValueError: if a shape does not fit, there is a class weight too many or too few, sample
+            weights are given to a loss that has no terms of pixels, there is a single class, or an
+            argument is out of range.
     """
 
     takes_sample_weight = False
     function = None  # Of (labels, logits, **settings), in some losses also of class weights.
 
     def __init__(self, name, class_weights, settings, ignore_class=255, **kwargs):
+        reduction = kwargs.pop("reduction", _MEANS[0])
+        if reduction not in _MEANS:
+            raise ValueError(
+                f"{type(self).__name__} is one number for the labeled pixels of the global batch. "
+                f"Received: {reduction=}. Leave it out; kseg.cross_entropy gives the loss of each "
+                "pixel"
+            )
         # `__call__` returns a scalar, which this reduction leaves unchanged.
-        super().__init__(name=name, **{**kwargs, "reduction": "sum_over_batch_size"})
-        self.class_weights = None if class_weights is None else [float(w) for w in class_weights]
+        super().__init__(name=name, reduction=_MEANS[0], **kwargs)
+        self.class_weights = _numbers(class_weights)
         self.settings = settings
         self.ignore_class = ignore_class
 
@@ -60,6 +73,11 @@ class SegmentationLoss(keras.losses.Loss):
             raise ValueError(
                 f"{name} needs logits (batch, height, width, num_classes). Received shape: "
                 f"{tuple(y_pred.shape)}"
+            )
+        if y_pred.shape[-1] == 1:
+            raise ValueError(
+                f"{name} needs logits of two or more classes, of which the background is one. "
+                "Received: a single channel. Use two, and labels 0 and 1"
             )
         if self.class_weights is not None and len(self.class_weights) != y_pred.shape[-1]:
             raise ValueError(
@@ -83,6 +101,22 @@ class SegmentationLoss(keras.losses.Loss):
         if self.class_weights is not None:
             config["class_weights"] = self.class_weights
         return config
+
+
+def _numbers(class_weights):
+    """Returns class weights as a list of floats, or None; rejects what does not weigh classes."""
+    if class_weights is None:
+        return None
+    if isinstance(class_weights, str | dict) or not hasattr(class_weights, "__len__"):
+        raise ValueError(
+            "`class_weights` must be a list of numbers, one for each class. Received: "
+            f"{class_weights!r}. kseg.losses.class_weights.class_weights computes them from counts "
+            "of pixels"
+        )
+    weights = [float(weight) for weight in class_weights]
+    if not all(0 <= weight < math.inf for weight in weights):
+        raise ValueError(f"`class_weights` must be finite and not negative. Received: {weights}")
+    return weights
 
 
 class _PixelLoss(SegmentationLoss):
@@ -293,6 +327,11 @@ class OutputLoss:
         logits = outputs[self.output]
         if not isinstance(self.loss, SegmentationLoss):
             logits = logits_like(labels, logits)
+            ignored = getattr(self.loss, "ignore_class", None)
+            if ignored is not None:
+                labels = ops.cast(labels, "int32")
+                valid = ops.logical_and(labels >= 0, labels < logits.shape[-1])
+                labels = ops.where(valid, labels, ignored)
         weights = () if sample_weight is None else (sample_weight,)
         value = ops.convert_to_tensor(self.loss(labels, logits, *weights))
         if len(value.shape):

@@ -26,8 +26,10 @@ def cross_entropy(labels, logits, *, class_weights=None, label_smoothing=0.0):
         cannot do so: compile with `kseg.losses.CrossEntropy`.
 
     Raises:
-        ValueError: if the rank of the labels is not 3.
+        ValueError: if the rank of the labels is not 3, or `label_smoothing` is out of range.
     """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"`label_smoothing` must be in [0, 1). Received: {label_smoothing=}")
     logits = logits_like(labels, logits)
     labels = ops.cast(labels, "int32")
     num_classes = logits.shape[-1]

@@ -2,6 +2,8 @@
 
 from keras import ops
 
+IGNORED = 255  # The label of pixels without a class, by convention.
+
 
 def class_numbers(labels, *, ignore_class=None):
     """Converts labels to the form that the losses take.
@@ -47,3 +49,16 @@ def pixel_weights(sample_weight, labels):
             f"(batch, height, width). Received shape: {shape}"
         )
     return weights * ops.ones_like(labels, dtype="float32")
+
+
+def without_weightless(labels, weights):
+    """Ignores the pixels whose sample weight is 0.
+
+    Args:
+        labels: int tensor `(batch, height, width)`.
+        weights: float tensor of that shape, or None: all 1.
+
+    Returns:
+        int tensor of that shape, `IGNORED` where the weight is 0.
+    """
+    return labels if weights is None else ops.where(weights > 0, labels, IGNORED)

@@ -34,7 +34,15 @@ def ohem_cross_entropy(labels, logits, *, threshold=0.7, min_kept=100_000, class
         `(loss, weight)`, float32 `(batch, height, width)` each: the loss in nats, multiplied by
         the weight, and the class weight of the pixel; both 0 where it is not kept. `global_ratio`
         reduces them to a scalar. Keras cannot do so: compile with `kseg.losses.OHEM`.
+
+    Raises:
+        ValueError: if `threshold` or `min_kept` is out of range, or the labels have another rank.
     """
+    if not 0 <= threshold <= 1 or min_kept < 0 or min_kept != int(min_kept):
+        raise ValueError(
+            "`threshold` must be a probability, and `min_kept` a number of pixels. Received: "
+            f"{threshold=}, {min_kept=}"
+        )
     loss, valid = cross_entropy(labels, logits)
     valid = valid > 0
     probability = ops.stop_gradient(ops.exp(-loss))
@@ -42,7 +50,7 @@ def ohem_cross_entropy(labels, logits, *, threshold=0.7, min_kept=100_000, class
     if min_kept:
         # A last axis of static size: Keras refuses to view one of unknown size.
         rank = ops.view(probability[..., None], "int32")[..., 0]
-        kept = ops.logical_or(kept, rank <= _smallest(rank, valid, min_kept))
+        kept = ops.logical_or(kept, rank <= _smallest(rank, valid, int(min_kept)))
     weight = ops.cast(ops.logical_and(kept, valid), "float32")
     if class_weights is not None:
         weight = weight * weight_of_labels(labels, class_weights)

@@ -27,7 +27,8 @@ def labeler(model, *, confidence=False, probabilities=False, wrap=None):
         are resized to the size of a network with a fixed one, the results back.
 
     Raises:
-        UserError: if the network gives classes and `wrap` or `probabilities` needs its logits.
+        UserError: if the network gives classes and `wrap` or `probabilities` needs its logits; in a
+            call of the function, if logits are not finite.
     """
     if hasattr(model, "size") and wrap is None and not probabilities:
         return _file_labeler(model, confidence)
@@ -95,6 +96,22 @@ def as_network(model):
     return network
 
 
+def check_finite(finite):
+    """Rejects the logits of an image whose classes would be arbitrary.
+
+    Args:
+        finite: bool, whether all of them are finite.
+
+    Raises:
+        UserError: if not.
+    """
+    if not finite:
+        raise UserError(
+            "logits must be finite. Received: NaN or infinite ones. Float16 overflows beyond "
+            f"65,504: export the network with {option('precision', 'float32')}"
+        )
+
+
 def _unchanged(network):
     return network, False
 
@@ -123,10 +140,11 @@ def _graph_labeler(
             shares = scores if are_probabilities else tf.nn.softmax(scores)
             results += [tf.reduce_max(shares, axis=-1)] if confidence else []
             results += [shares] if probabilities else []
-        return results
+        return tf.math.is_finite(tf.reduce_sum(scores)), *results
 
     def call(images):
-        results = [result.numpy() for result in label(images)]
+        finite, *results = [result.numpy() for result in label(images)]
+        check_finite(finite)
         return tuple(results) if len(results) > 1 else results[0]
 
     return call

@@ -93,6 +93,7 @@ def _first(strategy, value):
 
 def _slots(optimizer, variables):
     """Returns the gradient accumulators of variables."""
+    optimizer._check_variables_are_known(variables)
     indices = [optimizer._get_variable_index(variable) for variable in variables]
     return [optimizer._accumulated_gradients[index].value for index in indices]
 

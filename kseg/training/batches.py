@@ -1,14 +1,15 @@
 """Batches in all forms accepted by Keras, and data sets of whole batches."""
 
+import itertools
+import types
 import typing
 
 import keras
 import tensorflow as tf
 
 from kseg.layers.resizing import ceil_divide
-from kseg.losses.labels import class_numbers, pixel_weights
+from kseg.losses.labels import IGNORED, class_numbers, pixel_weights
 
-IGNORED = 255
 _FORMS = 'Batches must be dicts {"image", "label"}, (image, label) or (image, label, sample_weight)'
 
 
@@ -105,9 +106,17 @@ def split_arrays(parts, fraction):
 
     Returns:
         `(training, validation)`, nests of that structure.
+
+    Raises:
+        ValueError: if the fraction is out of range, or a part would be empty.
     """
     count = next(len(leaf) for leaf in keras.tree.flatten(parts) if leaf is not None)
     first = int(count * (1.0 - fraction))
+    if not 0 < fraction < 1 or not 0 < first < count:
+        raise ValueError(
+            "`validation_split` must be between 0 and 1, and leave images for both parts. "
+            f"Received: validation_split={fraction} and {count} images"
+        )
 
     def take(rows):
         return keras.tree.map_structure(lambda x: None if x is None else x[rows], parts)
@@ -135,45 +144,113 @@ def padded(dataset, multiple):
     size = ceil_divide(size, multiple) * multiple
 
     def pad(*data):
-        batch = unpack(data[0] if len(data) == 1 else data)
-        missing = size - tf.shape(batch.images)[0]
-        message = "The first batch of an evaluation must be the largest"
-        tf.debugging.assert_non_negative(missing, message=message)
-
-        def filled(tensor, value):
-            tensor = tf.convert_to_tensor(tensor)
-            rows = [[0, missing]] + [[0, 0]] * (tensor.shape.rank - 1)
-            tensor = tf.pad(tensor, rows, constant_values=tf.cast(value, tensor.dtype))
-            return tf.ensure_shape(tensor, (size, *tensor.shape[1:]))
-
-        result = {"image": filled(batch.images, 0), "label": filled(batch.labels, IGNORED)}
-        if batch.weights is not None:
-            result["sample_weight"] = filled(batch.weights, 0)
-        return result
+        batch = padded_to(unpack(data[0] if len(data) == 1 else data), size)
+        result = {"image": batch.images, "label": batch.labels, "sample_weight": batch.weights}
+        return {name: part for name, part in result.items() if part is not None}
 
     return dataset.map(pad, num_parallel_calls=tf.data.AUTOTUNE) if size else dataset
 
 
-def replica_size(data, num_replicas):
-    """Determines the static number of images that each replica gets from every batch.
+def padded_to(batch, size):
+    """Pads a batch for evaluation with ignored images.
 
     Args:
-        data: a data set, or anything else.
-        num_replicas: int.
+        batch: `Batch` with labels, of at most that size.
+        size: int.
 
     Returns:
-        int, or None if it is not static.
+        `Batch` of that static size.
     """
-    if not isinstance(data, tf.data.Dataset):
-        return None
-    size = unpack(_first_spec(data), need_labels=False).images.shape[0]
-    return size // num_replicas if size and size % num_replicas == 0 else None
+    missing = size - tf.shape(batch.images)[0]
+    message = "The first batch of an evaluation must be the largest"
+    check = tf.debugging.assert_non_negative(missing, message=message)
+
+    def filled(tensor, value):
+        rows = [[0, missing]] + [[0, 0]] * (tensor.shape.rank - 1)
+        tensor = tf.pad(tensor, rows, constant_values=tf.cast(value, tensor.dtype))
+        return tf.ensure_shape(tensor, (size, *tensor.shape[1:]))
+
+    with tf.control_dependencies([] if check is None else [check]):
+        return Batch(
+            filled(tf.convert_to_tensor(batch.images), 0),
+            filled(tf.convert_to_tensor(batch.labels), IGNORED),
+            None if batch.weights is None else filled(batch.weights, 0),
+        )
+
+
+def batch_size(data, *, draw=False):
+    """Determines how many images every batch has.
+
+    Args:
+        data: a data set, or anything else that `fit` takes.
+        draw: bool, whether to take the size of the first batch for that of all if `data` is a
+            generator or a `keras.utils.PyDataset`, whose sizes Keras takes for unknown.
+
+    Returns:
+        `(data, size)`: data with the same batches, which replaces `data`, because a generator has
+        advanced; and an int, or None if the size is unknown.
+    """
+    if isinstance(data, tf.data.Dataset):
+        return data, unpack(_first_spec(data), need_labels=False).images.shape[0]
+    if draw and isinstance(data, keras.utils.PyDataset):
+        return data, _count(data[0])
+    if draw and isinstance(data, types.GeneratorType):
+        first = list(itertools.islice(data, 1))
+        return _chained(first, data), _count(first[0]) if first else None
+    return data, None
+
+
+def without_smaller(data, size):
+    """Leaves out the batches of a generator, or the last of a `keras.utils.PyDataset`, if smaller.
+
+    Args:
+        data: anything that `fit` takes.
+        size: int, images of a whole batch.
+
+    Returns:
+        data of the same kind.
+    """
+    if isinstance(data, types.GeneratorType):
+        return (batch for batch in data if _count(batch) >= size)
+    if isinstance(data, keras.utils.PyDataset):
+        count = data.num_batches
+        if count is not None and _count(data[count - 1]) < size:
+            return _WithoutLast(data)
+    return data
+
+
+class _WithoutLast(keras.utils.PyDataset):
+    """A `keras.utils.PyDataset` without its last batch."""
+
+    def __init__(self, data):
+        super().__init__(data.workers, data.use_multiprocessing, data.max_queue_size)
+        self.data = data
+
+    @property
+    def num_batches(self):
+        return self.data.num_batches - 1
+
+    def __getitem__(self, index):
+        return self.data[index]
+
+    def on_epoch_begin(self):
+        self.data.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self.data.on_epoch_end()
+
+
+def _chained(first, rest):
+    yield from first
+    yield from rest
+
+
+def _count(batch):
+    return len(unpack(batch, need_labels=False).images)
 
 
 def with_size(batch, size):
-    """Sets the static size of a batch.
-
-    Keras loses it with `steps_per_execution` on several replicas.
+    """Sets the static size of a batch that Keras does not know, such as those of generators.
 
     Args:
         batch: `Batch`.

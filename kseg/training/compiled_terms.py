@@ -1,4 +1,4 @@
-"""Losses passed to `compile`, as named terms of a trainer."""
+"""Losses of Keras, passed to a trainer or to its `compile`, as named terms."""
 
 import keras
 
@@ -49,23 +49,55 @@ def terms_of_compile(loss, loss_weights, outputs):
         )
     terms = {}
     for output, function in losses.items():
-        _check_loss(function)
+        check_loss(function)
         name = getattr(function, "name", None) or getattr(function, "__name__", "compiled_loss")
         name = name if output == "logits" else f"{output}/{name}"
         terms[name] = (OutputLoss(function, output), float(weights[output]))
     return terms
 
 
-def _check_loss(loss):
-    """Rejects losses that would silently compute something other than their name suggests."""
+def as_functions(losses):
+    """Turns the losses of a trainer into functions of (labels, outputs).
+
+    Args:
+        losses: dict from a name to `(loss, weight)`, as
+            `kseg.training.trainer.SegmentationTrainer` takes it.
+
+    Returns:
+        dict of that form, with an `OutputLoss` in place of each `keras.losses.Loss`.
+
+    Raises:
+        ValueError: as `check_loss`.
+    """
+    functions = {}
+    for name, (loss, weight) in losses.items():
+        check_loss(loss.loss if isinstance(loss, OutputLoss) else loss)
+        is_loss = isinstance(loss, keras.losses.Loss)
+        functions[name] = (OutputLoss(loss) if is_loss else loss, weight)
+    return functions
+
+
+def check_loss(loss):
+    """Rejects losses that would silently compute something other than their name suggests.
+
+    Raises:
+        ValueError: if `loss` is not callable, or one of Keras that does not take class numbers,
+            logits and an ignored class.
+    """
     way_out = "Use a loss of kseg.losses, such as kseg.losses.CrossEntropy()"
     if not callable(loss):
         raise ValueError(
             "`loss` must be a loss of logits, or a dict of them by output; Keras' losses by name "
             f"take probabilities, and count ignored pixels. Received: {loss!r}. {way_out}"
         )
-    of_keras = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
-    if of_keras and not (loss.from_logits and loss.ignore_class is not None):
+    kind = loss if hasattr(loss, "__module__") and hasattr(loss, "__name__") else type(loss)
+    sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    if kind.__module__.split(".")[0] == "keras" and not sparse:
+        raise ValueError(
+            "Of Keras' losses, only SparseCategoricalCrossentropy takes class numbers and ignores "
+            f"pixels. Received: {kind.__name__}. {way_out}"
+        )
+    if sparse and not (loss.from_logits and loss.ignore_class is not None):
         raise ValueError(
             "Keras' cross-entropy needs from_logits=True and ignore_class=255 here. Received: "
             f"from_logits={loss.from_logits}, ignore_class={loss.ignore_class}. {way_out}"

@@ -103,5 +103,7 @@ class Evaluating:
             )
             + validation_line(terms)
         )
+        if warning := evaluation.warning():
+            progress.line(warning)
         saving.patience.evaluated(mean_iou, losses.get("loss", math.nan))
         return evaluation

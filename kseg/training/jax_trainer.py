@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import keras
 from jax.extend.core import Var, jaxpr_as_fun
 
-from kseg.contrast.embeddings import MapOutputs
+from kseg.losses.labels import class_numbers, pixel_weights
+from kseg.training import trainer_checks
 from kseg.training.build import default_losses
+from kseg.training.compiled_terms import as_functions
 from kseg.training.projecting import ObjectiveOutputs
+from kseg.training.terms import compute_terms
 from kseg.training.updates import clip_by_global_norm, is_decayed
 
 
@@ -35,6 +38,7 @@ class JaxTrainer:
 
     Raises:
         RuntimeError: if the Keras backend is not JAX.
+        ValueError: as `SegmentationTrainer`.
     """
 
     def __init__(
@@ -58,12 +62,17 @@ class JaxTrainer:
         self.updates = updates
         self.schedule = schedule
         self.learning_rate_factors = dict(learning_rate_factors or {})
-        self.losses_on_logits = default_losses(segmenter) if losses is None else losses
+        trainer_checks.check_segmenter(segmenter)
+        trainer_checks.check_pairs_of(losses, objectives)
+        losses = default_losses(segmenter) if losses is None else losses
+        self.losses_on_logits = as_functions(losses)
         self.objectives = [objective for objective, _ in objectives]
         self.objective_weights = [weight for _, weight in objectives]
+        trainer_checks.check_names(self.losses_on_logits, self.objectives)
         self.clip_norm = clip_norm
         self.distortion = distortion
         for objective in self.objectives:
+            trainer_checks.check_objective(objective, segmenter)
             objective.prepare(segmenter.output)
         self._outputs = ObjectiveOutputs(segmenter, self.objectives)
 
@@ -95,7 +104,8 @@ class JaxTrainer:
 
         Args:
             state: as returned by `initial_state` or the previous step.
-            batch: dict as `SegmentationTrainer.take_step` takes it, static shapes.
+            batch: dict with `image`, `label`, and optionally `sample_weight` and `draws`, as
+                `SegmentationTrainer.take_step` takes it, static shapes.
             schedule: replaces the trainer's if not None, so that one compiled step serves runs
                 whose learning rates are inputs.
             objective_weights: list of float32 scalars, replaces the trainer's if not None.
@@ -147,24 +157,22 @@ class JaxTrainer:
         mapping = [
             pair for name in variables for pair in zip(variables[name], values[name], strict=True)
         ]
-        labels = batch["label"]
+        labels, sample_weight = class_numbers(batch["label"]), batch.get("sample_weight")
+        if sample_weight is not None:
+            sample_weight = pixel_weights(sample_weight, labels)
         with keras.StatelessScope(state_mapping=mapping) as scope:
             images = batch["image"]
             if self.distortion is not None:
                 images = self.distortion(images, batch["draws"])
             outputs = self._outputs(images, training=True)
-            maps = MapOutputs(outputs)
-            terms = {
-                name: (loss(labels, maps), weight)
-                for name, (loss, weight) in self.losses_on_logits.items()
-                if weight
-            }
-            bank_entries = []
-            for objective, weight in zip(self.objectives, objective_weights, strict=True):
-                values, entries = objective.contrast(outputs, labels)
-                bank_entries.append(entries)
-                for name, value in values.items():
-                    terms[f"{objective.name}/{name}"] = (value, weight)
+            terms, bank_entries = compute_terms(
+                self.losses_on_logits,
+                list(zip(self.objectives, objective_weights, strict=True)),
+                outputs,
+                labels,
+                sample_weight,
+                self.segmenter.losses,
+            )
             loss = sum(value * weight for value, weight in terms.values())
         statistics, banks = (
             _current(scope, variables[name], state[name]) for name in ("statistics", "objectives")

@@ -5,9 +5,8 @@ import tensorflow as tf
 from keras import ops
 
 from kseg.backend import replicas
-from kseg.contrast.embeddings import MapOutputs
 from kseg.layers.resizing import resize
-from kseg.losses import OutputLoss
+from kseg.losses.labels import without_weightless
 from kseg.metrics import MeanIoU
 from kseg.runs.checkpoints import random_states
 from kseg.training import batches, trainer_checks
@@ -15,12 +14,13 @@ from kseg.training.accumulation import accumulated_gradients
 from kseg.training.applying import apply_gradients, run_if
 from kseg.training.averaging import update_averages
 from kseg.training.build import default_losses
-from kseg.training.compiled_terms import terms_of_compile
+from kseg.training.compiled_terms import as_functions, terms_of_compile
 from kseg.training.distribution import make_reproducible
 from kseg.training.gradients import with_gradients
 from kseg.training.graph_passes import FewPasses
 from kseg.training.projecting import ObjectiveOutputs
 from kseg.training.term_means import TermMeans
+from kseg.training.terms import compute_terms
 from kseg.training.trainer_data import TrainerData
 from kseg.training.trainer_files import TrainerFiles
 
@@ -91,23 +91,23 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         accumulate=1,
         **kwargs,
     ):
+        if type(self).compute_loss is not SegmentationTrainer.compute_loss:
+            raise ValueError(
+                "A trainer computes its loss, banks and history from `loss_terms`. Received: "
+                f"{type(self).__name__} with a `compute_loss` of its own. Override `loss_terms`, "
+                "and add a term to its dict"
+            )
         # Images must not be rounded to float16 before they are normalized.
         super().__init__(**{"autocast": False, **kwargs})
         trainer_checks.check_segmenter(segmenter)
-        trainer_checks.check_pairs(
-            "objectives", objectives, "objectives=[(RegionContrast(num_classes), 0.1)]"
-        )
-        if losses is not None:
-            trainer_checks.check_pairs(
-                "losses", losses.values(), 'losses={"dice": (kseg.losses.Dice(), 1.0)}'
-            )
+        trainer_checks.check_pairs_of(losses, objectives)
         self.segmenter = segmenter
         self.averaged = averaged
         self.ema_decay = ema_decay
         self.accumulate = accumulate
         self.objectives = [objective for objective, _ in objectives]
-        self.objective_weights = [weight for _, weight in objectives]
-        self._given_losses = losses
+        self.objective_weights = [w if callable(w) else float(w) for _, w in objectives]
+        self._given_losses = losses and {k: (loss, float(w)) for k, (loss, w) in losses.items()}
         self.losses_on_logits = self._losses_with({})
         self.clip_norm = clip_norm
         self.distortion = distortion
@@ -189,11 +189,7 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
                 f"The trainer has a loss of that name already. Received: {sorted(twice)} in "
                 "compile. Give it another `name`, or leave it out of `losses`"
             )
-        as_function = {
-            name: (OutputLoss(loss) if isinstance(loss, keras.losses.Loss) else loss, weight)
-            for name, (loss, weight) in given.items()
-        }
-        return {**as_function, **terms}
+        return {**as_functions(given), **terms}
 
     @property
     def evaluated(self):
@@ -226,33 +222,17 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         Raises:
             ValueError: if there are sample weights and no term uses them.
         """
-        losses = {name: pair for name, pair in self.losses_on_logits.items() if pair[1]}
-        weighted = set()
-        if sample_weight is not None:
-            labels = ops.where(sample_weight > 0, labels, batches.IGNORED)
-            weighted = {n for n, (f, _) in losses.items() if getattr(f, "takes_sample_weight", 0)}
-            if not weighted:
-                raise ValueError(
-                    "Sample weights are for means over pixels, such as kseg.losses.CrossEntropy. "
-                    f"Received: sample weights, and the losses {sorted(losses)}. Set the labels of "
-                    "pixels to ignore to 255"
-                )
-        maps = MapOutputs(outputs)
-        terms = {
-            name: (loss(labels, maps, *([sample_weight] if name in weighted else [])), weight)
-            for name, (loss, weight) in losses.items()
-        }
-        if regularization := (model or self.segmenter).losses:
-            share = sum(ops.cast(ops.sum(x), "float32") for x in regularization)
-            terms["regularization"] = (share / replicas.num_replicas(), 1.0)
-        bank_entries = []
-        for objective, weight in zip(self.objectives, self.objective_weights, strict=True):
-            values, entries = objective.contrast(outputs, labels)
-            bank_entries.append(entries)
-            weight = weight(self.optimizer.iterations) if callable(weight) else weight
-            for name, value in values.items():
-                terms[f"{objective.name}/{name}"] = (value, weight)
-        return terms, bank_entries
+        weights = [
+            w(self.optimizer.iterations) if callable(w) else w for w in self.objective_weights
+        ]
+        return compute_terms(
+            self.losses_on_logits,
+            list(zip(self.objectives, weights, strict=True)),
+            outputs,
+            labels,
+            sample_weight,
+            (model or self.segmenter).losses,
+        )
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Computes this replica's share of the weighted sum of all terms, float32 scalar."""
@@ -290,8 +270,10 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
 
         Raises:
             ValueError: if the batch has another form, there are objectives and its size is not
-                static, or there is a distortion and it has no `draws`.
+                static, there is a distortion and it has no `draws`, the trainer is not compiled, or
+                every layer is frozen.
         """
+        self._assert_compile_called("take_step")
         return self._take_step(batches.unpack(data))[0]
 
     def _take_step(self, batch):
@@ -306,6 +288,11 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
             return self.optimizer.scale_loss(loss), loss, terms, bank_entries, outputs
 
         variables = self.segmenter.trainable_variables
+        if not variables:
+            raise ValueError(
+                "There is nothing to train. Received: a segmenter whose layers are all frozen. Set "
+                "`trainable` of some of them to True and compile again"
+            )
         values = [variable.value for variable in variables]
         if self.accumulate > 1:
             found, gradients = accumulated_gradients(
@@ -401,7 +388,9 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         Returns:
             dict of float32 scalars, as `train_step`, and `mean_iou`.
         """
-        batch = batches.with_size(batches.unpack(data), self._replica_sizes["evaluate"])
+        batch, size = batches.unpack(data), self._replica_sizes["evaluate"]
+        if size and batch.images.shape[0] is None:
+            batch = batches.padded_to(batch, size)
         self._check_static(batch)
         outputs = self._evaluated_outputs(batch.images, training=False)
         generators = [v for objective in self.objectives for v in random_states(objective)]
@@ -411,7 +400,8 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
             generator.assign(state)  # An evaluation does not change what is sampled in training.
         loss = sum(value * weight for value, weight in terms.values())
         if not self._has_own_mean_iou:
-            self._mean_iou.update_state(batch.labels, outputs["logits"])
+            labels = without_weightless(batch.labels, batch.weights)
+            self._mean_iou.update_state(labels, outputs["logits"])
         logs = self._logs(batch, _global_values(loss, terms), outputs)
         return {**logs, **self._mean_iou_result()}
 
@@ -424,7 +414,8 @@ class SegmentationTrainer(TrainerData, TrainerFiles, keras.Model):
         """Updates the means and compiled metrics with a step, and returns all of them."""
         # Weighted by labeled pixels, in units of images: exact means over unequal batches.
         valid = (batch.labels >= 0) & (batch.labels < self._mean_iou.num_classes)
-        count = replicas.all_reduce_sum(tf.reduce_sum(tf.cast(valid, "float32")))
+        pixels = tf.cast(valid, "float32") * (1.0 if batch.weights is None else batch.weights)
+        count = replicas.all_reduce_sum(tf.reduce_sum(pixels))
         weight = count / tf.cast(tf.maximum(tf.size(batch.labels[0]), 1), "float32")
         terms = dict(values)
         self._loss_tracker.update_state(terms.pop("loss"), sample_weight=weight)

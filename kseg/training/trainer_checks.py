@@ -1,7 +1,10 @@
 """Checks of a trainer's segmenter, losses and objectives, which must fit together."""
 
+import numbers
+
 import keras
 
+from kseg.classes import MAX_CLASSES
 from kseg.contrast.objective import Objective
 
 
@@ -21,6 +24,18 @@ def check_segmenter(segmenter):
             "The `logits` of a segmenter must be (batch, height, width, num_classes), at any "
             f"stride. Received shape: {shape}"
         )
+    if not 2 <= shape[-1] <= MAX_CLASSES:
+        raise ValueError(
+            f"A segmenter must have 2 to {MAX_CLASSES} classes: the background is one of them, and "
+            f"the label 255 marks ignored pixels. Received: `logits` of {shape[-1]}"
+        )
+
+
+def check_pairs_of(losses, objectives):
+    """Rejects entries of a trainer's `losses` (a dict or None) or `objectives` without a weight."""
+    check_pairs("objectives", objectives, "objectives=[(RegionContrast(num_classes), 0.1)]")
+    if losses is not None:
+        check_pairs("losses", losses.values(), 'losses={"dice": (kseg.losses.Dice(), 1.0)}')
 
 
 def check_pairs(argument, items, example):
@@ -35,7 +50,7 @@ def check_pairs(argument, items, example):
         pair = isinstance(item, tuple | list) and len(item) == 2
         weight = item[1] if pair else None
         ramp = argument == "objectives" and callable(weight)
-        if isinstance(weight, bool) or not (ramp or isinstance(weight, int | float)):
+        if isinstance(weight, bool) or not (ramp or isinstance(weight, numbers.Real)):
             name = getattr(item, "name", None) or type(item).__name__
             raise ValueError(
                 f"Each entry of `{argument}` needs a weight, as in {example}. Received: "

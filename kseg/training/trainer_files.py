@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from kseg.runs.checkpoints import random_states
+from kseg.segmenters import inference_model
 from kseg.training.summary import summary_of_terms
 
 
@@ -70,6 +71,10 @@ class TrainerFiles:
         super().summary(line_length, positions, print_fn, **arguments)
         for line in summary_of_terms(self):
             (print_fn or print)(line)
+
+    def export(self, filepath, format="tf_saved_model", **arguments):
+        """Exports, as in Keras, the model from images to what `predict` returns."""
+        inference_model(self.evaluated).export(filepath, format=format, **arguments)
 
     def get_compile_config(self):
         """Returns the arguments of `compile`; `compile_from_config` takes them."""

@@ -230,3 +230,26 @@ def test_without_labels_a_loss_is_nan():
     losses = {"ce": lambda y, outputs: global_ratio(*cross_entropy(y, outputs["logits"]))}
     evaluator = Evaluator(tiny_model(), NUM_CLASSES, losses=losses)
     assert np.isnan(evaluator(tf.data.Dataset.from_tensors(batch)).losses["ce"])
+
+
+def test_images_whose_logits_overflow_are_counted():
+    """In float16; the last has no label, so that nothing depends on it."""
+    images = np.full((4, 6, 8, 3), 9, "uint8")
+    images[1, 2, 3], images[3] = 250, 250
+    labels = np.zeros((4, 6, 8), "uint8")
+    labels[3] = 255
+
+    def model(images, training):
+        value = tf.cast(images[..., :1], "float16") * 300
+        return tf.cast(tf.concat([value, -value, value], axis=-1), "float32")
+
+    dataset = tf.data.Dataset.from_tensor_slices({"image": images, "label": labels}).batch(3)
+    evaluation = Evaluator(model, NUM_CLASSES)(dataset)
+    assert evaluation.non_finite == 1
+    assert "the logits of 1 of 4 images are NaN or infinite" in evaluation.warning()
+    assert (
+        Evaluator(model, NUM_CLASSES)(
+            dataset.map(lambda x: {**x, "image": x["image"] // 9})
+        ).warning()
+        is None
+    )

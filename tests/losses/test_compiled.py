@@ -13,6 +13,7 @@ from kseg.losses.lovasz import lovasz_softmax
 from kseg.losses.ohem import ohem_cross_entropy
 from kseg.losses.reduction import global_ratio
 from kseg.losses.rmi import rmi_loss
+from kseg.metrics import MeanIoU
 
 WEIGHTS = [0.5, 1.0, 2.0]
 CASES = {
@@ -166,3 +167,46 @@ def test_labels_of_another_rank_are_refused(shape):
             function(np.zeros(shape, "int32"), np.zeros((2, 8, 8, 3), "float32"))
     with pytest.raises(ValueError, match="must be class numbers of shape"):
         resize_labels(np.zeros(shape, "int32"), 4, 4)
+
+
+ARGUMENTS = {
+    "a reduction": (lambda: CrossEntropy(reduction=None), "Received: reduction=None"),
+    "a sum": (lambda: Dice(reduction="sum"), "Dice is one number.*Received: reduction='sum'"),
+    "weights by class": (
+        lambda: CrossEntropy(class_weights={0: 1.0, 1: 2.0}),
+        r"must be a list of numbers.*Received: \{0: 1.0, 1: 2.0\}",
+    ),
+    "weights by name": (lambda: OHEM(class_weights="log"), "must be a list of numbers"),
+    "one weight": (lambda: Lovasz(class_weights=2.0), "must be a list of numbers"),
+    "a negative weight": (lambda: Dice(class_weights=[1, -1]), "finite and not negative"),
+    "no weight": (lambda: Focal(class_weights=[1, float("nan")]), "finite and not negative"),
+    "too much smoothing": (lambda: CrossEntropy(label_smoothing=1.0), r"must be in \[0, 1\)"),
+    "a percentage": (lambda: OHEM(threshold=70), "must be a probability"),
+    "a fraction of pixels": (lambda: OHEM(min_kept=0.1), "a number of pixels"),
+    "classes of one number": (lambda: MeanIoU(1), "two or more classes"),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_out_of_range_are_one_line(name):
+    build, message = ARGUMENTS[name]
+    images, labels = example()
+    with pytest.raises(ValueError, match=message):
+        build()(labels, network()(images))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_single_channel_is_refused(name):
+    """The softmax over it is 1, whatever the network does."""
+    loss, _ = CASES[name]
+    config = {k: value for k, value in loss.get_config().items() if k != "class_weights"}
+    with pytest.raises(ValueError, match=r"two or more classes.*Received: a single channel"):
+        type(loss).from_config(config)(np.zeros((2, 16, 16)), np.zeros((2, 16, 16, 1), "float32"))
+
+
+def test_a_mean_by_any_name_of_keras_is_the_loss():
+    images, labels = example()
+    logits = network()(images)
+    expected = float(CrossEntropy()(labels, logits))
+    for reduction in ("sum_over_batch_size", "mean", "mean_with_sample_weight"):
+        assert float(CrossEntropy(reduction=reduction)(labels, logits)) == expected

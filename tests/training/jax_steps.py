@@ -121,6 +121,9 @@ def parts(case):
         projector_layers=model.projector_layers,
     )
     losses = build_losses(settings.losses, segmenter, num_classes=NUM_CLASSES)
+    if case == "sgd":  # What a program of one's own may have.
+        losses["cross_entropy"] = (losses["cross_entropy"][0].loss, 0.5)
+        segmenter.trainable_variables[0].regularizer = keras.regularizers.L2(0.1)
     arguments = {
         "losses": losses,
         "objectives": objectives,
@@ -144,7 +147,7 @@ def _generator(shape):
     return np.random.default_rng(zlib.crc32(repr(tuple(map(int, shape))).encode()))
 
 
-def batch(number):
+def batch(number, case):
     """Batch `number`: blocks of classes with matching colours and noise, some of it ignored."""
     rng = np.random.default_rng(number)
     labels = rng.integers(0, NUM_CLASSES, (2, SIZE[0] // 8, SIZE[1] // 8))
@@ -152,7 +155,12 @@ def batch(number):
     noise = rng.integers(0, 60, (*labels.shape, 3))
     images = (60 * labels[..., None] + noise).astype("uint8")
     labels[0, :10] = 255
-    return {"image": images, "label": labels, "draws": rng.random((2, 6)).astype("float32")}
+    draws = rng.random((2, 6)).astype("float32")
+    if case == "sgd":
+        weights = np.array([0.5, 2.0], "float32")
+        labels = labels[..., None]
+        return {"image": images, "label": labels, "sample_weight": weights, "draws": draws}
+    return {"image": images, "label": labels, "draws": draws}
 
 
 def named(segmenter, objectives):
@@ -193,7 +201,7 @@ def run_on_jax(case, initial, result):
     step, state = jax.jit(trainer.step), trainer.initial_state()
     logs = []
     for number in range(STEPS):
-        state, of_step = step(state, batch(number))
+        state, of_step = step(state, batch(number, case))
         logs.append({name: float(value) for name, value in of_step.items()})
     assert int(state["step"]) == STEPS
     trainer.assign(state)

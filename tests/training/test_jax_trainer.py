@@ -40,7 +40,7 @@ def train_on_tensorflow(case, initial):
     step = build_step(trainer, tf.distribute.get_strategy())
     logs = []
     for number in range(jax_steps.STEPS):
-        arrays = {key: tf.constant(value) for key, value in jax_steps.batch(number).items()}
+        arrays = {key: tf.constant(value) for key, value in jax_steps.batch(number, case).items()}
         logs.append({name: float(value) for name, value in step(arrays).items()})
     return logs, before, {name: np.asarray(v.value) for name, v in variables.items()}
 

@@ -11,7 +11,8 @@ from kseg import config
 from kseg.contrast.multi_scale import MultiScaleContrast
 from kseg.errors import Interrupted, UserError
 from kseg.runs import Run
-from kseg.training import loop
+from kseg.segmenters import inference_model
+from kseg.training import evaluating, loop
 from kseg.training.watching import NonFiniteLossError, NonFiniteWeightsError
 from tests.training.tiny import (
     CLASSES,
@@ -298,21 +299,40 @@ def test_a_checkpoint_of_nans_is_left_for_the_one_before(tmp_path, capsys):
     assert np.isfinite(arrays(path)["model/stem/convolution/kernel"]).all()
 
 
-def test_a_score_that_is_nan_is_never_the_best(tmp_path, capsys):
-    """The first evaluations see no label; of the others, the newest of the best is kept."""
+def test_a_score_that_is_nan_is_never_the_best(tmp_path, capsys, monkeypatch):
+    """The first evaluations see no label; of the others, the newest of the best is kept.
+
+    The second sees black images, for which logits are NaN here.
+    """
+
+    def with_nans(segmenter):
+        model = inference_model(segmenter)
+
+        def call(images, training):
+            nan_if_black = 0 * tf.math.log(tf.reduce_mean(tf.cast(images, "float32")))
+            return model(images, training=training) + nan_if_black
+
+        return call
+
+    monkeypatch.setattr(evaluating, "inference_model", with_nans)
     run = quick_run(tmp_path / "run", steps=3, evaluate_every=1)
     seen = []
 
     def evaluation():
         seen.append(None)
         dataset = evaluation_batches()
+        if len(seen) == 2:
+            return dataset.map(lambda b: {**b, "image": tf.zeros_like(b["image"])})
         if len(seen) > 1:
             return dataset
         return dataset.map(lambda b: {**b, "label": tf.fill(tf.shape(b["label"]), np.uint8(255))})
 
     result = loop.train(run, training_batches, evaluation)
     assert result["best_step"] in (2, 3) and result["best_mean_iou"] > 0
-    assert "none is the best" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "none is the best" in out
+    assert "validation loss nan\nwarning: the logits of 3 of 3 images are NaN or infinite" in out
+    assert out.count("warning") == 1
 
 
 def test_the_checkpoints_of_another_config_are_refused(tmp_path):
