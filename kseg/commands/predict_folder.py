@@ -27,11 +27,11 @@ ENDINGS = {
     "probabilities": "_probabilities.npy",
 }
 _NO_MEMORY = "it needs more memory than there is"
-_READ_AHEAD = 3  # Images that wait in memory, whatever their size.
-_PIXELS_AHEAD = 1 << 25  # More images wait up to this total.
-_WRITE_BEHIND = 4  # Batches whose files are still being written.
+_READ_AHEAD = 3  # Images read ahead regardless of their size.
+_PIXELS_AHEAD = 1 << 25  # Total pixels up to which more images are read ahead.
+_WRITE_BEHIND = 4  # Batches whose files may still be in writing.
 _MAX_BATCH = 8  # Images in a batch if no size is given,
-_BATCH_PIXELS = 1 << 20  # and their total.
+_BATCH_PIXELS = 1 << 20  # and their total pixels.
 
 
 class Job(typing.NamedTuple):
@@ -146,7 +146,7 @@ def label_images(
 ):
     """Labels images in batches of equal size; reading and writing overlap with inference.
 
-    An image that cannot be read or labeled does not affect the others, also not those of its batch.
+    An image that cannot be read or labeled does not affect other images, not even in its batch.
 
     Args:
         jobs: list of `Job`.
@@ -241,7 +241,7 @@ def _batches(images, batch_size):
             waiting -= len(group) * height * width
             yield groups.pop((height, width))
         while waiting > _PIXELS_AHEAD:
-            (height, width), group = next(iter(groups.items()))  # The one that waits longest.
+            (height, width), group = next(iter(groups.items()))  # The oldest group.
             waiting -= len(group) * height * width
             yield groups.pop((height, width))
     yield from groups.values()
@@ -340,7 +340,7 @@ def to_bytes(probabilities):
 
 
 def find_too_large(jobs, needs):
-    """Finds images that need more memory than is available, before any work.
+    """Finds images that need more memory than is available, before any image is labeled.
 
     Args:
         jobs: list of `Job`.
@@ -378,7 +378,7 @@ def digest(path):
 
 
 def start(output, settings, classes, resume):
-    """Writes the record of a call to its output folder, or checks the one of a call to resume.
+    """Writes the record of a call to its output folder, or checks the record of a resumed call.
 
     Args:
         output: `pathlib.Path` of the folder, which exists.
@@ -390,7 +390,7 @@ def start(output, settings, classes, resume):
         int, the time in nanoseconds since which files in the folder are those of these settings.
 
     Raises:
-        UserError: if the call to resume had other settings, or its record is damaged.
+        UserError: if the resumed call had other settings, or its record is damaged.
     """
     from kseg import files
     from kseg.errors import UserError, option
@@ -422,9 +422,9 @@ def start(output, settings, classes, resume):
 
 
 def is_finished(job, since):
-    """Returns True if all files of an image were written since then, and after the image.
+    """Returns True if all files of an image are newer than `since` and than the image.
 
-    Those of an image in tiles count as well.
+    Files of an image labeled in tiles count as well.
 
     Args:
         job: `Job`.
@@ -465,7 +465,7 @@ def read(path, value_range=None, pixel_format=None):
 
 
 def read_picture(path, value_range=None, pixel_format=None):
-    """Reads an image and which of its pixels have data.
+    """Reads an image and the mask of its pixels without data.
 
     Args:
         path, value_range, pixel_format: as for `read`.

@@ -153,7 +153,7 @@ def check_images(model):
 
 
 def bind(host, port):
-    """Reserves an address, without listening at it yet.
+    """Reserves an address without listening on it yet.
 
     Args:
         host: str.
@@ -163,7 +163,7 @@ def bind(host, port):
         `socket.socket`.
 
     Raises:
-        UserError: if that is not possible.
+        UserError: if the address cannot be used.
     """
     from kseg.errors import UserError
 
@@ -193,7 +193,7 @@ def run_server(app, listening):
         listening: result of `bind`.
 
     Returns:
-        int, exit code: 0, or 130 if a later SIGINT cut requests off.
+        int, exit code: 0, or 130 if a second SIGINT cut off requests.
     """
     import uvicorn
 
@@ -201,7 +201,7 @@ def run_server(app, listening):
         app,
         log_level="warning",
         access_log=False,
-        # Else anyone could choose the address that `--rate` counts.
+        # Otherwise clients could choose the address that `--rate` counts.
         proxy_headers=False,
         timeout_graceful_shutdown=_SHUTDOWN,
     )
@@ -220,7 +220,7 @@ def run_server(app, listening):
         def _stop(self, number, frame):
             # `timeout` of the coreutils sends SIGTERM twice.
             self.force_exit = self.should_exit and number == signal.SIGINT
-            # Of the tasks that this cancels there is nothing to tell.
+            # Suppresses messages about the canceled tasks.
             logging.getLogger("uvicorn.error").disabled = self.force_exit
             self.should_exit = True
 

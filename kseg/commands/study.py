@@ -1,8 +1,8 @@
 """Runs a study: python scripts/study.py --study configs/studies/camvid.json
 
 Trains every arm of the study with every seed, one run after another, then prints and writes the
-table: means, paired differences to the baseline with intervals, costs. It can be stopped at any
-time; the same command resumes it. See docs/studies.md.
+table: means, paired differences from the baseline with intervals, and costs. The command can be
+stopped at any time and resumes when it is called again. See docs/studies.md.
 """
 
 import argparse
@@ -75,14 +75,14 @@ def run_study(
         arm: design.settings(plan.experiments[arm], sources[arm].fingerprint)
         for arm in plan.experiments
     }
-    done = _present(folder, plan, settings)
+    done = _valid_results(folder, plan, settings)
     missing = [run for run in chosen if (*run, _BACKEND) not in done]
     failures = []
     if train and missing:
-        report(f"{plan.name}: {len(missing)} of {len(chosen)} runs to make, in {folder}")
-        make = _on_ray if ray else _here
-        failures = make(plan, missing, folder, settings, part, keep_runs, report, ray)
-        done = _present(folder, plan, settings)
+        report(f"{plan.name}: {len(missing)} of {len(chosen)} runs to train, in {folder}")
+        arguments = plan, missing, folder, settings, part, keep_runs, report
+        failures = _train_on_ray(*arguments, ray) if ray else _train_locally(*arguments)
+        done = _valid_results(folder, plan, settings)
     summary = _write_tables(folder, plan, done, class_names)
     finished = [run for run in chosen if (*run, _BACKEND) in done]
     if failures:
@@ -110,7 +110,7 @@ def _check_classes(plan, sources):
     return names
 
 
-def _present(folder, plan, settings):
+def _valid_results(folder, plan, settings):
     """Reads the results that match the current configs and data.
 
     Returns:
@@ -132,8 +132,12 @@ def _present(folder, plan, settings):
     }
 
 
-def _here(plan, missing, folder, settings, part, keep_runs, report, _):
-    """Trains the runs one after another, each in a separate process."""
+def _train_locally(plan, missing, folder, settings, part, keep_runs, report):
+    """Trains the runs one after another, each in a separate process.
+
+    Returns:
+        list of `((arm, seed), error)`, the runs that failed.
+    """
     failures = []
     for number, (arm, seed) in enumerate(missing, 1):
         report(f"[{number}/{len(missing)}] {arm}, seed {seed}")
@@ -180,7 +184,7 @@ def _train(experiment, run_folder):
         with open(log, "w", encoding="utf-8") as errors:
             # In a new session, so that Ctrl-C reaches the process only once, through this one.
             process = subprocess.Popen(command, stderr=errors, start_new_session=True)
-        if signals:  # Came while the process was being started.
+        if signals:  # Received while the process was being started.
             process.send_signal(signal.SIGTERM)
         code = process.wait()
     except BaseException:
@@ -212,8 +216,12 @@ def _collect(plan, folder, arm, seed, settings, part, keep_runs):
     return line
 
 
-def _on_ray(plan, missing, folder, settings, part, keep_runs, report, address):
-    """Spreads runs over a Ray cluster; a run whose worker is lost is repeated."""
+def _train_on_ray(plan, missing, folder, settings, part, keep_runs, report, address):
+    """Spreads runs over a Ray cluster; a run whose worker is lost is repeated.
+
+    Returns:
+        list of `((arm, seed), error)`, the runs that failed.
+    """
     import ray
 
     local = address == "local"

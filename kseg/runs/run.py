@@ -1,13 +1,13 @@
-"""The folder of a run: its config, its data, its state and its results.
+"""The folder of a run: config, identity of the data, training state and results.
 
 runs/<name>/config.json         the resolved config
             classes.json        names and colors of the classes
             data.json           identity of the prepared data
-            train.lock          the process that trains, see `kseg.runs.lock`
+            train.lock          the training process, see `kseg.runs.lock`
             environment.json    versions of packages, git commit, devices
-            checkpoints/        step-00001000.npz (all state), best.npz (weights as evaluated)
+            checkpoints/        step-00001000.npz (all state), best.npz (evaluated weights)
             tensorboard/        events
-            tracking/           of loggers in `train.callbacks`: ids, offline files
+            tracking/           ids and offline files of loggers in `train.callbacks`
             evaluation/         scores as JSON and CSV, counts of each image as NPZ
             analysis/           pictures, the report
             saved_model/        the best weights, for serving
@@ -79,7 +79,7 @@ class Run:
 
     @property
     def value_range(self):
-        """The range of deep images in its data, `(low, high)`, or None if unknown."""
+        """Range of the images of more than 8 bits, `(low, high)`; None if there is none."""
         value_range = (self.data or {}).get("value_range")
         return tuple(value_range) if value_range else None
 
@@ -119,16 +119,16 @@ class Run:
 
     @classmethod
     def create(cls, path, config, classes, data=None):
-        """Creates a run's folder, or reopens that of the same experiment.
+        """Creates the folder of a run, or reopens the folder of the same experiment.
 
-        A folder without checkpoints and results, such as a failed start leaves, may be reused by
-        any experiment.
+        A folder without checkpoints and results, as left by a failed start, may be reused by any
+        experiment.
 
         Args:
             path: folder.
             config: `kseg.config.Experiment`.
             classes: `Classes`.
-            data: as the attribute.
+            data: dict that identifies the data, or None.
 
         Raises:
             UserError: if the folder holds a run of another config, or on other data, or a preset.
@@ -164,10 +164,10 @@ class Run:
 
     @staticmethod
     def clean(path):
-        """Deletes the unfinished files of processes that were killed.
+        """Deletes unfinished files of killed processes.
 
         Args:
-            path: folder of a run that no process writes to, see `kseg.runs.lock`; may be missing.
+            path: folder of a run to which no process writes, see `kseg.runs.lock`; may be missing.
         """
         path = pathlib.Path(path)
         for folder in (path, *(path / name for name in _FOLDERS)):
@@ -180,11 +180,11 @@ class Run:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
 
     def read_environment(self):
-        """Returns the environment that the run was made in: a dict, see `kseg.runs.environment`.
+        """Reads the environment in which the run was created, a dict; see `kseg.runs.environment`.
 
         Raises:
-            OSError: if its file cannot be read.
-            UserError: if that is damaged.
+            OSError: if the file cannot be read.
+            UserError: if the file is damaged.
         """
         return _read_json(self.path / "environment.json")
 

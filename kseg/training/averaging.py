@@ -1,4 +1,4 @@
-"""The update of a trainer's averaged weights, in replica context."""
+"""Update of a trainer's averaged weights, in replica context."""
 
 import tensorflow as tf
 
@@ -9,7 +9,7 @@ def update_averages(averaged, segmenter, step, decay):
     """Moves the weights of a model towards those of another.
 
     Args:
-        averaged, segmenter: models of one architecture.
+        averaged, segmenter: models of the same architecture.
         step: function to an int scalar, the number of optimizer steps so far, this one included.
         decay: float in [0, 1), see `kseg.training.ema`.
     """

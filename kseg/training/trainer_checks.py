@@ -43,7 +43,7 @@ def check_pairs(argument, items, example):
 
     Args:
         argument: str, the name of the argument; `"objectives"` may have functions as weights.
-        items: list of what should be pairs of an object and a weight.
+        items: list of objects that must be pairs of an object and a weight.
         example: str, a correct argument, for the message.
     """
     for item in items:
@@ -82,7 +82,7 @@ def check_names(losses, objectives):
 
 
 def check_averaged(averaged, segmenter):
-    """Rejects a model for the averages whose weights are not those of the segmenter."""
+    """Rejects an `averaged` model whose weights differ from those of the segmenter."""
     ours, theirs = ([(w.path, tuple(w.shape)) for w in m.weights] for m in (averaged, segmenter))
     if ours != theirs:
         odd = next((a for a, b in zip(ours, theirs, strict=False) if a != b), "fewer or more")
@@ -92,7 +92,7 @@ def check_averaged(averaged, segmenter):
 
 
 def check_objective(objective, segmenter):
-    """Rejects other objects, and objectives whose number of classes is not the segmenter's."""
+    """Rejects objects that are not objectives, or that have another number of classes."""
     if not isinstance(objective, Objective):
         raise ValueError(
             "Objectives must be of kseg.contrast.objective.Objective. Received: "

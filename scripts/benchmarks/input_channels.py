@@ -1,6 +1,6 @@
 """Processor time of an image from records to batches: 16-bit four-channel data against 8-bit RGB.
 
-The same made-up photographs are prepared as 8-bit RGB (JPEG with bands, JPEG as it came, PNG) and,
+The same made-up photographs are prepared as 8-bit RGB (JPEG with bands, original JPEG, PNG) and,
 with a fourth band and 12 bits in 16, as four channels of 16 bits; these are also read the usual
 way: whole TIFFs through OpenCV, resized and cropped. Everything runs on one core, as in
 `input_path.py`, with the same augmentation but no color jitter, which the network's device does.
@@ -106,7 +106,7 @@ def compare(arguments):
     )
     for name, title in {
         "jpeg": "RGB, 8 bits, JPEG with bands",
-        "plain_jpeg": "RGB, 8 bits, JPEG as it came",
+        "plain_jpeg": "RGB, 8 bits, original JPEG",
         "png": "RGB, 8 bits, PNG",
         "bands": "four channels, 16 bits",
         "usual": "the same, whole TIFFs, OpenCV",
