@@ -32,7 +32,7 @@ def load_object(name):
         raise UserError(
             f"{name!r} must name something in a module. {module} has no {attribute!r}"
         ) from None
-    except Exception as error:  # Whatever a user's module raises.
+    except Exception as error:  # A user's module may raise anything.
         raise UserError(
             f"{name!r} must name something in a module that can be imported. {module} cannot: "
             f"{type(error).__name__}: {error}. Install it, or start in its folder"

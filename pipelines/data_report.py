@@ -24,7 +24,7 @@ from pipelines.errors import DataError
 from pipelines.examples import digest
 
 JSON_FILE, PICTURE_FILE = "report.json", "report.png"
-_SAMPLES = 4  # Of each split in the picture.
+_SAMPLES = 4  # Images of each split in the picture.
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK, _PAPER, _STRIPES = (35, 35, 40), (255, 255, 255), ((225, 225, 225), (165, 165, 165))
 _TILE = (240, 320)
@@ -356,7 +356,7 @@ def _overlay(image, labels, manifest):
     mixed = cv2.addWeighted(image, 0.4, palette[labels], 0.6, 0)
     mixed[labels == IGNORE_LABEL] = _stripes(*labels.shape)[labels == IGNORE_LABEL]
     for label in np.unique(labels[labels != IGNORE_LABEL]):
-        # The border counts as outside: a name stands inside the picture.
+        # The border counts as outside, so that names stay inside the picture.
         mask = cv2.copyMakeBorder(
             (labels == label).astype("uint8"), 1, 1, 1, 1, cv2.BORDER_CONSTANT
         )

@@ -458,7 +458,7 @@ def _check_left_out(splits, left_out):
 def _clear(folder, jobs, overwrite):
     """Removes what earlier runs left unfinished and returns the finished shards that are reused.
 
-    Keeps a complete data set that is to be replaced. Chooses target files for the other jobs.
+    Keeps a complete data set that will be replaced. Chooses target files for the other jobs.
     """
     unfinished = paths.join(folder, _UNFINISHED)
     wanted = {job.file: job for job in jobs}

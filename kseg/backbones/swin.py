@@ -191,7 +191,7 @@ def merge_windows(windows, window_size, shift, size):
     x = ops.reshape(x, (batch, rows * window_size, columns * window_size, groups * dim))
     if shift:
         x = ops.roll(x, (shift, shift), axis=(1, 2))
-    # Not `x[...]`, whose gradient is ten times as slow on TensorFlow.
+    # The gradient of `x[...]` is ten times as slow on TensorFlow.
     return ops.slice(x, (0, 0, 0, 0), (batch, height, width, groups * dim))
 
 
@@ -209,7 +209,7 @@ def _linear(x, kernel, bias=None, activation=None):
     shape = ops.shape(x)
     x = _matmul(ops.reshape(x, (-1, shape[-1])), kernel)
     if bias is not None:
-        # Not `+`, whose gradient is slower on TensorFlow and has more nodes.
+        # The gradient of `+` is slower on TensorFlow and has more nodes.
         x = x + bias if tf is None else tf.nn.bias_add(x, ops.convert_to_tensor(bias))
     if activation is not None:
         x = activation(x)
@@ -246,7 +246,7 @@ def standardize(x):
 
 
 def _gelu(x):
-    # Not `ops.gelu`, which uses erfc on TensorFlow: ONNX has no such operator.
+    # `ops.gelu` uses erfc on TensorFlow, for which ONNX has no operator.
     return 0.5 * x * (1.0 + ops.erf(x * _ROOT_HALF))
 
 

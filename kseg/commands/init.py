@@ -65,7 +65,7 @@ def _lite(size, file):
 NETWORKS = {
     "lite0": _lite(0, "efficientnet-lite0-57934424.pth"),
     "lite2": _lite(2, "efficientnet-lite2-9656183e.pth"),
-    # As configs/finetune_upernet_swin_t.json.
+    # The settings of configs/finetune_upernet_swin_t.json.
     "swin_t": Network(
         {"backbone": {"name": "swin_t", "drop_path_rate": 0.3}, "head": {"name": "upernet"}},
         {"name": "adamw", "learning_rate": 6e-5, "weight_decay": 0.01},

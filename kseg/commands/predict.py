@@ -313,7 +313,7 @@ def label_folder(jobs, label, network, needs, value_range, settings, options):
         drawing.write_png(output / LEGEND, drawing.legend(classes.names, classes.palette))
     found = predict_folder.find_too_large(left, needs)
     pixels = getattr(network, "pixel_format", None)
-    # Of a TIFF in tiles no more than a few rows of windows are in memory.
+    # A TIFF in tiles needs memory for only a few rows of windows.
     large = [job for job in left if job.tiles and (options.tiles or job.image in found)]
     unlabeled = {job.image: found[job.image] for job in left if job.image in found}
     for job in large:

@@ -16,7 +16,7 @@ from kseg.config.messages import describe, shown
 from kseg.config.schema import ConfigError, Experiment
 from kseg.errors import option
 
-_MAX_DEPTH = 32  # Of nested values, and of files that extend each other.
+_MAX_DEPTH = 32  # Largest depth of nested values, and of files that extend each other.
 _MAX_BYTES = 1 << 20
 _LIMIT = 1 << 31
 # Two keys of `train` that set the length of a run: the one set last takes precedence.

@@ -7,7 +7,7 @@ import tensorflow as tf
 from kseg.evaluation.evaluator import check_logits
 
 BLENDS = ("flat", "gaussian", "center")
-_SIGMA = 1 / 8  # Of the Gaussian, in extents of a window.
+_SIGMA = 1 / 8  # Standard deviation of the Gaussian as a fraction of the window.
 _ALIGNMENT = 32  # Pixels: a multiple of the strides of all networks.
 
 

@@ -6,7 +6,7 @@ from keras import ops
 from kseg.backend import replicas
 from kseg.layers import resize_labels
 
-_FLOOR = 1e-4  # Of probabilities, as in the public code.
+_FLOOR = 1e-4  # Lower limit of probabilities, as in the public code.
 _DIRECTIONS = (
     (0, 1),
     (1, 0),

@@ -45,7 +45,7 @@ class SegmentationLoss(keras.losses.Loss):
     """
 
     takes_sample_weight = False
-    function = None  # Of (labels, logits, **settings), in some losses also of class weights.
+    function = None  # Takes (labels, logits, **settings), in some losses also class weights.
 
     def __init__(self, name, class_weights, settings, ignore_class=255, **kwargs):
         reduction = kwargs.pop("reduction", _MEANS[0])

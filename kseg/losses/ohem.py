@@ -54,7 +54,7 @@ def ohem_cross_entropy(labels, logits, *, threshold=0.7, min_kept=100_000, class
     weight = ops.cast(ops.logical_and(kept, valid), "float32")
     if class_weights is not None:
         weight = weight * weight_of_labels(labels, class_weights)
-    return LossAndWeight(loss * weight, weight)  # Not `where`, which would hide a NaN.
+    return LossAndWeight(loss * weight, weight)  # `where` would hide a NaN.
 
 
 def _smallest(values, valid, count):
@@ -73,7 +73,7 @@ def _smallest(values, valid, count):
     prefix, remaining = 0, count
     for shift in range(_BITS - _BITS_PER_ROUND, -1, -_BITS_PER_ROUND):
         digits = ops.bitwise_and(ops.right_shift(values, shift), bins - 1)
-        # Not bincount: XLA does not compile TensorFlow's.
+        # XLA does not compile TensorFlow's bincount.
         histogram = ops.segment_sum(ops.cast(candidates, "int32"), digits, num_segments=bins)
         cumulative = ops.cumsum(replicas.all_reduce_sum(histogram))
         digit = ops.minimum(ops.sum(ops.cast(cumulative < remaining, "int32")), bins - 1)

@@ -110,7 +110,7 @@ def _unexplained(probability, own, size):
         return total
 
     def image(p, y):
-        # TensorFlow's decompositions raise for what is not finite, which is to be seen as a loss.
+        # TensorFlow's decompositions raise for non-finite values, which should reach the loss.
         finite = ops.all(ops.isfinite(p))
         p, y = points(ops.where(finite, p, 0.0)), points(y)
         with double_precision():

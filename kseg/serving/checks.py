@@ -11,7 +11,7 @@ from kseg import files
 from kseg.classes import Classes
 from kseg.errors import UserError, option
 
-RESULTS = ("logits", "classes")  # What a network file returns.
+RESULTS = ("logits", "classes")  # Possible results of a network file.
 QUANTIZATIONS = ("float16", "int8")
 TENSORFLOW_SERVING, TRITON = "tensorflow_serving", "triton"  # Model folders.
 CLASSES_FILE = "classes.json"  # In the assets of a SavedModel.

@@ -85,7 +85,7 @@ def export_saved_model(segmenter, path, classes, *, value_range=None, overwrite=
             signatures["serving_bytes"] = module.serve_bytes.get_concrete_function()
         try:
             tf.saved_model.save(module, str(new), signatures=signatures)
-        except tf.errors.OpError as error:  # Such as a full disk; the paths in it are temporary.
+        except tf.errors.OpError as error:  # For example a full disk; it names temporary paths.
             reason = error.message.rsplit("; ", 1)[-1]
             reason = re.sub(r" *\[Op:\w+\]$", "", reason)
             raise UserError(f"{path}: {reason}") from error

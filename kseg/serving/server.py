@@ -177,7 +177,7 @@ def build_app(label, classes, decode, *, limits=None, name="kseg"):
             response = JSONResponse({"error": "The server was stopped"}, 503)
         except ClientDisconnect:
             response = Response(status_code=499)  # For the metrics; nobody receives it.
-        except Exception:  # Whatever the network raises must not end the server.
+        except Exception:  # No error of the network may end the server.
             traceback.print_exc()
             text = "The network failed on this picture. The server's log says why"
             response = JSONResponse({"error": text}, 500)

@@ -191,7 +191,7 @@ def _orientation(exif):
         count = tf.where(known, count, 0)
         entries = tf.reshape(exif[first + 2 : first + 2 + twelve * count], (-1, twelve))
         found = tf.boolean_mask(entries, _number(entries[:, :2], little) == _ORIENTATION_TAG)
-        # An extra entry with value 1 stands in for a missing tag.
+        # An extra entry with value 1 replaces a missing tag.
         nothing = tf.constant([[1] * 12], "uint8")
         entry = tf.concat([found, nothing], axis=0)[0]
         form, number = _number(entry[2:4], little), _number(entry[4:8], little)

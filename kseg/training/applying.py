@@ -118,7 +118,7 @@ def _update(optimizer, gradients, variables, clip_norm):
     if not (every or optimizer.ema_overwrite_frequency or sums_again):
         optimizer.apply(gradients, variables)
         return
-    # What `apply` does, without its conditionals, and with clipping of the sum over replicas.
+    # The steps of `apply`, without its conditionals, and with clipping of the sum over replicas.
     if optimizer.loss_scale_factor is not None:
         gradients = [gradient / optimizer.loss_scale_factor for gradient in gradients]
     gradients = optimizer._clip_gradients(gradients)

@@ -74,7 +74,7 @@ class Callbacks:
             for name, callback in self._callbacks:
                 try:
                     getattr(callback, hook)(*arguments)
-                except Exception as error:  # Whatever a user's code raises.
+                except Exception as error:  # A user's code may raise anything.
                     raise UserError(
                         f"The callback {name!r} failed in {hook}: {_reason(error)}. Fix it, or "
                         "leave it out of `train.callbacks`: the same command resumes from the "
@@ -108,7 +108,7 @@ def build_callbacks(config):
                 raise TypeError(
                     f"it must make a kseg.training.callbacks.Callback, makes {type(callback)}"
                 )
-        except Exception as error:  # Whatever a user's code raises.
+        except Exception as error:  # A user's code may raise anything.
             raise UserError(
                 f"The entry {entry.name!r} of `train.callbacks`: {_reason(error)}"
             ) from error

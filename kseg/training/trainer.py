@@ -485,7 +485,7 @@ def build_step(trainer, strategy, *, jit_compile=False):
     if jit_compile:
         train_step = tf.function(train_step, jit_compile=True, autograph=False)
 
-    @tf.function(autograph=False)  # Not needed, and tracing is twice as fast without it.
+    @tf.function(autograph=False)  # Tracing is twice as fast without AutoGraph.
     def step(batch):
         if not several:
             return train_step(batch)

@@ -14,7 +14,7 @@ _HUGGING_FACE = re.compile(
 )
 _MAX_MESSAGE = 150  # Characters of a library's error message.
 FILES = ("model.safetensors", "pytorch_model.bin")
-PRESET_FILE = "model.weights.h5"  # Of `kseg push`.
+PRESET_FILE = "model.weights.h5"  # Written by `kseg push`.
 
 
 def check_source(source):

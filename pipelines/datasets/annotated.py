@@ -24,11 +24,11 @@ from pipelines.datasets.splits import ARRAY_ENDS, IMAGE_ENDS, check_split, divid
 from pipelines.errors import DataError
 from pipelines.sources import Member, fingerprint, open_source
 
-OPTIONS = ("class_map", "unlabeled", "overlap", "split", "seed")  # Of all importers.
+OPTIONS = ("class_map", "unlabeled", "overlap", "split", "seed")  # Options of all importers.
 OVERLAPS = ("later", "smaller")
 _MAX_DEPTH = 8
 _HEAD = 1 << 16
-_LARGEST = 1 << 53  # Of the whole numbers that a float holds exactly.
+_LARGEST = 1 << 53  # Up to it a float represents all integers exactly.
 
 
 class AnnotatedImage(typing.NamedTuple):

@@ -350,7 +350,7 @@ def _checked_runs(counts, height, width):
         raise DataError("run lengths must be whole numbers") from None
     size = height * width
     if counts.min(initial=0) < 0 or counts.max(initial=0) > size or counts.sum() != size:
-        total = sum(counts.tolist())  # Of Python, which has no largest number.
+        total = sum(counts.tolist())  # Python integers do not overflow.
         raise DataError(f"run lengths must fill {height}x{width} pixels, not {total}")
     return counts
 

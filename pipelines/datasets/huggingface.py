@@ -159,7 +159,7 @@ def _reading(where):
     except (arrow.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{where} cannot be read as a table: {reason}") from None
-    except MemoryError:  # Also of sizes that damage has made huge.
+    except MemoryError:  # Damaged sizes can be huge.
         raise DataError(f"{where} cannot be read as a table: it does not fit the memory") from None
 
 

@@ -32,7 +32,7 @@ from pipelines.sources import fingerprint
 ENDS = (".json",)
 EXPECTED = "a JSON file of labelme (`shapes`, `imagePath`) for each image"
 _NUM_POINTS = {"rectangle": 2, "circle": 2, "line": 2, "point": 1, "linestrip": None}
-_FARTHEST = 1 << 24  # Of coordinates, in pixels.
+_FARTHEST = 1 << 24  # Largest coordinate, in pixels.
 _RENAMED = {"__ignore__": None, "_background_": "background"}
 
 

@@ -1,22 +1,22 @@
-"""A study on one GPU with JAX: every arm and seed trained, evaluated and written down in minutes.
+"""A study on one GPU with JAX: trains and evaluates every arm and seed within minutes.
 
     python scripts/benchmarks/gpu_study.py --config configs/camvid_lite2_upernet.json \
         --source DATA/camvid --output results
 
-The data set is decoded once and lies in the GPU's memory as bytes; crops, mirroring and colours are
-drawn inside the compiled step, and `lax.scan` runs many steps a call. One process for each arm, one
-compilation each: seed, learning rate, number of steps and the weight, start and warm-up of an
+The data set is decoded once and kept in GPU memory as bytes. Crops, mirroring and colors are drawn
+inside the compiled step, and `lax.scan` runs many steps per call. Each arm has its own process and
+is compiled once: seed, learning rate, number of steps and the weight, start and warm-up of an
 objective are inputs of the compiled program.
 
-Writes `messages.jsonl` and `counts.zip`, each run as it came; `results.jsonl`, a line for each arm
-and seed; `study.zip`, the same with settings and pixel counts, to be unpacked into a folder of
-`scripts/study.py`'s results;
-`weights-<arm>-<seed>.npz` of the arms of `--save-weights`; and `log.txt`.
+Writes `messages.jsonl` and `counts.zip`, which are extended after each run; `results.jsonl`, a line
+for each arm and seed; `study.zip`, the same with settings and pixel counts, to be unpacked into a
+folder of results of `scripts/study.py`; `weights-<arm>-<seed>.npz` for the arms of
+`--save-weights`; and `log.txt`.
 
-`--plan FILE` takes arms and seeds from a study's file (docs/studies.md) instead of those in here.
-`--tune FILE` runs other settings than the arms' own: a JSON list of
+`--plan FILE` takes arms and seeds from a study's file (docs/studies.md) instead of the built-in
+ones. `--tune FILE` runs settings other than those of the arms: a JSON list of
 `{"name": ..., "arm": ..., "overrides": ["contrast.0.weight=0.2", ...], "seeds": [...]}`; `arm` is
-`"cross_entropy"` and `seeds` are those of `--seeds` where they are missing.
+`"cross_entropy"` by default, and `seeds` those of `--seeds`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ import zipfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-os.environ["KERAS_BACKEND"] = "jax"  # Of the director too, which imports Keras by the way.
+os.environ["KERAS_BACKEND"] = "jax"  # Also in the director, which imports Keras indirectly.
 
 ARMS = {
     "cross_entropy": ["contrast=[]"],
@@ -54,7 +54,7 @@ TOY = [
     "schedule.warmup_steps=1",
     "losses.cross_entropy.class_weights=null",
 ]
-_GRACE = 8.0  # Seconds that a worker gets to end by itself.
+_GRACE = 8.0  # Seconds that a worker has to end on its own.
 
 
 def main():
@@ -68,7 +68,7 @@ def _parse():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", help="what all arms share, a config file")
+    parser.add_argument("--config", help="config file that all arms share")
     parser.add_argument("--source", help="folder of the data set's files")
     parser.add_argument("--output", default="gpu_study", help="folder of the results")
     parser.add_argument("--plan", help="a study's file, instead of --config")
@@ -83,11 +83,11 @@ def _parse():
     parser.add_argument("--depthwise", choices=["auto", "grouped", "shifted"], default="auto")
     parser.add_argument("--no-features", action="store_true", help="no alignment and uniformity")
     parser.add_argument("--save-weights", nargs="*", default=[], metavar="ARM")
-    parser.add_argument("--weights", help="stands for model.backbone.weights of the config")
-    parser.add_argument("--commit", help="of the source tree, where there is no git")
+    parser.add_argument("--weights", help="replaces model.backbone.weights of the config")
+    parser.add_argument("--commit", help="commit of the source tree if there is no git")
     parser.add_argument("--cache", default=str(pathlib.Path(tempfile.gettempdir()) / "kseg_xla"))
     parser.add_argument("--time-limit", type=float, default=540.0, metavar="SECONDS")
-    parser.add_argument("--toy", action="store_true", help="made-up images, a tiny network, CPU")
+    parser.add_argument("--toy", action="store_true", help="synthetic images, a tiny network, CPU")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker or arguments.toy:
@@ -97,7 +97,7 @@ def _parse():
     return arguments
 
 
-# The director: decodes the data, starts a process for each arm, gathers what they write.
+# The director: decodes the data, starts a process for each arm, gathers the results.
 
 
 def _direct(arguments):
@@ -343,7 +343,7 @@ class _Archive:
 
     def add(self, line, config, counts):
         """Adds a run: a dict, the JSON values of its config, the file of its pixel counts."""
-        with self._lock:  # First as it came: whatever fails below, the run is not lost.
+        with self._lock:  # The raw message first, so that no run is lost if anything below fails.
             with open(self._output / "messages.jsonl", "a") as file:
                 file.write(json.dumps({"line": line, "config": config}) + "\n")
             with zipfile.ZipFile(self._output / "counts.zip", "a") as file:
