@@ -1,4 +1,4 @@
-"""A data set that fits into the memory of a GPU: decoded once, cropped inside the training step."""
+"""A data set held in GPU memory: decoded once, cropped inside the training step."""
 
 import concurrent.futures
 import dataclasses
@@ -72,7 +72,7 @@ def _decode(example, taxonomy):
 
 
 def buckets(split):
-    """Divides a split into parts of nearly one size, so that few programs evaluate it.
+    """Divides a split into parts of similar image size, so that few programs evaluate it.
 
     Images whose sizes round up to the same multiples of 32 go together; they are padded to the
     largest of them.
@@ -116,7 +116,7 @@ def sample_order(seed, count, samples):
 
 
 def crop(image, labels, size, numbers, *, crop_size, scale_range, flip):
-    """Cuts a random crop out of an image, as `pipelines.loader` does, to the pixel.
+    """Cuts a random crop out of an image, identical to that of `pipelines.loader`.
 
     (But for JPEG's decoding at a fraction of the size, which the loader uses below scale 0.5, and
     for the decoder.)
@@ -176,7 +176,7 @@ def crop(image, labels, size, numbers, *, crop_size, scale_range, flip):
 
 
 def training_batch(data, indices, key, *, crop_size, scale_range, flip, num_draws):
-    """Makes a batch of random crops.
+    """Builds a batch of random crops.
 
     Args:
         data: dict of device arrays `images`, `labels`, `sizes`, see `Split`.

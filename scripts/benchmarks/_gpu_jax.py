@@ -22,14 +22,14 @@ import numpy as np
 from _gpu_shared import emit, median_seconds, relative_error, turn
 
 GIGABYTE = 1e9
-# What a product of float32 matrices is made of; the names are JAX's.
+# Precisions of a product of float32 matrices, by their names in JAX.
 PRECISIONS = {
     "float32": "highest",
     "default": None,
     "tf32": "TF32_TF32_F32",
     "bf16": "BF16_BF16_F32",
 }
-# What an error may be, relative, at most.
+# Largest accepted relative errors.
 BOUNDS = {"float32": 1e-5, "default": 1e-3, "tf32": 1e-3, "bf16": 1e-2}
 NETWORKS = {
     "hrnet_w48": {"backbone": "hrnet_w48", "head": "hrnet"},
@@ -101,14 +101,14 @@ def ceilings(sizes):
 
 @functools.cache
 def precisions():
-    """Those of `PRECISIONS` that this device tells apart: a CPU has float32 alone."""
+    """Lists the `PRECISIONS` that this device distinguishes: a CPU has only float32."""
     if jax.default_backend() == "cpu":
         return {"float32": "highest"}
     return {name: p for name, p in PRECISIONS.items() if supported(p)}
 
 
 def supported(precision):
-    """Returns True if this device multiplies float32 matrices so."""
+    """Returns True if this device supports a precision for products of float32 matrices."""
     try:
         x = jnp.ones((16, 16))
         jax.block_until_ready(jnp.matmul(x, x, precision=precision))
@@ -121,7 +121,7 @@ def supported(precision):
 
 
 def build_objective(method, sizes, **settings):
-    """One objective by its method's name, with the capacities of the papers."""
+    """Builds an objective by the name of its method, with the capacities of the papers."""
     from kseg.contrast.contextrast import Contextrast
     from kseg.contrast.multi_scale import MultiScaleContrast
     from kseg.contrast.pixel_contrast import PixelContrast
@@ -169,7 +169,7 @@ class ObjectiveLoss:
         self.state = [v.value for v in self.variables]
 
     def terms(self, maps, others, state):
-        """The sum of the terms."""
+        """Sums the terms."""
         mapping = list(zip(self.variables, state, strict=True))
         with keras.StatelessScope(state_mapping=mapping):
             outputs = {**maps, "logits": others["logits"]}
@@ -208,14 +208,14 @@ class ObjectiveLoss:
             return jax.tree.leaves(jax.jit(draw)(self.maps, self.others, self.state))
 
     def lowered(self, precision=None, block_size=None):
-        """Loss and gradients, ready to be compiled."""
+        """Lowers loss and gradients for compilation."""
         with tiles(block_size), jax.default_matmul_precision(precision or "default"):
             function = jax.jit(jax.value_and_grad(self.terms))
             return function.lower(self.maps, self.others, self.state)
 
 
 def state_variables(*layers):
-    """Variables of layers that are no trainable weights: banks and seeds, each once."""
+    """Lists the variables of layers that are not trainable weights: banks and seeds."""
     found = {}
     for layer in layers:
         trained = {id(v) for v in layer.trainable_variables}
@@ -236,7 +236,7 @@ def replaced(owner, name, value):
 
 @contextlib.contextmanager
 def tiles(block_size):
-    """Has the objectives' kernels work in tiles of this size; None: of their own."""
+    """Sets the tile size of the objectives' kernels; None: their own choice."""
     if block_size is None:
         yield
         return
@@ -276,14 +276,14 @@ def numerics(sizes, what):
 
 
 def compile_all(lowered):
-    """Compiles programs side by side; dict of executables."""
+    """Compiles programs in parallel; returns a dict of executables."""
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         futures = {name: pool.submit(program.compile) for name, program in lowered.items()}
         return {name: future.result() for name, future in futures.items()}
 
 
 def report_errors(what, precision, value, gradients, expected, **more):
-    """Hands on the errors of a loss and its gradients, and what else was found."""
+    """Emits the errors of a loss and its gradients, and further values."""
     errors = {"loss": relative_error(value, expected["loss"])}
     for key, gradient in gradients.items():
         errors[f"gradient of {key}"] = relative_error(gradient, expected[f"gradient_{key}"])
@@ -301,7 +301,7 @@ def report_errors(what, precision, value, gradients, expected, **more):
 
 
 class Reference:
-    """Results of PyTorch in float64, computed in a process of its own and exchanged as files.
+    """Results of PyTorch in float64, computed in a separate process and exchanged as files.
 
     Args:
         kind: str, a function of `_gpu_torch.py`.
@@ -330,7 +330,7 @@ class Reference:
         self._folder.cleanup()
 
     def result(self):
-        """Waits; dict of arrays.
+        """Waits for the results and returns a dict of arrays.
 
         Raises:
             RuntimeError: if the process failed.
@@ -342,7 +342,7 @@ class Reference:
 
 
 def logit_losses(sizes):
-    """Cross-entropy, OHEM and Lovasz-softmax at the papers' sizes, against float64."""
+    """Compares cross-entropy, OHEM and Lovasz-softmax at the papers' sizes with float64."""
     labels = shared.street_labels(sizes)
     size = sizes.height // 4, sizes.width // 4
     x = jnp.asarray(shared.rounded_to_bfloat16(shared.logits(labels, sizes.classes, *size)))
@@ -366,19 +366,19 @@ def logit_losses(sizes):
 
 
 def kept_pixels(sizes, x, labels):
-    """The pixels that OHEM keeps, bool `(batch, height, width)`."""
+    """Marks the pixels that OHEM keeps, bool `(batch, height, width)`."""
     from kseg.losses.ohem import ohem_cross_entropy
 
     return ohem_cross_entropy(labels, x, min_kept=min_kept(sizes))[1] > 0
 
 
 def min_kept(sizes):
-    """Pixels that OHEM keeps at least: 100,000 of the papers' batch."""
+    """Scales the smallest number of pixels that OHEM keeps, 100,000 of the papers' batch."""
     return sizes.batch * sizes.height * sizes.width // 42
 
 
 def logit_functions(sizes):
-    """Losses of logits and labels by name."""
+    """Returns the losses of logits and labels by name."""
     from kseg.losses.cross_entropy import cross_entropy
     from kseg.losses.lovasz import lovasz_softmax
     from kseg.losses.ohem import ohem_cross_entropy
@@ -599,7 +599,7 @@ def numpy_initializers():
 
 
 def fuse_batch_norm():
-    """Replaces the batch norm of kseg's layers by one that keeps only its input for the gradient.
+    """Replaces the batch norm of kseg's layers by one that stores only its input for the gradient.
 
     Statistics in one pass over the map, in float32.
     """

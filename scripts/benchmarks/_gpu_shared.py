@@ -1,4 +1,4 @@
-"""The common part of the cases of `gpu.py`: sizes, made-up inputs, turns on the GPU, results.
+"""Code shared by the cases of `gpu.py`: sizes, synthetic inputs, turns on the GPU, results.
 
 Needs NumPy alone, so that JAX and PyTorch cases read the same inputs.
 """
@@ -77,20 +77,20 @@ TOY = Sizes(
 
 
 def die_with_parent():
-    """Ends this process with the one that started it, however that ends; on Linux."""
+    """Ends this process when its parent ends for any reason; on Linux only."""
     if sys.platform == "linux":
         set_death_signal = 1
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
 def emit(**found):
-    """Hands one result to the driver, at once."""
+    """Sends one result to the driver immediately."""
     print(PREFIX + json.dumps(found), flush=True)
 
 
 @contextlib.contextmanager
 def turn():
-    """Has the GPU alone while the block runs: the driver stops all other cases meanwhile."""
+    """Reserves the GPU for the block: the driver stops all other cases meanwhile."""
     if not os.environ.get(TAKES_TURNS):
         yield
         return
@@ -128,14 +128,14 @@ def median_seconds(function, wait, sizes, warm_up=1):
 
 
 def relative_error(found, reference):
-    """`|found - reference| / |reference|` in the L2 norm, in float64; NaN if anything is."""
+    """Computes `|found - reference| / |reference|` in the L2 norm, in float64; propagates NaN."""
     found, reference = np.asarray(found, "float64"), np.asarray(reference, "float64")
     norm = np.linalg.norm(reference)
     return float(np.linalg.norm(found - reference) / (norm if norm else 1.0))
 
 
 def street_labels(sizes, seed=0):
-    """Labels in patches, every class at least once at each stride, some of them rare.
+    """Creates labels in patches, with every class present at each stride, some of them rare.
 
     Returns:
         uint8 array `(batch, height, width)`; 255 in a strip at the top.
@@ -153,7 +153,7 @@ def street_labels(sizes, seed=0):
 
 
 def nearest(labels, height, width):
-    """Labels at another size: source `floor((i + 0.5) * in / out)` for place i."""
+    """Resizes labels to the nearest neighbors: source `floor((i + 0.5) * in / out)` for index i."""
     rows, columns = (
         np.floor((np.arange(size) + 0.5) * source / size).astype(int)
         for size, source in ((height, labels.shape[1]), (width, labels.shape[2]))
@@ -169,12 +169,12 @@ def rounded_to_bfloat16(x):
 
 
 def unit_rows(x):
-    """Rows of unit L2 norm."""
+    """Creates rows of unit L2 norm."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def embeddings(labels, classes, height, width, dim, *, seed=0):
-    """A map of embeddings that tell the classes apart a little, with values of bfloat16.
+    """Creates a map of embeddings that separate the classes slightly, with bfloat16 values.
 
     Returns:
         float32 array `(batch, height, width, dim)`, of unit norm up to the rounding.
@@ -189,7 +189,7 @@ def embeddings(labels, classes, height, width, dim, *, seed=0):
 
 
 def logits(labels, classes, height, width, *, seed=0):
-    """Logits that are right at most pixels and wrong in some patches.
+    """Creates logits that are correct at most pixels and wrong in some patches.
 
     Returns:
         float32 array `(batch, height, width, classes)`.
@@ -239,6 +239,6 @@ def method_inputs(method, sizes, seed=0):
 
 
 def bank_entries(slots, dim, seed=0):
-    """Rows of unit norm for a memory bank; float32 `(slots, dim)`."""
+    """Creates rows of unit norm for a memory bank, float32 `(slots, dim)`."""
     rng = np.random.default_rng(seed)
     return unit_rows(rng.standard_normal((slots, dim), dtype="float32"))

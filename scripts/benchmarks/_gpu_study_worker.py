@@ -177,7 +177,7 @@ class _StopRunError(Exception):
 
 
 class Program:
-    """The compiled step and evaluation of settings that differ in inputs only."""
+    """The compiled step and evaluation of settings that differ only in inputs."""
 
     def __init__(self, worker, experiment):
         self.worker = worker
@@ -226,7 +226,7 @@ class Program:
         self.compiling = 0.0  # Seconds that the next run spends on compiling.
 
     def _build(self, experiment, seed):
-        """Builds the trainer of a seed on the host, with pretrained weights where there are any."""
+        """Builds the trainer of a seed on the host, with pretrained weights if there are any."""
         keras.utils.clear_session(free_memory=False)
         keras.utils.set_random_seed(seed)
         classes = self.worker.classes
@@ -283,7 +283,7 @@ class Program:
         return jax.device_put(state, self.worker.device)
 
     def run(self, name, experiment, seed, *, config, first):
-        """Trains and evaluates one seed; the rest happens beside the next one.
+        """Trains and evaluates one seed; results are written while the next one trains.
 
         Args:
             name: str, the arm of the result.
@@ -362,7 +362,7 @@ class Program:
         return self.worker.pool.submit(*finish), result["last"]["mean_iou"]
 
     def _finish(self, result, config, counts, seen, weights):
-        """Features, files and the line of a run."""
+        """Computes the features and writes the files and the result line of a run."""
         spec = self.worker.spec
         if spec["features"] and "." not in result["arm"]:  # Not of a tuning run.
             result["features"] = self._features(seen)
@@ -457,7 +457,7 @@ def _say(text):
 
 
 def _batches(images, labels):
-    """Divides into batches; the last is filled up with images of which every pixel is ignored."""
+    """Divides images into batches; the last is padded with images that are ignored."""
     missing = -len(images) % _BATCH
     images = np.concatenate([images, np.repeat(images[:1], missing, axis=0)])
     labels = np.concatenate([labels, np.full((missing, *labels.shape[1:]), 255, "uint8")])
@@ -465,7 +465,7 @@ def _batches(images, labels):
 
 
 def _occurrence(labels, num_classes):
-    """Training images and pixels of each class, as `Classes` has them."""
+    """Counts training images and pixels of each class, as in `Classes`."""
     counts = [np.bincount(image.reshape(-1), minlength=256)[:num_classes] for image in labels]
     counts = np.stack(counts)
     return {
@@ -475,7 +475,7 @@ def _occurrence(labels, num_classes):
 
 
 def _ramped(step, weight, start, warmup):
-    """`kseg.training.schedules.Ramp`, of inputs."""
+    """Computes `kseg.training.schedules.Ramp` from inputs of the program."""
     since = step.astype("float32") - start
     rise = jnp.where(warmup > 0, since / jnp.maximum(warmup, 1.0), since + 1.0)
     return weight * jnp.clip(rise, 0.0, 1.0)
@@ -525,7 +525,7 @@ def _depthwise_layers(segmenter):
 
 
 def _depthwise_calls(segmenter, data):
-    """The depthwise convolutions of a training step: a list of `(layer, input shape)`."""
+    """Lists the depthwise convolutions of a training step as `(layer, input shape)`."""
     calls = []
     layers = _depthwise_layers(segmenter)
     if not layers:
@@ -550,7 +550,7 @@ def _depthwise_calls(segmenter, data):
 
 
 def _time_depthwise(calls, implementation, rounds=20):
-    """Seconds of the forward and backward passes of depthwise convolutions."""
+    """Times the forward and backward passes of depthwise convolutions."""
     rng = np.random.default_rng(0)
     dtype = calls[0][0].compute_dtype
     inputs = [jnp.asarray(rng.normal(size=shape), dtype) for _, shape in calls]

@@ -38,7 +38,7 @@ def synchronize(*_):
 
 
 class Peak:
-    """Memory that the block takes at most above what was there before, and in all, in GB."""
+    """Measures the peak memory of a block, above what was in use before and in total, in GB."""
 
     def __enter__(self):
         if DEVICE.type == "cuda":
@@ -79,7 +79,7 @@ def ceilings(sizes):
 
 
 def info_nce(anchors, anchor_labels, keys, key_labels, *, temperature, exclude_self=False):
-    """Each positive against all negatives; the whole matrix at once (Pissas et al., Eq. 1-2).
+    """Contrasts each positive with all negatives in a single matrix (Pissas et al., Eq. 1-2).
 
     Returns:
         `(loss, valid)` of the anchors: `mean_j softplus(logsumexp_n(s_in) - s_ij)`, and whether it
@@ -101,13 +101,13 @@ def mean_of_valid(loss, valid):
 
 
 def nearest(labels, size):
-    """Labels `(batch, height, width)` at another size."""
+    """Resizes labels `(batch, height, width)` to the nearest neighbors."""
     labels = labels[:, None].float()
     return functional.interpolate(labels, size, mode="nearest-exact")[:, 0].long()
 
 
 def balanced_positions(labels, num_classes, max_anchors, min_count=5):
-    """Equally many pixels of each present class, divided among its images (Sec. 3.3).
+    """Draws the same number of pixels of each present class, divided among images (Sec. 3.3).
 
     Returns:
         int64 `(rows,)`, places in the flattened labels.
@@ -145,7 +145,7 @@ def multi_scale(
     pairs=CROSS_SCALE_PAIRS,
     kernel=info_nce,
 ):
-    """MS/CS: within each scale and across pairs (Eq. 3 and 4).
+    """Computes MS/CS within each scale and across pairs (Eq. 3 and 4).
 
     Args:
         maps: dict with `embedding_c2` to `embedding_c5`, `(batch, h, w, dim)`.
@@ -178,7 +178,7 @@ def multi_scale(
 
 
 def region_means(features, logits, labels, num_classes):
-    """Region centres of each image by Eq. 3: right pixels weigh 1 - confidence, wrong ones 1.
+    """Computes region centers by Eq. 3: weight 1 - confidence if correct, 1 if wrong.
 
     Returns:
         `(centers, labels)` of the classes that are in an image.
@@ -195,7 +195,7 @@ def region_means(features, logits, labels, num_classes):
 
 
 def region_contrast(maps, others, sizes, samples=None):
-    """RegionContrast against a full bank (Eq. 4), added up over the classes of an image."""
+    """Computes RegionContrast with a full bank (Eq. 4), summed over the classes of an image."""
     centers, classes = region_means(
         maps["features"], others["logits"], others["labels"], sizes.classes
     )
@@ -205,7 +205,7 @@ def region_contrast(maps, others, sizes, samples=None):
 
 
 def squared_edge_distance(regions):
-    """Squared distance of each pixel to the nearest of another region, along both axes at once.
+    """Computes the squared distance of each pixel to the nearest pixel of another region.
 
     Args:
         regions: int64 `(batch, height, width)`.
@@ -228,7 +228,7 @@ def squared_edge_distance(regions):
 
 
 def boundary_samples(labels, predicted, num_classes, max_samples=4096, min_negatives=64):
-    """Positives at random, negatives of each class from the error pixels nearest to an edge.
+    """Draws random positives, and negatives from the error pixels nearest to an edge.
 
     Returns:
         list of `(class, positives, negatives)`, positions in the flattened labels.
@@ -256,7 +256,7 @@ def boundary_samples(labels, predicted, num_classes, max_samples=4096, min_negat
 
 
 def contextrast(maps, others, sizes, samples=None):
-    """Contextrast: shared anchors against pixels of each layer (supplement, Eq. 4-5)."""
+    """Computes Contextrast: shared anchors and pixels of each layer (supplement, Eq. 4-5)."""
     pixels, layer_labels, means = {}, {}, {}
     for stage in LAYER_WEIGHTS:
         x = maps[f"embedding_{stage}"]
@@ -296,7 +296,7 @@ def contextrast(maps, others, sizes, samples=None):
 
 
 def hard_positions(labels, predicted, num_classes, max_anchors=1024, max_views=100, min_count=5):
-    """Half wrong, half right pixels of each class of each image; positions."""
+    """Draws positions of pixels of each class and image, half wrong and half correct."""
     batch = len(labels)
     labels, predicted = labels.reshape(batch, -1), predicted.reshape(batch, -1)
     members = functional.one_hot(labels.clamp(max=num_classes), num_classes + 1)[..., :-1]
@@ -317,7 +317,7 @@ def hard_positions(labels, predicted, num_classes, max_anchors=1024, max_views=1
 
 
 def pixel_contrast(maps, others, sizes, samples=None, *, memory=False):
-    """Pixel contrast among the anchors, or against remembered pixels and regions."""
+    """Computes pixel contrast among the anchors, or with stored pixels and regions."""
     x = maps["embedding_features"]
     labels = nearest(others["labels"], x.shape[1:3])
     if samples is None:
@@ -353,20 +353,20 @@ METHODS = {
 
 
 def per_pixel(logits, labels):
-    """Cross-entropy of each pixel, at the labels' size, and the valid ones."""
+    """Computes the cross-entropy of each pixel at the labels' size, and the valid mask."""
     logits = functional.interpolate(logits, labels.shape[1:], mode="bilinear")
     loss = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
     return loss, labels != IGNORE, logits
 
 
 def cross_entropy(logits, labels):
-    """Mean over the valid pixels; `logits` `(batch, classes, h, w)`."""
+    """Averages over the valid pixels; `logits` `(batch, classes, h, w)`."""
     loss, valid, _ = per_pixel(logits, labels)
     return mean_of_valid(loss, valid)
 
 
 def ohem(logits, labels, *, min_kept, kept=None, threshold=0.7):
-    """Cross-entropy of the pixels of low probability, or of those that `kept` names.
+    """Computes the cross-entropy of pixels of low probability, or of those in `kept`.
 
     Returns:
         `(loss, number, distance)`: with `kept`, of how many pixels the choice would be another one
@@ -384,7 +384,7 @@ def ohem(logits, labels, *, min_kept, kept=None, threshold=0.7):
 
 
 def lovasz(logits, labels):
-    """Lovasz-softmax over the present classes (Berman et al., Alg. 1)."""
+    """Computes Lovasz-softmax over the present classes (Berman et al., Alg. 1)."""
     _, valid, logits = per_pixel(logits, labels)
     probability = logits.softmax(dim=1).movedim(1, -1)[valid]
     labels = labels[valid]
@@ -413,7 +413,7 @@ def write_expected(folder, **arrays):
 
 
 def reference_of_objective(method, folder, sizes):
-    """Loss and gradients of a method in float64, with the samples that kseg drew."""
+    """Computes loss and gradients of a method in float64, with the samples drawn by kseg."""
     inputs = read_inputs(folder)
     samples = [inputs.pop(key) for key in [f"sample{i}" for i in range(99)] if key in inputs]
     others = {
@@ -433,7 +433,7 @@ def reference_of_objective(method, folder, sizes):
 
 
 def reference_of_logit_losses(_, folder, sizes):
-    """The losses on logits in float64; OHEM of the pixels that kseg kept."""
+    """Computes the losses on logits in float64; OHEM with the pixels kept by kseg."""
     inputs = read_inputs(folder)
     labels, found = inputs["labels"].long(), {}
     kept = sizes.batch * sizes.height * sizes.width // 42
@@ -493,7 +493,7 @@ def objectives(sizes):
 
 
 class Step:
-    """A training step as `_gpu_jax.network` has it, in bfloat16 by autocast, channels last.
+    """The training step of `_gpu_jax.network`, in bfloat16 by autocast, channels last.
 
     Attributes:
         model: the network.

@@ -1,4 +1,4 @@
-"""Segmentation networks in PyTorch on timm's backbones: what kseg's are timed beside.
+"""Segmentation networks in PyTorch on timm's backbones, the baselines of kseg's.
 
 The layers are those of kseg's heads, with the same widths, so that the arithmetic is the same.
 """
@@ -26,7 +26,7 @@ class HRNetBackbone(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """A backbone whose four stages timm gives."""
+    """The four stages of a backbone of timm."""
 
     def __init__(self, name, **arguments):
         super().__init__()
@@ -190,7 +190,7 @@ class Segmenter(nn.Module):
 
 
 def build(name, sizes, *, projections, hidden_layers):
-    """A network by its name in `gpu.py`.
+    """Builds a network by its name in `gpu.py`.
 
     Args:
         name: str.

@@ -1,4 +1,4 @@
-"""The frame of a benchmark: its options, and measurements in processes of their own.
+"""The framework of benchmarks: options, and measurements in separate processes.
 
 Imports the standard library alone until a function needs more: `_torch_peers.py` runs where kseg
 and TensorFlow may be missing, and `startup.py` times the imports.
@@ -98,7 +98,7 @@ def _check_torch(interpreter):
 
 
 def torch_command(interpreter, *arguments):
-    """The command line of `_torch_peers.py`, a list of str."""
+    """Builds the command line of `_torch_peers.py`, a list of str."""
     script = pathlib.Path(__file__).with_name("_torch_peers.py")
     return [interpreter, *map(str, [script, *arguments])]
 
@@ -119,16 +119,16 @@ def in_torch(interpreter, *arguments):
 
 
 def command(measure, arguments, **changes):
-    """The command line of one measurement, a list of str; arguments as for `in_new_process`."""
+    """Builds the command line of a measurement, a list of str; arguments as `in_new_process`."""
     values = json.dumps({**vars(arguments), **changes})
     return [sys.executable, inspect.getfile(measure), "--measure", values]
 
 
 def in_new_process(measure, arguments, **changes):
-    """Makes one measurement in a new process, so that nothing else is in memory before it.
+    """Performs a measurement in a new process, so that nothing else is in memory before it.
 
     Args:
-        measure: function of a benchmark's script, the one that it gave to `main`.
+        measure: function of a benchmark's script, as passed to `main`.
         arguments: `argparse.Namespace`. With `toy` the measurement is made in this process, which
             saves starting TensorFlow again.
         **changes: values that replace or join the arguments.

@@ -101,7 +101,7 @@ def add_precision_argument(parser):
 
 
 def contrast_of(arguments, method):
-    """The section `contrast` of a method's config.
+    """Returns the section `contrast` of a method's config.
 
     Args:
         arguments: with `toy`, which makes MS/CS smaller, and `backbone_arguments`.
@@ -219,7 +219,7 @@ def street_batch(arguments):
 
 
 def random_batch(arguments, size):
-    """Makes a batch of random pixels and labels.
+    """Creates a batch of random pixels and labels.
 
     Args:
         arguments: with `batch`, `classes`.

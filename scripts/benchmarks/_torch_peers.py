@@ -50,7 +50,7 @@ def enlarge(x, like):
 
 
 class Segmenter(nn.Module):
-    """From pixels of 0 to 255 to logits of the image's size, as kseg's inference model."""
+    """Maps pixels of 0 to 255 to logits at image size, like kseg's inference model."""
 
     def __init__(self, num_classes, features):
         super().__init__()

@@ -19,7 +19,10 @@ def main(argv=None):
     """Runs the benchmark and returns its exit code."""
     parser = _measuring.build_parser(__doc__)
     parser.add_argument(
-        "--images", type=_measuring.positive, default=20_210, help="slots of a class, at most"
+        "--images",
+        type=_measuring.positive,
+        default=20_210,
+        help="largest number of slots of a class",
     )
     parser.add_argument("--classes", type=_measuring.positive, default=150)
     parser.add_argument(

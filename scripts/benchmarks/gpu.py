@@ -1,4 +1,4 @@
-"""Proves and measures kseg on one GPU with JAX, beside PyTorch, in one command.
+"""Checks and measures kseg on one GPU with JAX, against PyTorch, in one command.
 
     python scripts/benchmarks/gpu.py --output gpu.jsonl --time-limit 300
     python scripts/benchmarks/gpu.py --list
@@ -66,7 +66,7 @@ class Case:
 
 
 def all_cases():
-    """The cases, the most important first."""
+    """Lists the cases, the most important first."""
     cases = [Case(f"ceilings/{side}", side, "ceilings", seconds=20.0) for side in ("jax", "torch")]
     methods = [method for method in _gpu_shared.METHODS if method != "ce"]
     cases += [
@@ -159,7 +159,7 @@ def parse_arguments():
     parser.add_argument(
         "--pack", help="folder into which the cache is packed at the end, in parts of 15 MiB"
     )
-    parser.add_argument("--parts", type=int, default=4, help="parts at most")
+    parser.add_argument("--parts", type=int, default=4, help="largest number of parts")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # Runs one, in this process.
     arguments = parser.parse_args()
     if min(arguments.jobs, arguments.compile_jobs) < 1 or arguments.time_limit <= 0:
@@ -223,7 +223,7 @@ def run_case(arguments):
 
 
 class Process:
-    """A running case; its lines come into the driver's queue."""
+    """A running case, whose lines enter the driver's queue."""
 
     def __init__(self, case, arguments, cache, lines):
         self.case, self.started = case, time.monotonic()
@@ -272,7 +272,7 @@ class Process:
         lines.put((self, {"returncode": self._process.wait()}))
 
     def grant(self):
-        """Lends it the GPU."""
+        """Assigns the GPU to the case."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(b"\n")
             self._process.stdin.flush()
@@ -290,13 +290,13 @@ class Process:
         self.signal(signal.SIGKILL)
 
     def errors(self):
-        """The end of what it wrote to stderr."""
+        """Returns the end of its stderr."""
         self.log.seek(0)
         return self.log.read().decode(errors="replace")[-3000:]
 
 
 class Driver:
-    """Starts the cases, gives turns on the GPU, and writes what they find.
+    """Starts the cases, assigns turns on the GPU, and writes results.
 
     Attributes:
         failed: number of cases that failed.
@@ -316,7 +316,7 @@ class Driver:
         self.failed = 0
 
     def run(self):
-        """Works off all cases, or as many as fit."""
+        """Runs all cases, or as many as fit."""
         try:
             while self._cases or self._running or self._again:
                 self._count_idle()
@@ -451,7 +451,7 @@ class Driver:
 
 
 def pack(cache, folder, parts):
-    """Packs files of the cache, the small ones first, into `cache-N.tar.gz` of 15 MiB at most.
+    """Packs files of the cache, the small ones first, into `cache-N.tar.gz` of at most 15 MiB.
 
     Returns:
         int, bytes of the files that were packed.
@@ -479,7 +479,7 @@ def _size(path):
 
 
 def unpack(cache):
-    """Unpacks what `pack` left in the folder of the cache."""
+    """Unpacks the archives of `pack` in the folder of the cache."""
     for path in sorted(pathlib.Path(cache).glob("cache-*.tar.gz")):
         with tarfile.open(path) as archive:
             archive.extractall(cache, filter="data")

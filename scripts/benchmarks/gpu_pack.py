@@ -1,4 +1,4 @@
-"""Packs what `gpu.py` and `gpu_study.py` need on a machine with JAX, a GPU and no network.
+"""Packs the files for `gpu.py` and `gpu_study.py` on a machine with JAX, a GPU and no network.
 
     python scripts/benchmarks/gpu_pack.py --output .gpu --data DATA/camvid \
         --weights efficientnet-lite2-9656183e.pth
@@ -75,7 +75,7 @@ def _requirement(wheel, name):
 
 
 def halve_weights(source, target):
-    """Writes a checkpoint as `.npz`: arrays of two and more axes in float16."""
+    """Writes a checkpoint as `.npz`, with arrays of two and more axes in float16."""
     import numpy as np
 
     from kseg.weights.files import read_file

@@ -219,7 +219,7 @@ def _jobs(arguments):
 
 
 def _protocol(arguments):
-    """The study's name, and a job for each arm: candidates, tuning seeds, seeds."""
+    """Returns the study's name, and a job for each arm: candidates, tuning seeds, seeds."""
     from kseg import config as config_module
 
     protocol = json.loads(pathlib.Path(arguments.protocol).read_text())
@@ -254,7 +254,7 @@ def _check(experiment):
 
 
 def _make_toy(arguments, scratch):
-    """Writes a folder in CamVid's layout with made-up images."""
+    """Writes a folder in CamVid's layout with synthetic images."""
     import cv2
     import numpy as np
 
@@ -274,7 +274,7 @@ def _make_toy(arguments, scratch):
 
 
 def _store_data(arguments, name, scratch):
-    """Decodes the data set, and leaves it where the workers find it."""
+    """Decodes the data set and stores it for the workers."""
     import _device_data
     import numpy as np
 
@@ -322,7 +322,7 @@ def _choose_depthwise(probe, say, deadline):
 
 
 class _Archive:
-    """The results, on disk as soon as they are there.
+    """The results, written to disk as soon as they arrive.
 
     Args:
         output: folder of the few files that are kept.
@@ -338,7 +338,7 @@ class _Archive:
 
     @property
     def finished(self):
-        """Set of `(arm, seed)`."""
+        """Returns the finished runs, a set of `(arm, seed)`."""
         return {(line["arm"], line["seed"]) for line in self.lines}
 
     def add(self, line, config, counts):
@@ -366,7 +366,7 @@ class _Archive:
 
 
 def _listen(arm, process, say, archive):
-    """Gathers what a worker says."""
+    """Collects the messages of a worker."""
     for text in process.stdout:
         if not text.startswith("@result "):
             say(f"{arm}: {text.rstrip()}")
@@ -386,7 +386,7 @@ def _listen(arm, process, say, archive):
 
 
 def _table(lines, say):
-    """Means, and paired differences to cross-entropy, in points."""
+    """Formats means, and paired differences to cross-entropy, in points."""
     import numpy as np
 
     scores = {}

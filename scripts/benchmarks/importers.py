@@ -1,4 +1,4 @@
-"""Preparation of annotations by each importer: images a second, and the reading of a large file.
+"""Throughput of each importer of annotations, and the time to read a large file.
 
 Images are JPEGs of one size with polygons of random stars; the same ones for each format. `find` is
 the reading of the annotations, `records` the whole preparation: decoding, drawing, checking and
@@ -102,7 +102,7 @@ def measure_large(arguments, root):
 
 
 def stars_of(arguments, seed):
-    """Random stars as list of `(class number, [[x, y], ...])`."""
+    """Draws random stars as list of `(class number, [[x, y], ...])`."""
     rng = np.random.default_rng(seed)
     height, width = arguments.size
     angles = np.linspace(0, 2 * np.pi, arguments.points, endpoint=False)
@@ -116,7 +116,7 @@ def stars_of(arguments, seed):
 
 
 def write_images(arguments, folder):
-    """Writes JPEGs; list of `(name, stars)`."""
+    """Writes JPEGs; returns a list of `(name, stars)`."""
     folder.mkdir(parents=True)
     entries = []
     for i in range(arguments.images):
@@ -142,12 +142,12 @@ def coco_content(entries, arguments, first=0):
 
 
 def write_coco(root, entries, arguments):
-    """One JSON file."""
+    """Writes one JSON file."""
     (root / "train.json").write_text(json.dumps(coco_content(entries, arguments)))
 
 
 def write_labelme(root, entries, arguments):
-    """A JSON file beside each image."""
+    """Writes a JSON file beside each image."""
     height, width = arguments.size
     for name, stars in entries:
         shapes = [{"label": CLASSES[label], "points": points} for label, points in stars]
@@ -156,7 +156,7 @@ def write_labelme(root, entries, arguments):
 
 
 def write_cvat(root, entries, arguments):
-    """annotations.xml."""
+    """Writes annotations.xml."""
     height, width = arguments.size
     parts = ["<annotations><meta><task><labels>"]
     parts += [f"<label><name>{name}</name></label>" for name in CLASSES]
@@ -171,7 +171,7 @@ def write_cvat(root, entries, arguments):
 
 
 def write_yolo(root, entries, arguments):
-    """data.yaml, and a text file for each image."""
+    """Writes data.yaml, and a text file for each image."""
     (root / "images").mkdir()
     (root / "train").rename(root / "images/train")
     (root / "labels/train").mkdir(parents=True)
@@ -186,7 +186,7 @@ def write_yolo(root, entries, arguments):
 
 
 def write_supervisely(root, entries, arguments):
-    """A project."""
+    """Writes a project."""
     (root / "img").mkdir()
     (root / "train").rename(root / "img/images")
     (root / "train").mkdir()
@@ -210,7 +210,7 @@ def write_supervisely(root, entries, arguments):
 
 
 def write_label_studio(root, entries, arguments):
-    """One export."""
+    """Writes one export."""
     height, width = arguments.size
     sizes = {"original_height": height, "original_width": width}
     tasks = []

@@ -1,6 +1,6 @@
 """Processor time of an image from records to batches: 16-bit four-channel data against 8-bit RGB.
 
-The same made-up photographs are prepared as 8-bit RGB (JPEG with bands, original JPEG, PNG) and,
+The same synthetic photographs are prepared as 8-bit RGB (JPEG with bands, original JPEG, PNG) and,
 with a fourth band and 12 bits in 16, as four channels of 16 bits; these are also read the usual
 way: whole TIFFs through OpenCV, resized and cropped. Everything runs on one core, as in
 `input_path.py`, with the same augmentation but no color jitter, which the network's device does.
@@ -57,7 +57,7 @@ class Bands:
         self.image = self.image.tobytes()
 
     def read(self):
-        """The bytes of image and labels."""
+        """Returns the bytes of image and labels."""
         return self.image, self.label
 
 

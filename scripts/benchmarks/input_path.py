@@ -82,7 +82,7 @@ def limit_threads():
 
 
 class MadeExample:
-    """A made-up photograph as a PNG and as JPEGs, with its labels as a PNG.
+    """A synthetic photograph as a PNG and as JPEGs, with its labels as a PNG.
 
     One JPEG has the restart markers of those that preparation writes, which let a loader decode
     bands; they make no difference to the usual way.
@@ -110,7 +110,7 @@ class MadeExample:
         self.stored = "jpeg"
 
     def read(self):
-        """The bytes of image and labels."""
+        """Returns the bytes of image and labels."""
         return getattr(self, self.stored), self.label
 
 
@@ -135,7 +135,7 @@ def paint_scenes(count):
 
 
 def photograph(number, scenes, size, noise, quality):
-    """Makes a mosaic of scenes with sensor noise, which compresses like a photograph.
+    """Creates a mosaic of scenes with sensor noise, which compresses like a photograph.
 
     Args:
         number: int, seed and id.
@@ -279,7 +279,7 @@ def usual_way(arguments, stored, examples, crop):
 
 
 def loader_seconds(arguments, folder, split, crop):
-    """Seconds of processor time an image of kseg's loader."""
+    """Measures the processor seconds per image of kseg's loader."""
     from pipelines import loader
 
     dataset = loader.training_dataset(
@@ -295,7 +295,7 @@ def loader_seconds(arguments, folder, split, crop):
 
 
 def dataset_seconds(arguments, dataset, batch_size):
-    """Seconds of processor time of one element of a batch."""
+    """Measures the processor seconds per element of a batch."""
     iterator = iter(dataset)
     for _ in range(3):
         next(iterator)
@@ -374,7 +374,7 @@ def show_stages(arguments, folder, split, crop):
 
 
 def measure_distortion(arguments, crop):
-    """Times the colour jitter of the training step on a core, against keras-cv's layer.
+    """Times the color jitter of the training step on a core, against keras-cv's layer.
 
     Returns:
         float, seconds of processor time an image of kseg's layer.
@@ -409,7 +409,7 @@ def measure_distortion(arguments, crop):
             compiled()
             times[name] = min(times[name], (time.process_time() - start) / 8)
     shown = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in times.items())
-    print(f"colour jitter in the training step, here on a core: {shown}")
+    print(f"color jitter in the training step, here on a core: {shown}")
     return times["kseg"]
 
 

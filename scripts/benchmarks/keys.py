@@ -140,7 +140,7 @@ def compare_data(arguments, names):
 
 
 def _seconds(call):
-    """The processor time of a call, in seconds."""
+    """Measures the processor time of a call, in seconds."""
     start = time.process_time()
     call()
     return time.process_time() - start

@@ -1,4 +1,4 @@
-"""`kseg predict`: throughput and peak memory by size of a picture, folders, and seams of windows.
+"""`kseg predict`: throughput and peak memory by image size, folders, and seams of windows.
 
 The network is small (stride 4, random weights, 11 classes), so that reading, blending and writing
 show. For pictures each line is one call of the command, with its start; `MB` is the peak of the
@@ -103,7 +103,7 @@ def compare_folder(arguments):
 
 
 def compare_seams(arguments):
-    """Prints how the labels differ from those of the picture in one piece, and the steps."""
+    """Prints the differences to the labels in one piece, and the steps at seams."""
     print(f"{f'windows of {arguments.window}':<20}{'other labels':>14}{'steps at seams':>16}")
     for name, (share, step) in _measuring.in_new_process(
         measure, arguments, size=None, way="seams"
@@ -115,7 +115,7 @@ PARTS = {"sizes": compare_sizes, "folder": compare_folder, "seams": compare_seam
 
 
 def measure(arguments):
-    """Makes one measurement."""
+    """Performs one measurement."""
     if arguments.way == "seams":
         return measure_seams(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -269,7 +269,7 @@ def write_picture(path, height, width):
 
 
 def since(start, cpu):
-    """Seconds and processor seconds since a start."""
+    """Returns the seconds and processor seconds since a start."""
     return {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
 
 

@@ -53,7 +53,7 @@ def main(argv=None):
 
 
 def tables(arguments):
-    """The networks and the backbones to choose from."""
+    """Returns the networks and the backbones to choose from."""
     if arguments.toy:
         return _networks.TOY_NETWORKS, TOY_PEERS
     return _networks.NETWORKS, PEERS

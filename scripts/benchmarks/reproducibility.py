@@ -1,4 +1,4 @@
-"""Compares the bits of two processes that train the same: a table of networks.
+"""Bitwise comparison of two identical trainings, for several networks.
 
     python scripts/benchmarks/reproducibility.py --networks swin_t_upernet hrnet_w48_ocr
 
@@ -150,7 +150,7 @@ def write_config(folder, network, arguments):
 
 
 def compare(folder, network, arguments):
-    """`(names, differing)`: the arrays of a checkpoint, and those that are not the same."""
+    """Returns `(names, differing)`: all arrays of a checkpoint, and those that differ."""
     config = write_config(folder, network, arguments)
     runs = [folder / "runs" / f"{network}-{i}" for i in range(2)]
     processes = [start(folder, config, run) for run in runs]

@@ -1,4 +1,4 @@
-"""Requests a second and latency of `kseg serve` under load, with and without batches; on a CPU.
+"""Requests per second and latency of `kseg serve` under load, with and without batches; CPU.
 
 A network is exported with random weights and served by the real command. Clients send one PNG image
 after the other, each over a connection of its own; at the end the server gets SIGTERM while
@@ -157,7 +157,7 @@ class Clients:
         self._lock = threading.Lock()
 
     def run(self, count, requests, until_closed=False):
-        """Sends requests from a number of threads, or until the server takes no more."""
+        """Sends requests from several threads, or until the server accepts no more."""
         self._left = requests
         threads = [threading.Thread(target=self._work, args=(until_closed,)) for _ in range(count)]
         for thread in threads:

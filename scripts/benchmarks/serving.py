@@ -56,7 +56,7 @@ def main(argv=None):
 
 
 def networks(arguments):
-    """The networks to choose from."""
+    """Returns the networks to choose from."""
     return _networks.TOY_NETWORKS if arguments.toy else _networks.NETWORKS
 
 

@@ -95,7 +95,7 @@ def fit_plainly(arguments, batch):
 
 @contextlib.contextmanager
 def plain_layers():
-    """Has the builders use stock Keras layers in place of `kseg.layers.ConvNorm` in its block."""
+    """Makes the builders use stock Keras layers instead of `kseg.layers.ConvNorm` in the block."""
     import keras
 
     from kseg.layers import ConvNorm

@@ -1,4 +1,4 @@
-"""`kseg prepare folder --tile`: time and peak memory by size and form of a large image.
+"""`kseg prepare folder --tile`: time and peak memory by size and format of a large image.
 
 Each line is one call of the command, with its start, on a made-up aerial image and its mask, both
 compressed. `MB` is the peak of the resident memory, which must not grow with the height.
@@ -61,7 +61,7 @@ def compare(arguments):
 
 
 def measure(arguments):
-    """Makes an image and prepares it by the command."""
+    """Creates an image and prepares it by the command."""
     channels, dtype, layout, options = FORMS[arguments.form]
     height, width = map(int, arguments.size.split("x"))
     with tempfile.TemporaryDirectory() as folder:

@@ -71,7 +71,7 @@ def compare(arguments):
 
 
 def _build(arguments, batch, overrides):
-    """Builds a config's training step on a batch, and makes its first step."""
+    """Builds a config's training step on a batch, and takes the first step."""
     import numpy as np
     import tensorflow as tf
 
