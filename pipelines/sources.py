@@ -282,11 +282,17 @@ def _check_name(name, where):
         ) from None
 
 
+def leads_up(link):
+    """Returns True for a link to a folder that holds the link: following it has no end."""
+    target, place = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
+    return os.path.commonpath([target, place]) == target
+
+
 def _kind_of(entry):
-    """`folder` or `file`; None for anything else, such as a pipe."""
+    """`folder` or `file`; None for anything else, such as a pipe or a link that leads up."""
     try:
         if entry.is_dir():
-            return "folder"
+            return None if entry.is_symlink() and leads_up(entry.path) else "folder"
         # A link to a missing file is reported when the file is read.
         return "file" if entry.is_file() or entry.is_symlink() else None
     except OSError:  # A link to itself.

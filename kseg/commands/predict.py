@@ -11,7 +11,8 @@ and its labels are resized back.
 
 For each image STEM.jpg it writes STEM.png, one channel of class indices from 0, and
 STEM_overlay.png, the classes' colors over the image; further files by the options below. A folder
-is searched with its subfolders, which the output mirrors; names that begin with a dot are skipped;
+is searched with its subfolders, which the output mirrors; links are followed; names that begin with
+a dot, and the folders __MACOSX and @eaDir, are skipped;
 predictions.json records the settings and the classes. Images are read by `pipelines.pictures`, as
 in the preparation of data: 8-bit RGB, rotated upright according to EXIF, gray repeated,
 transparency dropped. Pixels of a TIFF without data (its "no data" value, outside of its mask, or of

@@ -85,8 +85,7 @@ def plan(source, output, kinds=("overlay",), suffixes=SUFFIXES):
     from kseg.errors import UserError
 
     if source.is_dir():
-        found = source.rglob("*")
-        images = sorted(p for p in found if _is_image(p, source, output, suffixes))
+        images = sorted(p for p in _walk(source) if _is_image(p, source, output, suffixes))
         root = source
         if not images:
             raise UserError(f"There are no images ({' '.join(suffixes)}) in {source}")
@@ -101,7 +100,7 @@ def plan(source, output, kinds=("overlay",), suffixes=SUFFIXES):
         # The next call would mistake these labels for input images.
         raise UserError(f"--output must be another folder than --input. Received: {output}")
     check_folder(output)
-    inputs = {image.resolve() for image in images}
+    inputs = {_resolved(image) for image in images}
     writers, jobs = {}, []
     if "colors" in kinds:
         writers[output / LEGEND] = "the legend of the colors"
@@ -489,10 +488,27 @@ def read_picture(path, value_range=None, pixel_format=None):
         return None, _NO_MEMORY
 
 
+def _walk(folder):
+    """Yields the files below a folder, also those that links lead to."""
+    from pipelines.sources import leads_up
+
+    for place, folders, names in os.walk(folder, followlinks=True):
+        paths = [(name, os.path.join(place, name)) for name in folders]
+        folders[:] = [n for n, path in paths if not (os.path.islink(path) and leads_up(path))]
+        yield from (pathlib.Path(place, name) for name in names)
+
+
+def _resolved(path):
+    """`path.resolve()`, also of a link to itself."""
+    return pathlib.Path(os.path.realpath(path))
+
+
 def _is_image(path, source, output, suffixes):
     """Returns True for an image in the source folder that no earlier prediction wrote."""
     from pipelines.sources import is_hidden
 
     hidden = any(map(is_hidden, path.relative_to(source).parts))
-    inside = output.resolve() != source.resolve() and output.resolve() in path.resolve().parents
-    return path.suffix.lower() in suffixes and path.is_file() and not hidden and not inside
+    inside = output.resolve() != source.resolve() and output.resolve() in _resolved(path).parents
+    # A link to a missing file is reported when it is read.
+    is_file = path.is_file() or (path.is_symlink() and not path.exists())
+    return path.suffix.lower() in suffixes and is_file and not hidden and not inside

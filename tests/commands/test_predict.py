@@ -53,6 +53,27 @@ def write_image(path, size=(13, 21), seed=0):
     return picture, labels
 
 
+def test_links_and_litter_in_a_folder(tmp_path):
+    source = tmp_path / "in"
+    for name in ("a.JPG", "b.jfif", "@eaDir/a.JPG/thumb.jpg", "__MACOSX/x.jpg", "._a.jpg"):
+        write_image((source / name).with_suffix(".jpg"))
+        (source / name).with_suffix(".jpg").rename(source / name)
+    write_image(tmp_path / "elsewhere/c.png")
+    links = {
+        "linked": tmp_path / "elsewhere",
+        "up": source,
+        "gone.png": "d.png",
+        "me.png": "me.png",
+    }
+    for name, target in links.items():
+        (source / name).symlink_to(target)
+    jobs = predict_folder.plan(source, tmp_path / "out")
+    names = [str(job.image.relative_to(source)) for job in jobs]
+    assert names == ["a.JPG", "b.jfif", "gone.png", "linked/c.png", "me.png"]
+    reasons = [predict_folder.read(job.image)[1] for job in jobs]
+    assert [bool(reason) for reason in reasons] == [False, False, True, False, True]
+
+
 def call(saved_model, source, output, *more):
     arguments = ["--saved-model", saved_model, "--input", source, "--output", output, *more]
     return predict.main([str(argument) for argument in arguments])

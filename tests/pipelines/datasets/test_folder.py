@@ -435,6 +435,13 @@ def test_a_link_to_a_missing_file_is_not_passed_over(tmp_path, target):
     assert manifest.split("train").num_images == 2
 
 
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
+    source = write_source(tmp_path, flat(2))
+    (source / "images/again").symlink_to("..")
+    (source / "labels/again").symlink_to(tmp_path / "labels")
+    check(folder.find(source, split={"train": 1}), {"train": ["00", "01"]})
+
+
 def test_names_in_another_encoding(tmp_path):
     source = write_source(tmp_path, flat(2))
     try:
