@@ -60,6 +60,38 @@ def estimate(values, confidence=0.95):
     return Estimate(mean, mean - half, mean + half, count, deviation)
 
 
+def seeds_for_power(difference, *, power=0.8, confidence=0.95, most=1000):
+    """Computes how many seeds a study needs to show a difference of the size that it found.
+
+    Takes the mean and the standard deviation of the paired differences as the true ones; with few
+    seeds these are themselves uncertain, so the number is for planning, not for judging.
+
+    Args:
+        difference: `Estimate` of paired differences.
+        power: float in (0, 1), the probability that the interval of as many new seeds excludes 0.
+        confidence: float in (0, 1), of that interval.
+        most: int, the largest number that is tried.
+
+    Returns:
+        int >= 2; None if there are fewer than two values, or if more than `most` are needed.
+
+    Source: the noncentral t distribution, as in Cohen, Statistical Power Analysis for the
+    Behavioral Sciences, 1988.
+    """
+    from scipy import stats
+
+    if difference.count < 2:
+        return None
+    if difference.deviation == 0:
+        return 2 if difference.mean else None
+    counts = np.arange(2, most + 1)
+    limits = stats.t.ppf(0.5 + confidence / 2, counts - 1)
+    shifts = abs(difference.mean) / difference.deviation * np.sqrt(counts)
+    # An interval on the wrong side of 0 shows nothing.
+    reached = stats.nct.sf(limits, counts - 1, shifts) >= power
+    return int(counts[np.argmax(reached)]) if reached.any() else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """The runs of an arm, and their differences to the baseline's runs with the same seeds.

@@ -7,8 +7,10 @@ import math
 import numpy as np
 
 from kseg import display
+from kseg.studies.statistics import seeds_for_power
 
 # Keys of a result, and the symbols of these statistics in Contextrast's supplement.
+_MOST_SEEDS = 100  # Nobody makes more runs.
 FEATURES = {"alignment": "A", "uniformity": "U", "uniformity_3": "U_3", "uniformity_5": "U_5"}
 
 
@@ -34,10 +36,12 @@ def markdown(arms, class_names, *, title, note=""):
 
 LEGEND = (
     "mIoU at the last step, mean and standard deviation over seeds, in percent. Difference: to the "
-    "baseline, paired by seed, with the 95 % interval of Student's t. Images: the 95 % interval of "
-    "the same difference by a paired bootstrap over images. * marks intervals that exclude 0. A, "
-    "U, U_3, U_5: alignment (lower is better) and uniformity (higher is better) of the features. "
-    "Time and memory: CPU seconds and peak memory of a run relative to the baseline's."
+    "baseline, paired by seed, with the 95 % interval of Student's t. Seeds needed: how many would "
+    "show a difference of this size with 80 % probability, if its mean and deviation were known; "
+    "few seeds leave them uncertain. Images: the 95 % interval of the same difference by a paired "
+    "bootstrap over images. * marks intervals that exclude 0. A, U, U_3, U_5: alignment (lower is "
+    "better) and uniformity (higher is better) of the features. Time and memory: CPU seconds and "
+    "peak memory of a run relative to the baseline's."
 )
 
 
@@ -113,7 +117,7 @@ def _arm_rows(arms):
     names = list(dict.fromkeys(name for arm in arms for name in arm.features))
     names = [name for name in FEATURES if name in names]
     scored = any(arm.scored is not None for arm in arms)
-    header = ["arm", "seeds", "mIoU", "difference", "images", "best"]
+    header = ["arm", "seeds", "mIoU", "difference", "seeds needed", "images", "best"]
     header += ["scored mIoU", "difference"] if scored else []
     header += [*(FEATURES[name] for name in names), "time", "memory"]
     rows = []
@@ -123,6 +127,7 @@ def _arm_rows(arms):
             str(arm.last.count),
             _mean_and_deviation(arm.last),
             _interval(arm.difference),
+            _seeds_needed(arm.difference),
         ]
         row += [_images(arm.images), _percent(arm.best.mean)]
         if scored:
@@ -177,6 +182,12 @@ def _interval(estimate):
         return _percent(estimate.mean, "+")
     ends = f"[{_percent(estimate.low, '+')}, {_percent(estimate.high, '+')}]"
     return f"{_percent(estimate.mean, '+')} {ends}{' *' * estimate.significant}"
+
+
+def _seeds_needed(difference):
+    if difference is None or difference.count < 2:
+        return ""
+    return str(seeds_for_power(difference, most=_MOST_SEEDS) or f"> {_MOST_SEEDS}")
 
 
 def _images(comparison):

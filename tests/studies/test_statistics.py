@@ -2,10 +2,11 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from kseg.errors import UserError
 from kseg.studies import results
-from kseg.studies.statistics import estimate, summarize
+from kseg.studies.statistics import Estimate, estimate, seeds_for_power, summarize
 from tests.studies.fakes import NAMES, add
 
 
@@ -67,3 +68,25 @@ def test_images_are_drawn_for_the_same_seeds(arms):
 def test_scored_classes_must_exist(tmp_path):
     with pytest.raises(UserError, match=r"'moon'\. Classes: sky, road"):
         summarize([], ["ce"], "ce", NAMES, ["moon"])
+
+
+@pytest.mark.parametrize("effect", [0.6, 1.0, -2.0])
+def test_seeds_for_power_by_simulation(effect):
+    """The share of simulated studies whose interval is on the right side of 0."""
+    rng = np.random.default_rng(0)
+
+    def power(count):
+        samples = rng.normal(effect, 1, (40_000, count)) * np.sign(effect)
+        half = scipy.stats.t.ppf(0.975, count - 1) * samples.std(axis=1, ddof=1) / count**0.5
+        return np.mean(samples.mean(axis=1) > half)
+
+    found = seeds_for_power(Estimate(0.01 * effect, 0, 0, 5, 0.01))
+    assert power(found) > 0.795
+    assert power(found - 1) < 0.805
+
+
+def test_seeds_for_power_without_deviation_or_beyond_the_limit():
+    assert seeds_for_power(estimate([0.01, 0.01])) == 2
+    assert seeds_for_power(estimate([0.01])) is None
+    assert seeds_for_power(estimate([0.0, 0.0])) is None
+    assert seeds_for_power(estimate([0.01, -0.009]), most=50) is None
