@@ -482,13 +482,13 @@ def test_a_service_gives_every_sample_once(tmp_path):
         for _ in range(2)
     ]
     arguments = {"batch_size": 1, "crop_size": (4, 4), "scale_range": (1, 1), "num_draws": 2}
-    alone = take(training(tmp_path, **arguments), 22)
+    # A worker may run ahead of the other, as far as its buffers reach.
+    alone = {tuple(batch["draws"][0]) for batch in take(training(tmp_path, **arguments), 400)}
     for more in ({}, {"on_error": "skip"}):
         served = take(training(tmp_path, service=dispatcher.target, **arguments, **more), 14)
         draws = [tuple(batch["draws"][0]) for batch in served]
         assert len(set(draws)) == 14
-        # Workers may run ahead of each other, not far in so short a time.
-        assert len(set(draws) & {tuple(batch["draws"][0]) for batch in alone}) >= 8
+        assert set(draws) <= alone
         assert served[0]["image"].shape == (1, 4, 4, 3)
     del workers
 
