@@ -13,6 +13,7 @@ The server has no encryption and no passwords: before exposing it to other machi
 proxy that has both.
 """
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -20,12 +21,14 @@ import pathlib
 import signal
 import socket
 import sys
+import time
 
 from kseg.commands import console
 from kseg.serving.limits import Limits
 
 _ABOVE_ZERO = console.number(float, "above 0", lambda n: 0 < n < math.inf)
 _SHUTDOWN = 60  # Seconds for clients to receive their answers.
+_ARRIVAL = 1.0  # Seconds for the request of an accepted connection to arrive during a shutdown.
 
 
 def parse_arguments(arguments=None):
@@ -216,6 +219,18 @@ def run_server(app, listening):
             finally:
                 for number, handler in before.items():
                     signal.signal(number, handler)
+
+        async def shutdown(self, sockets=None):
+            # uvicorn closes a connection at once if its request has not arrived yet.
+            await asyncio.sleep(0)  # Accepts the connections that are in the queue.
+            for server in self.servers:
+                server.close()
+            end = time.monotonic() + _ARRIVAL
+            while time.monotonic() < end and not self.force_exit:
+                if all(connection.cycle for connection in self.server_state.connections):
+                    break
+                await asyncio.sleep(0.01)
+            await super().shutdown(sockets)
 
         def _stop(self, number, frame):
             # `timeout` of the coreutils sends SIGTERM twice.

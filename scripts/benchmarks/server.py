@@ -8,6 +8,7 @@ called directly, image by image.
 
 import collections
 import http.client
+import math
 import os
 import pathlib
 import signal
@@ -110,8 +111,9 @@ def load_server(model, content, batch, arguments):
         200) and `lost` (requests that got no answer although they were accepted).
     """
     command = [sys.executable, "-m", "kseg.commands", "serve", "--saved-model", str(model)]
+    megapixels = str(max(batch * math.prod(arguments.size) / 1e6, 0.1))
     process = subprocess.Popen(
-        [*command, "--port", "0", "--max-batch", str(batch), "--max-megapixels", "100"],
+        [*command, "--port", "0", "--max-batch", str(batch), "--max-megapixels", megapixels],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

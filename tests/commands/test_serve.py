@@ -1,6 +1,7 @@
 """`kseg serve` as a process: it starts, answers, and ends without losing a request."""
 
 import concurrent.futures
+import http.client
 import os
 import pathlib
 import re
@@ -59,11 +60,18 @@ def test_it_answers_labels_as_predict_does_and_ends_well(model):
             masks = list(pool.map(ask, images))
             expected = labeler(load_saved_model(model))(np.stack(images))
             np.testing.assert_array_equal(np.stack(masks), expected)
+            # A client that connects before the end and sends its request after it is answered, too.
+            late = http.client.HTTPConnection(url.split("/")[2], timeout=60)
+            late.connect()
             # Asked to end while three wait for a fourth: each is answered.
             under_way = [pool.submit(ask, image) for image in images[:3]]
             while waiting_images(url) < 3 and not all(f.done() for f in under_way):
                 time.sleep(0.02)
             process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            late.request("GET", "/health")
+            assert late.getresponse().status == 200
+            late.close()
             for future, mask in zip(under_way, masks[:3], strict=True):
                 np.testing.assert_array_equal(future.result(60), mask)
         assert process.wait(60) == 0

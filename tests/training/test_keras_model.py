@@ -269,21 +269,24 @@ def test_averages_of_the_optimizer_are_evaluated_and_kept():
 
 def test_metrics_of_compile_get_logits_at_the_size_of_the_labels():
     images, labels = data()
-    of_keras = keras.metrics.MeanIoU(
-        NUM_CLASSES, ignore_class=255, sparse_y_pred=False, name="of_keras"
+    of_keras, of_weighted = (
+        keras.metrics.MeanIoU(NUM_CLASSES, ignore_class=255, sparse_y_pred=False, name=name)
+        for name in ("of_keras", "of_weighted")
     )
     labels[labels == 255] = 0
     weighted = keras.metrics.SparseCategoricalAccuracy(name="weighted")
     trainer = make(
         contrast=False,
-        compiled={"metrics": [of_keras, "accuracy"], "weighted_metrics": [weighted]},
+        compiled={"metrics": [of_keras, "accuracy"], "weighted_metrics": [weighted, of_weighted]},
     )
     history = trainer.fit(dicts(images, labels), verbose=0).history
     assert {"of_keras", "accuracy", "weighted"} <= set(history) and "mean_iou" not in history
     weights = np.zeros(labels.shape, "float32")
     weights[:, 8:] = 1.0
     found = trainer.evaluate(images, labels, sample_weight=weights, return_dict=True, verbose=0)
-    assert found["of_keras"] == pytest.approx(found["mean_iou"], rel=1e-5)
+    assert found["of_weighted"] == pytest.approx(found["mean_iou"], rel=1e-5)
+    whole = trainer.evaluate(images, labels, return_dict=True, verbose=0)
+    assert found["of_keras"] == pytest.approx(whole["mean_iou"], rel=1e-5)
     right = trainer.predict(images, verbose=0).argmax(axis=-1) == labels
     assert found["accuracy"] == pytest.approx(right.mean(), rel=1e-5)
     assert found["weighted"] == pytest.approx(right[:, 8:].mean(), rel=1e-5)
