@@ -28,7 +28,7 @@ from kseg.serving.limits import Limits
 
 _ABOVE_ZERO = console.number(float, "above 0", lambda n: 0 < n < math.inf)
 _SHUTDOWN = 60  # Seconds for clients to receive their answers.
-_ARRIVAL = 1.0  # Seconds for the request of an accepted connection to arrive during a shutdown.
+_ARRIVAL = 2.0  # Seconds for the request of an accepted connection to arrive during a shutdown.
 
 
 def parse_arguments(arguments=None):
