@@ -42,10 +42,10 @@ def find_hidden(values):
 
 
 class OpacityCheck:
-    """Tells by its values whether the last channel of a picture is an opacity.
+    """Decides from its values whether the last channel of a picture is an opacity.
 
     Args:
-        num_pixels: int, those of the picture.
+        num_pixels: int, number of pixels of the picture.
     """
 
     def __init__(self, num_pixels):

@@ -471,20 +471,20 @@ def has_mask(content):
 
 
 def _mask_page(content):
-    """Index and tags of the page of a TIFF that is the mask of its first picture; None without."""
+    """Finds the mask of a TIFF's first picture: `(index, tags)` of its page, or None."""
     if _tiff_head(content)[0] is None:
         return None
     pages = tiff_pages(content)
     size = {tag: pages[0].get(tag) for tag in (256, 257)} if pages else {}
     for index, page in enumerate(pages):
-        # Those of overviews are parts of other pages, too (bit 0).
+        # Masks of overviews also have bit 0.
         if page.get(254, (0,))[0] & 5 == _MASK and size.items() <= page.items():
             return index, page
     return None
 
 
 def _outside_of_mask(content, size):
-    """Bool `(height, width)`, pixels outside of the mask of a TIFF; None without a mask."""
+    """Returns the pixels outside the mask of a TIFF, bool `(height, width)`; None without a mask."""
     found = _mask_page(content)
     if found is None or (found[1][257][0], found[1][256][0]) != tuple(size):
         return None
@@ -495,7 +495,7 @@ def _outside_of_mask(content, size):
 
 
 def _with_first_page(content, index):
-    """A TIFF that begins with the given page, whose values are gray in place of a mask's."""
+    """Returns the bytes of a TIFF that begins with the given page, marked as gray if it is a mask."""
     order, big, at = _tiff_head(content)
     for _ in range(index):
         at = _tiff_directory(content, order, big, at, 1)[1]

@@ -7,12 +7,13 @@ from kseg.backend import tf
 
 @contextlib.contextmanager
 def shared_variable_kernels():
-    """Has variables that are built within a block share the kernels that create them.
+    """Makes variables built within a block share the kernels that create them.
 
-    Executing eagerly, TensorFlow compiles a kernel for each distinct name of a variable, which
-    takes longer than all else in its creation. Within the block it sees the last part of the name
-    alone (`kernel` in place of `stage2_0/conv/kernel`), so that variables of the same shape share a
-    kernel. Names and paths of Keras' variables are unaffected; other backends, too.
+    In eager execution TensorFlow compiles a kernel for each distinct variable name, which takes
+    more than half of the time to create a variable. Within the block TensorFlow sees only the last
+    part of the name (`kernel` instead of `stage2_0/conv/kernel`), so that variables of the same
+    name, shape and dtype share a kernel. Names and paths of Keras variables do not change. The
+    block has no effect on other backends.
     """
     if tf is None:
         yield

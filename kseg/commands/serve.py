@@ -227,7 +227,9 @@ def run_server(app, listening):
                 server.close()
             end = time.monotonic() + _ARRIVAL
             while time.monotonic() < end and not self.force_exit:
-                if all(connection.cycle for connection in self.server_state.connections):
+                connections = self.server_state.connections
+                # Upgraded to a web socket, a connection has no cycle, and nothing to wait for.
+                if all(getattr(connection, "cycle", True) for connection in connections):
                     break
                 await asyncio.sleep(0.01)
             await super().shutdown(sockets)

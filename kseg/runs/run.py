@@ -79,7 +79,7 @@ class Run:
 
     @property
     def value_range(self):
-        """Range of the images of more than 8 bits, `(low, high)`; None if there is none."""
+        """Value range `(low, high)` of images deeper than 8 bits; None for 8-bit images."""
         value_range = (self.data or {}).get("value_range")
         return tuple(value_range) if value_range else None
 

@@ -10,7 +10,7 @@ from kseg import display
 from kseg.studies.statistics import seeds_for_power
 
 # Keys of a result, and the symbols of these statistics in Contextrast's supplement.
-_MOST_SEEDS = 100  # Nobody makes more runs.
+_MOST_SEEDS = 100  # Larger numbers are shown as "> 100".
 FEATURES = {"alignment": "A", "uniformity": "U", "uniformity_3": "U_3", "uniformity_5": "U_5"}
 
 

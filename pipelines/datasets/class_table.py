@@ -163,7 +163,7 @@ class ClassTable:
         return entries
 
     def _numbered(self, lines):
-        """The entries of lines such as `0: road`; None if they are not such lines throughout."""
+        """Parses lines such as `0: road` to entries; None unless all lines have this form."""
         found = [_NUMBERED.fullmatch(line) for line in lines]
         if len(lines) < 2 or not all(found):
             return None

@@ -2,8 +2,9 @@
 
 Shapes are drawn as labelme itself draws them: polygons, rectangles (also rotated), circles, masks;
 lines 10 pixels wide, points as disks of radius 5. Pixels labeled `__ignore__` are ignored;
-`_background_` becomes `background`. Images without a JSON file are left out. Where the image that a
-file names is missing, the one beside it of its own name is taken, or else the copy in `imageData`.
+`_background_` becomes `background`. Images without a JSON file are left out. If the image
+named in a JSON file is missing, the image with the JSON file's own name is used, otherwise the copy
+in `imageData`.
 """
 
 import base64
@@ -38,7 +39,7 @@ _RENAMED = {"__ignore__": None, "_background_": "background"}
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddedImage:
-    """The copy of an image that its JSON file holds; reads like a `pathlib.Path`.
+    """The copy of an image in its JSON file; can be read like a `pathlib.Path`.
 
     Attributes:
         annotations: the JSON file.
@@ -51,14 +52,17 @@ class EmbeddedImage:
 
     @property
     def fingerprint(self):
-        """That of the JSON file."""
+        """Fingerprint of the JSON file, `pipelines.sources.fingerprint`."""
         return fingerprint(self.annotations)
 
     def read_bytes(self):
-        """The content.
+        """Decodes the image.
+
+        Returns:
+            bytes of the image file.
 
         Raises:
-            DataError: if it is no base64.
+            DataError: if `imageData` is not base64.
         """
         try:
             return base64.b64decode(read_json(self.annotations)["imageData"], validate=True)
