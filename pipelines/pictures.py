@@ -484,7 +484,7 @@ def _mask_page(content):
 
 
 def _outside_of_mask(content, size):
-    """Returns the pixels outside the mask of a TIFF, bool `(height, width)`; None without a mask."""
+    """Returns the pixels outside a TIFF's mask, bool `(height, width)`; None without a mask."""
     found = _mask_page(content)
     if found is None or (found[1][257][0], found[1][256][0]) != tuple(size):
         return None
@@ -495,7 +495,7 @@ def _outside_of_mask(content, size):
 
 
 def _with_first_page(content, index):
-    """Returns the bytes of a TIFF that begins with the given page, marked as gray if it is a mask."""
+    """Returns the TIFF with the given page first, marked as gray if that is a mask."""
     order, big, at = _tiff_head(content)
     for _ in range(index):
         at = _tiff_directory(content, order, big, at, 1)[1]
