@@ -22,7 +22,9 @@ class DataDescription:
     """Description of an arm's data for a study.
 
     Attributes:
-        fingerprint: str, hash of everything that the records were made from.
+        fingerprint: str, hash of the stored images, masks and classes of the splits that the arm
+            uses. It does not depend on the machine, the folder, or the times of the files that
+            the records were made from.
         class_names: list of str.
     """
 
@@ -43,9 +45,10 @@ def data_of(config):
         pipelines.DataError: as in `kseg.commands.data.ExperimentData.open`.
     """
     from kseg.commands.data import ExperimentData
+    from pipelines.manifest import hash_of
 
-    manifest = ExperimentData.open(config).manifest
-    return DataDescription(manifest.fingerprint, manifest.class_names)
+    data = ExperimentData.open(config)
+    return DataDescription(hash_of(data.identity()), data.manifest.class_names)
 
 
 def run(config_file, folder):

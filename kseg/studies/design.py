@@ -185,7 +185,8 @@ def settings(experiment, data_fingerprint):
 
     Args:
         experiment: `kseg.config.Experiment`.
-        data_fingerprint: str, `Manifest.fingerprint` of the prepared data.
+        data_fingerprint: str, hash of the prepared data, see
+            `kseg.commands.study_run.DataDescription`.
 
     Returns:
         dict from dotted key to a value that JSON can hold.

@@ -74,7 +74,11 @@ def _parse():
     parser.add_argument("--plan", help="a study's file, instead of --config")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: of the plan, or 0 to 4")
-    parser.add_argument("--data-fingerprint", help="of the prepared data; default: of the pixels")
+    parser.add_argument(
+        "--data-fingerprint",
+        help="data.fingerprint in the settings of a study that these results join; default: a hash "
+        "of the pixels",
+    )
     parser.add_argument("--tune", help="file of named settings, run instead of the arms")
     parser.add_argument("--protocol", help="file: tuning on seeds of its own, then the study")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")

@@ -1,9 +1,11 @@
 """The study command: a real run that is stopped and resumed, the others with faked training."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +106,27 @@ def test_results_of_another_config_or_data_do_not_count(write, trained, tmp_path
     )
     found = study.run_study(write(), output=output, train=False, report=quiet)
     assert not found["finished"]
+
+
+@dataclasses.dataclass
+class Touched(Example):
+    """The same image and mask from files of another date."""
+
+    fingerprint: str = "another date"
+
+
+def test_results_count_for_the_same_data_prepared_elsewhere(write, trained, tmp_path):
+    output, data = tmp_path / "out", tmp_path / "data"
+    study.run_study(write(), output=output, arms=["ce"], seeds=[0], report=quiet)
+    before = json.loads((data / "manifest.json").read_text())
+    shutil.rmtree(data)
+    taxonomy = Taxonomy(NAMES, PALETTE, {**{i: i for i in range(3)}, 255: 255})
+    examples = [Touched(str(i), (48, 64)) for i in range(6)]
+    splits = {"train": examples[:4], "val": examples[4:], "test": examples[4:]}
+    records.write(data, "tiny", taxonomy, splits, num_shards=2, workers=1, progress=False)
+    assert json.loads((data / "manifest.json").read_text())["fingerprint"] != before["fingerprint"]
+    found = study.run_study(write(), output=output, train=False, report=quiet)
+    assert found["finished"] == [("ce", 0)]
 
 
 def test_unknown_scored_classes_are_refused_before_any_run(write, trained, tmp_path):
