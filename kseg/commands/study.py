@@ -16,7 +16,7 @@ import sys
 from kseg import files
 from kseg.analysis.extras import require
 from kseg.commands import console
-from kseg.commands.study_run import data_of
+from kseg.commands.study_run import inputs_of
 from kseg.errors import Interrupted, UserError
 from kseg.json_text import parse_json
 from kseg.studies import design, results
@@ -69,11 +69,11 @@ def run_study(
     if ray:
         require("ray", extra="ray", what="--ray")
     files.check_contents(folder)
-    sources = {arm: data_of(config) for arm, config in plan.experiments.items()}
+    sources = {arm: inputs_of(config) for arm, config in plan.experiments.items()}
     class_names = _check_classes(plan, sources)
     settings = {
-        arm: design.settings(plan.experiments[arm], sources[arm].fingerprint)
-        for arm in plan.experiments
+        arm: design.settings(experiment, sources[arm].fingerprint, sources[arm].checksums)
+        for arm, experiment in plan.experiments.items()
     }
     done = _valid_results(folder, plan, settings)
     missing = [run for run in chosen if (*run, _BACKEND) not in done]
@@ -137,7 +137,17 @@ def _train_locally(plan, missing, folder, settings, part, keep_runs, report):
 
     Returns:
         list of `((arm, seed), error)`, the runs that failed.
+
+    Raises:
+        UserError: if there is no file of initial weights, before the first run.
     """
+    from kseg.training.initialization import check_pretrained
+
+    for arm in dict.fromkeys(arm for arm, _ in missing):
+        try:
+            check_pretrained(plan.experiments[arm].model)
+        except UserError as error:
+            raise UserError(f"arm {arm!r}: {error}") from None
     failures = []
     for number, (arm, seed) in enumerate(missing, 1):
         report(f"[{number}/{len(missing)}] {arm}, seed {seed}")

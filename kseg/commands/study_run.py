@@ -18,37 +18,64 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 
 @dataclasses.dataclass(frozen=True)
-class DataDescription:
-    """Description of an arm's data for a study.
+class Inputs:
+    """What an arm of a study starts from: its data and initial weights.
 
     Attributes:
         fingerprint: str, hash of the stored images, masks and classes of the splits that the arm
             uses. It does not depend on the machine, the folder, or the times of the files that
             the records were made from.
         class_names: list of str.
+        checksums: dict from the config key of the initial weights, if they are in a file, to
+            `kseg.weights.files.checksum`.
     """
 
     fingerprint: str
     class_names: list
+    checksums: dict
 
 
-def data_of(config):
-    """Describes the data of a config.
+def inputs_of(config):
+    """Describes the data and initial weights of a config.
 
     Args:
         config: `kseg.config.Experiment`.
 
     Returns:
-        `DataDescription`.
+        `Inputs`.
 
     Raises:
         pipelines.DataError: as in `kseg.commands.data.ExperimentData.open`.
+        UserError: if the weights have an unknown suffix.
     """
     from kseg.commands.data import ExperimentData
     from pipelines.manifest import hash_of
 
     data = ExperimentData.open(config)
-    return DataDescription(hash_of(data.identity()), data.manifest.class_names)
+    checksums = weights_checksums(config.model)
+    return Inputs(hash_of(data.identity()), data.manifest.class_names, checksums)
+
+
+def weights_checksums(model):
+    """Returns the checksum of the file of a model's initial weights, if it is known.
+
+    Args:
+        model: `kseg.config.schema.Model`. Its `weights` replace `backbone.weights`.
+
+    Returns:
+        dict from `"model.weights"` or `"model.backbone.weights"` to `kseg.weights.files.checksum`;
+        empty if the weights are random or downloaded.
+
+    Raises:
+        UserError: if the suffix of the file is unknown.
+    """
+    from kseg.weights.files import checksum
+
+    sources = {"model.weights": model.weights, "model.backbone.weights": model.backbone.weights}
+    for key, source in sources.items():
+        if source is not None:
+            return {} if "://" in source else {key: checksum(source)}
+    return {}
 
 
 def run(config_file, folder):

@@ -180,19 +180,25 @@ def run_name(arm, seed):
     return f"{arm}-{seed}"
 
 
-def settings(experiment, data_fingerprint):
+def settings(experiment, data_fingerprint, checksums):
     """Collects everything that determines the result of a run, except the seed.
+
+    Files of initial weights are identified by their name and content, not by their folder.
 
     Args:
         experiment: `kseg.config.Experiment`.
-        data_fingerprint: str, hash of the prepared data, see
-            `kseg.commands.study_run.DataDescription`.
+        data_fingerprint: str, hash of the prepared data, see `kseg.commands.study_run.Inputs`.
+        checksums: dict from the config key of a file of initial weights to its checksum, or None if
+            the file is missing.
 
     Returns:
         dict from dotted key to a value that JSON can hold.
     """
     values = config_module.flatten(experiment.model_dump(mode="json"))
     kept = {key: value for key, value in values.items() if not _is_free(key)}
+    for key, checksum in checksums.items():
+        kept[key] = pathlib.PurePath(kept[key]).name
+        kept[key + _CHECKSUM] = checksum
     return {**kept, "data.fingerprint": data_fingerprint}
 
 
@@ -206,7 +212,8 @@ def same_settings(before, now, experiment):
     """Checks whether results recorded with other settings are valid for an experiment.
 
     Any difference makes them invalid, except a key that a later version of kseg added and that the
-    experiment leaves at its default.
+    experiment leaves at its default. Weights that are not on this machine are compared by name, so
+    that tables can be written without them.
 
     Args:
         before: dict, the recorded `settings`.
@@ -216,7 +223,8 @@ def same_settings(before, now, experiment):
     Returns:
         bool.
     """
-    if any(now.get(key, _MISSING) != value for key, value in before.items()):
+    missing = {key for key in now if key.endswith(_CHECKSUM) and now[key] is None}
+    if any(now.get(key, _MISSING) != value for key, value in before.items() if key not in missing):
         return False
     added = now.keys() - before.keys()
     chosen = config_module.flatten(experiment.model_dump(mode="json", exclude_defaults=True))
@@ -224,6 +232,7 @@ def same_settings(before, now, experiment):
 
 
 _MISSING = object()
+_CHECKSUM = ".checksum"
 
 
 def _is_free(key):

@@ -1,5 +1,6 @@
 """Reading of weights files of every supported format, by suffix or by an index of shards."""
 
+import hashlib
 import pathlib
 
 from kseg.errors import UserError
@@ -8,7 +9,7 @@ from kseg.weights.archive import reporting_damage
 from kseg.weights.checkpoint import Checkpoint
 from kseg.weights.keras_file import read_keras_file
 from kseg.weights.npz_file import read_npz_file
-from kseg.weights.published import where_to_find
+from kseg.weights.published import file_sha256, where_to_find
 from kseg.weights.safetensors_file import read_safetensors_file
 from kseg.weights.torch_file import read_torch_file
 
@@ -77,6 +78,30 @@ def find_file(path):
     if not path.is_file():
         raise UserError(f"A weights file must be a regular file. {path} is a pipe or a device")
     return path, suffix
+
+
+def checksum(path):
+    """Computes a checksum of the content of a weights file.
+
+    Args:
+        path: as in `read_file`.
+
+    Returns:
+        str, the SHA-256 of the file; for an index of several files, that of their SHA-256s and its
+        own. None if a file is missing.
+
+    Raises:
+        UserError: if the suffix is unknown, or an index is damaged.
+    """
+    if not pathlib.Path(path).exists():
+        return None
+    path, suffix = find_file(path)
+    if suffix != INDEX_SUFFIX:
+        return file_sha256(path)
+    files = [path, *(path.parent / name for name in dict.fromkeys(read_index(path).values()))]
+    if not all(file.is_file() for file in files):
+        return None
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
 
 
 def read_index(path):

@@ -53,8 +53,13 @@ def differs_from_published(path):
     match = _HASH.fullmatch(path.name)
     if match is None or path.name not in ADDRESSES:
         return False
+    return not file_sha256(path).startswith(match[1])
+
+
+def file_sha256(path):
+    """Computes the SHA-256 of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-    return not digest.hexdigest().startswith(match[1])
+    return digest.hexdigest()

@@ -129,6 +129,17 @@ def test_results_count_for_the_same_data_prepared_elsewhere(write, trained, tmp_
     assert found["finished"] == [("ce", 0)]
 
 
+def test_missing_weights_are_named_before_any_run(write, trained, tmp_path):
+    path = write()
+    base = json.loads((tmp_path / "base.json").read_text())
+    base["model"]["backbone"]["weights"] = str(tmp_path / "gone.pth")
+    (tmp_path / "base.json").write_text(json.dumps(base))
+    with pytest.raises(UserError, match=r"arm 'ce': There is no weights file .*gone\.pth"):
+        study.run_study(path, output=tmp_path / "out", report=quiet)
+    assert not trained
+    assert len(study.run_study(path, output=tmp_path / "out", train=False)["missing"]) == 4
+
+
 def test_unknown_scored_classes_are_refused_before_any_run(write, trained, tmp_path):
     path = write()
     path.write_text(json.dumps({**json.loads(path.read_text()), "scored_classes": ["moon"]}))

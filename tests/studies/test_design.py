@@ -82,7 +82,7 @@ def test_unknown_arm(write):
 
 def test_settings_leave_out_seed_name_and_paths(write):
     plan = design.load_plan(write())
-    first, second = (design.settings(plan.experiment("mscs", seed), "data") for seed in (0, 1))
+    first, second = (design.settings(plan.experiment("mscs", seed), "data", {}) for seed in (0, 1))
     assert first == second
     assert design.fingerprint(first) == design.fingerprint(second)
     assert first["contrast.0.weight"] == 0.2 and first["data.fingerprint"] == "data"
@@ -91,9 +91,9 @@ def test_settings_leave_out_seed_name_and_paths(write):
 
 def test_other_settings_are_other_results(write):
     experiment = design.load_plan(write()).experiments["mscs"]
-    now = design.settings(experiment, "data")
+    now = design.settings(experiment, "data", {})
     assert design.same_settings(now, now, experiment)
-    assert not design.same_settings(design.settings(experiment, "other"), now, experiment)
+    assert not design.same_settings(design.settings(experiment, "other", {}), now, experiment)
     assert not design.same_settings({**now, "contrast.0.weight": 0.1}, now, experiment)
     # A key that a later version removed, or that an older one did not know.
     assert not design.same_settings({**now, "gone": 1}, now, experiment)
@@ -101,6 +101,29 @@ def test_other_settings_are_other_results(write):
     assert design.same_settings(older, now, experiment)  # At its default now.
     older = {key: value for key, value in now.items() if key != "contrast.0.weight"}
     assert not design.same_settings(older, now, experiment)
+
+
+def test_weights_count_by_name_and_content(write):
+    experiment = design.load_plan(write()).experiments["mscs"]
+    key = "model.backbone.weights"
+
+    def with_weights(path, checksum):
+        backbone = experiment.model.backbone.model_copy(update={"weights": path})
+        model = experiment.model.model_copy(update={"backbone": backbone})
+        changed = experiment.model_copy(update={"model": model})
+        return design.settings(changed, "data", {key: checksum}), changed
+
+    now, experiment = with_weights("weights/a.pth", "11")
+    assert now[key] == "a.pth"
+    assert design.same_settings(with_weights("elsewhere/a.pth", "11")[0], now, experiment)
+    assert not design.same_settings(with_weights("weights/a.pth", "22")[0], now, experiment)
+    assert not design.same_settings(with_weights("weights/b.pth", "11")[0], now, experiment)
+    # Trained from random weights, because the file was missing.
+    assert not design.same_settings(with_weights("weights/a.pth", None)[0], now, experiment)
+    # Only the tables are written, where the weights are not.
+    now, experiment = with_weights("weights/a.pth", None)
+    assert design.same_settings(with_weights("weights/a.pth", "11")[0], now, experiment)
+    assert not design.same_settings(with_weights("weights/b.pth", "11")[0], now, experiment)
 
 
 @pytest.mark.parametrize("seeds", [[0, 0], [3, -1]])

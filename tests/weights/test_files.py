@@ -1,3 +1,4 @@
+import hashlib
 import json
 import struct
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from kseg.errors import UserError
-from kseg.weights.files import READERS, read_file
+from kseg.weights.files import READERS, checksum, read_file
 from tests.weights.torch_writer import tensor, write_zip
 
 
@@ -78,6 +79,25 @@ def test_several_files_and_their_index(tmp_path):
         assert list(checkpoint.arrays) == ["a", "b", "c"]
         for name, array in ARRAYS.items():
             np.testing.assert_array_equal(checkpoint.arrays[name], array)
+
+
+def test_checksum_of_a_file_and_of_an_index(tmp_path):
+    single = tmp_path / "a.npz"
+    assert checksum(single) is None
+    single.write_bytes(b"content")
+    assert checksum(single) == hashlib.sha256(b"content").hexdigest()
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
+    assert checksum(tmp_path) is None
+    for name in ("1", "2"):
+        (tmp_path / f"{name}.safetensors").write_text(name)
+    before = checksum(index)
+    assert checksum(tmp_path) == before
+    (tmp_path / "2.safetensors").write_text("other")
+    assert checksum(tmp_path) != before
+    with pytest.raises(UserError, match="must end in one of"):
+        (tmp_path / "weights.txt").touch()
+        checksum(tmp_path / "weights.txt")
 
 
 def test_an_index_that_does_not_fit_its_files(tmp_path):
