@@ -29,8 +29,8 @@ def affinity_loss(labels, logits, *, distances=(1, 2, 3), margin=3.0, temperatur
     they maximize `sum_k w_kc m_kc + temperature * entropy(w_c)`, m the mean cost of each class and
     distance: `w_c = softmax(m_c / temperature)`. They carry no gradient.
 
-    Source: Ke et al., "Adaptive Affinity Fields for Semantic Segmentation", ECCV 2018, Eq. 4 to 8;
-    costs and counts as in the public code. There the adversary's weights are trained by gradient
+    Source: Ke et al., "Adaptive Affinity Fields for Semantic Segmentation", ECCV 2018: its
+    affinity losses and their adaptive kernel sizes; costs and counts as in the public code. There the adversary's weights are trained by gradient
     ascent beside the network; here its problem is solved in each step (with `temperature` near 0:
     the worst distance of each class; very large: all the same), so that the loss has no state.
 

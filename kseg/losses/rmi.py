@@ -23,8 +23,9 @@ def rmi_loss(labels, logits, *, region_size=3, downsampling=4, pixel_weight=0.5)
     the sums of products S of the centered points, `M = S_yy - S_yp (S_pp + e I)^-1 S_py + e I` is
     the covariance of the labels' regions that those of the probabilities leave unexplained.
 
-    Source: Zhao et al., "Region Mutual Information Loss for Semantic Segmentation", NeurIPS 2019,
-    Eq. 11, 13 and 14, with the public code's sums in place of means and e = 5e-4. Cells that would
+    Source: Zhao et al., "Region Mutual Information Loss for Semantic Segmentation", NeurIPS 2019:
+    its lower bound of the mutual information, with the public code's sums in place of means and
+    e = 5e-4. Cells that would
     reach beyond the image are left out, where that code pads with zeros.
 
     The matrices are computed in float64, on JAX too.
