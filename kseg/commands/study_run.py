@@ -19,7 +19,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What an arm of a study starts from: its data and initial weights.
+    """Data and initial weights of an arm of a study.
 
     Attributes:
         fingerprint: str, hash of the stored images, masks and classes of the splits that the arm

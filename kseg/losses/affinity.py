@@ -30,9 +30,10 @@ def affinity_loss(labels, logits, *, distances=(1, 2, 3), margin=3.0, temperatur
     distance: `w_c = softmax(m_c / temperature)`. They carry no gradient.
 
     Source: Ke et al., "Adaptive Affinity Fields for Semantic Segmentation", ECCV 2018: its
-    affinity losses and their adaptive kernel sizes; costs and counts as in the public code. There the adversary's weights are trained by gradient
-    ascent beside the network; here its problem is solved in each step (with `temperature` near 0:
-    the worst distance of each class; very large: all the same), so that the loss has no state.
+    affinity losses and their adaptive kernel sizes; costs and counts as in the public code. There
+    the adversary's weights are trained by gradient ascent beside the network; here its problem is
+    solved in each step (with `temperature` near 0: the worst distance of each class; very large:
+    all the same), so that the loss has no state.
 
     Args:
         labels: int tensor `(batch, height, width)`; values outside `[0, num_classes)` are ignored,
