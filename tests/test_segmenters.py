@@ -7,14 +7,14 @@ from kseg import layers
 from kseg.heads import HEADS
 from kseg.heads.projection import projection
 from kseg.segmenters import InferenceModel, build_segmenter, inference_model
-from tests.tiny_networks import tiny_hrnet
+from tests.tiny_networks import tiny_backbone, tiny_hrnet
 
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 HEAD_ARGUMENTS = {"hrnet": {}, "ocr": {"channels": 16, "key_channels": 8}}
 
 
-def tiny_segmenter(head="ocr", **arguments):
-    backbone = tiny_hrnet(
+def tiny_segmenter(head="ocr", build=tiny_backbone, **arguments):
+    backbone = build(
         4,
         synchronized_batch_norm=arguments.get("synchronized_batch_norm", False),
     )
@@ -130,7 +130,7 @@ def test_save_and_load(tmp_path):
 
 @pytest.mark.parametrize("synchronized", [True, False])
 def test_synchronized_batch_norm_reaches_every_layer(synchronized):
-    segmenter = tiny_segmenter(synchronized_batch_norm=synchronized)
+    segmenter = tiny_segmenter(build=tiny_hrnet, synchronized_batch_norm=synchronized)
     norms = [
         layer
         for layer in segmenter._flatten_layers()

@@ -12,7 +12,7 @@ from kseg.errors import UserError
 from pipelines import records
 from pipelines.datasets.dataset import Taxonomy
 from tests.commands.tiny_run import NAMES, PALETTE, Example
-from tests.tiny_networks import tiny_hrnet
+from tests.tiny_networks import tiny_backbone
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -150,7 +150,7 @@ def test_the_network_for_a_gpu_is_that_of_the_guide():
 
 
 def test_the_command(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(backbones.BACKBONES, "hrnet_w18_small", tiny_hrnet)
+    monkeypatch.setitem(backbones.BACKBONES, "hrnet_w18_small", tiny_backbone)
     monkeypatch.setitem(init.NETWORKS["scratch"].model["head"], "channels", 8)
     monkeypatch.setattr(
         "kseg.weights.hub.fetch_from_hugging_face", lambda s: (_ for _ in ()).throw(UserError(s))

@@ -20,7 +20,7 @@ from kseg.runs.presets import OPTIONAL, REQUIRED, fetch_preset
 from kseg.weights.hub import upload_folder
 from tests.commands import hub_server
 from tests.commands.tiny_run import NAMES, tiny_run  # noqa: F401
-from tests.tiny_networks import tiny_hrnet
+from tests.tiny_networks import tiny_backbone
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 40, 56, 3)).astype("uint8")
 FILES = {*REQUIRED, "scores.json", "README.md"}
@@ -30,7 +30,7 @@ FILES = {*REQUIRED, "scores.json", "README.md"}
 def run(tiny_run, tmp_path_factory):  # noqa: F811
     """A run with scores of its best weights."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones.BACKBONES, "hrnet_w18_small", tiny_hrnet)
+        patch.setitem(backbones.BACKBONES, "hrnet_w18_small", tiny_backbone)
         evaluate.main(["--run", str(tiny_run.path)])
     return tiny_run
 

@@ -12,7 +12,7 @@ from kseg.classes import Classes
 from kseg.runs import Run, checkpoints
 from pipelines import records
 from pipelines.datasets.dataset import Taxonomy
-from tests.tiny_networks import tiny_hrnet
+from tests.tiny_networks import tiny_backbone
 
 NAMES = ["sky", "road", "car"]
 PALETTE = [[70, 130, 180], [128, 64, 128], [0, 0, 142]]
@@ -24,7 +24,7 @@ def tiny_run(tmp_path_factory):
     """A run of a network with a few thousand weights, and its data, for the tests of a module."""
     folder = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones.BACKBONES, "hrnet_w18_small", tiny_hrnet)
+        patch.setitem(backbones.BACKBONES, "hrnet_w18_small", tiny_backbone)
         yield write_run(folder / "run", write_data(folder / "data"))
 
 

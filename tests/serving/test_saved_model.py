@@ -19,7 +19,7 @@ from kseg.evaluation.evaluator import Evaluator
 from kseg.segmenters import build_segmenter, inference_model
 from pipelines import pictures
 from tests.commands.tiny_run import scramble
-from tests.tiny_networks import tiny_hrnet
+from tests.tiny_networks import tiny_backbone
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLASSES = Classes(["road", "sky", "tree"], [[128, 64, 128], [70, 130, 180], [0, 100, 0]])
@@ -28,7 +28,7 @@ CLASSES = Classes(["road", "sky", "tree"], [[128, 64, 128], [70, 130, 180], [0, 
 def tiny_segmenter(num_classes=3):
     """A segmenter with all that a SavedModel leaves out: dropout, auxiliary head, projectors."""
     segmenter = build_segmenter(
-        tiny_hrnet(),
+        tiny_backbone(),
         "ocr",
         num_classes,
         head_arguments={"channels": 8, "key_channels": 4, "dropout": 0.3},
