@@ -15,7 +15,6 @@ HEAD_ARGUMENTS = {"hrnet": {}, "ocr": {"channels": 16, "key_channels": 8}}
 
 def tiny_segmenter(head="ocr", build=tiny_backbone, **arguments):
     backbone = build(
-        4,
         synchronized_batch_norm=arguments.get("synchronized_batch_norm", False),
     )
     arguments = {"projections": tuple(STRIDES), "embedding_dim": 8, **arguments}
@@ -250,7 +249,7 @@ def test_returns_further_maps():
     segmenter = tiny_segmenter("hrnet", projections=(), maps=("c5", "features"))
     outputs = segmenter(images(64, 96))
     assert set(outputs) == {"logits", "features", "c5"}
-    assert tuple(outputs["c5"].shape) == (2, 2, 3, 32)
+    assert tuple(outputs["c5"].shape) == (2, 2, 3, 10)
     with pytest.raises(ValueError, match=r"Cannot return 'c9'.*'c2', 'c3', 'c4', 'c5', 'features'"):
         tiny_segmenter("hrnet", projections=(), maps=("c9",))
 

@@ -1,28 +1,27 @@
 """Backbones as small as they get, for tests of what is built on them."""
 
+import functools
+
 import keras
 
 from kseg.backbones import build_hrnet, build_resnet
 from kseg.backbones.backbone import Backbone
 from kseg.layers import ConvNorm
 
+STAGES = {"c2": (4, 4), "c3": (8, 6), "c4": (16, 8), "c5": (32, 10)}  # Stride, channels.
 
-def tiny_backbone(
-    width=2, *, synchronized_batch_norm=False, input_channels=3, name="tiny", **of_hrnet
-):
-    """Builds five convolutions with the outputs of an HRNet, in whose place a config takes it."""
+
+def tiny_backbone(*, synchronized_batch_norm=False, input_channels=3, **of_hrnet):
+    """Builds five convolutions with the outputs of an HRNet, which it replaces in configs."""
     assert of_hrnet.keys() <= {"interpolation", "align_corners"}
-    image = keras.Input((None, None, input_channels), name="image")
-    x, outputs = image, {}
-    for stage in ("stem", "c2", "c3", "c4", "c5"):
-        layer = ConvNorm(
-            width, 3, strides=2, synchronized=synchronized_batch_norm, name=f"conv_{stage}"
-        )
-        x = outputs[stage] = layer(x)
-        width = width if stage == "stem" else 2 * width
-    del outputs["stem"]
-    strides = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
-    return Backbone(image, outputs, strides=strides, name=name)
+    conv_norm = functools.partial(ConvNorm, synchronized=synchronized_batch_norm)
+    image = keras.Input((None, None, input_channels))
+    x = conv_norm(4, 3, strides=2, name="stem")(image)
+    outputs = {}
+    for stage, (_, channels) in STAGES.items():
+        x = outputs[stage] = conv_norm(channels, 3, strides=2, name=f"stage_{stage}")(x)
+    strides = {stage: stride for stage, (stride, _) in STAGES.items()}
+    return Backbone(image, outputs, strides=strides, name="tiny")
 
 
 def tiny_hrnet(width=2, **arguments):

@@ -19,7 +19,7 @@ from pipelines import loader
 from tests.analysis.test_report import check_self_contained
 from tests.commands.tiny_run import NAMES, PALETTE, write_data, write_run
 from tests.commands.tiny_run import tiny_run as tiny_run
-from tests.training.tiny import build_tiny_backbone
+from tests.tiny_networks import tiny_backbone
 
 
 def call(*arguments):
@@ -208,7 +208,7 @@ def contrast_run(tmp_path_factory):
     """A run with an objective and its state of step 3, as training stores it."""
     folder = tmp_path_factory.mktemp("contrast")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones.BACKBONES, "hrnet_w18_small", build_tiny_backbone)
+        patch.setitem(backbones.BACKBONES, "hrnet_w18_small", tiny_backbone)
         values = {
             "name": "tiny",
             "model": {"backbone": {"name": "hrnet_w18_small"}, "head": {"name": "hrnet"}},

@@ -8,7 +8,7 @@ import numpy as np
 from kseg import backbones
 from kseg.commands import analyze, evaluate, export, predict, prepare, train
 from kseg.runs import Run
-from tests.training.tiny import build_tiny_backbone
+from tests.tiny_networks import tiny_backbone
 
 STRANGE = "a [b] *c? {d} $x ü#%20'\"\n\\y"
 
@@ -30,7 +30,7 @@ def write_source(folder):
 
 
 def test_strange_paths(tmp_path, monkeypatch):
-    monkeypatch.setitem(backbones.BACKBONES, "hrnet_w18_small", build_tiny_backbone)
+    monkeypatch.setitem(backbones.BACKBONES, "hrnet_w18_small", tiny_backbone)
     top = tmp_path / STRANGE
     source, data, run = top / "source [1]", top / "data *", top / "run ?"
     write_source(source)

@@ -34,7 +34,10 @@ def write(tmp_path):
     splits = {"train": examples[:4], "val": examples[4:]}
     records.write(tmp_path / "data", "tiny", taxonomy, splits, workers=1, progress=False)
     base = {
-        "model": {"backbone": {"name": "resnet18"}, "head": {"name": "hrnet"}},
+        "model": {
+            "backbone": {"name": "tests.tiny_networks:tiny_backbone"},
+            "head": {"name": "hrnet"},
+        },
         "data": {
             "dataset": "tiny",
             "path": str(tmp_path / "data"),

@@ -11,7 +11,7 @@ import tensorflow as tf
 from kseg.losses.cross_entropy import cross_entropy
 from kseg.losses.reduction import global_ratio
 from kseg.segmenters import build_segmenter
-from tests.training.tiny import build_tiny_backbone
+from tests.tiny_networks import tiny_backbone
 
 HEADS = {
     "hrnet": {},
@@ -25,7 +25,7 @@ HEADS = {
 def test_gradients_in_bfloat16(head):
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("mixed_bfloat16")
-    segmenter = build_segmenter(build_tiny_backbone(), head, 3, head_arguments=HEADS[head])
+    segmenter = build_segmenter(tiny_backbone(), head, 3, head_arguments=HEADS[head])
     rng = np.random.default_rng(0)
     image = tf.constant(rng.integers(0, 256, (2, 64, 96, 3)), "uint8")
     labels = tf.constant(rng.integers(0, 3, (2, 64, 96)), "int32")

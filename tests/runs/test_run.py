@@ -7,9 +7,9 @@ import pytest
 from kseg import backbones, config
 from kseg.errors import UserError
 from kseg.runs import Run
+from tests.tiny_networks import tiny_backbone
 from tests.training.tiny import (
     CLASSES,
-    build_tiny_backbone,
     create_run,
     experiment,
     tiny_network,  # noqa: F401 - a fixture.
@@ -178,7 +178,7 @@ def test_presets_of_keras_cv_are_rebuilt_without_their_weights(tmp_path, monkeyp
 
     def build(**arguments):
         seen.update(arguments)
-        return build_tiny_backbone()
+        return tiny_backbone()
 
     monkeypatch.setitem(backbones.BACKBONES, "keras_cv", build)
     run.build_segmenter()

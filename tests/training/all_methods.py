@@ -17,7 +17,7 @@ from kseg.training.build import build_losses, build_objectives
 from kseg.training.distribution import build_strategy
 from kseg.training.optimizers import SGD
 from kseg.training.trainer import SegmentationTrainer, build_step
-from tests.training.tiny import build_tiny_backbone
+from tests.tiny_networks import tiny_backbone
 
 NUM_CLASSES = 3
 BATCH, HEIGHT, WIDTH, STEPS = 4, 64, 96, 3
@@ -53,7 +53,7 @@ def run_steps(strategy):
         objectives = build_objectives(CONTRAST, num_classes=NUM_CLASSES, seed=3)
         synchronized = strategy.num_replicas_in_sync > 1
         segmenter = build_segmenter(
-            build_tiny_backbone(synchronized_batch_norm=synchronized),
+            tiny_backbone(synchronized_batch_norm=synchronized),
             "ocr",
             NUM_CLASSES,
             head_arguments={"channels": 8, "key_channels": 4, "dropout": 0.0},

@@ -13,9 +13,8 @@ from kseg.training import loop
 from kseg.training.freezing import freeze
 from kseg.training.optimizers import SGD
 from kseg.training.trainer import SegmentationTrainer, build_step
+from tests.tiny_networks import STAGES, tiny_backbone
 from tests.training.tiny import (
-    STAGES,
-    build_tiny_backbone,
     create_quick_run,
     evaluation_batches,
     tiny_network,  # noqa: F401 - a fixture.
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("tiny_network")
 
 def tiny_segmenter(backbone=None):
     return build_segmenter(
-        backbone or build_tiny_backbone(),
+        backbone or tiny_backbone(),
         "ocr",
         3,
         head_arguments={"channels": 8, "key_channels": 4},

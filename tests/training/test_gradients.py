@@ -7,8 +7,8 @@ from kseg.training.build import build_objectives
 from kseg.training.gradients import with_gradients
 from kseg.training.optimizers import SGD
 from kseg.training.trainer import SegmentationTrainer, build_step
+from tests.tiny_networks import tiny_backbone
 from tests.training.all_methods import CONTRAST
-from tests.training.tiny import build_tiny_backbone
 
 
 def longest_sum(graph):
@@ -49,9 +49,7 @@ def test_the_step_has_no_sum_that_grappler_makes_depend_on_time():
 
     def network():
         keras.utils.clear_session(free_memory=False)
-        return build_segmenter(
-            build_tiny_backbone(), "upernet", 3, projections=stages, embedding_dim=8
-        )
+        return build_segmenter(tiny_backbone(), "upernet", 3, projections=stages, embedding_dim=8)
 
     segmenter = network()
     trainer = SegmentationTrainer(

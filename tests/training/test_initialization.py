@@ -7,7 +7,7 @@ from kseg.config.schema import Model
 from kseg.errors import UnavailableError, UserError
 from kseg.segmenters import build_segmenter
 from kseg.training.initialization import check_pretrained, load_pretrained
-from tests.training.tiny import build_tiny_backbone
+from tests.tiny_networks import tiny_backbone
 
 
 def whole_network(source):
@@ -22,7 +22,7 @@ def with_backbone_weights(source, **keys):
 
 
 def segmenter():
-    return build_segmenter(build_tiny_backbone(), "hrnet", 3, projections=("c2",))
+    return build_segmenter(tiny_backbone(), "hrnet", 3, projections=("c2",))
 
 
 def test_none():

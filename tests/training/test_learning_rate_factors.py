@@ -19,7 +19,7 @@ from kseg.training.learning_rate_factors import (
 )
 from kseg.training.optimizers import SGD, AdamW
 from tests import jax_process
-from tests.training.tiny import build_tiny_backbone
+from tests.tiny_networks import tiny_backbone
 
 PATHS = {
     "layers_0_a/kernel": "backbone",
@@ -65,7 +65,7 @@ def test_parts_that_are_not_there_may_be_named():
 
 def test_parts_of_a_segmenter():
     segmenter = build_segmenter(
-        build_tiny_backbone(),
+        tiny_backbone(),
         "ocr",
         3,
         head_arguments={"channels": 8, "key_channels": 4},
@@ -82,7 +82,7 @@ def test_parts_of_a_segmenter():
         assert part == (
             "backbone" if stage else "projectors" if path.startswith("embedding_") else "head"
         )
-    assert set(parts_of(build_tiny_backbone()).values()) == {"backbone"}
+    assert set(parts_of(tiny_backbone()).values()) == {"backbone"}
 
 
 def test_layer_decay_of_a_swin():
@@ -187,7 +187,7 @@ def test_two_devices_equal_one(mirrored, name):
 
 def test_a_config_builds_its_factors():
     segmenter = build_segmenter(
-        build_tiny_backbone(), "ocr", 3, head_arguments={"channels": 8, "key_channels": 4}
+        tiny_backbone(), "ocr", 3, head_arguments={"channels": 8, "key_channels": 4}
     )
     settings = schema.AdamW(name="adamw", learning_rate_factors={"backbone": 0.2, "ocr_": 4})
     arguments = {"schedule": schema.Poly(name="poly"), "steps": 10, "segmenter": segmenter}

@@ -13,7 +13,7 @@ from kseg.layers import BatchNormalization, UnitNormalization
 from kseg.segmenters import build_segmenter
 from kseg.training.projecting import ObjectiveOutputs
 from kseg.training.trainer import SegmentationTrainer
-from tests.training.tiny import build_tiny_backbone
+from tests.tiny_networks import tiny_backbone
 
 NUM_CLASSES, BATCH, HEIGHT, WIDTH = 3, 4, 32, 64
 SCALES = {"c2": 1.0, "c3": 0.5}
@@ -51,7 +51,7 @@ def make(objectives, *, averaged=False, **arguments):
     stages = sorted({stage for objective in objectives for stage in objective.stages})
     models = [
         build_segmenter(
-            build_tiny_backbone(),
+            tiny_backbone(),
             "hrnet",
             NUM_CLASSES,
             projections=stages,

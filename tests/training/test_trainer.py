@@ -11,7 +11,7 @@ from kseg.segmenters import build_segmenter
 from kseg.training.build import default_losses
 from kseg.training.optimizers import SGD
 from kseg.training.trainer import SegmentationTrainer, build_step
-from tests.training.tiny import build_tiny_backbone
+from tests.tiny_networks import tiny_backbone
 
 NUM_CLASSES = 3
 
@@ -22,7 +22,7 @@ def tiny_trainer(
     """A tiny backbone with OCR, without dropout, and all losses."""
     keras.utils.set_random_seed(1)
     keras.config.set_dtype_policy(precision)
-    backbone = build_tiny_backbone(synchronized_batch_norm=synchronized)
+    backbone = tiny_backbone(synchronized_batch_norm=synchronized)
     segmenter = build_segmenter(
         backbone,
         "ocr",
@@ -362,4 +362,4 @@ def test_averages_under_xla_equal_those_without():
 def test_averages_of_another_network_are_refused():
     segmenter = averaged_trainer().segmenter
     with pytest.raises(ValueError, match="must have the weights of the segmenter"):
-        SegmentationTrainer(segmenter, averaged=build_tiny_backbone())
+        SegmentationTrainer(segmenter, averaged=tiny_backbone())

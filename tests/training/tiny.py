@@ -1,41 +1,23 @@
 """A run small enough for tests: a network of a few thousand weights, data drawn in memory."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from kseg import backbones, config
 from kseg.classes import Classes
-from kseg.layers import ConvNorm
 from kseg.layers.photometric import PhotometricDistortion
 from kseg.runs import Run
+from tests.tiny_networks import tiny_backbone
 
 CLASSES = Classes(["road", "sky", "car"], [[90, 90, 90], [80, 160, 250], [200, 30, 30]])
 SIZE = (32, 64)
 
 
-STAGES = {"c2": (4, 4), "c3": (8, 6), "c4": (16, 8), "c5": (32, 10)}  # Stride, channels.
-
-
-def build_tiny_backbone(*, synchronized_batch_norm=False, **_):
-    """Five convolutions; c2 to c5 as any backbone has them."""
-    image = keras.Input((None, None, 3))
-    x = ConvNorm(4, 3, strides=2, synchronized=synchronized_batch_norm, name="stem")(image)
-    outputs = {}
-    for stage, (_, channels) in STAGES.items():
-        x = ConvNorm(
-            channels, 3, strides=2, synchronized=synchronized_batch_norm, name=f"stage_{stage}"
-        )(x)
-        outputs[stage] = x
-    strides = {stage: stride for stage, (stride, _) in STAGES.items()}
-    return backbones.Backbone(image, outputs, strides=strides, name="tiny")
-
-
 @pytest.fixture
 def tiny_network(monkeypatch):
     """Puts the tiny backbone in the place of hrnet_w18_small."""
-    monkeypatch.setitem(backbones.BACKBONES, "hrnet_w18_small", build_tiny_backbone)
+    monkeypatch.setitem(backbones.BACKBONES, "hrnet_w18_small", tiny_backbone)
 
 
 def experiment(optimizer=None, **train):

@@ -2,8 +2,8 @@
 
 from kseg import backbones
 from kseg.commands.__main__ import run
-from tests.training.tiny import build_tiny_backbone
+from tests.tiny_networks import tiny_backbone
 
 if __name__ == "__main__":
-    backbones.BACKBONES["hrnet_w18_small"] = build_tiny_backbone
+    backbones.BACKBONES["hrnet_w18_small"] = tiny_backbone
     run("train")
