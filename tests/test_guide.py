@@ -18,6 +18,7 @@ import pipelines
 from kseg import backbones
 from kseg.evaluation import drawing
 from tests.test_docs import PAGES, blocks
+from tests.tiny_networks import tiny_backbone
 
 ROOT = pathlib.Path(__file__).parents[1]
 GUIDE = PAGES["your_own_data.md"]
@@ -49,7 +50,7 @@ def user(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (name,) = re.findall(r"save it as `(.*\.json)`$", GUIDE, flags=re.MULTILINE)
     (tmp_path / name).write_text(blocks(GUIDE, "json")[0])
-    monkeypatch.setitem(backbones.BACKBONES, "hrnet_w18_small", smallest)
+    monkeypatch.setitem(backbones.BACKBONES, "hrnet_w18_small", tiny_backbone)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # prepare_data.py changes it.
     monkeypatch.chdir(tmp_path)
     write_data(tmp_path / "mine")
@@ -58,13 +59,6 @@ def user(tmp_path, monkeypatch):
     for image in images[:2]:
         shutil.copy(image, tmp_path / "photos")
     return tmp_path
-
-
-def smallest(interpolation, align_corners, **arguments):
-    """Stands for the guide's backbone: the same stages, a quarter of the layers to trace."""
-    return backbones.build_resnet(
-        blocks=(1, 1, 1, 1), channels=(2, 4, 4, 8), stem_channels=4, **arguments
-    )
 
 
 def table():

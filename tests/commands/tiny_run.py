@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 import cv2
+import keras
 import numpy as np
 import pytest
 
@@ -84,6 +85,7 @@ def write_run(folder, data, *, precision="float32"):
         "train": {"steps": 10, "precision": precision},
     }
     run = Run.create(folder, config.parse(values, source="tiny"), Classes(NAMES, PALETTE))
+    keras.utils.set_random_seed(0)  # Fixtures of modules come before the seeds of their tests.
     segmenter = run.build_segmenter()
     variables = checkpoints.model_variables(segmenter)
     rng = np.random.default_rng(0)
