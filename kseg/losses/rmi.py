@@ -25,8 +25,7 @@ def rmi_loss(labels, logits, *, region_size=3, downsampling=4, pixel_weight=0.5)
 
     Source: Zhao et al., "Region Mutual Information Loss for Semantic Segmentation", NeurIPS 2019:
     its lower bound of the mutual information, with the public code's sums in place of means and
-    e = 5e-4. Cells that would
-    reach beyond the image are left out, where that code pads with zeros.
+    e = 5e-4. Cells that would reach beyond the image are left out, where that code pads with zeros.
 
     The matrices are computed in float64, on JAX too.
 
