@@ -56,55 +56,39 @@ def label_video(source, target, label, palette, needs):
     capture = cv2.VideoCapture(str(source))
     # Rotate frames upright: the default depends on the version of OpenCV.
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
-    has_frame, frame = capture.read()
+    has_frame, first = capture.read()
     if not has_frame:
         state = "has no frame that can be read" if capture.isOpened() else "is no readable video"
         raise UserError(f"{source} {state}. Convert it to another format")
-    height, width = frame.shape[:2]
-    if needs is not None and (reason := too_large((height, width), needs)):
+    size = first.shape[:2]
+    if needs is not None and (reason := too_large(size, needs)):
         raise UserError(f"{source} cannot be labeled: {reason}")
-    even = height + height % 2, width + width % 2
-    rate, told = frame_rate(capture.get(cv2.CAP_PROP_FPS))
     promised = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
-    codec = cv2.VideoWriter_fourcc(*"mp4v")
+    rate, told = frame_rate(capture.get(cv2.CAP_PROP_FPS))
     count, lost, start, overlay = 0, 0, None, None
     with contextlib.ExitStack() as stack:
         stack.callback(capture.release)
         progress = stack.enter_context(Progress("labeling", promised, unit="frames"))
         new = stack.enter_context(files.replace_file(target))
-        writer = cv2.VideoWriter(str(new), codec, rate, even[::-1])
+        writer = _open_writer(new, target, size, rate)
         stack.callback(writer.release)
-        if not writer.isOpened():
-            raise UserError(
-                f"{target} cannot be written as a video of {width} x {height}, {rate:g} frames a "
-                "second"
-            )
-        gap = 0
-        while True:
-            if has_frame:
-                files.check_space(new, _BUFFERED)
-                if frame.shape[:2] != (height, width):
-                    raise UserError(
-                        f"A video must have one size. {source} has {width} x {height} at first, "
-                        f"and frame {count + gap + 1} has {frame.shape[1]} x {frame.shape[0]}"
-                    )
-                # Keeps later frames in time.
-                for _ in range(gap):
-                    writer.write(overlay)
-                lost, gap = lost + gap, 0
-                image = np.ascontiguousarray(frame[..., ::-1])
-                overlay = drawing.overlay(image, label(image), palette)[..., ::-1]
-                missing = even[0] - height, even[1] - width
-                overlay = np.pad(overlay, [(0, missing[0]), (0, missing[1]), (0, 0)], "edge")
+        for frame, gap in _frames(capture, first, promised):
+            files.check_space(new, _BUFFERED)
+            if frame.shape[:2] != size:
+                raise UserError(
+                    f"A video must have one size. {source} has {size[1]} x {size[0]} at first, and "
+                    f"frame {count + lost + gap + 1} has {frame.shape[1]} x {frame.shape[0]}"
+                )
+            for _ in range(gap):  # Keeps later frames in time.
                 writer.write(overlay)
-                count += 1
-                start = start or time.perf_counter()  # The first call compiles.
-                progress.update(count + lost)
-            else:
-                gap += 1
-                if count + lost + gap > promised or gap > _MOST_LOST:
-                    break
-            has_frame, frame = capture.read()
+            image = np.ascontiguousarray(frame[..., ::-1])
+            overlay = drawing.overlay(image, label(image), palette)[..., ::-1]
+            padding = [(0, length % 2) for length in size]
+            overlay = np.pad(overlay, [*padding, (0, 0)], "edge")
+            writer.write(overlay)
+            count, lost = count + 1, lost + gap
+            start = start or time.perf_counter()  # The first call compiles.
+            progress.update(count + lost)
         writer.release()
         stored = _count_frames(new)
         reason = f"it has {stored} of {count + lost} frames"
@@ -112,10 +96,74 @@ def label_video(source, target, label, palette, needs):
     seconds = time.perf_counter() - start
     speed = f", {(count - 1) / seconds:.2f} a second" if count > 1 else ""
     print(f"{count} frames{speed}: {target}")
-    if even != (height, width):
-        print(f"{width} x {height} became {even[1]} x {even[0]}: the codec needs even sizes")
+    if size != (even := _even(size)):
+        print(f"{size[1]} x {size[0]} became {even[1]} x {even[0]}: the codec needs even sizes")
     if not told:
         print(f"the video does not tell its frame rate: written with {rate:g} a second")
+    _check_complete(source, target, count, lost, promised)
+
+
+def _even(size):
+    """Returns `(height, width)`, rounded up to even numbers, which MPEG-4 needs."""
+    return tuple(length + length % 2 for length in size)
+
+
+def _open_writer(file, target, size, rate):
+    """Opens the video to write.
+
+    Args:
+        file: str or path, a temporary file.
+        target: `pathlib.Path`, the name in messages.
+        size: `(height, width)` of the frames.
+        rate: float, frames per second.
+
+    Returns:
+        `cv2.VideoWriter`, which takes frames of `_even(size)`.
+
+    Raises:
+        UserError: if OpenCV cannot write such a video.
+    """
+    import cv2
+
+    from kseg.errors import UserError
+
+    codec = cv2.VideoWriter_fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(file), codec, rate, _even(size)[::-1])
+    if not writer.isOpened():
+        raise UserError(
+            f"{target} cannot be written as a video of {size[1]} x {size[0]}, {rate:g} frames a "
+            "second"
+        )
+    return writer
+
+
+def _frames(capture, first, promised):
+    """Reads the frames of a video.
+
+    Args:
+        capture: `cv2.VideoCapture` of which the first frame has been read.
+        first: that frame.
+        promised: int, number of frames that the video claims to have.
+
+    Yields:
+        `(frame, gap)`: uint8 BGR `(height, width, 3)`, and the number of unreadable frames between
+        it and the one before. Unreadable frames at the end are left out.
+    """
+    yield first, 0
+    done, gap = 1, 0
+    while gap == 0 or (done + gap <= promised and gap <= _MOST_LOST):
+        has_frame, frame = capture.read()
+        if has_frame:
+            yield frame, gap
+            done, gap = done + gap + 1, 0
+        else:
+            gap += 1
+
+
+def _check_complete(source, target, count, lost, promised):
+    """Raises a UserError if frames of a video are missing in what was written."""
+    from kseg.errors import UserError
+
     if lost:
         raise UserError(
             f"{lost} of {count + lost} frames of {source} cannot be read. In {target} each repeats "
