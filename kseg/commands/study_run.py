@@ -49,33 +49,12 @@ def inputs_of(config):
         UserError: if the weights have an unknown suffix.
     """
     from kseg.commands.data import ExperimentData
+    from kseg.weights.files import initial_checksums
     from pipelines.manifest import hash_of
 
     data = ExperimentData.open(config)
-    checksums = weights_checksums(config.model)
+    checksums = initial_checksums(config.model)
     return Inputs(hash_of(data.identity()), data.manifest.class_names, checksums)
-
-
-def weights_checksums(model):
-    """Returns the checksum of the file of a model's initial weights, if it is known.
-
-    Args:
-        model: `kseg.config.schema.Model`. Its `weights` replace `backbone.weights`.
-
-    Returns:
-        dict from `"model.weights"` or `"model.backbone.weights"` to `kseg.weights.files.checksum`;
-        empty if the weights are random or downloaded.
-
-    Raises:
-        UserError: if the suffix of the file is unknown.
-    """
-    from kseg.weights.files import checksum
-
-    sources = {"model.weights": model.weights, "model.backbone.weights": model.backbone.weights}
-    for key, source in sources.items():
-        if source is not None:
-            return {} if "://" in source else {key: checksum(source)}
-    return {}
 
 
 def run(config_file, folder):

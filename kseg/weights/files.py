@@ -104,6 +104,26 @@ def checksum(path):
     return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
 
 
+def initial_checksums(model):
+    """Returns the checksum of the file of a model's initial weights, if it is known.
+
+    Args:
+        model: `kseg.config.schema.Model`. Its `weights` replace `backbone.weights`.
+
+    Returns:
+        dict from `"model.weights"` or `"model.backbone.weights"` to `checksum`; empty if the
+        weights are random or downloaded.
+
+    Raises:
+        UserError: if the suffix of the file is unknown.
+    """
+    sources = {"model.weights": model.weights, "model.backbone.weights": model.backbone.weights}
+    for key, source in sources.items():
+        if source is not None:
+            return {} if "://" in source else {key: checksum(source)}
+    return {}
+
+
 def read_index(path):
     """Reads the index of a checkpoint that is split into several files.
 

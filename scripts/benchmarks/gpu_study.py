@@ -353,12 +353,12 @@ class _Archive:
             with zipfile.ZipFile(self._output / "counts.zip", "a") as file:
                 file.write(counts, f"{line['arm']}-{line['seed']}.npz")
         from kseg import config as config_module
-        from kseg.commands.study_run import weights_checksums
         from kseg.evaluation.image_counts import ImageCounts
         from kseg.studies import design, results
+        from kseg.weights.files import initial_checksums
 
         experiment = config_module.parse(config, source=line["arm"])
-        checksums = weights_checksums(experiment.model)
+        checksums = initial_checksums(experiment.model)
         settings = design.settings(experiment, self._data_fingerprint, checksums)
         with self._lock:
             results.append(self._folder, line, ImageCounts.load(counts), settings)
