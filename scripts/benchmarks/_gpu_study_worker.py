@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import copy
+import fcntl
 import functools
 import importlib.metadata
 import json
@@ -13,6 +14,7 @@ import threading
 import time
 
 import _device_data
+import _matrix_products
 import jax
 import jax.numpy as jnp
 import keras
@@ -86,70 +88,79 @@ class Worker:
     def run(self):
         """Runs all jobs until the deadline."""
         self.programs, self.pending, self.failed = {}, [], False
-        self.seconds = 0.0  # Of the slowest run, without building and compiling.
+        self.seconds = 0.0  # Of the slowest batch of runs, without building and compiling.
         for job in self.spec["jobs"]:
             if "candidates" in job:
                 self._follow_protocol(job)
-                continue
-            for seed in job["seeds"]:
-                self._train(job["name"], job["config"], seed, first=seed == job["seeds"][0])
+            else:
+                lanes = [_Lane(job["name"], job["config"], seed) for seed in job["seeds"]]
+                self._train_all(lanes, keep=lanes[:1])
         for future in self.pending:
             future.result()
         return int(self.failed)
 
-    def _train(self, name, config, seed, *, first=False):
-        """Trains one seed of a config.
+    def _train_all(self, lanes, *, keep=()):
+        """Trains runs, as many at once as the specification says.
+
+        Args:
+            lanes: list of `_Lane`.
+            keep: those whose weights are kept, if those of their arm are asked for.
 
         Returns:
-            float, the mean IoU of the last step; None where there was no time, or it failed.
+            list of float, the mean IoU of the last step of each; None where there was no time or
+            the run failed.
         """
-        experiment = config_module.parse(copy.deepcopy(config), source=name)
-        key = _static_key(experiment)
-        if time.time() > self.spec["deadline"]:
-            _say(f"{name} seed {seed}: no time left")
-            return None
-        start = time.time()
+        groups = {}
+        for lane in lanes:
+            groups.setdefault(lane.static_key, []).append(lane)
+        scores = {}
+        for group in groups.values():
+            for first in range(0, len(group), self.spec["stack"]):
+                batch = group[first : first + self.spec["stack"]]
+                scores.update(zip(map(id, batch), self._train(batch, keep), strict=True))
+        return [scores[id(lane)] for lane in lanes]
+
+    def _train(self, lanes, keep):
+        names = ", ".join(str(lane) for lane in lanes)
+        if time.time() + self.seconds > self.spec["deadline"]:
+            _say(f"{names}: no time left")
+            return [None] * len(lanes)
+        start, key = time.time(), lanes[0].static_key
         if key not in self.programs:
             self.programs.clear()  # Compiled programs of other settings, and their constants.
-            self.programs[key] = Program(self, experiment)
-        program, middle = self.programs[key], time.time()
+            self.programs[key] = Program(self, lanes[0].experiment)
+        program = self.programs[key]
         try:
-            future, score = program.run(name, experiment, seed, config=config, first=first)
+            futures, scores = program.run(lanes, keep)
         except _StopRunError as error:
             self.failed |= error.is_fault
-            _say(f"{name} seed {seed}: {error}")
-            return None
-        self.pending.append(future)
-        self.seconds = max(self.seconds, time.time() - middle - program.compiling)
-        program.compiling = 0.0
-        _say(f"{name} seed {seed}: {time.time() - start:.1f} s in all")
-        return score
+            _say(f"{names}: {error}")
+            return [None] * len(lanes)
+        self.failed |= None in scores
+        self.pending += futures
+        self.seconds = max(self.seconds, program.seconds)
+        _say(f"{names}: {time.time() - start:.1f} s in all")
+        return scores
 
     def _follow_protocol(self, job):
         """Tunes on the tuning seeds, then trains the best candidate on the seeds of the study."""
         candidates = job["candidates"]
+        lanes = [
+            _Lane(f"{job['arm']}.{name}", config, seed)
+            for seed in job["tuning_seeds"]
+            for name, config in candidates.items()
+        ]
         scores = {name: [] for name in candidates}
-        for seed in job["tuning_seeds"]:
-            of_seed = {}
-            for name, config in candidates.items():
-                runs = len(candidates) - len(of_seed) + len(job["seeds"])
-                if time.time() + runs * self.seconds > self.spec["deadline"]:
-                    print(f"{job['arm']}: no time to tune {name} on seed {seed}", flush=True)
-                    break
-                of_seed[name] = self._train(f"{job['arm']}.{name}", config, seed)
-            if len(of_seed) < len(candidates):
-                break
-            if None not in of_seed.values():
-                for name, score in of_seed.items():
-                    scores[name].append(score)
-        means = {name: float(np.mean(values)) for name, values in scores.items() if values}
+        for lane, score in zip(lanes, self._train_all(lanes), strict=True):
+            scores[lane.name.removeprefix(f"{job['arm']}.")].append(score)
+        means = {name: float(np.mean(of)) for name, of in scores.items() if None not in of}
         chosen = max(means, key=means.get) if means else next(iter(candidates))
         _say(f"{job['arm']}: {means} -> {chosen}")
-        for seed in [*job["seeds"], *job["more_seeds"]]:
-            if seed in job["more_seeds"] and time.time() + self.seconds > self.spec["deadline"]:
-                break
-            first = seed == job["seeds"][0]
-            self._train(job["arm"], candidates[chosen], seed, first=first)
+        lanes, more = (
+            [_Lane(job["arm"], candidates[chosen], seed) for seed in job[key]]
+            for key in ("seeds", "more_seeds")
+        )
+        self._train_all([*lanes, *more], keep=lanes[:1])
 
     def probe(self):
         """Times both ways to compute the network's depthwise convolutions, and prints them."""
@@ -166,6 +177,18 @@ class Worker:
         for implementation in ("grouped", "shifted"):
             times[implementation] = _time_depthwise(found, implementation)
         _say("@depthwise " + json.dumps(times))
+
+
+class _Lane:
+    """One run: an arm's name, its config (JSON values), and a seed."""
+
+    def __init__(self, name, config, seed):
+        self.name, self.config, self.seed = name, config, seed
+        self.experiment = config_module.parse(copy.deepcopy(config), source=name)
+        self.static_key = _static_key(self.experiment)
+
+    def __str__(self):
+        return f"{self.name} seed {self.seed}"
 
 
 class _StopRunError(Exception):
@@ -189,7 +212,10 @@ class Program:
         self.trainer = self._build(experiment, experiment.seed)
         self.segmenter = self.trainer.segmenter
         _say(f"built in {time.time() - start:.1f} s")
-        if worker.spec["depthwise"] != "auto":
+        self.stack = worker.spec["stack"]
+        if self.stack > 1:
+            _matrix_products.install(self.segmenter)
+        elif worker.spec["depthwise"] != "auto":
             for layer in _depthwise_layers(self.segmenter):
                 layer.implementation = worker.spec["depthwise"]
         distortion = self.trainer.distortion
@@ -220,10 +246,28 @@ class Program:
 
             return jax.lax.scan(one_step, state, order)
 
+        many_steps = self._over_lanes(many_steps, shared=1)
         self._many_steps = jax.jit(many_steps, donate_argnums=0)
-        self._look = jax.jit(self._evaluate_part)
+        self._look = jax.jit(self._over_lanes(self._evaluate_part, shared=2))
         self._is_compiled = False
-        self.compiling = 0.0  # Seconds that the next run spends on compiling.
+        self.seconds = 0.0  # Of the last batch of runs, without compiling.
+        self.batches = 0
+
+    def _over_lanes(self, function, *, shared):
+        """Applies a function to arguments with a leading axis of lanes, but for the last ones."""
+        if self.stack > 1:
+
+            def all_lanes(*arguments):
+                axes = [0] * (len(arguments) - shared) + [None] * shared
+                return jax.vmap(function, in_axes=axes)(*arguments)
+
+        else:
+
+            def all_lanes(*arguments):
+                own = jax.tree.map(lambda x: x[0], arguments[:-shared])
+                return jax.tree.map(lambda x: x[None], function(*own, *arguments[-shared:]))
+
+        return all_lanes
 
     def _build(self, experiment, seed):
         """Builds the trainer of a seed on the host, with pretrained weights if there are any."""
@@ -273,93 +317,159 @@ class Program:
                     update={"weights": self.worker.spec["weights"]}
                 )
                 model = model.model_copy(update={"backbone": backbone})
+            random = [np.asarray(v) for v in segmenter.trainable_variables]
             with contextlib.redirect_stdout(None):
                 load_pretrained(segmenter, model)
+            self._template = jax.tree.map(np.asarray, trainer.initial_state())
+        self._initializers = _initializers(segmenter, random, self._template["weights"])
         return trainer
 
     def _initial_state(self, experiment, seed):
-        with jax.default_device(jax.devices("cpu")[0]):
-            state = self._build(experiment, seed).initial_state()
-        return jax.device_put(state, self.worker.device)
+        """Draws the initial state of a seed: host arrays.
 
-    def run(self, name, experiment, seed, *, config, first):
-        """Trains and evaluates one seed; results are written while the next one trains.
+        Building the network again would draw it, too, but takes seconds.
+        """
+        rng = np.random.default_rng([seed, 50_411])
+        state = dict(self._template)
+        state["weights"] = list(state["weights"])
+        with jax.default_device(jax.devices("cpu")[0]):
+            for i, initializer in self._initializers.items():
+                config = {**initializer.get_config(), "seed": int(rng.integers(2**31))}
+                drawn = type(initializer).from_config(config)(state["weights"][i].shape)
+                state["weights"][i] = np.asarray(drawn)
+            objectives = build_objectives(
+                experiment.contrast,
+                num_classes=len(self.worker.classes),
+                seed=seed,
+                training_images=self.worker.classes.training_images,
+            )
+            for objective, _ in objectives:
+                objective.prepare(self.segmenter.output)
+        state["objectives"] = [np.asarray(v) for o, _ in objectives for v in o.variables]
+        variables = self.trainer.variables()["statistics"]
+        state["statistics"] = [
+            np.array([rng.integers(2**31), 0], value.dtype)
+            if variable.name == "seed_generator_state"
+            else value
+            for variable, value in zip(variables, state["statistics"], strict=True)
+        ]
+        return state
+
+    def _stacked(self, values):
+        """Stacks trees of arrays, repeating the last one if there are too few."""
+        values = [*values, *values[-1:] * (self.stack - len(values))]
+        return jax.tree.map(lambda *of_lanes: np.stack(of_lanes), *values)
+
+    def run(self, lanes, keep):
+        """Trains and evaluates runs at once; their results are written while the next ones train.
 
         Args:
-            name: str, the arm of the result.
-            experiment: `kseg.config.Experiment`.
-            seed: int.
-            config: dict, the experiment as it was written.
-            first: bool, whether the weights are kept, if those of this arm are asked for.
+            lanes: list of at most `stack` `_Lane`, whose settings have the same static key.
+            keep: list of `_Lane` whose weights are kept, if those of their arm are asked for.
 
         Returns:
-            `(future, score)`: future of None; mean IoU of the last step.
+            `(futures, scores)`: list of futures of None; list of the mean IoU of the last step of
+            each lane, None where its loss was not finite.
         """
-        spec = self.worker.spec
-        state = self._initial_state(experiment, seed)
+        spec, experiment = self.worker.spec, lanes[0].experiment
+        states = [self._initial_state(lane.experiment, lane.seed) for lane in lanes]
+        state = jax.device_put(self._stacked(states), self.worker.device)
         steps, batch_size = experiment.train.steps, experiment.data.batch_size
-        order = _device_data.sample_order(
-            seed, len(self.worker.train["images"]), steps * batch_size
-        ).reshape(-1, self.chunk, batch_size)
-        settings = {
-            "learning_rate": np.float32(experiment.optimizer.learning_rate),
-            "steps": np.float32(steps),
-            "ramps": [
-                tuple(np.float32(x) for x in (o.weight, o.start_step, o.warmup_steps))
-                for o in experiment.contrast
-            ],
-        }
-        inputs = (jax.random.key(seed), settings, self.worker.train)
+        images = len(self.worker.train["images"])
+        order = self._stacked(
+            [
+                _device_data.sample_order(lane.seed, images, steps * batch_size).reshape(
+                    -1, self.chunk, batch_size
+                )
+                for lane in lanes
+            ]
+        )
+        settings = self._stacked([_inputs(lane.experiment) for lane in lanes])
+        keys = jax.vmap(jax.random.key)(self._stacked([np.uint32(lane.seed) for lane in lanes]))
+        inputs = (keys, settings, self.worker.train)
         if not self._is_compiled:
             self._is_compiled = True
             start = time.time()
             # Steps on a copy: ahead-of-time compilation loses hoisted constants (JAX 0.11).
-            _, of_chunk = self._many_steps(jax.tree.map(jnp.copy, state), order[0], *inputs)
+            _, of_chunk = self._many_steps(jax.tree.map(jnp.copy, state), order[:, 0], *inputs)
             jax.block_until_ready(of_chunk)
             middle = time.time()
             self._evaluate(state)
-            self.compiling = time.time() - start
             _say(f"compiled in {middle - start:.1f} s, evaluation {time.time() - middle:.1f} s")
-        chunks = len(order)
+        with _slot(spec, self.batches):
+            if time.time() + self.seconds > spec["deadline"]:
+                raise _StopRunError("no time left", is_fault=False)
+            state, logs, evaluations = self._train(lanes, state, order, inputs)
+        cost = {
+            "seconds": logs.pop("seconds") / len(lanes),
+            "cpu_seconds": logs.pop("cpu_seconds") / len(lanes),
+            "runs_at_once": self.stack,
+            "peak_memory_mb": (self.worker.device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+            / 2**20,
+        }
+        futures, scores = [], []
+        for number, lane in enumerate(lanes):
+            if not np.isfinite(logs["loss"][number]).all():
+                _say(f"{lane}: the loss is not finite")
+                scores.append(None)
+                continue
+            of_lane = [_scores(counts[number], step) for step, counts, _ in evaluations]
+            scores.append(of_lane[-1]["mean_iou"])
+            result = {
+                "study": spec["study"],
+                "arm": lane.name,
+                "seed": lane.seed,
+                "backend": "jax",
+                "device": self.worker.device.device_kind,
+                "commit": spec["commit"],
+                "environment": _environment(),
+                "steps": steps,
+                "batch_size": batch_size,
+                "last": of_lane[-1],
+                "best": max(of_lane, key=lambda scores: scores["mean_iou"]),
+                "evaluations": [[scores["step"], scores["mean_iou"]] for scores in of_lane],
+                "losses": _last_losses({name: value[number] for name, value in logs.items()}),
+                **cost,
+            }
+            weights = None
+            if lane in keep and lane.name in spec["save_weights"]:
+                names = ("weights", "statistics")
+                weights = {name: [np.asarray(v[number]) for v in state[name]] for name in names}
+            _, counts, seen = evaluations[-1]
+            seen = [tuple(array[number] for array in arrays) for arrays in seen]
+            finish = (self._finish, result, lane.config, counts[number], seen, weights)
+            futures.append(self.worker.pool.submit(*finish))
+        return futures, scores
+
+    def _train(self, lanes, state, order, inputs):
+        """Takes all steps.
+
+        Returns:
+            `(state, logs, evaluations)`: dict of arrays `(lanes, steps)`, and of the time; list of
+            `(step, counts, seen)`, see `_evaluate`, the last one with the features.
+        """
+        spec, chunks = self.worker.spec, order.shape[1]
         looks = {round((i + 1) * chunks / spec["evaluations"]) for i in range(spec["evaluations"])}
         looks |= {chunks}
         start, start_cpu = time.time(), time.process_time()
         logs, evaluations = [], []
         for number in range(chunks):
-            state, of_chunk = self._many_steps(state, order[number], *inputs)
+            state, of_chunk = self._many_steps(state, order[:, number], *inputs)
             logs.append({name: np.asarray(value) for name, value in of_chunk.items()})
-            if not np.isfinite(logs[-1]["loss"]).all():
+            if not np.isfinite(logs[-1]["loss"]).all(axis=1).any():
                 raise _StopRunError("the loss is not finite", is_fault=True)
             if time.time() > spec["deadline"]:
                 raise _StopRunError("the time is over", is_fault=False)
             if number + 1 in looks:
                 counts, seen = self._evaluate(state)
-                evaluations.append(_scores(counts, (number + 1) * self.chunk))
-        result = {
-            "study": spec["study"],
-            "arm": name,
-            "seed": seed,
-            "backend": "jax",
-            "device": self.worker.device.device_kind,
-            "commit": spec["commit"],
-            "environment": _environment(),
-            "steps": steps,
-            "batch_size": batch_size,
-            "last": evaluations[-1],
-            "best": max(evaluations, key=lambda scores: scores["mean_iou"]),
-            "evaluations": [[e["step"], e["mean_iou"]] for e in evaluations],
-            "losses": _last_losses(logs),
-            "seconds": time.time() - start,
-            "cpu_seconds": time.process_time() - start_cpu,
-            "peak_memory_mb": (self.worker.device.memory_stats() or {}).get("peak_bytes_in_use", 0)
-            / 2**20,
-        }
-        weights = None
-        if first and name in spec["save_weights"]:
-            keep = ("weights", "statistics")
-            weights = {key: [np.asarray(v) for v in state[key]] for key in keep}
-        finish = (self._finish, result, config, counts, seen, weights)
-        return self.worker.pool.submit(*finish), result["last"]["mean_iou"]
+                if number + 1 < chunks:
+                    seen = None
+                evaluations.append(((number + 1) * self.chunk, counts, seen))
+        joined = {name: np.concatenate([log[name] for log in logs], axis=1) for name in logs[0]}
+        self.seconds = time.time() - start
+        self.batches += 1
+        joined |= {"seconds": self.seconds, "cpu_seconds": time.process_time() - start_cpu}
+        return state, joined, evaluations
 
     def _finish(self, result, config, counts, seen, weights):
         """Computes the features and writes the files and the result line of a run."""
@@ -406,18 +516,19 @@ class Program:
         return {name: None if np.isnan(value) else value for name, value in values.items()}
 
     def _evaluate(self, state):
-        """Evaluates a state on the validation images.
+        """Evaluates the states of all lanes on the validation images.
 
         Returns:
-            `(counts, seen)`: int64 array as `ImageCounts.pixels`, and for each part of the split
-            device arrays of unit features and their labels.
+            `(counts, seen)`: int64 array `(lanes, ...)` of arrays as `ImageCounts.pixels`; and for
+            each part of the split device arrays of unit features and their labels.
         """
         weights = {name: state[name] for name in ("weights", "statistics")}
         found = [self._look(weights, *arrays) for _, *arrays in self.worker.val_parts]
-        counts = np.zeros((len(self.worker.val.ids), 3, len(self.worker.classes)), "int64")
-        for (numbers, *_), (of_part, _, _) in zip(self.worker.val_parts, found, strict=True):
-            of_part = np.asarray(of_part).reshape(-1, *counts.shape[1:])
-            counts[numbers] = of_part[: len(numbers)]
+        images = (len(self.worker.val.ids), 3, len(self.worker.classes))
+        counts = np.zeros((self.stack, *images), "int64")
+        for (numbers, *_), (of_part, *_) in zip(self.worker.val_parts, found, strict=True):
+            of_part = np.asarray(of_part).reshape(self.stack, -1, *images[1:])
+            counts[:, numbers] = of_part[:, : len(numbers)]
         return counts, [features for _, *features in found]
 
     def _evaluate_part(self, weights, images, labels):
@@ -441,6 +552,8 @@ class Program:
             truth = labels[..., None] == each
             found = predicted[..., None] == each
             counts = [jnp.sum(x, axis=(1, 2), dtype="int32") for x in (truth & found, truth, found)]
+            if not self.worker.spec["features"]:
+                return (jnp.stack(counts, axis=1),)
             features = features.astype("float32")
             norm = jnp.sqrt(jnp.sum(jnp.square(features), axis=-1, keepdims=True))
             features = features / jnp.maximum(norm, 1e-6)
@@ -504,9 +617,84 @@ def _scores(counts, step):
 
 
 def _last_losses(logs):
-    joined = {name: np.concatenate([log[name] for log in logs]) for name in logs[0]}
-    count = max(len(joined["loss"]) // 10, 1)
-    return {name: float(values[-count:].mean()) for name, values in joined.items()}
+    count = max(len(logs["loss"]) // 10, 1)
+    return {name: float(values[-count:].mean()) for name, values in logs.items()}
+
+
+def _inputs(experiment):
+    """Returns the settings that are inputs of the compiled program."""
+    return {
+        "learning_rate": np.float32(experiment.optimizer.learning_rate),
+        "steps": np.float32(experiment.train.steps),
+        "ramps": [
+            tuple(np.float32(x) for x in (o.weight, o.start_step, o.warmup_steps))
+            for o in experiment.contrast
+        ],
+    }
+
+
+def _initializers(segmenter, before, after):
+    """Finds the random weights that no pretrained ones replaced.
+
+    Args:
+        segmenter: keras model.
+        before, after: lists of arrays, the trainable weights before and after loading.
+
+    Returns:
+        dict from the position of a weight to its Keras initializer.
+    """
+    known = {}
+    for layer in segmenter._flatten_layers():
+        for name in ("kernel_initializer", "depthwise_initializer"):
+            if getattr(layer, name, None) is not None and layer.built:
+                known[id(layer.kernel)] = getattr(layer, name)
+    found = {}
+    for i, variable in enumerate(segmenter.trainable_variables):
+        if np.ptp(before[i]) > 0 and np.array_equal(before[i], after[i]):
+            if id(variable) not in known:
+                raise ValueError(f"The initializer of the weight {variable.path!r} is not known")
+            found[i] = known[id(variable)]
+    return found
+
+
+@contextlib.contextmanager
+def _slot(spec, batch):
+    """Waits until fewer than `spec["together"]` processes train: a lock file for each of them.
+
+    Of those that wait, the one with the fewest batches so far is first, then the order of the arms.
+
+    Args:
+        spec: dict.
+        batch: int, number of batches that this process has trained.
+    """
+    folder = pathlib.Path(spec["scratch"])
+    ticket = folder / f"waiting-{batch:03d}-{spec['position']:03d}"
+    ticket.touch()
+    try:
+        file = None
+        while file is None:
+            if time.time() > spec["deadline"]:
+                raise _StopRunError("no time left", is_fault=False)
+            if ticket == min(folder.glob("waiting-*")):
+                file = _lock_one(folder, spec["together"])
+            if file is None:
+                time.sleep(0.05)
+    finally:
+        ticket.unlink()
+    with file:
+        yield
+
+
+def _lock_one(folder, count):
+    """Locks one of the files `slot-<number>`, and returns it; None if all are locked."""
+    for number in range(count):
+        file = (folder / f"slot-{number}").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            file.close()
+    return None
 
 
 def _environment():

@@ -6,7 +6,9 @@
 The data set is decoded once and kept in GPU memory as bytes. Crops, mirroring and colors are drawn
 inside the compiled step, and `lax.scan` runs many steps per call. Each arm has its own process and
 is compiled once: seed, learning rate, number of steps and the weight, start and warm-up of an
-objective are inputs of the compiled program.
+objective are inputs of the compiled program. `--stack N` trains N runs of an arm at once, by
+`jax.vmap` over their states; all convolutions are matrix products then (`_matrix_products.py`),
+which need no search for the fastest kernel.
 
 Writes `messages.jsonl` and `counts.zip`, which are extended after each run; `results.jsonl`, a line
 for each arm and seed; `study.zip`, the same with settings and pixel counts, to be unpacked into a
@@ -54,6 +56,7 @@ TOY = [
     "schedule.warmup_steps=1",
     "losses.cross_entropy.class_weights=null",
 ]
+_WITHOUT_SEARCH = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 _GRACE = 8.0  # Seconds that a worker has to end on its own.
 
 
@@ -79,10 +82,17 @@ def _parse():
         help="data.fingerprint in the settings of a study that these results join; default: a hash "
         "of the pixels",
     )
+    parser.add_argument(
+        "--weights-checksum", help="the same for the checksum of the initial weights"
+    )
     parser.add_argument("--tune", help="file of named settings, run instead of the arms")
     parser.add_argument("--protocol", help="file: tuning on seeds of its own, then the study")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--chunk", type=int, default=100, help="steps in a compiled call")
+    parser.add_argument("--stack", type=int, default=1, metavar="N", help="runs of an arm at once")
+    parser.add_argument(
+        "--together", type=int, default=5, metavar="N", help="arms that train at the same time"
+    )
     parser.add_argument("--evaluations", type=int, default=3, help="evaluations of a run")
     parser.add_argument("--depthwise", choices=["auto", "grouped", "shifted"], default="auto")
     parser.add_argument("--no-features", action="store_true", help="no alignment and uniformity")
@@ -121,18 +131,25 @@ def _direct(arguments):
     name, jobs = _protocol(arguments) if arguments.protocol else _jobs(arguments)
     data = _store_data(arguments, jobs[0]["config"]["data"]["dataset"], scratch)
     say(f"data: {data['summary']}")
-    archive = _Archive(output, scratch / "study", arguments.data_fingerprint or data["fingerprint"])
+    archive = _Archive(
+        output,
+        scratch / "study",
+        arguments.data_fingerprint or data["fingerprint"],
+        arguments.weights_checksum,
+    )
     spec = {
         "data": data,
         "study": name,
         "chunk": arguments.chunk,
+        "stack": arguments.stack,
+        "together": arguments.together,
         "evaluations": arguments.evaluations,
         "features": not (arguments.no_features or arguments.tune),
         "weights": arguments.weights,
         "save_weights": arguments.save_weights,
         "commit": arguments.commit or _commit(),
         "scratch": str(scratch),
-        "depthwise": arguments.depthwise,
+        "depthwise": arguments.depthwise if arguments.stack == 1 else "shifted",
         "deadline": start + arguments.time_limit,
         "output": str(output),
         "toy": arguments.toy,
@@ -146,6 +163,8 @@ def _direct(arguments):
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "PYTHONUNBUFFERED": "1",
     }
+    if arguments.stack > 1:
+        environment["XLA_FLAGS"] = f"{_WITHOUT_SEARCH} {os.environ.get('XLA_FLAGS', '')}"
     if arguments.toy:
         environment |= {"JAX_PLATFORMS": "cpu"}
         environment.pop("JAX_COMPILATION_CACHE_DIR")
@@ -156,8 +175,8 @@ def _direct(arguments):
         probe = _start({**spec, "probe": True, "jobs": jobs[:1]}, scratch, "probe", environment)
         spec["depthwise"] = _choose_depthwise(probe, say, spec["deadline"])
     workers = {
-        arm: _start({**spec, "jobs": of_arm}, scratch, arm, environment)
-        for arm, of_arm in groups.items()
+        arm: _start({**spec, "jobs": of_arm, "position": position}, scratch, arm, environment)
+        for position, (arm, of_arm) in enumerate(groups.items())
     }
     readers = [
         threading.Thread(target=_listen, args=(arm, process, say, archive))
@@ -332,11 +351,13 @@ class _Archive:
         output: folder of the few files that are kept.
         folder: folder of results as `kseg.studies.results` writes it, kept as one archive.
         data_fingerprint: str.
+        weights_checksum: str, or None: that of the file of initial weights.
     """
 
-    def __init__(self, output, folder, data_fingerprint):
+    def __init__(self, output, folder, data_fingerprint, weights_checksum):
         self._output, self._folder = output, folder
         self._data_fingerprint = data_fingerprint
+        self._weights_checksum = weights_checksum
         self._lock = threading.Lock()
         self.lines = []
 
@@ -359,6 +380,8 @@ class _Archive:
 
         experiment = config_module.parse(config, source=line["arm"])
         checksums = initial_checksums(experiment.model)
+        if self._weights_checksum:
+            checksums = dict.fromkeys(checksums, self._weights_checksum)
         settings = design.settings(experiment, self._data_fingerprint, checksums)
         with self._lock:
             results.append(self._folder, line, ImageCounts.load(counts), settings)
