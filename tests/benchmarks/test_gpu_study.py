@@ -1,5 +1,6 @@
 """The study on one GPU, at toy size on the CPU, and its crops beside the loader's."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -20,25 +21,31 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "scripts" / "benchmarks"
 
 
-def test_toy(tmp_path):
-    """One command trains, evaluates and writes lines that a study reads, without TensorFlow."""
-    forbidden = tmp_path / "forbidden"
-    (forbidden / "tensorflow").mkdir(parents=True)
+def _study(output, *arguments):
+    """Runs the study at toy size, where TensorFlow cannot be imported. Returns its output."""
+    forbidden = output.parent / "forbidden"
+    (forbidden / "tensorflow").mkdir(parents=True, exist_ok=True)
     (forbidden / "tensorflow" / "__init__.py").write_text("raise ImportError('forbidden')\n")
-    output = tmp_path / "out"
     command = [sys.executable, str(BENCHMARKS / "gpu_study.py"), "--toy", "--output", str(output)]
-    command += ["--arms", "region_contrast", "--save-weights", "region_contrast"]
     path = f"{forbidden}{os.pathsep}{ROOT}"
     environment = jax_process.environment(None, PYTHONPATH=path)  # As a user's shell has it.
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "depthwise, seconds a step" in result.stdout
+    return result.stdout
+
+
+def test_toy(tmp_path):
+    """One command trains, evaluates and writes lines that a study reads, without TensorFlow."""
+    output = tmp_path / "out"
+    arm = "region_contrast"
+    _study(output, "--arms", arm, "--save-weights", arm, "--seeds", "0", "1", "2", "--stack", "2")
     with zipfile.ZipFile(output / "study.zip") as archive:
         archive.extractall(tmp_path / "study")
     found = results.read(tmp_path / "study")
     assert [(run["arm"], run["seed"]) for run in found] == [
         ("region_contrast", 0),
         ("region_contrast", 1),
+        ("region_contrast", 2),
     ]
     assert set(results.read_settings(tmp_path / "study")) == {run["fingerprint"] for run in found}
     for run in found:
@@ -49,13 +56,104 @@ def test_toy(tmp_path):
         assert run["last"]["step"] == run["steps"] == 2
         assert run["features"]["alignment"] > 0
         assert {"loss", "cross_entropy", "auxiliary"} < set(run["losses"])
-    assert len((output / "messages.jsonl").read_text().splitlines()) == 2
+        assert run["runs_at_once"] == 2
+    assert len((output / "messages.jsonl").read_text().splitlines()) == 3
     lines = (output / "results.jsonl").read_text().splitlines()
-    assert [json.loads(line)["seed"] for line in lines] == [0, 1]
-    first, second = (run.counts.pixels for run in found)
+    assert [json.loads(line)["seed"] for line in lines] == [0, 1, 2]
+    first, second, _ = (run.counts.pixels for run in found)
     np.testing.assert_array_equal(first[:, 1], second[:, 1])  # The truth is that of the files.
     with np.load(output / "weights-region_contrast-0.npz") as file:
         assert any(name.startswith("model/") for name in file.files)
+
+
+@pytest.mark.slow
+def test_runs_at_once_equal_single_ones(tmp_path):
+    """Three runs in batches of two, the last one filled up: the first loss of each is the same."""
+    found = []
+    settings = [
+        "train.steps=1",
+        "schedule.warmup_steps=0",
+        "data.batch_size=4",
+    ]
+    overrides = itertools.chain.from_iterable(("--set", setting) for setting in settings)
+    arguments = ["--arms", "cross_entropy", "--seeds", "0", "1", "2", "--no-features", *overrides]
+    for stack in ("1", "2"):
+        output = tmp_path / stack
+        said = _study(output, *arguments, "--stack", stack)
+        assert ("depthwise, seconds a step" in said) == (stack == "1")
+        lines = (output / "results.jsonl").read_text().splitlines()
+        found.append({run["seed"]: run for run in map(json.loads, lines)})
+    single, at_once = found
+    assert list(single) == list(at_once) == [0, 1, 2]
+    # The other loss is that of a head with image pooling: its batch norm over four pixels magnifies
+    # rounding.
+    losses = [run["losses"]["auxiliary"] for run in single.values()]
+    assert np.ptp(losses) > 2e-3
+    for seed, run in single.items():
+        assert at_once[seed]["losses"]["auxiliary"] == pytest.approx(losses[seed], rel=5e-5)
+        assert at_once[seed]["losses"] == pytest.approx(run["losses"], rel=5e-3)
+
+
+_PRODUCTS = """
+import itertools
+import keras, jax, jax.numpy as jnp, numpy as np
+import _matrix_products
+from kseg.layers.convolution import Conv2D
+from kseg.layers.depthwise import DepthwiseConv2D
+
+cases = [
+    dict(filters=6, kernel_size=1),
+    dict(filters=6, kernel_size=1, strides=2, use_bias=True),
+    dict(filters=6, kernel_size=3),
+    dict(filters=2, kernel_size=3),  # The product before the shifts.
+    dict(filters=2, kernel_size=(3, 5), dilation_rate=2),
+    dict(filters=2, kernel_size=3, strides=2),
+    dict(filters=6, kernel_size=3, strides=2, tensorflow_padding=True),
+    dict(filters=2, kernel_size=5, tensorflow_padding=True),
+    dict(filters=6, kernel_size=3, padding="valid"),
+    dict(filters=2, kernel_size=(2, 3), padding="valid", dilation_rate=(1, 2)),
+]
+rng = np.random.default_rng(0)
+layers = [Conv2D(**case) for case in cases] + [DepthwiseConv2D(3, strides=2)]
+for layer, (height, width) in zip(layers, itertools.cycle([(11, 16), (12, 13)])):
+    inputs = keras.Input((height, width, 4))
+    model = keras.Model(inputs, layer(inputs))
+    maps = rng.normal(size=(2, 3, height, width, 4)).astype("float32")  # Of two networks.
+    kernels = rng.normal(size=(2, *layer.kernel.shape)).astype("float32")
+
+    def loss(kernel, maps):
+        with keras.StatelessScope(state_mapping=[(layer.kernel, kernel)]):
+            outputs = model(maps)
+        return jnp.sum(jnp.sin(outputs)), outputs
+
+    def derive(*arguments):  # A new function each time, since `jax.jit` keeps what it traced.
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(*arguments)
+
+    one = jax.jit(lambda *arguments: derive(*arguments))
+    expected = [one(*arguments) for arguments in zip(kernels, maps)]
+    _matrix_products.install(model)
+    found = jax.jit(jax.vmap(derive))(kernels, maps)
+    for i, of_one in enumerate(expected):
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(of_one), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-4, err_msg=str(layer))
+layer = Conv2D(4, 3, groups=2)
+inputs = keras.Input((8, 8, 4))
+try:
+    _matrix_products.install(keras.Model(inputs, layer(inputs)))
+except ValueError as error:
+    assert "`groups` must be 1. Received: 2" in str(error)
+else:
+    raise AssertionError("groups")
+"""
+
+
+def test_matrix_products_equal_convolutions():
+    """Values and gradients of networks with stacked weights, by products and by convolutions."""
+    path = f"{BENCHMARKS}{os.pathsep}{ROOT}"
+    environment = jax_process.environment(PYTHONPATH=path)
+    command = [sys.executable, "-c", _PRODUCTS]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("size", [(40, 50), (20, 60), (13, 17)])
