@@ -247,7 +247,7 @@ class Program:
             return jax.lax.scan(one_step, state, order)
 
         many_steps = self._over_lanes(many_steps, shared=1)
-        self._many_steps = jax.jit(many_steps, donate_argnums=0)
+        self.many_steps = jax.jit(many_steps, donate_argnums=0)
         self._look = jax.jit(self._over_lanes(self._evaluate_part, shared=2))
         self._is_compiled = False
         self.seconds = 0.0  # Of the last batch of runs, without compiling.
@@ -324,7 +324,7 @@ class Program:
         self._initializers = _initializers(segmenter, random, self._template["weights"])
         return trainer
 
-    def _initial_state(self, experiment, seed):
+    def initial_state(self, experiment, seed):
         """Draws the initial state of a seed: host arrays.
 
         Building the network again would draw it, too, but takes seconds.
@@ -372,7 +372,7 @@ class Program:
             each lane, None where its loss was not finite.
         """
         spec, experiment = self.worker.spec, lanes[0].experiment
-        states = [self._initial_state(lane.experiment, lane.seed) for lane in lanes]
+        states = [self.initial_state(lane.experiment, lane.seed) for lane in lanes]
         state = jax.device_put(self._stacked(states), self.worker.device)
         steps, batch_size = experiment.train.steps, experiment.data.batch_size
         images = len(self.worker.train["images"])
@@ -391,7 +391,7 @@ class Program:
             self._is_compiled = True
             start = time.time()
             # Steps on a copy: ahead-of-time compilation loses hoisted constants (JAX 0.11).
-            _, of_chunk = self._many_steps(jax.tree.map(jnp.copy, state), order[:, 0], *inputs)
+            _, of_chunk = self.many_steps(jax.tree.map(jnp.copy, state), order[:, 0], *inputs)
             jax.block_until_ready(of_chunk)
             middle = time.time()
             self._evaluate(state)
@@ -454,7 +454,7 @@ class Program:
         start, start_cpu = time.time(), time.process_time()
         logs, evaluations = [], []
         for number in range(chunks):
-            state, of_chunk = self._many_steps(state, order[:, number], *inputs)
+            state, of_chunk = self.many_steps(state, order[:, number], *inputs)
             logs.append({name: np.asarray(value) for name, value in of_chunk.items()})
             if not np.isfinite(logs[-1]["loss"]).all(axis=1).any():
                 raise _StopRunError("the loss is not finite", is_fault=True)
@@ -619,6 +619,29 @@ def _scores(counts, step):
 def _last_losses(logs):
     count = max(len(logs["loss"]) // 10, 1)
     return {name: float(values[-count:].mean()) for name, values in logs.items()}
+
+
+def example_arguments(program, images):
+    """Returns arguments of `Program.many_steps` with the right shapes and dtypes.
+
+    Args:
+        program: `Program`.
+        images: ints (images, rows, columns) of the training data.
+
+    Returns:
+        tuple of trees of host arrays.
+    """
+    experiment, stack = program.experiment, program.stack
+    one = (program.initial_state(experiment, 0), _inputs(experiment))
+    state, settings = jax.tree.map(lambda x: np.stack([x] * stack), one)
+    order = np.zeros((stack, program.chunk, experiment.data.batch_size), "int32")
+    keys = jax.vmap(jax.random.key)(np.zeros(stack, "uint32"))
+    data = {
+        "images": np.zeros((*images, 3), "uint8"),
+        "labels": np.zeros(images, "uint8"),
+        "sizes": np.zeros((images[0], 2), "int32"),
+    }
+    return state, order, keys, settings, data
 
 
 def _inputs(experiment):

@@ -56,7 +56,8 @@ TOY = [
     "schedule.warmup_steps=1",
     "losses.cross_entropy.class_weights=null",
 ]
-_WITHOUT_SEARCH = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+# XLA's flags for programs without convolutions.
+WITHOUT_SEARCH = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 _GRACE = 8.0  # Seconds that a worker has to end on its own.
 
 
@@ -128,7 +129,7 @@ def _direct(arguments):
         with open(output / "log.txt", "a") as log:
             print(line, file=log)
 
-    name, jobs = _protocol(arguments) if arguments.protocol else _jobs(arguments)
+    name, jobs = _protocol(arguments) if arguments.protocol else plan_jobs(arguments)
     data = _store_data(arguments, jobs[0]["config"]["data"]["dataset"], scratch)
     say(f"data: {data['summary']}")
     archive = _Archive(
@@ -164,7 +165,7 @@ def _direct(arguments):
         "PYTHONUNBUFFERED": "1",
     }
     if arguments.stack > 1:
-        environment["XLA_FLAGS"] = f"{_WITHOUT_SEARCH} {os.environ.get('XLA_FLAGS', '')}"
+        environment["XLA_FLAGS"] = f"{WITHOUT_SEARCH} {os.environ.get('XLA_FLAGS', '')}"
     if arguments.toy:
         environment |= {"JAX_PLATFORMS": "cpu"}
         environment.pop("JAX_COMPILATION_CACHE_DIR")
@@ -201,7 +202,7 @@ def _direct(arguments):
     return 1 if missing else 0
 
 
-def _jobs(arguments):
+def plan_jobs(arguments):
     """Returns the study's name, and dicts of `name`, `arm`, `config` (JSON), `seeds`."""
     from kseg import config as config_module
     from kseg.studies import design
