@@ -250,7 +250,7 @@ class Program:
         self.many_steps = jax.jit(many_steps, donate_argnums=0)
         self._look = jax.jit(self._over_lanes(self._evaluate_part, shared=2))
         self._is_compiled = False
-        self.seconds = 0.0  # Of the last batch of runs, without compiling.
+        self.seconds = self.cpu_seconds = 0.0  # Of the last batch of runs, without compiling.
         self.batches = 0
 
     def _over_lanes(self, function, *, shared):
@@ -371,22 +371,7 @@ class Program:
             `(futures, scores)`: list of futures of None; list of the mean IoU of the last step of
             each lane, None where its loss was not finite.
         """
-        spec, experiment = self.worker.spec, lanes[0].experiment
-        states = [self.initial_state(lane.experiment, lane.seed) for lane in lanes]
-        state = jax.device_put(self._stacked(states), self.worker.device)
-        steps, batch_size = experiment.train.steps, experiment.data.batch_size
-        images = len(self.worker.train["images"])
-        order = self._stacked(
-            [
-                _device_data.sample_order(lane.seed, images, steps * batch_size).reshape(
-                    -1, self.chunk, batch_size
-                )
-                for lane in lanes
-            ]
-        )
-        settings = self._stacked([_inputs(lane.experiment) for lane in lanes])
-        keys = jax.vmap(jax.random.key)(self._stacked([np.uint32(lane.seed) for lane in lanes]))
-        inputs = (keys, settings, self.worker.train)
+        state, order, inputs = self._prepare(lanes)
         if not self._is_compiled:
             self._is_compiled = True
             start = time.time()
@@ -396,43 +381,22 @@ class Program:
             middle = time.time()
             self._evaluate(state)
             _say(f"compiled in {middle - start:.1f} s, evaluation {time.time() - middle:.1f} s")
-        with _slot(spec, self.batches):
-            if time.time() + self.seconds > spec["deadline"]:
+        with _slot(self.worker.spec, self.batches):
+            if time.time() + self.seconds > self.worker.spec["deadline"]:
                 raise _StopRunError("no time left", is_fault=False)
-            state, logs, evaluations = self._train(lanes, state, order, inputs)
-        cost = {
-            "seconds": logs.pop("seconds") / len(lanes),
-            "cpu_seconds": logs.pop("cpu_seconds") / len(lanes),
-            "runs_at_once": self.stack,
-            "peak_memory_mb": (self.worker.device.memory_stats() or {}).get("peak_bytes_in_use", 0)
-            / 2**20,
-        }
+            state, logs, evaluations = self._train(state, order, inputs)
+        self.batches += 1
         futures, scores = [], []
         for number, lane in enumerate(lanes):
             if not np.isfinite(logs["loss"][number]).all():
                 _say(f"{lane}: the loss is not finite")
                 scores.append(None)
                 continue
-            of_lane = [_scores(counts[number], step) for step, counts, _ in evaluations]
-            scores.append(of_lane[-1]["mean_iou"])
-            result = {
-                "study": spec["study"],
-                "arm": lane.name,
-                "seed": lane.seed,
-                "backend": "jax",
-                "device": self.worker.device.device_kind,
-                "commit": spec["commit"],
-                "environment": _environment(),
-                "steps": steps,
-                "batch_size": batch_size,
-                "last": of_lane[-1],
-                "best": max(of_lane, key=lambda scores: scores["mean_iou"]),
-                "evaluations": [[scores["step"], scores["mean_iou"]] for scores in of_lane],
-                "losses": _last_losses({name: value[number] for name, value in logs.items()}),
-                **cost,
-            }
+            result = self._result(lane, number, logs, evaluations)
+            result |= {key: result[key] / len(lanes) for key in ("seconds", "cpu_seconds")}
+            scores.append(result["last"]["mean_iou"])
             weights = None
-            if lane in keep and lane.name in spec["save_weights"]:
+            if lane in keep and lane.name in self.worker.spec["save_weights"]:
                 names = ("weights", "statistics")
                 weights = {name: [np.asarray(v[number]) for v in state[name]] for name in names}
             _, counts, seen = evaluations[-1]
@@ -441,12 +405,34 @@ class Program:
             futures.append(self.worker.pool.submit(*finish))
         return futures, scores
 
-    def _train(self, lanes, state, order, inputs):
+    def _prepare(self, lanes):
+        """Returns the initial state of a batch of runs, and the arguments of its steps.
+
+        Returns:
+            `(state, order, inputs)`: device arrays; int32 array `(lanes, chunks, steps, images)`,
+            the images of each batch; tuple of the other arguments of `many_steps`.
+        """
+        states = [self.initial_state(lane.experiment, lane.seed) for lane in lanes]
+        experiment, images = lanes[0].experiment, len(self.worker.train["images"])
+        batch_size = experiment.data.batch_size
+        samples = experiment.train.steps * batch_size
+        order = [
+            _device_data.sample_order(lane.seed, images, samples).reshape(
+                -1, self.chunk, batch_size
+            )
+            for lane in lanes
+        ]
+        settings = self._stacked([_inputs(lane.experiment) for lane in lanes])
+        keys = jax.vmap(jax.random.key)(self._stacked([np.uint32(lane.seed) for lane in lanes]))
+        state = jax.device_put(self._stacked(states), self.worker.device)
+        return state, self._stacked(order), (keys, settings, self.worker.train)
+
+    def _train(self, state, order, inputs):
         """Takes all steps.
 
         Returns:
-            `(state, logs, evaluations)`: dict of arrays `(lanes, steps)`, and of the time; list of
-            `(step, counts, seen)`, see `_evaluate`, the last one with the features.
+            `(state, logs, evaluations)`: dict of arrays `(lanes, steps)`; list of `(step, counts,
+            seen)`, see `_evaluate`, the last one with the features.
         """
         spec, chunks = self.worker.spec, order.shape[1]
         looks = {round((i + 1) * chunks / spec["evaluations"]) for i in range(spec["evaluations"])}
@@ -465,11 +451,33 @@ class Program:
                 if number + 1 < chunks:
                     seen = None
                 evaluations.append(((number + 1) * self.chunk, counts, seen))
+        self.seconds, self.cpu_seconds = time.time() - start, time.process_time() - start_cpu
         joined = {name: np.concatenate([log[name] for log in logs], axis=1) for name in logs[0]}
-        self.seconds = time.time() - start
-        self.batches += 1
-        joined |= {"seconds": self.seconds, "cpu_seconds": time.process_time() - start_cpu}
         return state, joined, evaluations
+
+    def _result(self, lane, number, logs, evaluations):
+        """Returns the result line of a run: JSON values; times are those of all runs at once."""
+        of_lane = [_scores(counts[number], step) for step, counts, _ in evaluations]
+        memory = (self.worker.device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+        return {
+            "study": self.worker.spec["study"],
+            "arm": lane.name,
+            "seed": lane.seed,
+            "backend": "jax",
+            "device": self.worker.device.device_kind,
+            "commit": self.worker.spec["commit"],
+            "environment": _environment(),
+            "steps": lane.experiment.train.steps,
+            "batch_size": lane.experiment.data.batch_size,
+            "last": of_lane[-1],
+            "best": max(of_lane, key=lambda scores: scores["mean_iou"]),
+            "evaluations": [[scores["step"], scores["mean_iou"]] for scores in of_lane],
+            "losses": _last_losses({name: value[number] for name, value in logs.items()}),
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "runs_at_once": self.stack,
+            "peak_memory_mb": memory / 2**20,
+        }
 
     def _finish(self, result, config, counts, seen, weights):
         """Computes the features and writes the files and the result line of a run."""
