@@ -110,8 +110,9 @@ class Arm:
         class_iou: float64 `(num_classes,)`, means over seeds.
         class_difference: list of `Estimate`, paired by seed, or None for the baseline.
         features: dict from the name of a statistic to `Estimate`.
-        time, memory: float, the mean CPU seconds and peak memory of a run, relative to the
-            baseline's with the same seeds; NaN if unknown.
+        time, memory: float, the mean time (on a CPU, which other programs may share, processor
+            time) and peak memory of a run, relative to the baseline's with the same seeds; NaN if
+            unknown.
     """
 
     name: str
@@ -209,8 +210,8 @@ def _arm(name, runs, base, members, confidence):
             )
             for n in names
         },
-        time=_ratio(runs, base, common, "cpu_seconds"),
-        memory=_ratio(runs, base, common, "peak_memory_mb"),
+        time=_ratio(runs, base, common, _seconds),
+        memory=_ratio(runs, base, common, lambda run: run.get("peak_memory_mb")),
     )
 
 
@@ -235,8 +236,12 @@ def _bootstrap(runs, base, common, confidence):
     return bootstrap(first, second, confidence=confidence)
 
 
-def _ratio(runs, base, common, key):
-    pairs = [(runs[s].get(key), base[s].get(key)) for s in common]
+def _seconds(run):
+    return run.get("cpu_seconds" if run.get("device", "CPU").startswith("CPU") else "seconds")
+
+
+def _ratio(runs, base, common, cost):
+    pairs = [(cost(runs[s]), cost(base[s])) for s in common]
     pairs = [pair for pair in pairs if None not in pair]
     if not pairs:
         return math.nan

@@ -10,6 +10,7 @@ import json
 import pathlib
 import platform
 import sys
+import tempfile
 import threading
 import time
 
@@ -379,6 +380,8 @@ class Program:
             _, of_chunk = self.many_steps(jax.tree.map(jnp.copy, state), order[:, 0], *inputs)
             jax.block_until_ready(of_chunk)
             middle = time.time()
+            if self.worker.spec["profile"]:
+                self._profile(lanes[0].name, state, order[:, 0], *inputs)
             self._evaluate(state)
             _say(f"compiled in {middle - start:.1f} s, evaluation {time.time() - middle:.1f} s")
         with _slot(self.worker.spec, self.batches):
@@ -404,6 +407,31 @@ class Program:
             finish = (self._finish, result, lane.config, counts[number], seen, weights)
             futures.append(self.worker.pool.submit(*finish))
         return futures, scores
+
+    def _profile(self, name, *arguments):
+        """Writes the kernels of a step, and their milliseconds, to `kernels-<arm>.json`."""
+        state, *others = arguments
+        copies = [jax.tree.map(jnp.copy, state) for _ in range(2)]
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.time()
+            jax.block_until_ready(self.many_steps(copies.pop(), *others))
+            elapsed = 1e3 * (time.time() - start) / self.chunk
+            with jax.profiler.trace(folder):
+                jax.block_until_ready(self.many_steps(copies.pop(), *others))
+            (file,) = pathlib.Path(folder).rglob("*.xplane.pb")
+            found = jax.profiler.ProfileData.from_file(str(file))
+        kernels = {}
+        for plane in found.planes:
+            if plane.name.startswith("/device:"):
+                for event in (event for line in plane.lines for event in line.events):
+                    key = f"{dict(event.stats).get('hlo_op', '')} {event.name}"
+                    count, duration = kernels.get(key, (0, 0.0))
+                    kernels[key] = (count + 1, duration + event.duration_ns / 1e6)
+        rows = sorted(([d / self.chunk, c / self.chunk, k] for k, (c, d) in kernels.items()))[::-1]
+        path = pathlib.Path(self.worker.spec["output"]) / f"kernels-{name}.json"
+        path.write_text(json.dumps({"step_ms": elapsed, "kernels": rows[:400]}, indent=0))
+        busy = sum(row[0] for row in rows)
+        _say(f"a step takes {elapsed:.2f} ms, its kernels {busy:.2f} ms")
 
     def _prepare(self, lanes):
         """Returns the initial state of a batch of runs, and the arguments of its steps.

@@ -13,7 +13,7 @@ which need no search for the fastest kernel.
 Writes `messages.jsonl` and `counts.zip`, which are extended after each run; `results.jsonl`, a line
 for each arm and seed; `study.zip`, the same with settings and pixel counts, to be unpacked into a
 folder of results of `scripts/study.py`; `weights-<arm>-<seed>.npz` for the arms of
-`--save-weights`; and `log.txt`.
+`--save-weights`; `kernels-<arm>.json` with `--profile`; and `log.txt`.
 
 `--plan FILE` takes arms and seeds from a study's file (docs/studies.md) instead of the built-in
 ones. `--tune FILE` runs settings other than those of the arms: a JSON list of
@@ -97,6 +97,7 @@ def _parse():
     parser.add_argument("--evaluations", type=int, default=3, help="evaluations of a run")
     parser.add_argument("--depthwise", choices=["auto", "grouped", "shifted"], default="auto")
     parser.add_argument("--no-features", action="store_true", help="no alignment and uniformity")
+    parser.add_argument("--profile", action="store_true", help="write the time of each kernel")
     parser.add_argument("--save-weights", nargs="*", default=[], metavar="ARM")
     parser.add_argument("--weights", help="replaces model.backbone.weights of the config")
     parser.add_argument("--commit", help="commit of the source tree if there is no git")
@@ -144,6 +145,7 @@ def _direct(arguments):
         "chunk": arguments.chunk,
         "stack": arguments.stack,
         "together": arguments.together,
+        "profile": arguments.profile,
         "evaluations": arguments.evaluations,
         "features": not (arguments.no_features or arguments.tune),
         "weights": arguments.weights,

@@ -38,7 +38,9 @@ def test_toy(tmp_path):
     """One command trains, evaluates and writes lines that a study reads, without TensorFlow."""
     output = tmp_path / "out"
     arm = "region_contrast"
-    _study(output, "--arms", arm, "--save-weights", arm, "--seeds", "0", "1", "2", "--stack", "2")
+    arguments = ["--arms", arm, "--save-weights", arm, "--seeds", "0", "1", "2", "--profile"]
+    assert "a step takes" in _study(output, *arguments, "--stack", "2")
+    assert json.loads((output / "kernels-region_contrast.json").read_text())["step_ms"] > 0
     with zipfile.ZipFile(output / "study.zip") as archive:
         archive.extractall(tmp_path / "study")
     found = results.read(tmp_path / "study")

@@ -58,6 +58,14 @@ def test_differences_are_paired_by_seed(arms):
     assert later.last.count == 0 and later.difference.count == 0 and later.images is None
 
 
+def test_time_on_a_gpu_is_elapsed_time(tmp_path):
+    cost = {"device": "NVIDIA H200", "cpu_seconds": 0.1}
+    add(tmp_path, "ce", 0, [[10, 20], [30, 40]], seconds=20, **cost)
+    add(tmp_path, "new", 0, [[20, 20], [40, 40]], seconds=30, **cost)
+    _, new = summarize(results.read(tmp_path), ["ce", "new"], "ce", NAMES)
+    assert new.time == 1.5 and math.isnan(new.memory)
+
+
 def test_images_are_drawn_for_the_same_seeds(arms):
     """Every image gains equally, so that every draw has the same difference."""
     result = arms[1].images
