@@ -210,8 +210,9 @@ class Program:
         self.chunk = max(n for n in range(1, worker.spec["chunk"] + 1) if steps % n == 0)
         start = time.time()
         keras.config.set_dtype_policy(experiment.train.precision)
-        self.trainer = self._build(experiment, experiment.seed)
+        self.trainer = self._build(experiment)
         self.segmenter = self.trainer.segmenter
+        self._load_initial_weights(experiment.model)
         _say(f"built in {time.time() - start:.1f} s")
         self.stack = worker.spec["stack"]
         if self.stack > 1:
@@ -270,16 +271,15 @@ class Program:
 
         return all_lanes
 
-    def _build(self, experiment, seed):
-        """Builds the trainer of a seed on the host, with pretrained weights if there are any."""
+    def _build(self, experiment):
+        """Builds the trainer on the host."""
         keras.utils.clear_session(free_memory=False)
-        keras.utils.set_random_seed(seed)
         classes = self.worker.classes
         with jax.default_device(jax.devices("cpu")[0]):
             objectives = build_objectives(
                 experiment.contrast,
                 num_classes=len(classes),
-                seed=seed,
+                seed=experiment.seed,
                 training_images=classes.training_images,
             )
             segmenter = segmenter_from_config(
@@ -293,7 +293,7 @@ class Program:
             factors = learning_rate_factors(
                 parts_of(segmenter), optimizer.learning_rate_factors, optimizer.layer_decay
             )
-            trainer = JaxTrainer(
+            return JaxTrainer(
                 segmenter,
                 learning_rate_factors=factors,
                 updates=build_updates(experiment.optimizer),
@@ -312,18 +312,17 @@ class Program:
                 clip_norm=experiment.train.clip_norm,
                 distortion=build_distortion(experiment.data),
             )
-            model = experiment.model
-            if self.worker.spec["weights"] and not self.worker.spec.get("probe"):
-                backbone = model.backbone.model_copy(
-                    update={"weights": self.worker.spec["weights"]}
-                )
-                model = model.model_copy(update={"backbone": backbone})
-            random = [np.asarray(v) for v in segmenter.trainable_variables]
-            with contextlib.redirect_stdout(None):
-                load_pretrained(segmenter, model)
-            self._template = jax.tree.map(np.asarray, trainer.initial_state())
-        self._initializers = _initializers(segmenter, random, self._template["weights"])
-        return trainer
+
+    def _load_initial_weights(self, model):
+        """Loads pretrained weights if there are any, and finds out which ones seeds must draw."""
+        if self.worker.spec["weights"] and not self.worker.spec.get("probe"):
+            backbone = model.backbone.model_copy(update={"weights": self.worker.spec["weights"]})
+            model = model.model_copy(update={"backbone": backbone})
+        random = [np.asarray(v) for v in self.segmenter.trainable_variables]
+        with jax.default_device(jax.devices("cpu")[0]), contextlib.redirect_stdout(None):
+            load_pretrained(self.segmenter, model)
+            self._template = jax.tree.map(np.asarray, self.trainer.initial_state())
+        self._initializers = _initializers(self.segmenter, random, self._template["weights"])
 
     def initial_state(self, experiment, seed):
         """Draws the initial state of a seed: host arrays.
