@@ -60,6 +60,39 @@ def estimate(values, confidence=0.95):
     return Estimate(mean, mean - half, mean + half, count, deviation)
 
 
+def estimate_difference(values, base, confidence=0.95):
+    """Estimates the difference of two means and its interval by Welch's t, without pairs.
+
+    Assumes independent samples of two normal distributions of any variances.
+
+    Args:
+        values, base: sequences of float.
+        confidence: float in (0, 1).
+
+    Returns:
+        `Estimate` of the mean of `values` minus that of `base`: `count` is the smaller number of
+        values, and `deviation` that of the difference of two single values.
+    """
+    from scipy import stats
+
+    values, base = (np.asarray(of, "float64") for of in (values, base))
+    count = min(len(values), len(base))
+    if count == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0, math.nan)
+    difference = float(values.mean() - base.mean())
+    if count == 1:
+        return Estimate(difference, math.nan, math.nan, 1, math.nan)
+    variances = [float(of.var(ddof=1)) for of in (values, base)]
+    shares = [v / len(of) for v, of in zip(variances, (values, base), strict=True)]
+    half, error = 0.0, math.sqrt(sum(shares))
+    if error:
+        weights = [s**2 / (len(of) - 1) for s, of in zip(shares, (values, base), strict=True)]
+        freedom = error**4 / sum(weights)  # Welch-Satterthwaite.
+        half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
+    deviation = math.sqrt(sum(variances))
+    return Estimate(difference, difference - half, difference + half, count, deviation)
+
+
 def seeds_for_power(difference, *, power=0.8, confidence=0.95, most=1000):
     """Computes how many seeds a study needs to show a difference of the size that it found.
 
@@ -105,6 +138,8 @@ class Arm:
         scored: `Estimate` of the mean IoU over the scored classes, or None.
         difference, scored_difference: `Estimate` of the paired difference by seed, None for the
             baseline.
+        unpaired: `Estimate` of the difference over all seeds of both, without pairs; None for the
+            baseline.
         images: `kseg.evaluation.compare.Comparison` with the baseline over the same seeds by a
             paired bootstrap over images, None for the baseline and without common seeds.
         class_iou: float64 `(num_classes,)`, means over seeds.
@@ -121,6 +156,7 @@ class Arm:
     best: Estimate
     scored: Estimate | None
     difference: Estimate | None
+    unpaired: Estimate | None
     scored_difference: Estimate | None
     images: Comparison | None
     class_iou: np.ndarray
@@ -181,6 +217,10 @@ def _arm(name, runs, base, members, confidence):
     def scored(run):
         return float(mean_over_classes(_class_iou(run)[members]))
 
+    unpaired = None
+    if base is not None:
+        scores = ([_score(run) for run in of.values()] for of in (runs, base))
+        unpaired = estimate_difference(*scores, confidence)
     class_iou = _class_means([_class_iou(run) for run in runs.values()])
     class_difference = None
     if base is not None and common:
@@ -196,6 +236,7 @@ def _arm(name, runs, base, members, confidence):
         best=estimate([run["best"]["mean_iou"] for run in runs.values() if run.get("best")]),
         scored=estimate([scored(run) for run in runs.values()], confidence) if members else None,
         difference=paired(_score),
+        unpaired=unpaired,
         scored_difference=paired(scored) if members else None,
         images=_bootstrap(runs, base, common, confidence) if common else None,
         class_iou=class_iou,

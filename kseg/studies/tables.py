@@ -36,12 +36,14 @@ def markdown(arms, class_names, *, title, note=""):
 
 LEGEND = (
     "mIoU at the last step, mean and standard deviation over seeds, in percent. Difference: to the "
-    "baseline, paired by seed, with the 95 % interval of Student's t. Seeds needed: how many would "
-    "show a difference of this size with 80 % probability, if its mean and deviation were known; "
-    "few seeds leave them uncertain. Images: the 95 % interval of the same difference by a paired "
-    "bootstrap over images. * marks intervals that exclude 0. A, U, U_3, U_5: alignment (lower is "
-    "better) and uniformity (higher is better) of the features. Time and memory: processor time "
-    "(on a GPU elapsed time) and peak memory of a run relative to the baseline's."
+    "baseline, paired by seed, with the 95 % interval of Student's t; unpaired: the interval by "
+    "Welch's t over all seeds, which does not assume that runs of one seed are alike. Seeds "
+    "needed: how many would show a difference of this size with 80 % probability, if its mean and "
+    "deviation were known; few seeds leave them uncertain. Images: the 95 % interval of the same "
+    "difference by a paired bootstrap over images. * marks intervals that exclude 0. A, U, U_3, "
+    "U_5: alignment (lower is better) and uniformity (higher is better) of the features. Time and "
+    "memory: processor time (on a GPU elapsed time) and peak memory of a run relative to the "
+    "baseline's."
 )
 
 
@@ -117,7 +119,7 @@ def _arm_rows(arms):
     names = list(dict.fromkeys(name for arm in arms for name in arm.features))
     names = [name for name in FEATURES if name in names]
     scored = any(arm.scored is not None for arm in arms)
-    header = ["arm", "seeds", "mIoU", "difference", "seeds needed", "images", "best"]
+    header = ["arm", "seeds", "mIoU", "difference", "unpaired", "seeds needed", "images", "best"]
     header += ["scored mIoU", "difference"] if scored else []
     header += [*(FEATURES[name] for name in names), "time", "memory"]
     rows = []
@@ -127,6 +129,7 @@ def _arm_rows(arms):
             str(arm.last.count),
             _mean_and_deviation(arm.last),
             _interval(arm.difference),
+            _ends(arm.unpaired),
             _seeds_needed(arm.difference),
         ]
         row += [_images(arm.images), _percent(arm.best.mean)]
@@ -180,8 +183,14 @@ def _interval(estimate):
         return ""
     if estimate.count == 1:
         return _percent(estimate.mean, "+")
+    return f"{_percent(estimate.mean, '+')} {_ends(estimate)}"
+
+
+def _ends(estimate):
+    if estimate is None or estimate.count < 2:
+        return ""
     ends = f"[{_percent(estimate.low, '+')}, {_percent(estimate.high, '+')}]"
-    return f"{_percent(estimate.mean, '+')} {ends}{' *' * estimate.significant}"
+    return ends + " *" * estimate.significant
 
 
 def _seeds_needed(difference):

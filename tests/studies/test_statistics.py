@@ -6,7 +6,13 @@ import scipy.stats
 
 from kseg.errors import UserError
 from kseg.studies import results
-from kseg.studies.statistics import Estimate, estimate, seeds_for_power, summarize
+from kseg.studies.statistics import (
+    Estimate,
+    estimate,
+    estimate_difference,
+    seeds_for_power,
+    summarize,
+)
 from tests.studies.fakes import NAMES, add
 
 
@@ -41,6 +47,21 @@ def arms(tmp_path):
     return summarize(results.read(tmp_path), names, "ce", NAMES, ["sky"])
 
 
+def test_difference_without_pairs():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(1, 2, 5), rng.normal(0, 1, 9)
+    result = estimate_difference(first, second, 0.9)
+    expected = scipy.stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.9)
+    np.testing.assert_allclose([result.low, result.high], [expected.low, expected.high])
+    np.testing.assert_allclose(result.mean, first.mean() - second.mean())
+    np.testing.assert_allclose(result.deviation**2, first.var(ddof=1) + second.var(ddof=1))
+    assert result.count == 5
+    same = estimate_difference([1.0, 1.0], [3.0, 3.0])
+    assert (same.low, same.high) == (-2, -2) and same.significant
+    assert math.isnan(estimate_difference([1.0], [3.0, 4.0]).low)
+    assert estimate_difference([], [3.0]).count == 0
+
+
 def test_differences_are_paired_by_seed(arms):
     base, new, later = arms
     # mIoU of seeds 0, 1, 2: ce 25, 30, 90; new 30, 40.
@@ -54,7 +75,9 @@ def test_differences_are_paired_by_seed(arms):
     np.testing.assert_allclose(new.scored.mean, 0.4)
     np.testing.assert_allclose(new.scored_difference.mean, 0.15)
     np.testing.assert_allclose([new.time, new.memory], [1.5, 1.1])
-    assert base.difference is None and base.images is None
+    # Without pairs, all seeds count: 25, 30, 90 and 30, 40.
+    np.testing.assert_allclose([new.unpaired.mean, new.unpaired.count], [0.35 - 145 / 300, 2])
+    assert base.difference is None and base.unpaired is None and base.images is None
     assert later.last.count == 0 and later.difference.count == 0 and later.images is None
 
 

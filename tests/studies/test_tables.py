@@ -23,6 +23,8 @@ def test_markdown(tmp_path):
     assert rows[2].startswith(r"| ce   | 2     | 27.50 ± 3.54 |")
     # Differences +5 and +10: the half of the interval is 12.7062 * 2.5 = 31.77.
     assert r"| a\|b | 2     | 35.00 ± 7.07 | +7.50 [-24.27, +39.27] |" in rows[3]
+    # Variances 12.5 and 50 of two values each: error 5.5902, 1.4706 degrees of freedom, t 6.188.
+    assert "| [-27.09, +42.09] |" in rows[3]
     assert "+7.50, +7.50] *" in rows[3]  # The bootstrap over images.
     assert rows[4].startswith("| none | 0")
     assert any(row.startswith(r"| x\|y  | 30.00 | 30.00 (+0.00)") for row in rows)
