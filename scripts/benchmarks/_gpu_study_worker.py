@@ -47,6 +47,17 @@ _BATCH = 8  # Images of an evaluation batch.
 _PRINTING = threading.Lock()
 
 
+def use_toy_backbone():
+    """Makes EfficientNet-Lite0 tiny."""
+    BACKBONES["efficientnet_lite0"] = functools.partial(
+        build_efficientnet_lite,
+        channels=(4,) * 7,
+        repeats=(1,) * 7,
+        stem_channels=4,
+        top_channels=8,
+    )
+
+
 class Worker:
     """Runs the jobs of a specification, see `gpu_study.py`."""
 
@@ -54,13 +65,7 @@ class Worker:
         self.spec = spec
         self.device = jax.devices()[0]
         if spec["toy"]:
-            BACKBONES["efficientnet_lite0"] = functools.partial(
-                build_efficientnet_lite,
-                channels=(4,) * 7,
-                repeats=(1,) * 7,
-                stem_channels=4,
-                top_channels=8,
-            )
+            use_toy_backbone()
         data = spec["data"]
         splits = {
             split: {

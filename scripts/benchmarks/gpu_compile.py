@@ -8,6 +8,7 @@ Prints a line for each arm: seconds of tracing and compiling on this machine, ke
 step (those inside its inner loops not counted), bytes that these read and write, the milliseconds
 that the bytes take at `--bandwidth`, a lower bound of the step's time, and the memory of
 intermediate results. `--groups N` lists the N groups of kernels that move most. Nothing is run.
+`--toy` compiles a tiny network for this machine's CPU.
 """
 
 import argparse
@@ -39,7 +40,7 @@ dnn_version_info { major: 9 minor: 10 }
 runtime_version { major: 13 }
 device_description_str: "NVIDIA H200"
 """
-_CLASSES, _IMAGES = 11, (367, 360, 480)  # Of CamVid.
+_CLASSES, _IMAGES, _TOY_IMAGES = 11, (367, 360, 480), (5, 60, 80)  # Of CamVid.
 _BYTES = {
     **dict.fromkeys(("pred", "s8", "u8"), 1),
     **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2),
@@ -49,20 +50,23 @@ _BYTES = {
 _FREE = {"bitcast", "get-tuple-element", "parameter", "constant", "tuple", "after-all"}
 
 
-def main():
-    arguments = _parse()
+def main(argv=None):
+    """Compiles the steps, prints what they move, and returns the exit code."""
+    arguments = _parse(argv)
     dump = pathlib.Path(tempfile.mkdtemp(prefix="gpu_compile_"))
     import gpu_study
 
-    os.environ["XLA_FLAGS"] = (
-        f"{gpu_study.WITHOUT_SEARCH} --xla_dump_to={dump} --xla_dump_hlo_as_text "
-        "--xla_dump_hlo_module_re=.*all_lanes.*"
+    flags = [os.environ.get("XLA_FLAGS", ""), f"--xla_dump_to={dump}", "--xla_dump_hlo_as_text"]
+    flags += ["--xla_dump_hlo_module_re=.*all_lanes.*"]
+    os.environ["XLA_FLAGS"] = " ".join(
+        [*flags, *([] if arguments.toy else [gpu_study.WITHOUT_SEARCH])]
     )
     _, jobs = gpu_study.plan_jobs(arguments)
     for job in jobs:
         seconds, memory = _compile(job, arguments)
         text = max(dump.glob("*after_optimizations.txt"), key=lambda f: f.stat().st_mtime)
         kernels = list(kernels_of_loop(text.read_text()))
+        text.unlink()
         moved = sum(kernel["bytes"] for kernel in kernels)
         print(
             f"{job['arm']:18s} traced in {seconds[0]:.0f} s, compiled in {seconds[1]:.0f} s; a "
@@ -78,13 +82,14 @@ def main():
         largest = sorted(groups.items(), key=lambda item: -item[1][1])[: arguments.groups]
         for (kind, part), (count, size) in largest:
             print(f"    {count:5d} {size / 1e9:7.2f} GB  {kind}: {part}")
+    return 0
 
 
-def _parse():
+def _parse(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--plan", required=True, help="a study's file (docs/studies.md)")
+    parser.add_argument("--plan", help="a study's file (docs/studies.md)")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="default: all")
     parser.add_argument("--stack", type=int, default=8, metavar="N", help="runs of an arm at once")
     parser.add_argument("--weights", help="replaces model.backbone.weights of the config")
@@ -92,8 +97,15 @@ def _parse():
     parser.add_argument("--target", help="text file, XLA's `GpuTargetConfigProto`; default: H200")
     parser.add_argument("--bandwidth", type=float, default=4e12, help="bytes per second")
     parser.add_argument("--groups", type=int, default=0, metavar="N")
-    parser.set_defaults(toy=False, config=None, tune=None, seeds=[0])
-    return parser.parse_args()
+    parser.add_argument("--toy", action="store_true", help="a tiny network, compiled for the CPU")
+    parser.set_defaults(config=None, tune=None, seeds=[0])
+    arguments = parser.parse_args(argv)
+    if arguments.toy:
+        arguments.plan, arguments.weights, arguments.stack = None, None, 2
+        arguments.config = str(ROOT / "configs" / "base" / "camvid_small.json")
+    elif not arguments.plan:
+        parser.error("--plan is needed")
+    return arguments
 
 
 def _compile(job, arguments):
@@ -105,39 +117,41 @@ def _compile(job, arguments):
     import jax
 
     host = jax.devices("cpu")[0]
-    from _gpu_study_worker import Program, example_arguments
-    from jax.experimental import topologies
+    from _gpu_study_worker import Program, example_arguments, use_toy_backbone
     from jax.sharding import SingleDeviceSharding
 
     from kseg import config as config_module
     from kseg.classes import Classes
     from kseg.contrast import tiles
 
-    tiles.on_accelerator = lambda: True
-    target = pathlib.Path(arguments.target).read_text() if arguments.target else _TARGET
-    topology = topologies.get_topology_desc("", "cuda", target_config=target, topology="1x1x1")
-    sharding = SingleDeviceSharding(topology.devices[0])
+    if arguments.toy:
+        use_toy_backbone()
+        device, images = host, _TOY_IMAGES
+    else:
+        tiles.on_accelerator = lambda: True
+        device, images = _absent_device(arguments.target), _IMAGES
+    sharding = SingleDeviceSharding(device)
     experiment = config_module.parse(job["config"], source=job["arm"])
     worker = argparse.Namespace(
         device=host,
         classes=Classes(
             names=[str(i) for i in range(_CLASSES)],
             palette=[[0, 0, 0]] * _CLASSES,
-            training_images=[_IMAGES[0]] * _CLASSES,
+            training_images=[images[0]] * _CLASSES,
             training_pixels=[10**6] * _CLASSES,
         ),
         spec={
             "chunk": 20,
             "stack": arguments.stack,
             "depthwise": "grouped",
-            "toy": False,
+            "toy": arguments.toy,
             "weights": arguments.weights,
             "features": False,
         },
     )
     start = time.time()
     program = Program(worker, experiment)
-    values = example_arguments(program, images=_IMAGES)
+    values = example_arguments(program, images=images)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), values
     )
@@ -146,6 +160,15 @@ def _compile(job, arguments):
     compiled = lowered.compile()
     memory = compiled.memory_analysis().temp_size_in_bytes
     return (middle - start, time.time() - middle), memory
+
+
+def _absent_device(target):
+    """Returns a device of XLA's GPU compiler, from the file of its configuration or an H200's."""
+    from jax.experimental import topologies
+
+    target = pathlib.Path(target).read_text() if target else _TARGET
+    topology = topologies.get_topology_desc("", "cuda", target_config=target, topology="1x1x1")
+    return topology.devices[0]
 
 
 def kernels_of_loop(text):
@@ -207,4 +230,4 @@ def _size(shape):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -156,6 +157,49 @@ def test_matrix_products_equal_convolutions():
     command = [sys.executable, "-c", _PRODUCTS]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+_MODULE = """HloModule jit_all_lanes, is_scheduled=true
+
+%fused (p: f32[8,4]) -> f32[8] {
+  %p = f32[8,4]{1,0} parameter(0)
+}
+
+%body (arg: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %arg = (s32[], f32[8,4]{1,0}) parameter(0)
+  %x = f32[8,4]{1,0} get-tuple-element(%arg), index=1
+  %sums = f32[8]{0} fusion(%x), kind=kInput, calls=%fused, metadata={op_name="jit(f)/conv_1/sum"}
+  %y = (bf16[8,2]{1,0}, s8[999]{0}) custom-call(%x, %arg), custom_call_target="gemm"
+  %z = f32[8,4]{1,0} copy(%x), metadata={op_name="transpose(jvp(block_3_conv))/add"}
+  ROOT %out = (s32[], f32[8,4]{1,0}) tuple(%i, %z)
+}
+
+ENTRY %main.1 (a: f32[8,4]) -> f32[8,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+}
+"""
+_COMPILE = f"""
+import gpu_compile
+found = list(gpu_compile.kernels_of_loop({_MODULE!r}))
+assert found == [
+    {{"kind": "fusion kInput", "part": "forward conv_N", "bytes": 8 * 4 + 32 * 4}},
+    {{"kind": "gemm", "part": "forward ", "bytes": 16 * 2 + 32 * 4}},
+    {{"kind": "copy", "part": "backward block_N_conv", "bytes": 2 * 32 * 4}},
+], found
+raise SystemExit(gpu_compile.main(["--toy", "--arms", "cross_entropy", "--groups", "2"]))
+"""
+
+
+def test_bytes_of_compiled_steps():
+    """Those of a module by hand; and the command at toy size, for the CPU."""
+    path = f"{BENCHMARKS}{os.pathsep}{ROOT}"
+    environment = jax_process.environment(PYTHONPATH=path)
+    command = [sys.executable, "-c", _COMPILE]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    line, *groups = (line for line in result.stdout.splitlines() if "built in" not in line)
+    assert re.search(r"^cross_entropy .* a step of 2 runs: \d+ kernels, [\d.]+ GB, ", line)
+    assert len(groups) == 2 and all(" GB  " in group for group in groups)
 
 
 @pytest.mark.parametrize("size", [(40, 50), (20, 60), (13, 17)])
