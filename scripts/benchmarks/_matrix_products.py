@@ -15,6 +15,9 @@ def install(segmenter):
 
     Args:
         segmenter: keras model whose convolutions are kseg's, without groups but for depthwise ones.
+
+    Raises:
+        ValueError: if another convolution has groups.
     """
     for layer in segmenter._flatten_layers():
         if isinstance(layer, DepthwiseConv2D):
@@ -70,12 +73,10 @@ class _Product:
             return [(0, 0), (0, 0)]
         margins = []
         for length, (extent, rate, stride) in zip(size, self._geometry(), strict=True):
-            total = before = rate * (extent - 1)
-            before = total - total // 2
+            total = rate * (extent - 1)
             if self._layer.tensorflow_padding:
                 total = max((-(-length // stride) - 1) * stride + total + 1 - length, 0)
-                before = total // 2
-            margins.append((before, total - before))
+            margins.append((total // 2, total - total // 2))
         return margins
 
 

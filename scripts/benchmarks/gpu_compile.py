@@ -53,7 +53,13 @@ _FREE = {"bitcast", "get-tuple-element", "parameter", "constant", "tuple", "afte
 def main(argv=None):
     """Compiles the steps, prints what they move, and returns the exit code."""
     arguments = _parse(argv)
-    dump = pathlib.Path(tempfile.mkdtemp(prefix="gpu_compile_"))
+    with tempfile.TemporaryDirectory(prefix="gpu_compile_") as dump:
+        _compare(arguments, pathlib.Path(dump))
+    return 0
+
+
+def _compare(arguments, dump):
+    """Compiles the step of each arm and prints its line; XLA writes to the folder `dump`."""
     import gpu_study
 
     flags = [os.environ.get("XLA_FLAGS", ""), f"--xla_dump_to={dump}", "--xla_dump_hlo_as_text"]
@@ -82,7 +88,6 @@ def main(argv=None):
         largest = sorted(groups.items(), key=lambda item: -item[1][1])[: arguments.groups]
         for (kind, part), (count, size) in largest:
             print(f"    {count:5d} {size / 1e9:7.2f} GB  {kind}: {part}")
-    return 0
 
 
 def _parse(argv):

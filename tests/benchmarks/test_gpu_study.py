@@ -150,13 +150,18 @@ else:
 """
 
 
-def test_matrix_products_equal_convolutions():
-    """Values and gradients of networks with stacked weights, by products and by convolutions."""
-    path = f"{BENCHMARKS}{os.pathsep}{ROOT}"
-    environment = jax_process.environment(PYTHONPATH=path)
-    command = [sys.executable, "-c", _PRODUCTS]
+def _run_beside_the_scripts(code):
+    """Runs Python code on JAX that can import the benchmarks' modules. Returns its output."""
+    environment = jax_process.environment(PYTHONPATH=f"{BENCHMARKS}{os.pathsep}{ROOT}")
+    command = [sys.executable, "-c", code]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_matrix_products_equal_convolutions():
+    """Values and gradients of networks with stacked weights, by products and by convolutions."""
+    _run_beside_the_scripts(_PRODUCTS)
 
 
 _MODULE = """HloModule jit_all_lanes, is_scheduled=true
@@ -192,12 +197,8 @@ raise SystemExit(gpu_compile.main(["--toy", "--arms", "cross_entropy", "--groups
 
 def test_bytes_of_compiled_steps():
     """Those of a module by hand; and the command at toy size, for the CPU."""
-    path = f"{BENCHMARKS}{os.pathsep}{ROOT}"
-    environment = jax_process.environment(PYTHONPATH=path)
-    command = [sys.executable, "-c", _COMPILE]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    line, *groups = (line for line in result.stdout.splitlines() if "built in" not in line)
+    lines = _run_beside_the_scripts(_COMPILE).splitlines()
+    line, *groups = (line for line in lines if "built in" not in line)
     assert re.search(r"^cross_entropy .* a step of 2 runs: \d+ kernels, [\d.]+ GB, ", line)
     assert len(groups) == 2 and all(" GB  " in group for group in groups)
 
