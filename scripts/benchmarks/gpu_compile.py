@@ -211,7 +211,7 @@ def kernels_of_loop(text):
             kind += " " + re.search(r"kind=(\w+)", line)[1]
         elif operation == "custom-call":
             kind = re.search(r'custom_call_target="([^"]+)"', line)[1]
-            shape = re.sub(r"s8\[\d+\]", "", shape)  # cuBLAS' workspace.
+            shape = re.sub(r"\b[su]8\[\d+\]", "", shape)  # Workspace of cuBLAS or cuDNN.
         operands = [operand for operand in operands if not operand.startswith("(")]
         yield {"kind": kind, "part": _part(line), "bytes": sum(map(_size, [shape, *operands]))}
 
