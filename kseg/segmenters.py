@@ -186,41 +186,49 @@ def pixel_format_of(model):
     return found[0].pixel_format if found else None
 
 
-def without_projections(segmenter, stages):
-    """Splits a segmenter before some projectors; the weights are shared.
+def without_projections(segmenter, drawn, sampled=()):
+    """Splits a segmenter before some projectors, or before their last layers; weights are shared.
 
     Args:
         segmenter: model from `build_segmenter`, or another functional model to a dict.
-        stages: names of the maps to return unprojected.
+        drawn: names of the maps to return unprojected.
+        sampled: names of the maps to return as they are after the last batch norm of their
+            projector; those whose projector cannot be split are returned projected.
 
     Returns:
         `(trunk, projectors)`: the segmenter with the map of each stage in place of its
         `embedding_<stage>`, and a dict from these names to `kseg.heads.projection.Projector`.
 
     Raises:
-        ValueError: if an output is missing or has no projector that can be split off, or the model
-            has a `call` of its own.
+        ValueError: if an output is missing; for a stage in `drawn`, if it has no projector that can
+            be split off, or the model has a `call` of its own.
     """
-    if not stages:
+    if not drawn and not sampled:
         return segmenter, {}
     outputs, projectors = dict(segmenter.output), {}
-    for name in [f"embedding_{stage}" for stage in stages]:
+    for stage in (*drawn, *sampled):
+        name = f"embedding_{stage}"
         if name not in outputs:
             raise ValueError(
                 f"There is no projector without an output {name!r}. Received: {sorted(outputs)}. "
                 "build_segmenter(..., projections=objective.stages) adds the embeddings of an "
                 "objective's stages"
             )
-        projectors[name] = Projector(segmenter, name)
-        outputs[name] = projectors[name].source
-        if outputs[name] is segmenter.output[name]:
+        projector = Projector(segmenter, name, statistics=stage in drawn)
+        if projector.source is not segmenter.output[name]:
+            projectors[name], outputs[name] = projector, projector.source
+        elif stage in drawn:
             raise ValueError(
                 f"{name!r} must end in layers that process each pixel on its own, outside of a "
                 f"nested model. Received: none in {segmenter.name!r}. Build the projector by "
                 'kseg.heads.projection.projection, or use projection="map"'
             )
+    if not projectors:
+        return segmenter, {}
     trunk = keras.Model(segmenter.input, outputs, name=f"{segmenter.name}_trunk")
     if type(segmenter).call is not type(trunk).call:
+        if not drawn:
+            return segmenter, {}
         raise ValueError(
             "A model with a `call` of its own cannot be split before its projectors. Received: "
             f'{type(segmenter).__name__}. Use projection="map"'

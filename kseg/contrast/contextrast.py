@@ -10,6 +10,7 @@ from kseg.contrast.boundary_negatives import (
     error_regions,
     squared_edge_distance,
 )
+from kseg.contrast.embeddings import embeddings_of
 from kseg.contrast.log_sum_exp import NO_NEGATIVE, log_of_total
 from kseg.contrast.objective import Objective, output
 from kseg.layers import resize, resize_labels
@@ -148,22 +149,26 @@ class Contextrast(Objective):
         """Names of the layers."""
         return [s for s, weight in self.layer_weights.items() if weight or s == self.reference]
 
+    @property
+    def sampled_stages(self):
+        """All of `stages`."""
+        return self.stages
+
     def contrast(self, outputs, labels):
         """Computes the term; see the class docstring."""
-        pixels, layer_labels, anchors = {}, {}, {}
+        embeddings, layer_labels, anchors = {}, {}, {}
         for stage in self.stages:
-            embeddings = output(outputs, f"embedding_{stage}", self)
-            _, height, width, dim = embeddings.shape
-            pixels[stage] = ops.cast(ops.reshape(embeddings, (-1, dim)), "float32")
+            embeddings[stage] = embeddings_of(outputs, stage, self)
+            _, height, width, _ = embeddings[stage].shape
             layer_labels[stage] = resize_labels(labels, height, width)
-            anchors[stage] = self._class_means(pixels[stage], layer_labels[stage])
+            anchors[stage] = self._class_means(embeddings[stage], layer_labels[stage])
 
         term = 0.0
         for stage, weight in self.layer_weights.items():
             if weight:
                 samples = self._samples(layer_labels[stage], output(outputs, "logits", self))
                 shared = self._shared_anchors(stage, anchors)
-                term += weight * self._layer_loss(shared, pixels[stage], samples)
+                term += weight * self._layer_loss(shared, embeddings[stage], samples)
         return {"pixel_anchor": term}, None
 
     def _shared_anchors(self, stage, anchors):
@@ -174,11 +179,11 @@ class Contextrast(Objective):
             return _unit_norm(own)
         return _unit_norm(self.own_weight * own + self.shared_weight * anchors[self.reference])
 
-    def _class_means(self, pixels, labels):
+    def _class_means(self, embeddings, labels):
         """Averages the embeddings of each class, `(num_classes, dim)`; zeros if it is absent."""
-        members = ops.one_hot(ops.reshape(labels, (-1,)), self.num_classes, dtype="float32")
-        sums = ops.einsum("pn,pd->nd", members, pixels)
-        counts = ops.sum(members, axis=0)
+        members = ops.one_hot(ops.reshape(labels, (-1,)), self.num_classes, axis=0, dtype="float32")
+        sums = embeddings.weighted_sums(members)
+        counts = ops.sum(members, axis=1)
         if self.cross_replica:
             sums, counts = replicas.all_reduce_sum([sums, counts])
         return sums / ops.maximum(counts, 1.0)[:, None]
@@ -204,12 +209,14 @@ class Contextrast(Objective):
             seed=self.seed_generator,
         )
 
-    def _layer_loss(self, anchors, pixels, samples):
+    def _layer_loss(self, anchors, embeddings, samples):
         """Computes this replica's share of the mean of Eq. 5 over the present classes."""
-        (positions, owners), (negative_positions, negative_owners) = samples
-        s, local = self._similarities(anchors, pixels, negative_positions, negative_owners)
-        neg = self._log_sum_exp(s, local, negative_owners)
-        s, local = self._similarities(anchors, pixels, positions, owners)
+        positions, owners = (ops.concatenate(pair) for pair in zip(*samples, strict=True))
+        # Looked up at once: each look-up has a gradient of the size of the map.
+        s, local = self._similarities(anchors, embeddings, positions, owners)
+        number = samples[0][0].shape[0]  # The negatives come after the positives.
+        neg = self._log_sum_exp(s[number:], local[number:], owners[number:])
+        s, local, owners = s[:number], local[:number], owners[:number]
         loss = ops.where(local, ops.softplus(ops.take(neg, ops.maximum(owners, 0)) - s), 0.0)
         count = self._per_class(ops.cast(local, "float32"), owners)
         if self.cross_replica:
@@ -218,24 +225,23 @@ class Contextrast(Objective):
         mean = ops.sum(mean) / ops.maximum(ops.sum(ops.cast(count > 0, "float32")), 1.0)
         return mean if self.cross_replica else mean / replicas.num_replicas()
 
-    def _similarities(self, anchors, pixels, positions, owners):
+    def _similarities(self, anchors, embeddings, positions, owners):
         """Computes the similarity of each sampled pixel to the anchor of its class.
 
         Returns:
             `(s, local)`, float32 and bool `(rows,)`: similarities divided by the temperature, and
             whether the row is used and its pixel is on this replica.
         """
+        batch, height, width, _ = embeddings.shape
+        pixels = batch * height * width
         if self.cross_replica:  # All replicas drew the same rows; each handles its own pixels.
-            positions = ops.where(
-                positions >= 0, positions - replicas.replica_id() * pixels.shape[0], -1
-            )
-        local = ops.logical_and(positions >= 0, positions < pixels.shape[0])
+            positions = ops.where(positions >= 0, positions - replicas.replica_id() * pixels, -1)
+        local = ops.logical_and(positions >= 0, positions < pixels)
+        rows = embeddings.take(ops.where(local, positions, 0), cross_replica=False)
         # TensorFlow's gradient of a look-up is sparse; the reshape's is dense, and sums of dense
         # gradients have one order (as the trainer adds them up).
-        pixels, anchors = (ops.reshape(x, x.shape) for x in (pixels, anchors))
-        rows = ops.take(pixels, ops.where(local, positions, 0), axis=0)
-        anchors = ops.take(anchors, ops.maximum(owners, 0), axis=0)
-        return ops.sum(rows * anchors, axis=-1) / self.temperature, local
+        anchors = ops.take(ops.reshape(anchors, anchors.shape), ops.maximum(owners, 0), axis=0)
+        return ops.sum(ops.cast(rows, "float32") * anchors, axis=-1) / self.temperature, local
 
     def _log_sum_exp(self, s, local, owners):
         """Computes the log-sum-exp of each class's rows, `(num_classes,)`; -1e30 for no rows."""

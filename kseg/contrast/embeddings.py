@@ -11,8 +11,9 @@ class Embeddings:
     """A projected map, or a feature map with its projector.
 
     The second kind projects only what is taken. A projector works pixel by pixel except for its
-    batch norms: these normalize by the statistics of the pixels that are projected together, the
-    drawn ones instead of the whole batch, and update their moving statistics with them.
+    batch norms, if it has any: these normalize by the statistics of the pixels that are projected
+    together, the drawn ones instead of the whole batch, and update their moving statistics with
+    them.
 
     Args:
         features: float tensor `(batch, height, width, channels)`, static shape.
@@ -28,15 +29,17 @@ class Embeddings:
         self._features = features
         self._projector = projector
         self._training = training
-        self._map = None  # The projected map, computed at most once.
+        # The projected map and the same before its normalization, computed at most once.
+        self._map = self._raw_map = None
         dim = features.shape[-1] if projector is None else projector.dim
         self.shape = (*features.shape[:3], dim)
 
     def take(self, positions, *, cross_replica=True):
         """Takes the embeddings of some pixels.
 
-        With several replicas, each projects every R-th of the pixels, which balances the work
-        however they are distributed over the images.
+        With several replicas and batch norms, each projects every R-th of the pixels, which
+        balances the work however they are distributed over the images. Without batch norms each
+        projects its own, and only embeddings are sent to the others.
 
         Args:
             positions, cross_replica: as in `take_rows`, indices into the flattened map. Unused
@@ -47,34 +50,66 @@ class Embeddings:
         """
         count = positions.shape[0]
         pixels = self.shape[0] * self.shape[1] * self.shape[2]
-        shared = cross_replica and replicas.num_replicas() > 1
+        has_statistics = self._projector is not None and self._projector.has_statistics
+        shared = cross_replica and replicas.num_replicas() > 1 and has_statistics
         if self._projector is None or count >= pixels * (replicas.num_replicas() if shared else 1):
             # With as many rows as pixels, projecting the whole map costs no more.
             rows = ops.reshape(self.projected(), (pixels, self.shape[-1]))
             return take_rows(rows, positions, cross_replica=cross_replica)
         rows = ops.reshape(self._features, (pixels, self._features.shape[-1]))
+        if not has_statistics:
+            return take_rows(rows, positions, cross_replica=cross_replica, transform=self._project)
         rows = take_rows(rows, positions, cross_replica=cross_replica)
         used = positions >= 0
         if shared:
             share, inside = replica_share(count)
             rows = ops.take(rows, share, axis=0)
             used = ops.logical_and(inside, ops.take(used, share))
-        # A map of one column, since layers expect maps.
-        rows = self._projector(
-            rows[None, :, None], mask=used[None, :, None], training=self._training
-        )[0, :, 0]
+        rows = self._project(rows, used)
         return gather_shares(rows, count) if shared else rows
+
+    def _project(self, rows, used=None):
+        """Projects `(count, channels)`; with `used`, bool `(count,)`, the others do not count."""
+        # A map of one column, since layers expect maps.
+        mask = None if used is None else used[None, :, None]
+        return self._projector(rows[None, :, None], mask=mask, training=self._training)[0, :, 0]
 
     def projected(self):
         """Returns the projected map `(batch, height, width, dim)`."""
         if self._projector is None:
             return self._features
         if self._map is None:
-            self._map = self._projector(self._features, training=self._training)
+            normalization = self._projector.normalization
+            self._map = self._raw() if normalization is None else normalization(self._raw())
         return self._map
+
+    def weighted_sums(self, weights):
+        """Sums the embeddings of all pixels with weights.
+
+        Args:
+            weights: float32 tensor `(rows, pixels)`, pixels in the order of the flattened map.
+
+        Returns:
+            float32 tensor `(rows, dim)`.
+        """
+        normalization = self._projector and self._projector.normalization
+        pixels = self._raw() if normalization else self.projected()
+        pixels = ops.cast(ops.reshape(pixels, (-1, self.shape[-1])), "float32")
+        if normalization:  # Scales the weights instead of the map, which is wider.
+            weights = weights * ops.reshape(normalization.factors(pixels), (1, -1))
+        # In this order the gradient with respect to the pixels is a product, not its transpose.
+        return ops.matmul(weights, pixels)
+
+    def _raw(self):
+        if self._raw_map is None:
+            project = self._projector.without_normalization
+            self._raw_map = project(self._features, training=self._training)
+        return self._raw_map
 
     def detached(self):
         """Returns embeddings to store, without gradients and with the moving statistics."""
+        if self._map is not None and not self._projector.has_statistics:
+            return Embeddings(ops.stop_gradient(self._map))
         return Embeddings(ops.stop_gradient(self._features), self._projector)
 
 

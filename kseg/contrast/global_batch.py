@@ -7,7 +7,7 @@ from kseg.contrast.info_nce import info_nce
 from kseg.losses.reduction import global_ratio
 
 
-def take_rows(x, positions, *, cross_replica=True):
+def take_rows(x, positions, *, cross_replica=True, transform=None):
     """Takes rows of a tensor, or of the concatenated tensors of all replicas.
 
     Args:
@@ -15,15 +15,18 @@ def take_rows(x, positions, *, cross_replica=True):
         positions: int32 tensor `(count,)`, row indices, with `cross_replica` the same on every
             replica; -1 yields an arbitrary row or zeros.
         cross_replica: bool. False: take rows of the replica's own tensor.
+        transform: function of `(count, dim)` rows, each of which it must transform on its own;
+            every replica applies it to the rows that it contributes. None: the identity.
 
     Returns:
-        tensor `(count, dim)`; gradients flow to the replica that a row came from.
+        tensor `(count, dim)`, transformed; gradients flow to the replica that a row came from.
     """
+    transform = transform or (lambda rows: rows)
     if not cross_replica or replicas.num_replicas() == 1:
-        return ops.take(x, ops.maximum(positions, 0), axis=0)
+        return transform(ops.take(x, ops.maximum(positions, 0), axis=0))
     local = positions - replicas.replica_id() * x.shape[0]
     is_local = ops.logical_and(local >= 0, local < x.shape[0])
-    rows = ops.take(x, ops.where(is_local, local, 0), axis=0)
+    rows = transform(ops.take(x, ops.where(is_local, local, 0), axis=0))
     return replicas.all_reduce_sum(ops.where(is_local[:, None], rows, 0.0))
 
 

@@ -37,9 +37,9 @@ class MultiScaleContrast(Objective):
         cross_replica: bool. If True, anchors come from the global batch under a strategy, and the
             result is that of one device with the whole batch; if False, each replica contrasts its
             own batch with itself, and the result is the mean over replicas.
-        projection: `"map"`: the segmenter projects the whole map of each stage; `"drawn"`: in a
-            training step only the anchors are projected, so that batch norms of the projectors see
-            these alone.
+        projection: `"map"`: batch norms of the projectors see the whole map of each stage;
+            `"drawn"`: in a training step they see the anchors alone. Layers after the last batch
+            norm are computed for the anchors alone either way.
         seed: int, for the sampling.
 
     Call arguments:
@@ -130,6 +130,11 @@ class MultiScaleContrast(Objective):
         """Unique names of the stages whose embeddings are read."""
         paired = [s for pair in self.cross_scale_pairs for s in pair if self.cross_scale_weight]
         return [s for s, weight in self.scale_weights.items() if weight or s in paired]
+
+    @property
+    def sampled_stages(self):
+        """All of `stages`."""
+        return self.stages
 
     @property
     def drawn_stages(self):

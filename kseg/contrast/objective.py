@@ -36,12 +36,20 @@ class Objective(keras.layers.Layer):
         return []
 
     @property
-    def drawn_stages(self):
-        """Those of `stages` of which only some pixels are needed with gradients.
+    def sampled_stages(self):
+        """Those of `stages` that are read by `kseg.contrast.embeddings.embeddings_of`.
 
-        Unless another objective needs the map of such a stage, the training step does not project
-        it, and `embedding_<stage>` is a `kseg.contrast.embeddings.Embeddings`, which projects what
-        is taken.
+        Unless another objective reads such a stage as a map, a training step computes the layers of
+        its projector after the last batch norm for the pixels that are taken, and for the map only
+        if it is read.
+        """
+        return self.drawn_stages
+
+    @property
+    def drawn_stages(self):
+        """Those of `sampled_stages` whose whole projector sees only the pixels that are taken.
+
+        Its batch norms then normalize by the statistics of these.
         """
         return []
 

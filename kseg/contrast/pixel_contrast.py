@@ -51,10 +51,10 @@ class PixelContrast(Objective):
         cross_replica: bool. If True, the anchors come from the global batch under a strategy; if
             False, from each replica's own batch, and the result is the mean over replicas. The
             memory always receives the rows of all replicas.
-        projection: `"map"`: the segmenter projects the whole map; `"drawn"`: a training step
-            projects the anchors alone, so that batch norms of the projector see only these. What a
-            memory stores is then projected without gradients by the moving statistics: pixels
-            alone, for regions the map.
+        projection: `"map"`: batch norms of the projector see the whole map; `"drawn"`: in a
+            training step they see the anchors alone, and what a memory stores is projected by the
+            moving statistics. Layers after the last batch norm are computed for the anchors and
+            the stored pixels alone either way, and for regions, without gradients, for the map.
         seed: int, for the sampling.
 
     Call arguments:
@@ -131,6 +131,11 @@ class PixelContrast(Objective):
     def stages(self):
         """Name of the single map that is read."""
         return [self.stage]
+
+    @property
+    def sampled_stages(self):
+        """`stages`."""
+        return self.stages
 
     @property
     def drawn_stages(self):

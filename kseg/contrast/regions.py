@@ -56,9 +56,10 @@ def region_centers(features, logits, labels, *, mode="weighted"):
         others = ops.sum(parts * (1.0 - ops.one_hot(predicted, num_classes)), axis=-1)
         weights = ops.where(predicted == labels, others / (1.0 + others), 1.0)
     owner = ops.where(known, predicted if mode == "average" else labels, num_classes)
-    members = ops.one_hot(owner, num_classes, dtype="float32") * weights[..., None]
+    members = ops.one_hot(owner, num_classes, axis=1, dtype="float32") * weights[:, None]
     pixels = ops.cast(ops.reshape(features, (-1, height * width, dim)), "float32")
-    sums = ops.reshape(ops.einsum("bpn,bpd->bnd", members, pixels), (-1, dim))
+    # In this layout the gradient with respect to the pixels is a product, not its transpose.
+    sums = ops.reshape(ops.matmul(members, pixels), (-1, dim))
 
     # Weights may be tiny: rescale the sums first, so that their squares do not underflow.
     peak = ops.stop_gradient(ops.max(ops.abs(sums), axis=-1, keepdims=True))

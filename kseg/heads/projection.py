@@ -48,13 +48,17 @@ class Projector:
     Args:
         model: functional keras model to a dict.
         name: str, the key of the embeddings `(batch, height, width, dim)` among its outputs.
+        statistics: bool. False: only layers after the last batch norm or dropout, whose result for
+            a pixel does not depend on the others.
 
     Attributes:
         source: symbolic tensor, the map that is projected.
         dim: int, channels of the embeddings.
+        has_statistics: bool, whether there is a batch norm among the layers.
+        normalization: the last layer, if it is a `UnitNormalization`, or None.
     """
 
-    def __init__(self, model, name):
+    def __init__(self, model, name, *, statistics=True):
         nodes = [node for level in model._nodes_by_depth.values() for node in level]
         read = [id(x) for node in nodes for x in node.input_tensors]
         returned = {id(x) for key, x in model.output.items() if key != name}
@@ -67,8 +71,13 @@ class Projector:
             inputs = layer._inbound_nodes[index].input_tensors if layer._inbound_nodes else ()
             if len(inputs) != 1 or not _is_pixelwise(layer):
                 break
+            if not statistics and isinstance(layer, BatchNormalization | keras.layers.Dropout):
+                break
             self._layers.insert(0, layer)
             (self.source,), readers = inputs, 1
+        self.has_statistics = any(isinstance(layer, BatchNormalization) for layer in self._layers)
+        last = self._layers[-1] if self._layers else None
+        self.normalization = last if isinstance(last, UnitNormalization) else None
 
     def __call__(self, features, *, training, mask=None):
         """Projects features.
@@ -82,8 +91,13 @@ class Projector:
         Returns:
             tensor `(batch, height, width, dim)`.
         """
+        features = self.without_normalization(features, training=training, mask=mask)
+        return features if self.normalization is None else self.normalization(features)
+
+    def without_normalization(self, features, *, training, mask=None):
+        """Projects features as in a call, by all layers but `normalization`."""
         options = {"training": training, "mask": mask if training else None}
-        for layer in self._layers:
+        for layer in self._layers[:-1] if self.normalization else self._layers:
             taken = inspect.signature(layer.call).parameters.keys() & options.keys()
             features = layer(features, **{key: options[key] for key in taken})
             if getattr(features, "_keras_mask", None) is not None:

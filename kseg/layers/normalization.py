@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kseg.backend.gradients import upstream_of
 from kseg.pixel_format import PixelFormat
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -71,9 +72,26 @@ class UnitNormalization(keras.layers.Layer):
         self.epsilon = epsilon
 
     def call(self, inputs):
-        squared_norm = ops.sum(ops.square(inputs), axis=-1, keepdims=True)
-        # The maximum is taken inside the root, whose gradient at zero is infinite.
-        return inputs * ops.rsqrt(ops.maximum(squared_norm, self.epsilon**2))
+        return inputs * self.factors(inputs)
+
+    def factors(self, inputs):
+        """Computes what the vectors are multiplied by, float32 `(..., 1)`."""
+        smallest = self.epsilon**2
+
+        @ops.custom_gradient
+        def compute(x):
+            squared_norm = ops.sum(ops.square(x), axis=-1, keepdims=True)
+            factors = ops.rsqrt(ops.maximum(squared_norm, smallest))
+
+            def gradient(*arguments, upstream=None):
+                # In one pass over x, where that of the formula takes three and two more tensors of
+                # its size.
+                slope = ops.where(squared_norm > smallest, -(factors**3), 0.0)
+                return x * (upstream_of(arguments, upstream) * slope)
+
+            return factors, gradient
+
+        return compute(ops.cast(inputs, "float32"))
 
     def compute_output_spec(self, inputs):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)

@@ -7,7 +7,9 @@ from kseg.segmenters import without_projections
 class ObjectiveOutputs:
     """Calls a segmenter without the projectors of stages of which only drawn pixels are needed.
 
-    These are the stages that every objective using them lists in `drawn_stages`.
+    These are the stages that every objective using them lists in `sampled_stages`. If all of them
+    list it in `drawn_stages`, too, the whole projector is left out, else its layers after the last
+    batch norm.
 
     Args:
         segmenter: functional keras model from images to a dict.
@@ -21,9 +23,12 @@ class ObjectiveOutputs:
     """
 
     def __init__(self, segmenter, objectives):
-        mapped = {s for o in objectives for s in o.stages if s not in o.drawn_stages}
-        drawn = {s for o in objectives for s in o.drawn_stages} - mapped
-        self.trunk, self._projectors = without_projections(segmenter, sorted(drawn))
+        stages = {s for o in objectives for s in o.stages}
+        sampled = {s for s in stages if _all_list(objectives, s, "sampled_stages")}
+        drawn = {s for s in sampled if _all_list(objectives, s, "drawn_stages")}
+        self.trunk, self._projectors = without_projections(
+            segmenter, sorted(drawn), sorted(sampled - drawn)
+        )
 
     def __call__(self, images, *, training):
         """Computes the outputs for images; see `of`."""
@@ -44,3 +49,7 @@ class ObjectiveOutputs:
             for name, projector in self._projectors.items()
         }
         return {**outputs, **deferred}
+
+
+def _all_list(objectives, stage, kind):
+    return all(stage in getattr(o, kind) for o in objectives if stage in o.stages)

@@ -6,10 +6,12 @@ and TensorFlow may be missing, and `startup.py` times the imports.
 
 import argparse
 import inspect
+import itertools
 import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 
@@ -153,6 +155,46 @@ def in_new_process(measure, arguments, **changes):
             f"Measuring {shown} failed, see above (exit code {error.returncode}). If memory was "
             "short, use smaller sizes"
         ) from None
+
+
+def peak_of_tensors(function):
+    """Measures the most memory that tensors take at a time during a call.
+
+    In a process whose CPU allocator reports to TensorFlow's profiler (the environment variable
+    `TF_CPU_ALLOCATOR_USE_BFC`, set before the first tensor) or on an accelerator.
+
+    Args:
+        function: callable without arguments.
+
+    Returns:
+        float, MB above what is allocated before the call, as requested: without an allocator's
+        rounding. 0 if nothing was reported.
+    """
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    with tempfile.TemporaryDirectory() as folder:
+        tf.profiler.experimental.start(folder)
+        function()
+        tf.profiler.experimental.stop()
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        space = xplane_pb2.XSpace.FromString(path.read_bytes())
+    changes = []
+    for plane in space.planes:
+        for line in plane.lines:
+            for event in line.events:
+                kind = plane.event_metadata[event.metadata_id].name
+                if kind not in ("MemoryAllocation", "MemoryDeallocation"):
+                    continue
+                (size,) = (
+                    stat.int64_value or stat.uint64_value
+                    for stat in event.stats
+                    if plane.stat_metadata[stat.metadata_id].name == "requested_bytes"
+                )
+                moment = line.timestamp_ns * 1000 + event.offset_ps
+                changes.append((moment, size if kind == "MemoryAllocation" else -size))
+    totals = itertools.accumulate(size for _, size in sorted(changes))
+    return max(totals, default=0) / 1e6
 
 
 def choose(names, known):

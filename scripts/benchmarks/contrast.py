@@ -3,9 +3,13 @@
 The first table is of whole training steps with full memory banks, the second of the objectives
 alone: forward and backward on random outputs of a network. Times are the shortest of several
 rounds, in which the methods alternate; on a busy machine compare the processor's seconds. Memory is
-measured in a process of its own for each method.
+measured in processes of its own for each method: the peak of the process, with the network, its
+graph and what the C library retains, and the most that tensors take during a step beyond the
+weights, which is what counts on an accelerator.
 """
 
+import os
+import statistics
 import time
 
 import _measuring
@@ -14,7 +18,7 @@ import _networks
 from kseg.commands import console
 
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32, "features": 4}  # Of HRNet.
-COLUMNS = ("seconds", "processor", "peak", "weights", "flops")
+COLUMNS = ("seconds", "processor", "peak", "tensors", "weights", "flops")
 
 
 def main(argv=None):
@@ -99,24 +103,27 @@ def compare_steps(arguments, methods):
         f"x {width}, {arguments.precision}, banks full"
     )
     print(
-        f"{'':<22}{'seconds':>9}{'ratio':>8}{'CPU s':>8}{'peak MB':>9}{'M weights':>11}"
-        f"{'GFLOPs':>9}"
+        f"{'':<22}{'seconds':>9}{'ratio':>8}{'CPU s':>8}{'peak MB':>9}{'tensors MB':>12}"
+        f"{'M weights':>11}{'GFLOPs':>9}"
     )
     plain = None
     for method, (trainer, _) in steps.items():
-        peak = _measuring.in_new_process(measure, arguments, method=method, part="peak")
+        memory = {
+            part: _measuring.in_new_process(measure, arguments, method=method, part=part)
+            for part in ("peak", "tensors")
+        }
         found = {
             "seconds": min(times[method]),
             "processor": min(processor[method]),
-            "peak": peak["megabytes"],
+            **{part: values["megabytes"] for part, values in memory.items()},
             "weights": count_parameters(trainer.segmenter) / 1e6,
             "flops": _networks.forward_gflops(trainer.segmenter, arguments.size),
         }
         plain = plain or found
         print(
             f"{method:<22}{found['seconds']:>9.3f}{found['seconds'] / plain['seconds']:>8.3f}"
-            f"{found['processor']:>8.3f}{found['peak']:>9.0f}{found['weights']:>11.3f}"
-            f"{found['flops']:>9.2f}   "
+            f"{found['processor']:>8.3f}{found['peak']:>9.0f}{found['tensors']:>12.0f}"
+            f"{found['weights']:>11.3f}{found['flops']:>9.2f}   "
             + ", ".join(f"{k} {_increase(found[k], plain[k])}" for k in COLUMNS),
             flush=True,
         )
@@ -128,7 +135,8 @@ def _increase(value, base):
 
 def measure(arguments):
     """Measures the memory of a training step, or an objective alone."""
-    return {"peak": measure_peak, "objective": measure_objective}[arguments.part](arguments)
+    parts = {"peak": measure_peak, "tensors": measure_tensors, "objective": measure_objective}
+    return parts[arguments.part](arguments)
 
 
 def measure_peak(arguments):
@@ -144,6 +152,21 @@ def measure_peak(arguments):
         for _ in range(2):
             float(step(batch)["loss"])
     return {"megabytes": memory.megabytes}
+
+
+def measure_tensors(arguments):
+    """Measures the memory of a step's tensors, the median of five steps after the first."""
+    os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "true"  # The allocator that reports to the profiler.
+    from kseg.analysis.measuring import fill_banks
+
+    batch = _networks.street_batch(arguments)
+    trainer, step = _networks.build_step(
+        arguments, _networks.contrast_of(arguments, arguments.method)
+    )
+    fill_banks(trainer.objectives)
+    float(step(batch)["loss"])
+    peaks = [_measuring.peak_of_tensors(lambda: float(step(batch)["loss"])) for _ in range(5)]
+    return {"megabytes": statistics.median(peaks)}
 
 
 def measure_objective(arguments):

@@ -142,11 +142,30 @@ def test_contrast(toy):
     plain, method = lines[2:4]
     assert plain.startswith("cross-entropy only") and method.startswith("RegionContrast")
     assert plain.split()[3] == "1.000"
-    assert plain.count("+0.00 %") == 5
-    assert method.count("%") == 5
+    assert plain.count("+0.00 %") == 6
+    assert method.count("%") == 6
     assert "objectives alone" in lines[5]
     assert len(lines) == 8  # One objective with one batch.
     assert lines[7].startswith("RegionContrast") and len(lines[7].split()) == 3
+
+
+def test_peak_of_tensors():
+    """A sum of two squares holds its input, the squares and their sum: 16 MB at most."""
+    code = """
+import os
+os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "true"
+import tensorflow as tf, _measuring
+def compute():
+    x = tf.fill([1000, 1000], 2.0)
+    y, z = tf.square(x), tf.square(x)
+    float((y + z)[0, 0])
+compute()
+print(_measuring.peak_of_tensors(compute))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert float(found.stdout.split()[-1]) == pytest.approx(16, rel=0.01)
 
 
 def test_keys(toy):

@@ -9,14 +9,18 @@ from kseg.heads.projection import Projector, projection
 SHAPE = (2, 3, 4, 5)
 
 
-def projector(strategy=None, synchronized=False):
-    """A projector of 5 channels to 6, with batch norms, and its layers."""
+def projector(strategy=None, synchronized=False, statistics=True):
+    """A projector of 5 channels to 6, with or without its batch norms, and its model."""
     keras.utils.set_random_seed(0)
     with (strategy or tf.distribute.get_strategy()).scope():
         x = keras.Input((None, None, SHAPE[-1]))
         options = {"embedding_dim": 6, "synchronized_batch_norm": synchronized}
         model = keras.Model(x, {"z": projection(x, name="z", **options)})
-    return Projector(model, "z"), model
+    return Projector(model, "z", statistics=statistics), model
+
+
+def trainable(project):
+    return [weight for layer in project._layers for weight in layer.trainable_weights]
 
 
 def features(seed=0):
@@ -61,9 +65,23 @@ def test_what_is_stored_has_no_gradient_and_changes_no_statistics():
         np.testing.assert_array_equal(weight.numpy(), value)
 
 
+def test_layers_after_the_last_batch_norm_are_those_of_the_map():
+    project, model = projector(statistics=False)
+    assert [layer.name for layer in project._layers] == ["z_linear", "z"]
+    x, positions = tf.constant(features()), np.array([3, 17, 3, -1], "int32")
+    found = Embeddings(x, project, training=True)
+    rows = found.take(positions)[:3]
+    expected = tf.gather(tf.reshape(model.layers[-1](model.layers[-2](x)), (24, 6)), [3, 17, 3])
+    np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.detached().take(positions)[:3], expected, rtol=1e-5, atol=1e-6)
+    found.projected()
+    np.testing.assert_allclose(found.detached().take(positions)[:3], expected, rtol=1e-5, atol=1e-6)
+
+
 # On both replicas; all on the second; fewer rows than replicas; none.
 @pytest.mark.parametrize("positions", [[1, 14, 9, 20, -1], [15, 13, 20], [16, -1, -1], [-1, -1]])
-def test_two_replicas_are_one(mirrored, positions):
+@pytest.mark.parametrize("statistics", [True, False])
+def test_two_replicas_are_one(mirrored, positions, statistics):
     positions = np.array(positions, "int32")
     slope = np.random.default_rng(3).normal(size=(len(positions), 6)).astype("float32")
     slope *= (positions >= 0)[:, None]
@@ -76,14 +94,15 @@ def test_two_replicas_are_one(mirrored, positions):
             loss = tf.reduce_sum(rows * slope) * share
         return rows, tape.gradient(loss, [x, *weights])
 
-    project, model = projector()
-    rows, gradients = step(project, [w.value for w in model.trainable_weights], x, 1.0)
-    statistics = [w.numpy() for w in model.non_trainable_weights]
+    project, model = projector(statistics=statistics)
+    assert project.has_statistics == statistics
+    rows, gradients = step(project, [w.value for w in trainable(project)], x, 1.0)
+    moving = [w.numpy() for w in model.non_trainable_weights]
 
-    project, model = projector(mirrored, synchronized=True)
+    project, model = projector(mirrored, synchronized=True, statistics=statistics)
 
     def replica(index):
-        weights = [w.value for w in model.trainable_weights]
+        weights = [w.value for w in trainable(project)]
         rows, gradients = step(project, weights, tf.gather(x, index), 0.5)
         context = tf.distribute.get_replica_context()
         return rows, gradients[0], context.all_reduce("sum", gradients[1:])
@@ -99,5 +118,5 @@ def test_two_replicas_are_one(mirrored, positions):
     ours = [np.concatenate(local(found[1])), *(local(gradient)[0] for gradient in found[2])]
     for a, b in zip(ours, gradients, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-    for weight, value in zip(model.non_trainable_weights, statistics, strict=True):
+    for weight, value in zip(model.non_trainable_weights, moving, strict=True):
         np.testing.assert_allclose(weight.numpy(), value, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Projecting only what is drawn gives what projecting the maps gives."""
+"""Projecting only the pixels that are drawn gives what projecting whole maps gives."""
 
 import keras
 import numpy as np
@@ -35,6 +35,12 @@ OBJECTIVES = {
         )
         for memory in ("none", "pixel", "both")
     },
+    "contextrast": lambda projection, **arguments: Contextrast(
+        NUM_CLASSES,
+        layer_weights={"c2": 0.5, "c3": 1.0},
+        reference="c3",
+        **{"max_samples": 30, "min_negatives": 5, "seed": 5, **arguments},
+    ),
 }
 
 
@@ -72,11 +78,16 @@ def make(objectives, *, averaged=False, **arguments):
     return trainer
 
 
-def frozen_step(trainer, batch):
-    """Terms and gradients of all weights by the moving statistics; writes to banks."""
+def whole_maps(trainer):
+    """Makes a trainer project every pixel."""
+    trainer._outputs.trunk, trainer._outputs._projectors = trainer.segmenter, {}
+
+
+def one_step(trainer, batch, training=False):
+    """Terms and gradients of all weights; writes to banks."""
     variables = [variable.value for variable in trainer.segmenter.trainable_variables]
     with tf.GradientTape() as tape:
-        outputs = trainer._outputs(batch["image"].astype("float32"), training=False)
+        outputs = trainer._outputs(batch["image"].astype("float32"), training=training)
         terms, found = trainer.loss_terms(outputs, tf.constant(batch["label"]))
         loss = sum(value * weight for value, weight in terms.values())
     gradients = tape.gradient(loss, variables)
@@ -84,36 +95,63 @@ def frozen_step(trainer, batch):
     return {name: float(value) for name, (value, _) in terms.items()}, gradients
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_with_frozen_statistics_both_are_equal(name, precision):
-    keras.config.set_dtype_policy(precision)
-    found = {}
-    for projection in ("map", "drawn"):
-        keras.utils.set_random_seed(1)
-        trainer = make([OBJECTIVES[name](projection=projection)])
-        assert (trainer._outputs.trunk is trainer.segmenter) == (projection == "map")
-        steps = [frozen_step(trainer, batch_of(seed)) for seed in range(2)]
-        bank = trainer.objectives[0].bank
-        found[projection] = steps, [] if bank is None else [w.numpy() for w in bank.weights]
-    rounding = 1e-5 if precision == "float32" else 3e-2
-    steps, banks = zip(found["map"], found["drawn"], strict=True)
-    for (expected, expected_gradients), (terms, gradients) in zip(*steps, strict=True):
+def two_steps(name, projection, training, *, whole):
+    """Terms and gradients of two steps; then statistics and banks."""
+    keras.utils.set_random_seed(1)
+    trainer = make([OBJECTIVES[name](projection=projection)])
+    if whole:
+        whole_maps(trainer)
+    steps = [one_step(trainer, batch_of(seed), training) for seed in range(2)]
+    bank = trainer.objectives[0].bank
+    state = [*trainer.segmenter.non_trainable_weights, *(bank.weights if bank else ())]
+    return trainer, steps, [w.numpy() for w in state]
+
+
+# By the statistics of a batch only the last layers can be computed for some pixels alone; and the
+# class means of Contextrast are always those of the map.
+MODES = [("map", False), ("map", True), ("drawn", False)]
+CASES = [
+    (n, *mode) for n in OBJECTIVES for mode in MODES if (n, mode[0]) != ("contextrast", "drawn")
+]
+
+
+@pytest.mark.parametrize("name, projection, training", CASES)
+def test_drawn_pixels_are_those_of_whole_maps(name, projection, training):
+    _, expected_steps, expected_state = two_steps(name, projection, training, whole=True)
+    trainer, steps, state = two_steps(name, projection, training, whole=False)
+    layers = trainer._outputs._projectors.popitem()[1]._layers
+    assert [layer.name.rsplit("_", 1)[-1] for layer in layers][-2] == "linear"
+    assert len(layers) == (2 if projection == "map" else 6)
+    for (expected, theirs), (terms, ours) in zip(expected_steps, steps, strict=True):
         assert terms.keys() == expected.keys()
         for key, value in expected.items():
-            np.testing.assert_allclose(terms[key], value, rtol=rounding, err_msg=key)
-        for weight, ours, theirs in zip(
-            trainer.segmenter.trainable_variables, gradients, expected_gradients, strict=True
-        ):
-            assert (ours is None) == (theirs is None), weight.path
-            if theirs is not None:
-                difference = np.linalg.norm(np.asarray(ours) - np.asarray(theirs))
-                scale = np.linalg.norm(theirs) + 1e-4
-                assert difference < 2 * rounding * scale, weight.path
-    for ours, theirs in zip(*banks, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=rounding)
-    assert all(value > 0 for value in steps[0][1][0].values())  # With memory from step 1 on.
-    assert all(np.any(bank) for bank in banks[0])
+            np.testing.assert_allclose(terms[key], value, rtol=1e-5, err_msg=key)
+        for weight, x, y in zip(trainer.segmenter.trainable_variables, ours, theirs, strict=True):
+            assert (x is None) == (y is None), weight.path
+            if y is not None:
+                difference = np.linalg.norm(np.asarray(x) - np.asarray(y))
+                assert difference < 2e-5 * (np.linalg.norm(y) + 1e-4), weight.path
+    for ours, theirs in zip(state, expected_state, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert all(value > 0 for value in steps[1][0].values())  # With memory from step 1 on.
+    assert trainer.objectives[0].bank is None or np.any(state[-1])
+
+
+@pytest.mark.parametrize("name, projection, training", CASES)
+def test_in_bfloat16_both_are_equally_close_to_float32(name, projection, training):
+    def gradients(precision, whole):
+        keras.config.set_dtype_policy(precision)
+        _, steps, _ = two_steps(name, projection, training, whole=whole)
+        found = [np.ravel(x) for _, gradients in steps for x in gradients if x is not None]
+        return np.concatenate(found), [value for terms, _ in steps for value in terms.values()]
+
+    exact, terms = gradients("float32", True)
+    errors = []
+    for whole in (True, False):
+        found, found_terms = gradients("mixed_bfloat16", whole)
+        np.testing.assert_allclose(found_terms, terms, rtol=3e-2)
+        errors.append(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+    assert errors[1] < 1.2 * errors[0]
 
 
 def assert_equal(found, expected, **tolerance):
@@ -296,6 +334,10 @@ def test_projectors_that_cannot_be_split_off():
     nested = keras.Sequential([keras.layers.Dense(8), UnitNormalization()])
     with pytest.raises(ValueError, match="outside of a nested model"):
         SegmentationTrainer(network(nested), objectives=[(objective, 0.1)])
+    objective.projection = "map"
+    trainer = SegmentationTrainer(network(nested), objectives=[(objective, 0.1)])
+    assert trainer._outputs.trunk is trainer.segmenter
+    objective.projection = "drawn"
     # These are not independent of other pixels, or of there being any.
     for other in (keras.layers.BatchNormalization(), keras.layers.SpatialDropout2D(0.5)):
         model = network(other, keras.layers.Dense(8, name="dense"))
@@ -313,8 +355,10 @@ def test_model_with_a_call_of_its_own_is_refused():
             return super().call(2 * inputs, training=training)
 
     plain = make([OBJECTIVES["multi_scale"]()]).segmenter
+    doubled = Doubled(plain.input, plain.output)
     with pytest.raises(ValueError, match=r"`call` of its own .* Received: Doubled. Use projection"):
         SegmentationTrainer(
-            Doubled(plain.input, plain.output),
-            objectives=[(OBJECTIVES["multi_scale"](projection="drawn"), 0.1)],
+            doubled, objectives=[(OBJECTIVES["multi_scale"](projection="drawn"), 1)]
         )
+    trainer = SegmentationTrainer(doubled, objectives=[(OBJECTIVES["multi_scale"](), 1)])
+    assert trainer._outputs.trunk is doubled
