@@ -13,7 +13,8 @@ which need no search for the fastest kernel.
 Writes `messages.jsonl` and `counts.zip`, which are extended after each run; `results.jsonl`, a line
 for each arm and seed; `study.zip`, the same with settings and pixel counts, to be unpacked into a
 folder of results of `scripts/study.py`; `weights-<arm>-<seed>.npz` for the arms of
-`--save-weights`; `kernels-<arm>.json` with `--profile`; and `log.txt`.
+`--save-weights`; `kernels-<arm>.json` with `--profile`; and `log.txt`. The same command with the
+same output trains what is missing in it (with `--protocol`, everything again).
 
 `--plan FILE` takes arms and seeds from a study's file (docs/studies.md) instead of the built-in
 ones. `--tune FILE` runs settings other than those of the arms: a JSON list of
@@ -22,6 +23,7 @@ ones. `--tune FILE` runs settings other than those of the arms: a JSON list of
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -127,7 +129,8 @@ def _direct(arguments):
     def say(text):
         line = f"[{time.time() - start:6.1f}] {text}"
         print(line, flush=True)
-        with open(output / "log.txt", "a") as log:
+        # A full disk must not end the thread that reads a worker's results.
+        with contextlib.suppress(OSError), open(output / "log.txt", "a") as log:
             print(line, file=log)
 
     name, jobs = _protocol(arguments) if arguments.protocol else plan_jobs(arguments)
@@ -139,6 +142,9 @@ def _direct(arguments):
         arguments.data_fingerprint or data["fingerprint"],
         arguments.weights_checksum,
     )
+    wanted = {(job["name"], seed) for job in jobs for seed in job["seeds"]}
+    if not arguments.protocol:
+        jobs = archive.unfinished(jobs)
     spec = {
         "data": data,
         "study": name,
@@ -195,7 +201,6 @@ def _direct(arguments):
     for reader in readers:
         reader.join()
     failed = [arm for arm, process in workers.items() if process.returncode]
-    wanted = {(job["name"], seed) for job in jobs for seed in job["seeds"]}
     missing = sorted(wanted - archive.finished)
     say(f"finished {len(wanted) - len(missing)} of {len(wanted)} runs")
     if failed:
@@ -350,6 +355,8 @@ def _choose_depthwise(probe, say, deadline):
 class _Archive:
     """The results, written to disk as soon as they arrive.
 
+    Continues one that is in the output already.
+
     Args:
         output: folder of the few files that are kept.
         folder: folder of results as `kseg.studies.results` writes it, kept as one archive.
@@ -363,11 +370,46 @@ class _Archive:
         self._weights_checksum = weights_checksum
         self._lock = threading.Lock()
         self.lines = []
+        self._found = set()
+        if (output / "study.zip").exists():
+            from kseg.studies import results
+
+            with zipfile.ZipFile(output / "study.zip") as file:
+                file.extractall(folder)
+            self._found = {(x["arm"], x["seed"], x["fingerprint"]) for x in results.read(folder)}
 
     @property
     def finished(self):
         """Returns the finished runs, a set of `(arm, seed)`."""
         return {(line["arm"], line["seed"]) for line in self.lines}
+
+    def unfinished(self, jobs):
+        """Returns the jobs without the seeds that an earlier call finished with their settings."""
+        from kseg.studies import design, results
+
+        rest = []
+        for job in jobs:
+            key = design.fingerprint(self._settings(job["name"], job["config"]))
+            done = [seed for seed in job["seeds"] if (job["name"], seed, key) in self._found]
+            self.lines += [
+                x.line
+                for x in results.read(self._folder)
+                if (x["arm"], x["fingerprint"]) == (job["name"], key) and x["seed"] in done
+            ]
+            if seeds := [seed for seed in job["seeds"] if seed not in done]:
+                rest.append({**job, "seeds": seeds})
+        return rest
+
+    def _settings(self, name, config):
+        from kseg import config as config_module
+        from kseg.studies import design
+        from kseg.weights.files import initial_checksums
+
+        experiment = config_module.parse(config, source=name)
+        checksums = initial_checksums(experiment.model)
+        if self._weights_checksum:
+            checksums = dict.fromkeys(checksums, self._weights_checksum)
+        return design.settings(experiment, self._data_fingerprint, checksums)
 
     def add(self, line, config, counts):
         """Adds a run: a dict, the JSON values of its config, the file of its pixel counts."""
@@ -376,25 +418,31 @@ class _Archive:
                 file.write(json.dumps({"line": line, "config": config}) + "\n")
             with zipfile.ZipFile(self._output / "counts.zip", "a") as file:
                 file.write(counts, f"{line['arm']}-{line['seed']}.npz")
-        from kseg import config as config_module
         from kseg.evaluation.image_counts import ImageCounts
-        from kseg.studies import design, results
-        from kseg.weights.files import initial_checksums
+        from kseg.studies import results
 
-        experiment = config_module.parse(config, source=line["arm"])
-        checksums = initial_checksums(experiment.model)
-        if self._weights_checksum:
-            checksums = dict.fromkeys(checksums, self._weights_checksum)
-        settings = design.settings(experiment, self._data_fingerprint, checksums)
+        settings = self._settings(line["arm"], config)
         with self._lock:
             results.append(self._folder, line, ImageCounts.load(counts), settings)
-            self.lines.append(line)
-            shutil.copy(self._folder / "results.jsonl", self._output)
-            unfinished = self._output / "study.zip.tmp"
-            with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as file:
+            with (
+                self._replaced("study.zip") as unfinished,
+                zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as file,
+            ):
                 for path in sorted(self._folder.rglob("*.*")):
                     file.write(path, path.relative_to(self._folder))
-            unfinished.replace(self._output / "study.zip")
+            with self._replaced("results.jsonl") as unfinished:
+                shutil.copy(self._folder / "results.jsonl", unfinished)
+            self.lines.append(line)
+
+    @contextlib.contextmanager
+    def _replaced(self, name):
+        """Yields the path of a file that replaces one of the output when it is complete."""
+        unfinished = self._output / f"{name}.tmp"
+        try:
+            yield unfinished
+            unfinished.replace(self._output / name)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def _listen(arm, process, say, archive):
@@ -404,11 +452,16 @@ def _listen(arm, process, say, archive):
             say(f"{arm}: {text.rstrip()}")
             continue
         message = json.loads(text.removeprefix("@result "))
+        line = message["line"]
         try:
             archive.add(**message)
+        except OSError as error:
+            say(
+                f"{line['arm']} seed {line['seed']} cannot be saved ({error.strerror}). The same "
+                "command trains what is missing"
+            )
         except Exception:  # A reader that ends would leave its worker to train for nothing.
             say(f"{arm}: not in the archive:\n{traceback.format_exc()}")
-        line = message["line"]
         say(
             f"{line['arm']} seed {line['seed']}: mean IoU "
             f"{100 * line['last']['mean_iou']:.2f} (best {100 * line['best']['mean_iou']:.2f} "

@@ -67,6 +67,10 @@ def test_toy(tmp_path):
     np.testing.assert_array_equal(first[:, 1], second[:, 1])  # The truth is that of the files.
     with np.load(output / "weights-region_contrast-0.npz") as file:
         assert any(name.startswith("model/") for name in file.files)
+    # The same command has nothing left to train.
+    said = _study(output, *arguments, "--stack", "2")
+    assert "finished 3 of 3 runs" in said and "region_contrast:" not in said
+    assert (output / "results.jsonl").read_text().splitlines() == lines
 
 
 @pytest.mark.slow
