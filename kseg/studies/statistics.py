@@ -19,6 +19,7 @@ class Estimate:
         low, high: float, ends of the interval; NaN with fewer than two values.
         count: int, number of values.
         deviation: float, sample standard deviation; NaN with fewer than two values.
+        same_sign: int, the number of values with the sign of the mean; 0 without single values.
     """
 
     mean: float
@@ -26,6 +27,7 @@ class Estimate:
     high: float
     count: int
     deviation: float
+    same_sign: int = 0
 
     @property
     def significant(self):
@@ -53,11 +55,12 @@ def estimate(values, confidence=0.95):
     if count == 0:
         return Estimate(math.nan, math.nan, math.nan, 0, math.nan)
     mean = float(values.mean())
+    same_sign = int(np.sum(np.sign(values) == np.sign(mean)))
     if count == 1:
-        return Estimate(mean, math.nan, math.nan, 1, math.nan)
+        return Estimate(mean, math.nan, math.nan, 1, math.nan, same_sign)
     deviation = float(values.std(ddof=1))
     half = float(stats.t.ppf(0.5 + confidence / 2, count - 1)) * deviation / math.sqrt(count)
-    return Estimate(mean, mean - half, mean + half, count, deviation)
+    return Estimate(mean, mean - half, mean + half, count, deviation, same_sign)
 
 
 def estimate_difference(values, base, confidence=0.95):

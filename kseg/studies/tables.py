@@ -29,7 +29,12 @@ def markdown(arms, class_names, *, title, note=""):
     header, rows = _arm_rows(arms)
     text = [f"# {title}", "", *_grid(header, rows), "", LEGEND]
     header, rows = _class_rows(arms, class_names)
-    text += ["", "IoU by class, mean over seeds, and the difference to the baseline:", ""]
+    text += [
+        "",
+        "IoU by class, mean over seeds; the difference to the baseline, and the number of seeds in "
+        "which it has this sign:",
+        "",
+    ]
     text += _grid(header, rows)
     return "\n".join([*text, *(["", note] if note else [])]) + "\n"
 
@@ -69,11 +74,13 @@ def classes_csv(arms, class_names):
     """Returns CSV with one row per arm and class: mean IoU, difference and its interval."""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(["arm", "class", "iou", "difference", "low", "high", "seeds"])
+    table.writerow(["arm", "class", "iou", "difference", "low", "high", "seeds", "same_sign"])
     for arm in arms:
         for i, name in enumerate(class_names if len(arm.class_iou) else []):
             change = arm.class_difference[i] if arm.class_difference else None
-            cells = [change.mean, change.low, change.high, change.count] if change else [""] * 4
+            cells = [""] * 5
+            if change:
+                cells = [change.mean, change.low, change.high, change.count, change.same_sign]
             row = [arm.name, display.spreadsheet_cell(name), arm.class_iou[i], *cells]
             table.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in row])
     return out.getvalue()
@@ -150,7 +157,10 @@ def _class_rows(arms, class_names):
             cell = _percent(arm.class_iou[i])
             if arm.class_difference and arm.class_difference[i].count:
                 change = arm.class_difference[i]
-                cell += f" ({_percent(change.mean, '+')}{' *' * change.significant})"
+                cell += (
+                    f" ({_percent(change.mean, '+')}{' *' * change.significant}, "
+                    f"{change.same_sign} of {change.count})"
+                )
             row.append(cell)
         rows.append(row)
     return header, rows

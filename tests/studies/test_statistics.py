@@ -27,6 +27,8 @@ def test_interval_by_hand():
         rtol=1e-6,
     )
     assert not result.significant
+    assert result.same_sign == 3
+    assert estimate([1.0, -2.0, -6.0, -1.0]).same_sign == 3
 
 
 def test_few_values_have_no_interval():

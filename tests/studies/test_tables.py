@@ -27,7 +27,8 @@ def test_markdown(tmp_path):
     assert "| [-27.09, +42.09] |" in rows[3]
     assert "+7.50, +7.50] *" in rows[3]  # The bootstrap over images.
     assert rows[4].startswith("| none | 0")
-    assert any(row.startswith(r"| x\|y  | 30.00 | 30.00 (+0.00)") for row in rows)
+    assert any(row.startswith(r"| sky   | 25.00 | 40.00 (+15.00, 2 of 2) |") for row in rows)
+    assert any(row.startswith(r"| x\|y  | 30.00 | 30.00 (+0.00, 2 of 2)") for row in rows)
     assert "0.500" in rows[2] and "1.250" in rows[2]
 
 
@@ -35,6 +36,7 @@ def test_csv_cells_are_not_formulas(tmp_path):
     arms = summary(tmp_path, ["=1+1", "road"])
     rows = list(csv.DictReader(io.StringIO(tables.classes_csv(arms, ["=1+1", "road"]))))
     assert rows[0]["class"] == "'=1+1" and float(rows[0]["iou"]) == 0.25
+    assert [row["same_sign"] for row in rows if row["arm"] == "a|b"] == ["2", "2"]
     runs = list(csv.DictReader(io.StringIO(tables.arms_csv(arms))))
     assert [(r["arm"], r["seed"]) for r in runs] == [
         ("ce", "0"),
