@@ -6,6 +6,7 @@ stopped at any time and resumes when it is called again. See docs/studies.md.
 """
 
 import argparse
+import collections
 import pathlib
 import re
 import shutil
@@ -75,7 +76,7 @@ def run_study(
         arm: design.settings(experiment, sources[arm].fingerprint, sources[arm].checksums)
         for arm, experiment in plan.experiments.items()
     }
-    done = _valid_results(folder, plan, settings)
+    done = _valid_results(folder, plan, settings, report)
     missing = [run for run in chosen if (*run, _BACKEND) not in done]
     failures = []
     if train and missing:
@@ -110,26 +111,41 @@ def _check_classes(plan, sources):
     return names
 
 
-def _valid_results(folder, plan, settings):
+def _valid_results(folder, plan, settings, report=None):
     """Reads the results that match the current configs and data.
+
+    Args:
+        folder, plan, settings: as in `run_study`.
+        report: function called with a line for each reason why results do not count, or None.
 
     Returns:
         dict from `(arm, seed, backend)` to `kseg.studies.results.Result`.
     """
     known = results.read_settings(folder)
-    accepted = {
-        arm: {
-            key
-            for key, before in known.items()
-            if design.same_settings(before, settings[arm], plan.experiments[arm])
-        }
+    reasons = {
+        (arm, key): design.differing_keys(before, settings[arm], plan.experiments[arm])
         for arm in settings
+        for key, before in known.items()
     }
-    return {
-        (r["arm"], r["seed"], r["backend"]): r
-        for r in results.read(folder)
-        if r["fingerprint"] in accepted.get(r["arm"], ())
-    }
+    valid, left_out = {}, collections.Counter()
+    for result in results.read(folder):
+        arm, key = result["arm"], result["fingerprint"]
+        if arm not in settings:
+            left_out["of arms that the study does not have"] += 1
+        elif key not in known:
+            left_out[
+                f"whose settings/{key}.json is missing: copy it from where they come from"
+            ] += 1
+        elif not (folder / result["counts"]).exists():
+            left_out["whose file in counts/ is missing: copy it from where they come from"] += 1
+        elif reasons[arm, key]:
+            shown = ", ".join(reasons[arm, key][:3]) + ", ..." * (len(reasons[arm, key]) > 3)
+            left_out[f"of other settings ({shown})"] += 1
+        else:
+            valid[arm, result["seed"], result["backend"]] = result
+    for reason, number in left_out.items() if report else ():
+        report(f"not counted: {number} {'results' if number > 1 else 'result'} {reason}")
+    return valid
 
 
 def _train_locally(plan, missing, folder, settings, part, keep_runs, report):

@@ -208,12 +208,12 @@ def fingerprint(values):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def same_settings(before, now, experiment):
-    """Checks whether results recorded with other settings are valid for an experiment.
+def differing_keys(before, now, experiment):
+    """Lists the settings that make recorded results invalid for an experiment.
 
-    Any difference makes them invalid, except a key that a later version of kseg added and that the
-    experiment leaves at its default. Weights that are not on this machine are compared by name, so
-    that tables can be written without them.
+    Any difference does, except a key that a later version of kseg added and that the experiment
+    leaves at its default. Weights that are not on this machine are compared by name, so that tables
+    can be written without them.
 
     Args:
         before: dict, the recorded `settings`.
@@ -221,14 +221,17 @@ def same_settings(before, now, experiment):
         experiment: `kseg.config.Experiment`.
 
     Returns:
-        bool.
+        sorted list of dotted keys; empty: the results are valid.
     """
     missing = {key for key in now if key.endswith(_CHECKSUM) and now[key] is None}
-    if any(now.get(key, _MISSING) != value for key, value in before.items() if key not in missing):
-        return False
+    changed = {
+        key
+        for key, value in before.items()
+        if key not in missing and now.get(key, _MISSING) != value
+    }
     added = now.keys() - before.keys()
     chosen = config_module.flatten(experiment.model_dump(mode="json", exclude_defaults=True))
-    return not added & chosen.keys()
+    return sorted(changed | (added & chosen.keys()))
 
 
 _MISSING = object()

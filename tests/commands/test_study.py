@@ -111,6 +111,30 @@ def test_results_of_another_config_or_data_do_not_count(write, trained, tmp_path
     assert not found["finished"]
 
 
+def test_what_does_not_count_is_said_with_the_reason(write, trained, tmp_path):
+    output = tmp_path / "out"
+    study.run_study(write(), output=output, report=quiet)
+
+    def said(**changes):
+        lines = []
+        study.run_study(write(**changes), output=output, train=False, report=lines.append)
+        return lines
+
+    assert said() == []
+    (line,) = said(steps=5)
+    assert line == "not counted: 4 results of other settings (train.steps)"
+    counts, _ = sorted(output.glob("counts/ce-*"))
+    counts.unlink()
+    (line,) = said()
+    assert line.startswith("not counted: 1 result whose file in counts/ is missing: copy it")
+    first, _ = sorted(output.glob("settings/*.json"))
+    first.unlink()
+    assert f"not counted: 2 results whose settings/{first.name} is missing" in "\n".join(said())
+    results = output / "results.jsonl"
+    results.write_text(results.read_text().replace('"ce"', '"gone"'))
+    assert "not counted: 2 results of arms that the study does not have" in said()
+
+
 @dataclasses.dataclass
 class Touched(Example):
     """The same image and mask from files of another date."""

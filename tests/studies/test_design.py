@@ -92,15 +92,17 @@ def test_settings_leave_out_seed_name_and_paths(write):
 def test_other_settings_are_other_results(write):
     experiment = design.load_plan(write()).experiments["mscs"]
     now = design.settings(experiment, "data", {})
-    assert design.same_settings(now, now, experiment)
-    assert not design.same_settings(design.settings(experiment, "other", {}), now, experiment)
-    assert not design.same_settings({**now, "contrast.0.weight": 0.1}, now, experiment)
+    assert not design.differing_keys(now, now, experiment)
+    other = design.settings(experiment, "other", {})
+    assert design.differing_keys(other, now, experiment) == ["data.fingerprint"]
+    found = design.differing_keys({**now, "contrast.0.weight": 0.1}, now, experiment)
+    assert found == ["contrast.0.weight"]
     # A key that a later version removed, or that an older one did not know.
-    assert not design.same_settings({**now, "gone": 1}, now, experiment)
+    assert design.differing_keys({**now, "gone": 1}, now, experiment) == ["gone"]
     older = {key: value for key, value in now.items() if key != "train.clip_norm"}
-    assert design.same_settings(older, now, experiment)  # At its default now.
+    assert not design.differing_keys(older, now, experiment)  # At its default now.
     older = {key: value for key, value in now.items() if key != "contrast.0.weight"}
-    assert not design.same_settings(older, now, experiment)
+    assert design.differing_keys(older, now, experiment) == ["contrast.0.weight"]
 
 
 def test_weights_count_by_name_and_content(write):
@@ -115,15 +117,15 @@ def test_weights_count_by_name_and_content(write):
 
     now, experiment = with_weights("weights/a.pth", "11")
     assert now[key] == "a.pth"
-    assert design.same_settings(with_weights("elsewhere/a.pth", "11")[0], now, experiment)
-    assert not design.same_settings(with_weights("weights/a.pth", "22")[0], now, experiment)
-    assert not design.same_settings(with_weights("weights/b.pth", "11")[0], now, experiment)
+    assert not design.differing_keys(with_weights("elsewhere/a.pth", "11")[0], now, experiment)
+    assert design.differing_keys(with_weights("weights/a.pth", "22")[0], now, experiment)
+    assert design.differing_keys(with_weights("weights/b.pth", "11")[0], now, experiment)
     # Trained from random weights, because the file was missing.
-    assert not design.same_settings(with_weights("weights/a.pth", None)[0], now, experiment)
+    assert design.differing_keys(with_weights("weights/a.pth", None)[0], now, experiment)
     # Only the tables are written, where the weights are not.
     now, experiment = with_weights("weights/a.pth", None)
-    assert design.same_settings(with_weights("weights/a.pth", "11")[0], now, experiment)
-    assert not design.same_settings(with_weights("weights/b.pth", "11")[0], now, experiment)
+    assert not design.differing_keys(with_weights("weights/a.pth", "11")[0], now, experiment)
+    assert design.differing_keys(with_weights("weights/b.pth", "11")[0], now, experiment)
 
 
 @pytest.mark.parametrize("seeds", [[0, 0], [3, -1]])

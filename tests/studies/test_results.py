@@ -1,3 +1,4 @@
+import pathlib
 import shutil
 
 import numpy as np
@@ -6,6 +7,8 @@ import pytest
 from kseg.errors import UserError
 from kseg.studies import results
 from tests.studies.fakes import add
+
+STUDIES = pathlib.Path(__file__).resolve().parents[2] / "docs" / "studies"
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -54,3 +57,12 @@ def test_folders_of_several_machines_merge_by_copying(tmp_path):
     result = results.read(tmp_path / "a")
     assert [r["seed"] for r in result] == [0, 1]
     assert result[0]["last"]["class_iou"][0] == 0.01
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in STUDIES.iterdir()))
+def test_results_of_the_repository_are_complete(name):
+    """Each line has its settings and counts; otherwise it would not count."""
+    settings = results.read_settings(STUDIES / name)
+    for run in results.read(STUDIES / name):
+        assert run["fingerprint"] in settings
+        assert run.counts.ids
