@@ -2,15 +2,14 @@
 
 The first table is of whole training steps with full memory banks, the second of the objectives
 alone: forward and backward on random outputs of a network. Times are the shortest of several
-rounds, in which the methods alternate; on a busy machine compare the processor's seconds. Memory is
-measured in processes of its own for each method: the peak of the process, with the network, its
-graph and what the C library retains, and the most that tensors take during a step beyond the
-weights, which is what counts on an accelerator.
+rounds, in which the methods alternate, each in a process of its own; on a busy machine compare the
+processor's seconds. Memory is measured in further processes for each method: the peak of the
+process, with the network, its graph and what the C library retains, and the most that tensors take
+during a step beyond the weights, which is what counts on an accelerator.
 """
 
 import os
 import statistics
-import time
 
 import _measuring
 import _networks
@@ -80,23 +79,15 @@ def compare(arguments):
 
 def compare_steps(arguments, methods):
     """Prints the table of training steps."""
-    from kseg.analysis.complexity import count_parameters
-    from kseg.analysis.measuring import best_seconds, fill_banks
-
-    batch = _networks.street_batch(arguments)
-    steps = {}
+    processes = {}
     for method in methods:
-        trainer, step = _networks.build_step(arguments, _networks.contrast_of(arguments, method))
-        fill_banks(trainer.objectives)
-        float(step(batch)["loss"])
-        steps[method] = trainer, step
-    times = {method: [] for method in methods}
-    processor = {method: [] for method in methods}
+        command = _measuring.command(measure, arguments, method=method, part="step")
+        processes[method] = _measuring.TimedProcess(command)
     for _ in range(arguments.rounds):  # The methods alternate, so that noise affects all alike.
-        for method, (_, step) in steps.items():
-            before = time.process_time()
-            times[method].append(best_seconds(lambda step=step: float(step(batch)["loss"]), 1))
-            processor[method].append(time.process_time() - before)
+        for process in processes.values():
+            process.measure()
+    for process in processes.values():
+        process.close()
     height, width = arguments.size
     print(
         f"training step of {arguments.head} on {arguments.backbone}, {arguments.batch} x {height} "
@@ -107,17 +98,15 @@ def compare_steps(arguments, methods):
         f"{'M weights':>11}{'GFLOPs':>9}"
     )
     plain = None
-    for method, (trainer, _) in steps.items():
+    for method, process in processes.items():
         memory = {
             part: _measuring.in_new_process(measure, arguments, method=method, part=part)
             for part in ("peak", "tensors")
         }
         found = {
-            "seconds": min(times[method]),
-            "processor": min(processor[method]),
+            **dict(zip(("seconds", "processor"), process.best(), strict=True)),
             **{part: values["megabytes"] for part, values in memory.items()},
-            "weights": count_parameters(trainer.segmenter) / 1e6,
-            "flops": _networks.forward_gflops(trainer.segmenter, arguments.size),
+            **process.found,
         }
         plain = plain or found
         print(
@@ -134,9 +123,34 @@ def _increase(value, base):
 
 
 def measure(arguments):
-    """Measures the memory of a training step, or an objective alone."""
-    parts = {"peak": measure_peak, "tensors": measure_tensors, "objective": measure_objective}
+    """Measures the time or the memory of a training step, or an objective alone."""
+    parts = {
+        "step": measure_step,
+        "peak": measure_peak,
+        "tensors": measure_tensors,
+        "objective": measure_objective,
+    }
     return parts[arguments.part](arguments)
+
+
+def measure_step(arguments):
+    """Times a training step on request, with full memory banks."""
+    from kseg.analysis.complexity import count_parameters
+    from kseg.analysis.measuring import fill_banks
+
+    def prepare():
+        batch = _networks.street_batch(arguments)
+        trainer, step = _networks.build_step(
+            arguments, _networks.contrast_of(arguments, arguments.method)
+        )
+        fill_banks(trainer.objectives)
+        found = {
+            "weights": count_parameters(trainer.segmenter) / 1e6,
+            "flops": _networks.forward_gflops(trainer.segmenter, arguments.size),
+        }
+        return lambda: float(step(batch)["loss"]), found
+
+    _measuring.time_on_request(prepare)
 
 
 def measure_peak(arguments):
