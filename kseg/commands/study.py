@@ -120,6 +120,9 @@ def _valid_results(folder, plan, settings, report=None):
 
     Returns:
         dict from `(arm, seed, backend)` to `kseg.studies.results.Result`.
+
+    Raises:
+        UserError: if a file of pixel counts is missing.
     """
     known = results.read_settings(folder)
     reasons = {
@@ -136,11 +139,15 @@ def _valid_results(folder, plan, settings, report=None):
             left_out[
                 f"whose settings/{key}.json is missing: copy it from where they come from"
             ] += 1
-        elif not (folder / result["counts"]).exists():
-            left_out["whose file in counts/ is missing: copy it from where they come from"] += 1
         elif reasons[arm, key]:
             shown = ", ".join(reasons[arm, key][:3]) + ", ..." * (len(reasons[arm, key]) > 3)
             left_out[f"of other settings ({shown})"] += 1
+        elif not (folder / result["counts"]).exists():
+            raise UserError(
+                f"{folder / result['counts']} is missing. Copy it from where the result of "
+                f"{design.run_name(arm, result['seed'])} comes from, or remove its line of "
+                "results*.jsonl; the run will be repeated"
+            )
         else:
             valid[arm, result["seed"], result["backend"]] = result
     for reason, number in left_out.items() if report else ():

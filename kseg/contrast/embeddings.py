@@ -1,5 +1,7 @@
 """The embeddings of a stage, projected as a whole map or only at the pixels that are taken."""
 
+import collections
+
 from keras import ops
 
 from kseg.backend import replicas
@@ -38,8 +40,9 @@ class Embeddings:
         """Takes the embeddings of some pixels.
 
         With several replicas and batch norms, each projects every R-th of the pixels, which
-        balances the work however they are distributed over the images. Without batch norms each
-        projects its own, and only embeddings are sent to the others.
+        balances the work however they are distributed over the images. Without batch norms only
+        embeddings are sent to the other replicas: each projects as many rows as it takes, of which
+        those of other replicas do not count.
 
         Args:
             positions, cross_replica: as in `take_rows`, indices into the flattened map. Unused
@@ -50,15 +53,19 @@ class Embeddings:
         """
         count = positions.shape[0]
         pixels = self.shape[0] * self.shape[1] * self.shape[2]
-        has_statistics = self._projector is not None and self._projector.has_statistics
-        shared = cross_replica and replicas.num_replicas() > 1 and has_statistics
+        depends = self._projector is not None and self._projector.depends_on_training
+        shared = cross_replica and replicas.num_replicas() > 1 and depends
         if self._projector is None or count >= pixels * (replicas.num_replicas() if shared else 1):
             # With as many rows as pixels, projecting the whole map costs no more.
             rows = ops.reshape(self.projected(), (pixels, self.shape[-1]))
             return take_rows(rows, positions, cross_replica=cross_replica)
-        rows = ops.reshape(self._features, (pixels, self._features.shape[-1]))
-        if not has_statistics:
-            return take_rows(rows, positions, cross_replica=cross_replica, transform=self._project)
+        features, project = self._features, self._project
+        if not depends and self._raw_map is not None and features.shape[-1] > self.shape[-1]:
+            # The gradient of a look-up has the width of what is looked up.
+            features, project = self._raw_map, self._projector.normalization
+        rows = ops.reshape(features, (pixels, features.shape[-1]))
+        if not depends:
+            return take_rows(rows, positions, cross_replica=cross_replica, transform=project)
         rows = take_rows(rows, positions, cross_replica=cross_replica)
         used = positions >= 0
         if shared:
@@ -108,7 +115,7 @@ class Embeddings:
 
     def detached(self):
         """Returns embeddings to store, without gradients and with the moving statistics."""
-        if self._map is not None and not self._projector.has_statistics:
+        if self._map is not None and not self._projector.depends_on_training:
             return Embeddings(ops.stop_gradient(self._map))
         return Embeddings(ops.stop_gradient(self._features), self._projector)
 
@@ -118,7 +125,7 @@ def embeddings_of(outputs, stage, objective):
 
     Args:
         outputs: dict of the segmenter's outputs; `embedding_<stage>` is a float tensor
-            `(batch, height, width, dim)` or an `Embeddings`.
+            `(batch, height, width, dim)`, in `MapOutputs` also an `Embeddings`.
         stage: str, name of a map.
         objective: `Objective` that reads them, for the error message.
 
@@ -128,13 +135,24 @@ def embeddings_of(outputs, stage, objective):
     Raises:
         ValueError: if they are missing.
     """
-    found = output(outputs, f"embedding_{stage}", objective)
-    return found if isinstance(found, Embeddings) else Embeddings(found)
+    name = f"embedding_{stage}"
+    if isinstance(outputs, MapOutputs) and isinstance(outputs.data.get(name), Embeddings):
+        return outputs.data[name]
+    return Embeddings(output(outputs, name, objective))
 
 
-class MapOutputs(dict):
-    """Outputs of a segmenter for losses: an `Embeddings` is projected when it is read by key."""
+class MapOutputs(collections.UserDict):
+    """Outputs of a segmenter, some of them `Embeddings`, whose maps are projected when read.
+
+    Whatever reads them as a dict gets tensors; `embeddings_of` gets the `Embeddings`.
+    """
 
     def __getitem__(self, name):
-        found = super().__getitem__(name)
+        found = self.data[name]
         return found.projected() if isinstance(found, Embeddings) else found
+
+    def __or__(self, other):
+        return {**self, **other}
+
+    def __ror__(self, other):
+        return {**other, **self}

@@ -54,7 +54,7 @@ class Projector:
     Attributes:
         source: symbolic tensor, the map that is projected.
         dim: int, channels of the embeddings.
-        has_statistics: bool, whether there is a batch norm among the layers.
+        depends_on_training: bool, whether there is a batch norm or a dropout among the layers.
         normalization: the last layer, if it is a `UnitNormalization`, or None.
     """
 
@@ -71,11 +71,11 @@ class Projector:
             inputs = layer._inbound_nodes[index].input_tensors if layer._inbound_nodes else ()
             if len(inputs) != 1 or not _is_pixelwise(layer):
                 break
-            if not statistics and isinstance(layer, BatchNormalization | keras.layers.Dropout):
+            if not statistics and isinstance(layer, _DEPENDING):
                 break
             self._layers.insert(0, layer)
             (self.source,), readers = inputs, 1
-        self.has_statistics = any(isinstance(layer, BatchNormalization) for layer in self._layers)
+        self.depends_on_training = any(isinstance(layer, _DEPENDING) for layer in self._layers)
         last = self._layers[-1] if self._layers else None
         self.normalization = last if isinstance(last, UnitNormalization) else None
 
@@ -105,16 +105,37 @@ class Projector:
         return features
 
 
+_DEPENDING = BatchNormalization | keras.layers.Dropout
+
+
 def _is_pixelwise(layer):
     layers = keras.layers
+    # A subclass with a computation of its own may do anything, and the losses of activities belong
+    # to the model.
+    known = {cls.call for cls in _POINTWISE + _CONDITIONAL}
+    if type(layer).call not in known or layer.activity_regularizer is not None:
+        return False
     if isinstance(layer, layers.Conv2D):
         return set(layer.kernel_size) == set(layer.strides) == {1}
-    # The batch norm of Keras does not take a mask without pixels.
     if isinstance(layer, BatchNormalization | layers.LayerNormalization):
         return layer.axis in (-1, 3, [-1], [3])
     if isinstance(layer, layers.UnitNormalization):
         return layer.axis in (-1, 3)
-    return not isinstance(layer, layers.SpatialDropout2D) and isinstance(
-        layer,
-        UnitNormalization | layers.Dense | layers.Activation | layers.ReLU | layers.Dropout,
-    )
+    return isinstance(layer, _POINTWISE) and not isinstance(layer, layers.SpatialDropout2D)
+
+
+_POINTWISE = (
+    UnitNormalization,
+    keras.layers.Dense,
+    keras.layers.Activation,
+    keras.layers.ReLU,
+    keras.layers.Dropout,
+)
+# The batch norm of Keras is not among them: it does not take a mask without pixels.
+_CONDITIONAL = (
+    Conv2D,
+    keras.layers.Conv2D,
+    BatchNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.UnitNormalization,
+)

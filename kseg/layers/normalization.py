@@ -72,7 +72,7 @@ class UnitNormalization(keras.layers.Layer):
         self.epsilon = epsilon
 
     def call(self, inputs):
-        return inputs * self.factors(inputs)
+        return inputs * ops.cast(self.factors(inputs), inputs.dtype)
 
     def factors(self, inputs):
         """Computes what the vectors are multiplied by, float32 `(..., 1)`."""

@@ -1,6 +1,6 @@
 """Outputs of a segmenter for objectives, with the projection of drawn pixels deferred."""
 
-from kseg.contrast.embeddings import Embeddings
+from kseg.contrast.embeddings import Embeddings, MapOutputs
 from kseg.segmenters import without_projections
 
 
@@ -42,13 +42,13 @@ class ObjectiveOutputs:
             training: bool, whether batch norms of projectors use the statistics of drawn pixels.
 
         Returns:
-            dict: `outputs` with an `Embeddings` in place of each map to project.
+            `MapOutputs`: `outputs` with an `Embeddings` in place of each map to project.
         """
         deferred = {
             name: Embeddings(outputs[name], projector, training=training)
             for name, projector in self._projectors.items()
         }
-        return {**outputs, **deferred}
+        return MapOutputs({**outputs, **deferred})
 
 
 def _all_list(objectives, stage, kind):

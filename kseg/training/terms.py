@@ -3,7 +3,6 @@
 from keras import ops
 
 from kseg.backend import replicas
-from kseg.contrast.embeddings import MapOutputs
 from kseg.losses.labels import without_weightless
 
 
@@ -40,9 +39,8 @@ def compute_terms(losses, objectives, outputs, labels, sample_weight=None, regul
                 f"Received: sample weights, and the losses {sorted(losses)}. Set the labels of "
                 "pixels to ignore to 255"
             )
-    maps = MapOutputs(outputs)
     terms = {
-        name: (loss(labels, maps, *([sample_weight] if name in weighted else [])), weight)
+        name: (loss(labels, outputs, *([sample_weight] if name in weighted else [])), weight)
         for name, (loss, weight) in losses.items()
     }
     if regularization:

@@ -140,7 +140,7 @@ def _direct(arguments):
         output,
         scratch / "study",
         arguments.data_fingerprint or data["fingerprint"],
-        arguments.weights_checksum,
+        arguments.weights_checksum or _checksum(arguments.weights),
     )
     wanted = {(job["name"], seed) for job in jobs for seed in job["seeds"]}
     if not arguments.protocol:
@@ -207,6 +207,12 @@ def _direct(arguments):
         say(f"failed: {failed}")
     _table(archive.lines, say)
     return 1 if missing else 0
+
+
+def _checksum(weights):
+    from kseg.weights.files import checksum
+
+    return weights and checksum(weights)
 
 
 def plan_jobs(arguments):
@@ -369,7 +375,7 @@ class _Archive:
         self._data_fingerprint = data_fingerprint
         self._weights_checksum = weights_checksum
         self._lock = threading.Lock()
-        self.lines = []
+        self.lines, self._unsaved = [], []
         self._found = set()
         if (output / "study.zip").exists():
             from kseg.studies import results
@@ -416,14 +422,18 @@ class _Archive:
         with self._lock:  # The raw message first, so that no run is lost if anything below fails.
             with open(self._output / "messages.jsonl", "a") as file:
                 file.write(json.dumps({"line": line, "config": config}) + "\n")
-            with zipfile.ZipFile(self._output / "counts.zip", "a") as file:
-                file.write(counts, f"{line['arm']}-{line['seed']}.npz")
+            with self._replaced("counts.zip") as unfinished:
+                if (self._output / "counts.zip").exists():
+                    shutil.copy(self._output / "counts.zip", unfinished)
+                with zipfile.ZipFile(unfinished, "a") as file:
+                    file.write(counts, f"{line['arm']}-{line['seed']}.npz")
         from kseg.evaluation.image_counts import ImageCounts
         from kseg.studies import results
 
         settings = self._settings(line["arm"], config)
         with self._lock:
             results.append(self._folder, line, ImageCounts.load(counts), settings)
+            self._unsaved.append(line)
             with (
                 self._replaced("study.zip") as unfinished,
                 zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as file,
@@ -432,7 +442,8 @@ class _Archive:
                     file.write(path, path.relative_to(self._folder))
             with self._replaced("results.jsonl") as unfinished:
                 shutil.copy(self._folder / "results.jsonl", unfinished)
-            self.lines.append(line)
+            self.lines += self._unsaved  # With those for which there was no space before.
+            self._unsaved.clear()
 
     @contextlib.contextmanager
     def _replaced(self, name):

@@ -123,16 +123,24 @@ def test_what_does_not_count_is_said_with_the_reason(write, trained, tmp_path):
     assert said() == []
     (line,) = said(steps=5)
     assert line == "not counted: 4 results of other settings (train.steps)"
-    counts, _ = sorted(output.glob("counts/ce-*"))
-    counts.unlink()
-    (line,) = said()
-    assert line.startswith("not counted: 1 result whose file in counts/ is missing: copy it")
     first, _ = sorted(output.glob("settings/*.json"))
     first.unlink()
     assert f"not counted: 2 results whose settings/{first.name} is missing" in "\n".join(said())
     results = output / "results.jsonl"
     results.write_text(results.read_text().replace('"ce"', '"gone"'))
     assert "not counted: 2 results of arms that the study does not have" in said()
+
+
+def test_missing_counts_are_named(write, trained, tmp_path):
+    output = tmp_path / "out"
+    study.run_study(write(), output=output, arms=["ce"], seeds=[0], report=quiet)
+    (counts,) = output.glob("counts/*")
+    counts.unlink()
+    with pytest.raises(
+        UserError, match=rf"{counts.name} is missing. .* result of ce-0 .* repeated"
+    ):
+        study.run_study(write(), output=output, report=quiet)
+    assert trained == ["ce-0"]
 
 
 @dataclasses.dataclass

@@ -78,6 +78,26 @@ def test_layers_after_the_last_batch_norm_are_those_of_the_map():
     np.testing.assert_allclose(found.detached().take(positions)[:3], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_rows_of_a_wide_map_are_those_of_its_projection():
+    """Once a narrower map has been projected, the rows are looked up in it."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((None, None, 5))
+    model = keras.Model(x, {"z": projection(x, embedding_dim=3, name="z")})
+    project, positions = Projector(model, "z", statistics=False), np.array([3, 17, 3])
+    found = [Embeddings(tf.constant(features()), project, training=True) for _ in range(2)]
+    weights = tf.constant(np.random.default_rng(1).normal(size=(2, 24)).astype("float32"))
+    sums = found[0].weighted_sums(weights)
+    np.testing.assert_allclose(
+        sums, weights @ tf.reshape(found[1].projected(), (24, 3)), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        found[0].take(positions),
+        Embeddings(tf.constant(features()), project, training=True).take(positions),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
 # On both replicas; all on the second; fewer rows than replicas; none.
 @pytest.mark.parametrize("positions", [[1, 14, 9, 20, -1], [15, 13, 20], [16, -1, -1], [-1, -1]])
 @pytest.mark.parametrize("statistics", [True, False])
@@ -95,7 +115,7 @@ def test_two_replicas_are_one(mirrored, positions, statistics):
         return rows, tape.gradient(loss, [x, *weights])
 
     project, model = projector(statistics=statistics)
-    assert project.has_statistics == statistics
+    assert project.depends_on_training == statistics
     rows, gradients = step(project, [w.value for w in trainable(project)], x, 1.0)
     moving = [w.numpy() for w in model.non_trainable_weights]
 

@@ -421,6 +421,23 @@ def test_unit_normalization_also_of_zero():
     half = layers.UnitNormalization()(tf.cast(x, "bfloat16"))
     assert half.dtype == "float32"
     np.testing.assert_allclose(tf.norm(half, axis=-1), [1.0, 0.0, 1.0], rtol=1e-6)
+    half = layers.UnitNormalization(dtype="bfloat16")(x)
+    assert half.dtype == "bfloat16"
+
+
+def test_gradient_of_unit_normalization():
+    """`(g - y (y . g)) / |x|`, or `g / epsilon` where the norm is below epsilon."""
+    x = np.array([[3.0, 4.0, 0.0], [1.0, -2.0, 2.0], [1e-5, 0.0, 0.0]], "float32")
+    g = np.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 2.0], [1.0, 2.0, 3.0]], "float32")
+    inputs = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        loss = tf.reduce_sum(layers.UnitNormalization(epsilon=1e-3)(inputs) * g)
+    norm = np.linalg.norm(x, axis=-1, keepdims=True)
+    y = x / norm
+    expected = (g - y * np.sum(y * g, axis=-1, keepdims=True)) / norm
+    expected[2] = g[2] / 1e-3
+    np.testing.assert_allclose(tape.gradient(loss, inputs), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

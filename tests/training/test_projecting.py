@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from kseg.contrast.contextrast import Contextrast
+from kseg.contrast.embeddings import embeddings_of
 from kseg.contrast.multi_scale import MultiScaleContrast
 from kseg.contrast.pixel_contrast import PixelContrast
 from kseg.layers import BatchNormalization, UnitNormalization
@@ -249,9 +250,32 @@ def test_map_that_another_objective_needs_is_projected_once():
     ]
     segmenter = make(objectives).segmenter
     outputs = ObjectiveOutputs(segmenter, objectives)(batch_of()["image"], training=False)
-    assert outputs["embedding_c2"].shape == (BATCH, 8, 16, 8)
-    assert not tf.is_tensor(outputs["embedding_c3"])
-    assert outputs["embedding_c3"].shape == (BATCH, 4, 8, 8)
+    assert embeddings_of(outputs, "c2", objectives[0])._projector.depends_on_training is False
+    assert embeddings_of(outputs, "c3", objectives[0])._projector.depends_on_training is True
+    assert embeddings_of(outputs, "c3", objectives[0]).shape == (BATCH, 4, 8, 8)
+
+
+def test_whoever_reads_outputs_as_a_dict_gets_tensors():
+    """Of the same values as the segmenter's, also in methods that a user's subclass overrides."""
+    objectives = [OBJECTIVES["multi_scale"]()]
+    segmenter = make(objectives).segmenter
+    images = batch_of()["image"]
+    outputs = ObjectiveOutputs(segmenter, objectives)(images, training=False)
+    assert not tf.is_tensor(outputs.data["embedding_c2"])
+    expected = segmenter(images, training=False)
+    assert sorted(outputs) == sorted(expected)
+    ways = [
+        {**outputs},
+        dict(outputs.items()),
+        dict(zip(outputs, outputs.values(), strict=True)),
+        {name: outputs.get(name) for name in outputs},
+        outputs | {},
+        {} | outputs,
+    ]
+    for found in ways:
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_own_keras_model_trains_and_has_the_same_checkpoint(tmp_path):
@@ -318,6 +342,14 @@ def test_losses_read_whole_maps():
     assert set(terms) == {"mine", "multi_scale/same_scale", "multi_scale/cross_scale"}
 
 
+class Positioned(keras.layers.Conv2D):
+    """A 1x1 convolution that knows where a pixel is."""
+
+    def call(self, inputs):
+        rows = ops.cast(ops.arange(inputs.shape[1]), "float32")
+        return super().call(inputs + rows[:, None, None])
+
+
 def test_projectors_that_cannot_be_split_off():
     def network(*layers):
         image = keras.Input((HEIGHT, WIDTH, 3), batch_size=BATCH)
@@ -338,8 +370,13 @@ def test_projectors_that_cannot_be_split_off():
     trainer = SegmentationTrainer(network(nested), objectives=[(objective, 0.1)])
     assert trainer._outputs.trunk is trainer.segmenter
     objective.projection = "drawn"
-    # These are not independent of other pixels, or of there being any.
-    for other in (keras.layers.BatchNormalization(), keras.layers.SpatialDropout2D(0.5)):
+    # These are not independent of other pixels, or of there being any, or belong to the model.
+    for other in (
+        keras.layers.BatchNormalization(),
+        keras.layers.SpatialDropout2D(0.5),
+        keras.layers.Dense(6, activity_regularizer="l2"),
+        Positioned(6, 1),
+    ):
         model = network(other, keras.layers.Dense(8, name="dense"))
         trainer = SegmentationTrainer(model, objectives=[(objective, 0.1)])
         found = [layer.name for layer in trainer._outputs._projectors["embedding_c2"]._layers]
