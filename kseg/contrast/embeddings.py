@@ -1,6 +1,6 @@
 """The embeddings of a stage, projected as a whole map or only at the pixels that are taken."""
 
-import collections
+import collections.abc
 
 from keras import ops
 
@@ -136,23 +136,46 @@ def embeddings_of(outputs, stage, objective):
         ValueError: if they are missing.
     """
     name = f"embedding_{stage}"
-    if isinstance(outputs, MapOutputs) and isinstance(outputs.data.get(name), Embeddings):
-        return outputs.data[name]
+    if isinstance(outputs, MapOutputs) and isinstance(outputs.unread(name), Embeddings):
+        return outputs.unread(name)
     return Embeddings(output(outputs, name, objective))
 
 
-class MapOutputs(collections.UserDict):
+class MapOutputs(dict):
     """Outputs of a segmenter, some of them `Embeddings`, whose maps are projected when read.
 
     Whatever reads them as a dict gets tensors; `embeddings_of` gets the `Embeddings`.
     """
 
+    def unread(self, name):
+        """Returns an output as it is: an `Embeddings` or a tensor; None if it is missing."""
+        return super().get(name)
+
     def __getitem__(self, name):
-        found = self.data[name]
-        return found.projected() if isinstance(found, Embeddings) else found
+        return _tensor(super().__getitem__(name))
+
+    def __iter__(self):
+        # Without a method of its own, `dict(outputs)` and `{**outputs}` would bypass `__getitem__`.
+        return super().__iter__()
+
+    def get(self, name, default=None):
+        """Returns an output, or `default` if it is missing."""
+        return _tensor(super().get(name, default))
+
+    def items(self):
+        """Returns a view of all names and tensors."""
+        return collections.abc.ItemsView(self)
+
+    def values(self):
+        """Returns a view of all tensors."""
+        return collections.abc.ValuesView(self)
 
     def __or__(self, other):
         return {**self, **other}
 
     def __ror__(self, other):
         return {**other, **self}
+
+
+def _tensor(found):
+    return found.projected() if isinstance(found, Embeddings) else found

@@ -261,11 +261,12 @@ def test_whoever_reads_outputs_as_a_dict_gets_tensors():
     segmenter = make(objectives).segmenter
     images = batch_of()["image"]
     outputs = ObjectiveOutputs(segmenter, objectives)(images, training=False)
-    assert not tf.is_tensor(outputs.data["embedding_c2"])
+    assert not tf.is_tensor(outputs.unread("embedding_c2"))
     expected = segmenter(images, training=False)
     assert sorted(outputs) == sorted(expected)
     ways = [
         {**outputs},
+        dict(outputs),
         dict(outputs.items()),
         dict(zip(outputs, outputs.values(), strict=True)),
         {name: outputs.get(name) for name in outputs},
