@@ -256,7 +256,7 @@ def test_map_that_another_objective_needs_is_projected_once():
 
 
 def test_whoever_reads_outputs_as_a_dict_gets_tensors():
-    """Of the same values as the segmenter's, also in methods that a user's subclass overrides."""
+    """The tensors equal the outputs of the segmenter, however they are read."""
     objectives = [OBJECTIVES["multi_scale"]()]
     segmenter = make(objectives).segmenter
     images = batch_of()["image"]
