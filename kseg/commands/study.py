@@ -31,6 +31,7 @@ def run_study(
     output=None,
     arms=None,
     seeds=None,
+    baseline=None,
     part=None,
     ray=None,
     train=True,
@@ -44,6 +45,7 @@ def run_study(
         output: folder of the results; None: `studies/<name of the study>`.
         arms: names of arms; None: all.
         seeds: ints; None: those of the study.
+        baseline: name of the arm that the table compares the others with; None: that of the study.
         part: `(i, n)`, 1 <= i <= n: this process trains every n-th run, starting with the i-th, and
             writes a separate results file. None: all runs.
         ray: address of a Ray cluster (`"local"` starts one on this machine) over which the runs are
@@ -63,6 +65,8 @@ def run_study(
     """
     plan = design.load_plan(path)
     chosen = plan.runs(arms, seeds)
+    baseline = plan.baseline if baseline is None else baseline
+    plan.check_arms([baseline])
     if part is not None:
         chosen = chosen[part[0] - 1 :: part[1]]
     folder = pathlib.Path(output or f"studies/{plan.name}")
@@ -84,7 +88,7 @@ def run_study(
         arguments = plan, missing, folder, settings, part, keep_runs, report
         failures = _train_on_ray(*arguments, ray) if ray else _train_locally(*arguments)
         done = _valid_results(folder, plan, settings)
-    summary = _write_tables(folder, plan, done, class_names)
+    summary = _write_tables(folder, plan, baseline, done, class_names)
     finished = [run for run in chosen if (*run, _BACKEND) in done]
     if failures:
         lines = "; ".join(f"{design.run_name(*run)}: {why}" for run, why in failures)
@@ -317,7 +321,7 @@ def _train_on_worker(config):
         return None, {name: (folder / name).read_bytes() for name in ("result.json", "counts.npz")}
 
 
-def _write_tables(folder, plan, done, class_names):
+def _write_tables(folder, plan, baseline, done, class_names):
     """Writes the tables for each backend with results."""
     from kseg.studies import tables
     from kseg.studies.statistics import summarize
@@ -329,7 +333,7 @@ def _write_tables(folder, plan, done, class_names):
         arms = summarize(
             present,
             list(plan.experiments),
-            plan.baseline,
+            baseline,
             class_names,
             plan.study.scored_classes,
         )
@@ -368,6 +372,11 @@ def parse_arguments(arguments=None):
         "--seeds", nargs="+", type=int, metavar="SEED", help="these instead of the study's"
     )
     parser.add_argument(
+        "--baseline",
+        metavar="ARM",
+        help="compare the others with this arm, not with the study's baseline",
+    )
+    parser.add_argument(
         "--part",
         type=_part,
         metavar="I/N",
@@ -396,6 +405,7 @@ def main(arguments=None):
         output=options.output,
         arms=options.arms,
         seeds=options.seeds,
+        baseline=options.baseline,
         part=options.part,
         ray=options.ray,
         train=not options.table,

@@ -130,14 +130,18 @@ class Plan:
             _check_seeds(seeds or self.study.seeds)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        for arm in arms or ():
+        self.check_arms(arms or ())
+        chosen = [arm for arm in self.experiments if arms is None or arm in arms]
+        return [(arm, seed) for seed in seeds or self.study.seeds for arm in chosen]
+
+    def check_arms(self, arms):
+        """Raises a ConfigError if a name in `arms` is not an arm of the study."""
+        for arm in arms:
             if arm not in self.experiments:
                 raise ConfigError(
                     f"The study {self.name!r} has no arm {arm!r}. It has: "
                     f"{', '.join(self.experiments)}"
                 )
-        chosen = [arm for arm in self.experiments if arms is None or arm in arms]
-        return [(arm, seed) for seed in seeds or self.study.seeds for arm in chosen]
 
     def experiment(self, arm, seed):
         """Returns the experiment of a run: a `kseg.config.Experiment` named `<arm>-<seed>`."""

@@ -141,8 +141,8 @@ class Arm:
         scored: `Estimate` of the mean IoU over the scored classes, or None.
         difference, scored_difference: `Estimate` of the paired difference by seed, None for the
             baseline.
-        unpaired: `Estimate` of the difference over all seeds of both, without pairs; None for the
-            baseline.
+        unpaired, scored_unpaired: `Estimate` of the difference over all seeds of both, without
+            pairs; None for the baseline.
         images: `kseg.evaluation.compare.Comparison` with the baseline over the same seeds by a
             paired bootstrap over images, None for the baseline and without common seeds.
         class_iou: float64 `(num_classes,)`, means over seeds.
@@ -161,6 +161,7 @@ class Arm:
     difference: Estimate | None
     unpaired: Estimate | None
     scored_difference: Estimate | None
+    scored_unpaired: Estimate | None
     images: Comparison | None
     class_iou: np.ndarray
     class_difference: list | None
@@ -217,13 +218,15 @@ def _arm(name, runs, base, members, confidence):
             return None
         return estimate([score(runs[s]) - score(base[s]) for s in common], confidence)
 
+    def unpaired(score):
+        if base is None:
+            return None
+        scores = ([score(run) for run in of.values()] for of in (runs, base))
+        return estimate_difference(*scores, confidence)
+
     def scored(run):
         return float(mean_over_classes(_class_iou(run)[members]))
 
-    unpaired = None
-    if base is not None:
-        scores = ([_score(run) for run in of.values()] for of in (runs, base))
-        unpaired = estimate_difference(*scores, confidence)
     class_iou = _class_means([_class_iou(run) for run in runs.values()])
     class_difference = None
     if base is not None and common:
@@ -239,8 +242,9 @@ def _arm(name, runs, base, members, confidence):
         best=estimate([run["best"]["mean_iou"] for run in runs.values() if run.get("best")]),
         scored=estimate([scored(run) for run in runs.values()], confidence) if members else None,
         difference=paired(_score),
-        unpaired=unpaired,
+        unpaired=unpaired(_score),
         scored_difference=paired(scored) if members else None,
+        scored_unpaired=unpaired(scored) if members else None,
         images=_bootstrap(runs, base, common, confidence) if common else None,
         class_iou=class_iou,
         class_difference=class_difference,

@@ -127,7 +127,7 @@ def _arm_rows(arms):
     names = [name for name in FEATURES if name in names]
     scored = any(arm.scored is not None for arm in arms)
     header = ["arm", "seeds", "mIoU", "difference", "unpaired", "seeds needed", "images", "best"]
-    header += ["scored mIoU", "difference"] if scored else []
+    header += ["scored mIoU", "difference", "unpaired"] if scored else []
     header += [*(FEATURES[name] for name in names), "time", "memory"]
     rows = []
     for arm in arms:
@@ -142,6 +142,7 @@ def _arm_rows(arms):
         row += [_images(arm.images), _percent(arm.best.mean)]
         if scored:
             row += [_mean_and_deviation(arm.scored), _interval(arm.scored_difference)]
+            row.append(_ends(arm.scored_unpaired))
         row += [_number(arm.features[n].mean) if n in arm.features else "" for n in names]
         rows.append([*row, _number(arm.time, "x {:.2f}"), _number(arm.memory, "x {:.2f}")])
     return header, rows

@@ -94,6 +94,22 @@ def test_makes_what_is_missing(write, trained, tmp_path):
     assert len(trained) == 4
 
 
+def test_any_arm_can_be_what_the_others_are_compared_with(write, trained, tmp_path):
+    path, output = write(), tmp_path / "out"
+    study.run_study(path, output=output, report=quiet)
+
+    def row(arm, **options):
+        table = study.run_study(path, output=output, train=False, report=quiet, **options)["table"]
+        return next(line for line in table.splitlines() if line.startswith(f"| {arm} "))
+
+    assert "[+0.00, +0.00]" in row("mscs") and "[" not in row("ce")
+    assert "[+0.00, +0.00]" in row("ce", baseline="mscs") and "[" not in row(
+        "mscs", baseline="mscs"
+    )
+    with pytest.raises(UserError, match=r"no arm 'none'\. It has: ce, mscs"):
+        study.run_study(path, output=output, baseline="none", report=quiet)
+
+
 def test_results_of_another_config_or_data_do_not_count(write, trained, tmp_path):
     output = tmp_path / "out"
     study.run_study(write(), output=output, arms=["ce"], seeds=[0], report=quiet)

@@ -79,6 +79,8 @@ def test_differences_are_paired_by_seed(arms):
     np.testing.assert_allclose([new.time, new.memory], [1.5, 1.1])
     # Without pairs, all seeds count: 25, 30, 90 and 30, 40.
     np.testing.assert_allclose([new.unpaired.mean, new.unpaired.count], [0.35 - 145 / 300, 2])
+    np.testing.assert_allclose(new.scored_unpaired.mean, 0.4 - base.scored.mean)
+    assert new.scored_unpaired.count == 2 and base.scored_unpaired is None
     assert base.difference is None and base.unpaired is None and base.images is None
     assert later.last.count == 0 and later.difference.count == 0 and later.images is None
 
