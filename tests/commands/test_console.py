@@ -29,6 +29,23 @@ def test_errors_about_files_are_a_path_and_a_reason(tmp_path):
     assert file_problem(tf.errors.InternalError(None, None, "no file at all")) is None
 
 
+def test_imports_are_exempt_from_collection_in_processes_of_commands_only():
+    """The search for cyclic garbage would take a second of a start; other programs keep theirs."""
+    count = "import gc, keras, tensorflow; print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    printed = []
+    for first in ("import kseg", "from kseg.commands import console"):
+        code = f"{first}; {count}"
+        if "console" in first:
+            code = f"{first}; console.run(lambda: exec({count!r}))"
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False
+        )
+        printed.append((result.returncode, result.stdout))
+    assert printed == [(0, "True False\n"), (0, "True True\n")]
+
+
 def test_start_is_quiet_and_other_lines_stay(tmp_path):
     """TensorFlow is imported; of all that its library says, only other lines are shown."""
     code = (
