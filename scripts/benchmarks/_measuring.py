@@ -5,9 +5,11 @@ and TensorFlow may be missing, and `startup.py` times the imports.
 """
 
 import argparse
+import collections
 import inspect
 import itertools
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -126,13 +128,14 @@ def command(measure, arguments, **changes):
     return [sys.executable, inspect.getfile(measure), "--measure", values]
 
 
-def in_new_process(measure, arguments, **changes):
+def in_new_process(measure, arguments, *, always=False, **changes):
     """Performs a measurement in a new process, so that nothing else is in memory before it.
 
     Args:
         measure: function of a benchmark's script, as passed to `main`.
         arguments: `argparse.Namespace`. With `toy` the measurement is made in this process, which
             saves starting TensorFlow again.
+        always: bool, in a new process with `toy`, too.
         **changes: values that replace or join the arguments.
 
     Returns:
@@ -145,7 +148,7 @@ def in_new_process(measure, arguments, **changes):
     from kseg.errors import UserError
 
     _, script, flag, values = command(measure, arguments, **changes)
-    if arguments.toy:
+    if arguments.toy and not always:
         return measure(argparse.Namespace(**json.loads(values)))
     try:
         return measuring.in_new_process(script, flag, values)
@@ -155,6 +158,40 @@ def in_new_process(measure, arguments, **changes):
             f"Measuring {shown} failed, see above (exit code {error.returncode}). If memory was "
             "short, use smaller sizes"
         ) from None
+
+
+def seconds_in_onednn(function):
+    """Times a call and the primitives of oneDNN in it.
+
+    In a process with the environment variable `ONEDNN_VERBOSE=profile_exec`, set before TensorFlow
+    is imported, and with one operation at a time; else primitives overlap, and their times with
+    them.
+
+    Args:
+        function: callable without arguments.
+
+    Returns:
+        `(seconds, primitives)`: of the whole call; and a dict from the kind of a primitive, such as
+        `"convolution"` or `"reorder"`, to the seconds of all its executions.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with tempfile.TemporaryFile() as output:
+        os.dup2(output.fileno(), 1)
+        try:
+            start = time.perf_counter()
+            function()
+            seconds = time.perf_counter() - start
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+        output.seek(0)
+        lines = output.read().decode().splitlines()
+    primitives = collections.Counter()
+    for fields in (line.split(",") for line in lines if line.startswith("onednn_verbose")):
+        if "exec" in fields:  # ..., exec, cpu, kind, implementation, ..., milliseconds
+            primitives[fields[fields.index("exec") + 2]] += float(fields[-1]) / 1e3
+    return seconds, dict(primitives)
 
 
 def peak_of_tensors(function):

@@ -92,7 +92,7 @@ def add_arguments(parser, backbone, size, batch):
     parser.add_argument("--batch", type=_measuring.positive, default=batch, help="images a step")
     parser.add_argument("--classes", type=_measuring.positive, default=8)
     add_precision_argument(parser)
-    parser.set_defaults(backbone_arguments={}, head_arguments={})
+    parser.set_defaults(backbone_arguments={}, head_arguments={}, max_anchors=None)
 
 
 def add_precision_argument(parser):
@@ -104,7 +104,8 @@ def contrast_of(arguments, method):
     """Returns the section `contrast` of a method's config.
 
     Args:
-        arguments: with `toy`, which makes MS/CS smaller, and `backbone_arguments`.
+        arguments: with `toy`, which makes MS/CS smaller, `backbone_arguments` and `max_anchors`,
+            the anchors of MS/CS or None: its default.
         method: str, of `METHODS`.
 
     Returns:
@@ -115,6 +116,8 @@ def contrast_of(arguments, method):
         settings = TOY_MULTI_SCALE
     elif arguments.backbone_arguments.get("output_stride") == 8:
         settings = DILATED_MULTI_SCALE
+    if arguments.max_anchors:
+        settings = {**settings, "max_anchors": arguments.max_anchors}
     return [
         {**entry, **(settings if entry["name"] == "multi_scale" else {})}
         for entry in METHODS[method]

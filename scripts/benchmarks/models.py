@@ -2,7 +2,9 @@
 
 The first table has the weights, FLOPs, times and memory of each network's training step and of its
 prediction of one image. The second, with `--torch`, has forward pass and training step of backbones
-alone, with timm's beside them. Times are the shortest of several rounds.
+alone, with timm's beside them. Times are the shortest of several rounds. The third, with
+`--primitives`, has what of them is spent in oneDNN, which PyTorch uses, too: the part that code
+around the kernels cannot shorten.
 """
 
 import argparse
@@ -48,6 +50,12 @@ def main(argv=None):
     parser.add_argument("--rounds", type=_measuring.positive, default=3)
     _networks.add_precision_argument(parser)
     _measuring.add_torch_argument(parser)
+    parser.add_argument(
+        "--primitives",
+        action="store_true",
+        help="the share of oneDNN's convolutions and other primitives in forward pass and step of "
+        "the backbones, on a CPU",
+    )
     toy = {"classes": 5, "rounds": 1}
     return _measuring.main(parser, argv, compare=compare, measure=measure, toy=toy)
 
@@ -67,6 +75,8 @@ def compare(arguments):
         compare_networks(arguments, chosen)
     if arguments.torch and (chosen := [name for name in names if name in peers]):
         compare_backbones(arguments, chosen)
+    if arguments.primitives and (chosen := [name for name in names if name in peers]):
+        compare_primitives(arguments, chosen)
 
 
 def compare_networks(arguments, names):
@@ -106,9 +116,33 @@ def compare_backbones(arguments, names):
         print(f"{name:<16}{size:>12}" + "".join(f"{cell:>10.3f}" for cell in cells), flush=True)
 
 
+def compare_primitives(arguments, names):
+    """Prints the table of oneDNN's shares."""
+    print(
+        f"share of oneDNN's primitives, one operation at a time, batch {arguments.batch}, "
+        f"{arguments.precision}"
+    )
+    columns = ("seconds", "convolutions", "other", "all else")
+    print(f"{'':<24}" + "".join(f"{column:>14}" for column in columns))
+    for name in names:
+        # In a process of its own for a toy, too: oneDNN reads its settings when it is first used.
+        found = _measuring.in_new_process(
+            measure, arguments, always=True, part="primitives", name=name
+        )
+        for key, (seconds, convolutions, others) in found.items():
+            shares = convolutions / seconds, others / seconds
+            cells = "".join(f"{100 * share:>12.0f} %" for share in (*shares, 1 - sum(shares)))
+            print(f"{name + ', ' + key:<24}{seconds:>14.3f}{cells}", flush=True)
+
+
 def measure(arguments):
     """Measures a network, or a backbone alone."""
-    return {"network": measure_network, "backbone": measure_backbone}[arguments.part](arguments)
+    parts = {
+        "network": measure_network,
+        "backbone": measure_backbone,
+        "primitives": measure_primitives,
+    }
+    return parts[arguments.part](arguments)
 
 
 def measure_network(arguments):
@@ -148,10 +182,39 @@ def measure_network(arguments):
 
 def measure_backbone(arguments):
     """Measures forward pass and training step of a backbone alone."""
+    from kseg.analysis.measuring import best_seconds
+
+    found = {}
+    for key, function in backbone_functions(arguments).items():
+        function()
+        found[key] = best_seconds(function, arguments.rounds)
+    return found
+
+
+def measure_primitives(arguments):
+    """Measures the seconds of a call, of oneDNN's convolutions in it and of its other primitives.
+
+    Convolutions include matrix products and the gradients of both.
+    """
+    os.environ["ONEDNN_VERBOSE"] = "profile_exec"
+    import tensorflow as tf
+
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    found = {}
+    for key, function in backbone_functions(arguments).items():
+        function()
+        runs = [_measuring.seconds_in_onednn(function) for _ in range(arguments.rounds)]
+        seconds, primitives = min(runs, key=lambda run: run[0])
+        products = sum(primitives.get(kind, 0.0) for kind in ("convolution", "matmul"))
+        found[key] = seconds, products, sum(primitives.values()) - products
+    return found
+
+
+def backbone_functions(arguments):
+    """Builds a backbone; returns a dict with functions that call it, `forward` and `step`."""
     import keras
     import tensorflow as tf
 
-    from kseg.analysis.measuring import best_seconds
     from kseg.backbones import build_backbone
     from kseg.training.optimizers import SGD
 
@@ -179,14 +242,7 @@ def measure_backbone(arguments):
         optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
         return loss
 
-    found = {}
-    for key, function in (
-        ("forward", lambda: float(predict()[0])),
-        ("step", lambda: float(train())),
-    ):
-        function()
-        found[key] = best_seconds(function, arguments.rounds)
-    return found
+    return {"forward": lambda: float(predict()[0]), "step": lambda: float(train())}
 
 
 if __name__ == "__main__":

@@ -210,6 +210,30 @@ def test_models(toy):
     assert set(found) == {"forward", "step"}
 
 
+def test_share_of_onednn(toy):
+    lines = toy("models", "--only", "resnet18", "--primitives")
+    assert [line.split()[:2] for line in lines[-2:]] == [
+        ["resnet18,", "forward"],
+        ["resnet18,", "step"],
+    ]
+    assert sum(float(share) for share in lines[-1].split()[3::2]) == pytest.approx(100, abs=2)
+
+
+def test_seconds_in_onednn_are_summed_by_primitive():
+    printed = (
+        b"onednn_verbose,v1,info,oneDNN v3.7\n"
+        b"onednn_verbose,v1,primitive,exec,cpu,convolution,jit,forward,src:f32,,alg,mb2_ic3,1.5\n"
+        b"another line\n"
+        b"onednn_verbose,v1,primitive,create:cache_miss,cpu,reorder,jit,undef,src:f32,,,3x3,8\n"
+        b"onednn_verbose,v1,primitive,exec,cpu,convolution,jit,backward,src:f32,,alg,mb2_ic3,0.5\n"
+        b"onednn_verbose,v1,primitive,exec,cpu,reorder,jit:uni,undef,src:f32,,,3x3,0.25\n"
+    )
+    measuring = load("_measuring")
+    seconds, primitives = measuring.seconds_in_onednn(lambda: os.write(1, printed))
+    assert seconds > 0
+    assert primitives == pytest.approx({"convolution": 2e-3, "reorder": 0.25e-3})
+
+
 def test_backbones_beside_torch(toy):
     pytest.importorskip("torch")
     pytest.importorskip("timm")
