@@ -11,6 +11,7 @@ from keras import ops
 from kseg.backbones.backbone import Backbone
 from kseg.backend import tf
 from kseg.backend.gradients import upstream_of
+from kseg.backend.products import matmul
 from kseg.layers import Conv2D, ceil_divide, drop_path_scales, pad_to_multiple
 
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
@@ -195,19 +196,10 @@ def merge_windows(windows, window_size, shift, size):
     return ops.slice(x, (0, 0, 0, 0), (batch, height, width, groups * dim))
 
 
-def _matmul(a, b, transpose_a=False, transpose_b=False):
-    """Returns the matrix product over the last two axes."""
-    a, b = ops.convert_to_tensor(a), ops.convert_to_tensor(b)
-    if tf is not None:
-        return tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
-    a = ops.swapaxes(a, -1, -2) if transpose_a else a
-    return ops.matmul(a, ops.swapaxes(b, -1, -2) if transpose_b else b)
-
-
 def _linear(x, kernel, bias=None, activation=None):
     """Returns `activation(x kernel + bias)` over the last axis, as one matrix product."""
     shape = ops.shape(x)
-    x = _matmul(ops.reshape(x, (-1, shape[-1])), kernel)
+    x = matmul(ops.reshape(x, (-1, shape[-1])), kernel)
     if bias is not None:
         # The gradient of `+` is slower on TensorFlow and has more nodes.
         x = x + bias if tf is None else tf.nn.bias_add(x, ops.convert_to_tensor(bias))
@@ -285,23 +277,23 @@ def attend(query, key, value, bias):
     heads, windows, positions, _ = ops.shape(bias)
     by_image = (heads, -1, windows, positions, positions)
 
-    scores = ops.cast(_matmul(query, key, transpose_b=True), "float32")
+    scores = ops.cast(matmul(query, key, transpose_b=True), "float32")
     weights = ops.softmax(ops.reshape(scores, by_image) + bias[:, None])
     weights = ops.reshape(ops.cast(weights, value.dtype), (heads, -1, positions, positions))
-    outputs = _matmul(weights, value)
+    outputs = matmul(weights, value)
 
     def gradient(*arguments, upstream=None):
         upstream = upstream_of(arguments, upstream)
-        d_weights = ops.cast(_matmul(upstream, value, transpose_b=True), "float32")
+        d_weights = ops.cast(matmul(upstream, value, transpose_b=True), "float32")
         # sum_j weights_ij d_weights_ij, as a cheaper sum: over dim instead of positions.
         mean = ops.sum(ops.cast(upstream * outputs, "float32"), axis=-1, keepdims=True)
         d_scores = (d_weights - mean) * ops.cast(weights, "float32")
         d_bias = ops.sum(ops.reshape(d_scores, by_image), axis=1)
         d_scores = ops.cast(d_scores, value.dtype)
         return (
-            _matmul(d_scores, key),
-            _matmul(d_scores, query, transpose_a=True),
-            _matmul(weights, upstream, transpose_a=True),
+            matmul(d_scores, key),
+            matmul(d_scores, query, transpose_a=True),
+            matmul(weights, upstream, transpose_a=True),
             d_bias,
         )
 
@@ -607,7 +599,7 @@ class SwinBlock(keras.layers.Layer):
             # and the value bias is added after the attention.
             bias = self.qkv.bias * ops.cast(self._bias_scale, x.dtype)
             value_bias = self.qkv.bias[None, 2 * channels :]
-            output_bias = output_bias + _matmul(value_bias, self.proj.kernel)[0]
+            output_bias = output_bias + matmul(value_bias, self.proj.kernel)[0]
         qkv = _linear(x, self.qkv.kernel * ops.cast(self._kernel_scale, x.dtype), bias)
         qkv = partition_windows(qkv, self.window_size, self.shift, 3 * self.num_heads)
         x = attend(*ops.split(qkv, 3), self._score_bias(shift_mask))

@@ -7,6 +7,7 @@ from keras import ops
 
 from kseg.backend.gradients import upstream_of
 from kseg.backend.loops import scan
+from kseg.backend.products import matmul
 from kseg.contrast.log_sum_exp import NO_NEGATIVE, log_of_total
 from kseg.contrast.tiles import held_similarities, tile_sizes
 
@@ -348,8 +349,8 @@ def _in_one_tile(anchors, keys, positives, negatives, *, temperature, direct):
         def gradient(*arguments, upstream=None):
             upstream = ops.reshape(upstream_of(arguments, upstream), (-1, 1))
             weight = upstream * mean / temperature
-            to_keys = ops.einsum("ij,id->jd", ds, anchors * weight)
-            return ops.matmul(ds, keys) * weight, to_keys
+            to_keys = matmul(ds, anchors * weight, transpose_a=True)
+            return matmul(ds, keys) * weight, to_keys
 
         loss = ops.reshape(_masked_row_sum(losses, positives) * mean, (-1,))
         return (loss, ops.reshape(count, (-1,))), gradient
@@ -493,7 +494,7 @@ def _forward(tiles, *, with_direction=False):
             if mixed:  # A row without negatives has exp(0) at its masked positions.
                 terms = ops.where(tiles.negatives(i, j), terms, 0.0)
             total = total + ops.sum(terms, axis=1, keepdims=True)
-            return peak, total, *(x + ops.matmul(terms, keys) for x in weighted)
+            return peak, total, *(x + matmul(terms, keys) for x in weighted)
 
         def step(carry, j):
             carry = tiles.by_kind(
@@ -524,7 +525,7 @@ def _forward(tiles, *, with_direction=False):
                 loss + _masked_row_sum(ops.softplus(x), mask),
                 slope + ops.sum(derivative, axis=1, keepdims=True),
                 count + _masked_row_sum(ops.ones_like(x), mask),
-                *(y + ops.matmul(derivative, keys) for y in pulling),
+                *(y + matmul(derivative, keys) for y in pulling),
             )
 
         def step(carry, j):
@@ -606,8 +607,9 @@ def _backward(tiles, upstream, count, neg, slope):
         def compute(d_keys):
             keys = tiles.key_rows(j)
             ds = similarity_gradient(i, j, keys, mixed)
-            d_keys = d_keys + ops.einsum("ij,id->jd", ds, tiles.anchor_rows(weighted_anchors, i))
-            return d_keys, ops.matmul(ds, keys)
+            rows = tiles.anchor_rows(weighted_anchors, i)
+            d_keys = d_keys + matmul(ds, rows, transpose_a=True)
+            return d_keys, matmul(ds, keys)
 
         return compute
 
@@ -721,8 +723,8 @@ def _sum_with_gradients(tiles, *, to_keys=True):
             if mixed:
                 pulled = pulls(i, j, total, ds) * pull
                 ds = ops.where(tiles.negatives(i, j), ds, 0.0) - pulled
-            to_block = [ops.einsum("ij,id->jd", ds, weighted)] if to_keys else []
-            return d_block + ops.matmul(ds, keys), *to_block
+            to_block = [matmul(ds, weighted, transpose_a=True)] if to_keys else []
+            return d_block + matmul(ds, keys), *to_block
 
         def step(carry, j):
             d_block, *to_block = tiles.by_kind(
@@ -760,7 +762,7 @@ def _sum_with_gradients(tiles, *, to_keys=True):
 
 
 def _similarities(anchors, keys):
-    return ops.einsum("id,jd->ij", anchors, keys)
+    return matmul(anchors, keys, transpose_b=True)
 
 
 def _masked_row_sum(x, mask):
