@@ -5,8 +5,14 @@ import collections.abc
 from keras import ops
 
 from kseg.backend import replicas
+from kseg.backend.products import matmul
 from kseg.contrast.global_batch import gather_shares, replica_share, take_rows
 from kseg.contrast.objective import output
+
+# Inputs of a linear layer with this many times as many outputs are summed before it is applied.
+_WIDE = 2
+# The least squared norm, as a share of the usual one, that a quadratic form in float32 resolves.
+_ROUNDING = 1e-6
 
 
 class Embeddings:
@@ -35,6 +41,8 @@ class Embeddings:
         self._map = self._raw_map = None
         dim = features.shape[-1] if projector is None else projector.dim
         self.shape = (*features.shape[:3], dim)
+        is_wide = projector is not None and dim >= _WIDE * features.shape[-1]
+        self._widening = projector.linear if is_wide else None
 
     def take(self, positions, *, cross_replica=True):
         """Takes the embeddings of some pixels.
@@ -99,6 +107,8 @@ class Embeddings:
         Returns:
             float32 tensor `(rows, dim)`.
         """
+        if self._widening is not None and self._raw_map is None:
+            return self._sums_without_map(weights)
         normalization = self._projector and self._projector.normalization
         pixels = self._raw() if normalization else self.projected()
         pixels = ops.cast(ops.reshape(pixels, (-1, self.shape[-1])), "float32")
@@ -106,6 +116,33 @@ class Embeddings:
             weights = weights * ops.reshape(normalization.factors(pixels), (1, -1))
         # In this order the gradient with respect to the pixels is a product, not its transpose.
         return ops.matmul(weights, pixels)
+
+    def _sums_without_map(self, weights):
+        """Computes `weighted_sums` from the inputs of a linear layer that are much narrower.
+
+        The sum of projections is the projection of a sum, and the squared norm of `h W + b`, by
+        which each is divided first, a quadratic form of `h`.
+        """
+        linear = self._widening
+        kernel = ops.convert_to_tensor(linear.kernel)
+        kernel = ops.cast(ops.reshape(kernel, kernel.shape[-2:]), "float32")
+        inputs = ops.cast(ops.reshape(self._features, (-1, kernel.shape[0])), "float32")
+        form = matmul(kernel, kernel, transpose_b=True)
+        slope, constant = matmul(inputs, form), 0.0
+        if linear.use_bias:
+            bias = ops.cast(ops.convert_to_tensor(linear.bias), "float32")
+            slope = slope + 2.0 * ops.matmul(kernel, bias)
+            constant = ops.sum(ops.square(bias))
+        squared_norm = ops.sum(inputs * slope, axis=-1) + constant
+        # If a projection is nearly zero, rounding decides even the sign of the form.
+        usual = ops.sum(ops.square(inputs), axis=-1) * (ops.trace(form) / kernel.shape[0])
+        least = ops.stop_gradient(_ROUNDING * (usual + constant))
+        least = ops.maximum(least, self._projector.normalization.epsilon**2)
+        weights = weights * ops.rsqrt(ops.maximum(squared_norm, least))
+        sums = ops.matmul(ops.matmul(weights, inputs), kernel)
+        if linear.use_bias:
+            sums = sums + ops.sum(weights, axis=1, keepdims=True) * bias
+        return sums
 
     def _raw(self):
         if self._raw_map is None:

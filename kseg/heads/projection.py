@@ -56,6 +56,7 @@ class Projector:
         dim: int, channels of the embeddings.
         depends_on_training: bool, whether there is a batch norm or a dropout among the layers.
         normalization: the last layer, if it is a `UnitNormalization`, or None.
+        linear: the layer before it, if it is the only other one and linear, or None.
     """
 
     def __init__(self, model, name, *, statistics=True):
@@ -78,6 +79,9 @@ class Projector:
         self.depends_on_training = any(isinstance(layer, _DEPENDING) for layer in self._layers)
         last = self._layers[-1] if self._layers else None
         self.normalization = last if isinstance(last, UnitNormalization) else None
+        self.linear = None
+        if self.normalization and len(self._layers) == 2 and _is_linear(self._layers[0]):
+            self.linear = self._layers[0]
 
     def __call__(self, features, *, training, mask=None):
         """Projects features.
@@ -122,6 +126,12 @@ def _is_pixelwise(layer):
     if isinstance(layer, layers.UnitNormalization):
         return layer.axis in (-1, 3)
     return isinstance(layer, _POINTWISE) and not isinstance(layer, layers.SpatialDropout2D)
+
+
+def _is_linear(layer):
+    if not isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+        return False
+    return layer.activation is keras.activations.linear and getattr(layer, "groups", 1) == 1
 
 
 _POINTWISE = (

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from kseg.contrast.embeddings import Embeddings
 from kseg.heads.projection import Projector, projection
+from kseg.layers import UnitNormalization
 
 SHAPE = (2, 3, 4, 5)
 
@@ -96,6 +97,61 @@ def test_rows_of_a_wide_map_are_those_of_its_projection():
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_sums_of_a_wide_projection_are_computed_without_its_map(bias):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((None, None, 5))
+    y = keras.layers.Conv2D(12, 1, use_bias=bias, bias_initializer="normal", name="linear")(x)
+    model = keras.Model(x, {"z": UnitNormalization(name="z")(y)})
+    project = Projector(model, "z", statistics=False)
+    assert project.linear.name == "linear"
+    weights = tf.constant(np.random.default_rng(1).normal(size=(3, 24)).astype("float32"))
+    slope = np.random.default_rng(2).normal(size=(3, 12)).astype("float32")
+    inputs = np.concatenate([features().reshape(24, 5)[:-1], np.zeros((1, 5))])  # One is zero.
+    inputs = tf.constant(inputs.reshape(SHAPE), "float32")
+
+    def sums(x, without_map):
+        embeddings = Embeddings(x, project, training=True)
+        if not without_map:
+            embeddings.projected()
+        found = embeddings.weighted_sums(weights)
+        assert (embeddings._raw_map is None) == without_map
+        return found
+
+    results = []
+    for without_map in (True, False):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            found = sums(inputs, without_map)
+            loss = tf.reduce_sum(found * slope)
+        results.append([found, *tape.gradient(loss, [inputs, *model.trainable_weights])])
+    for ours, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=2e-5)
+    exact = model(inputs)["z"].numpy().reshape(24, 12)
+    np.testing.assert_allclose(results[0][0], weights.numpy() @ exact, rtol=1e-5, atol=1e-5)
+
+
+def test_sums_stay_finite_where_a_projection_cancels():
+    """Vectors in the null space of the kernel: rounding decides the sign of their squared norm."""
+    x = keras.Input((None, None, 5))
+    model = keras.Model(
+        x, {"z": UnitNormalization(name="z")(keras.layers.Dense(12, use_bias=False)(x))}
+    )
+    project = Projector(model, "z", statistics=False)
+    kernel = np.random.default_rng(0).normal(size=(5, 12)).astype("float32")
+    kernel[1] = kernel[0] * (1 + 1e-7)
+    model.layers[1].kernel.assign(kernel)
+    inputs = np.zeros(SHAPE, "float32")
+    inputs[..., 0] = np.linspace(-100, 100, 24).reshape(SHAPE[:3])
+    inputs[..., 1] = -inputs[..., 0]
+    inputs = tf.constant(inputs)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        sums = Embeddings(inputs, project).weighted_sums(tf.eye(24))
+    assert np.linalg.norm(sums, axis=1).max() <= 1.0
+    assert np.abs(tape.gradient(sums, inputs)).max() < 1e3
 
 
 # On both replicas; all on the second; fewer rows than replicas; none.
