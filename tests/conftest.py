@@ -23,6 +23,9 @@ def _fresh_keras():
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("float32")
+    yield
+    # Fixtures of the next module are made before this one.
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture(scope="session")
