@@ -53,8 +53,8 @@ def main(argv=None):
     parser.add_argument(
         "--primitives",
         action="store_true",
-        help="the share of oneDNN's convolutions and other primitives in forward pass and step of "
-        "the backbones, on a CPU",
+        help="the share of oneDNN's convolutions and matrix products, and of its other "
+        "primitives, in forward pass and step of the backbones, on a CPU",
     )
     toy = {"classes": 5, "rounds": 1}
     return _measuring.main(parser, argv, compare=compare, measure=measure, toy=toy)
@@ -122,7 +122,7 @@ def compare_primitives(arguments, names):
         f"share of oneDNN's primitives, one operation at a time, batch {arguments.batch}, "
         f"{arguments.precision}"
     )
-    columns = ("seconds", "convolutions", "other", "all else")
+    columns = ("seconds", "products", "other", "all else")
     print(f"{'':<24}" + "".join(f"{column:>14}" for column in columns))
     for name in names:
         # In a process of its own for a toy, too: oneDNN reads its settings when it is first used.
@@ -192,9 +192,9 @@ def measure_backbone(arguments):
 
 
 def measure_primitives(arguments):
-    """Measures the seconds of a call, of oneDNN's convolutions in it and of its other primitives.
+    """Measures the seconds of a call, of oneDNN's products in it and of its other primitives.
 
-    Convolutions include matrix products and the gradients of both.
+    Products are convolutions, matrix products and the gradients of both.
     """
     os.environ["ONEDNN_VERBOSE"] = "profile_exec"
     import tensorflow as tf
@@ -205,7 +205,8 @@ def measure_primitives(arguments):
         function()
         runs = [_measuring.seconds_in_onednn(function) for _ in range(arguments.rounds)]
         seconds, primitives = min(runs, key=lambda run: run[0])
-        products = sum(primitives.get(kind, 0.0) for kind in ("convolution", "matmul"))
+        kinds = "convolution", "inner_product", "matmul", "gemm_api"
+        products = sum(primitives.get(kind, 0.0) for kind in kinds)
         found[key] = seconds, products, sum(primitives.values()) - products
     return found
 
