@@ -8,8 +8,8 @@ from kseg.backend import tf
 def matmul(a, b, transpose_a=False, transpose_b=False):
     """Computes the matrix product over the last two axes.
 
-    On TensorFlow `keras.ops.matmul` would copy an operand to transpose it, and `keras.ops.einsum`
-    does not use oneDNN: with 512 rows of 256 channels it takes 20 % longer.
+    On TensorFlow `keras.ops.matmul` would need a transposed copy of an operand, and
+    `keras.ops.einsum` does not use oneDNN: for 512 x 512 x 256, it took 1.2 to 1.3 times as long.
 
     Args:
         a: tensor `(..., rows, inner)`, or `(..., inner, rows)` with `transpose_a`.

@@ -178,9 +178,9 @@ def run(main):
 def spare_imports_from_collection():
     """Exempts all objects that exist when TensorFlow and Keras are imported from collection.
 
-    These are some 400,000 that stay until the process ends. Python's search for cyclic garbage
-    takes a second of a start if it visits them again and again. Only for processes of kseg's own:
-    what a program has allocated before would be exempt, too.
+    These are about half a million that stay until the process ends. Python's search for cyclic
+    garbage takes a second of a start if it visits them again and again. Only for processes of
+    kseg's own: what a program has allocated before would be exempt, too.
     """
     for name in ("tensorflow", "keras"):
         if name not in sys.modules:

@@ -342,7 +342,9 @@ def _write_tables(folder, plan, baseline, done, class_names):
         note = f"Backend {backend}; {', '.join(devices)}; commit {', '.join(commits)}."
         stem = "" if backend == _BACKEND else f"-{backend}"
         summary = {
-            f"table{stem}.md": tables.markdown(arms, class_names, title=plan.name, note=note),
+            f"table{stem}.md": tables.markdown(
+                arms, class_names, title=plan.name, baseline=baseline, note=note
+            ),
             f"table{stem}.csv": tables.arms_csv(arms),
             f"classes{stem}.csv": tables.classes_csv(arms, class_names),
         }
@@ -350,16 +352,16 @@ def _write_tables(folder, plan, baseline, done, class_names):
             files.write_text(folder / name, content)
             written.append(folder / name)
         written.append(folder / f"scores{stem}.png")
-        _draw(written[-1], arms, plan.name)
+        _draw(written[-1], arms, plan.name, baseline)
         text.append(summary[f"table{stem}.md"])
     return {"table": "\n".join(text), "files": written}
 
 
-def _draw(path, arms, title):
+def _draw(path, arms, title, baseline):
     from kseg.analysis.charts import png
     from kseg.studies.tables import chart
 
-    files.write_bytes(path, png(chart(arms, title=title)))
+    files.write_bytes(path, png(chart(arms, title=title, baseline=baseline)))
 
 
 def parse_arguments(arguments=None):

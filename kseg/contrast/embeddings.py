@@ -8,8 +8,10 @@ from kseg.backend import replicas
 from kseg.backend.products import matmul
 from kseg.contrast.global_batch import gather_shares, replica_share, take_rows
 from kseg.contrast.objective import output
+from kseg.contrast.tiles import on_accelerator
 
-# Inputs of a linear layer with this many times as many outputs are summed before it is applied.
+# Inputs of a linear layer with this many times as many outputs are summed before it is applied, on
+# a CPU: products of accelerators are less precise, which has not been measured.
 _WIDE = 2
 # The least squared norm, as a share of the usual one, that a quadratic form in float32 resolves.
 _ROUNDING = 1e-6
@@ -42,7 +44,7 @@ class Embeddings:
         dim = features.shape[-1] if projector is None else projector.dim
         self.shape = (*features.shape[:3], dim)
         is_wide = projector is not None and dim >= _WIDE * features.shape[-1]
-        self._widening = projector.linear if is_wide else None
+        self._widening = projector.linear if is_wide and not on_accelerator() else None
 
     def take(self, positions, *, cross_replica=True):
         """Takes the embeddings of some pixels.
@@ -121,7 +123,8 @@ class Embeddings:
         """Computes `weighted_sums` from the inputs of a linear layer that are much narrower.
 
         The sum of projections is the projection of a sum, and the squared norm of `h W + b`, by
-        which each is divided first, a quadratic form of `h`.
+        which each is divided first, a quadratic form of `h`. Equal but where a projection nearly
+        cancels, to less than a thousandth of the usual norm: there it is divided by that.
         """
         linear = self._widening
         kernel = ops.convert_to_tensor(linear.kernel)

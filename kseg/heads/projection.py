@@ -56,7 +56,8 @@ class Projector:
         dim: int, channels of the embeddings.
         depends_on_training: bool, whether there is a batch norm or a dropout among the layers.
         normalization: the last layer, if it is a `UnitNormalization`, or None.
-        linear: the layer before it, if it is the only other one and linear, or None.
+        linear: the layer before it, if it is the only other one and computes nothing but
+            `h W + b` with its `kernel` and `bias`, or None.
     """
 
     def __init__(self, model, name, *, statistics=True):
@@ -129,9 +130,11 @@ def _is_pixelwise(layer):
 
 
 def _is_linear(layer):
-    if not isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+    # No subclass, which may compute with another kernel than its own, as a quantized layer does.
+    if type(layer) not in (Conv2D, keras.layers.Conv2D, keras.layers.Dense):
         return False
-    return layer.activation is keras.activations.linear and getattr(layer, "groups", 1) == 1
+    plain = layer.quantization_mode is None and getattr(layer, "groups", 1) == 1
+    return plain and layer.activation is keras.activations.linear
 
 
 _POINTWISE = (

@@ -139,6 +139,7 @@ class Arm:
         results: dict from seed to `kseg.studies.results.Result`.
         last, best: `Estimate` of the mean IoU at the last step, and in the best evaluation.
         scored: `Estimate` of the mean IoU over the scored classes, or None.
+        scored_of_seeds: dict from seed to that mean; empty without scored classes.
         difference, scored_difference: `Estimate` of the paired difference by seed, None for the
             baseline.
         unpaired, scored_unpaired: `Estimate` of the difference over all seeds of both, without
@@ -158,6 +159,7 @@ class Arm:
     last: Estimate
     best: Estimate
     scored: Estimate | None
+    scored_of_seeds: dict
     difference: Estimate | None
     unpaired: Estimate | None
     scored_difference: Estimate | None
@@ -227,6 +229,7 @@ def _arm(name, runs, base, members, confidence):
     def scored(run):
         return float(mean_over_classes(_class_iou(run)[members]))
 
+    scored_of_seeds = {seed: scored(run) for seed, run in runs.items()} if members else {}
     class_iou = _class_means([_class_iou(run) for run in runs.values()])
     class_difference = None
     if base is not None and common:
@@ -240,7 +243,8 @@ def _arm(name, runs, base, members, confidence):
         results=runs,
         last=estimate([_score(run) for run in runs.values()], confidence),
         best=estimate([run["best"]["mean_iou"] for run in runs.values() if run.get("best")]),
-        scored=estimate([scored(run) for run in runs.values()], confidence) if members else None,
+        scored=estimate(list(scored_of_seeds.values()), confidence) if members else None,
+        scored_of_seeds=scored_of_seeds,
         difference=paired(_score),
         unpaired=unpaired(_score),
         scored_difference=paired(scored) if members else None,

@@ -14,24 +14,25 @@ _MOST_SEEDS = 100  # Larger numbers are shown as "> 100".
 FEATURES = {"alignment": "A", "uniformity": "U", "uniformity_3": "U_3", "uniformity_5": "U_5"}
 
 
-def markdown(arms, class_names, *, title, note=""):
+def markdown(arms, class_names, *, title, baseline, note=""):
     """Renders the tables of a study as Markdown: arms, then classes; scores in percent.
 
     Args:
         arms: list of `kseg.studies.statistics.Arm`, the baseline among them.
         class_names: list of str.
         title: str.
+        baseline: name of the arm that the others were compared with.
         note: str, a paragraph below the tables.
 
     Returns:
         str.
     """
     header, rows = _arm_rows(arms)
-    text = [f"# {title}", "", *_grid(header, rows), "", LEGEND]
+    text = [f"# {title}", "", f"Baseline: {baseline}.", "", *_grid(header, rows), "", LEGEND]
     header, rows = _class_rows(arms, class_names)
     text += [
         "",
-        "IoU by class, mean over seeds; the difference to the baseline, and the number of seeds in "
+        f"IoU by class, mean over seeds; the difference to {baseline}, and the number of seeds in "
         "which it has this sign:",
         "",
     ]
@@ -45,10 +46,10 @@ LEGEND = (
     "Welch's t over all seeds, which does not assume that runs of one seed are alike. Seeds "
     "needed: how many would show a difference of this size with 80 % probability, if its mean and "
     "deviation were known; few seeds leave them uncertain. Images: the 95 % interval of the same "
-    "difference by a paired bootstrap over images. * marks intervals that exclude 0. A, U, U_3, "
-    "U_5: alignment (lower is better) and uniformity (higher is better) of the features. Time and "
-    "memory: processor time (on a GPU elapsed time) and peak memory of a run relative to the "
-    "baseline's."
+    "difference by a paired bootstrap over images. Scored: over the study's scored classes. * "
+    "marks intervals that exclude 0. A, U, U_3, U_5: alignment (lower is better) and uniformity (higher "
+    "is better) of the features. Time and memory: processor time (on a GPU elapsed time) and peak "
+    "memory of a run relative to the baseline's."
 )
 
 
@@ -56,7 +57,15 @@ def arms_csv(arms):
     """Returns CSV with one row per run: arm, seed, scores, features, cost."""
     out = io.StringIO()
     fields = ["arm", "seed", "backend", "commit", "steps", "last_mean_iou", "best_mean_iou"]
-    fields += ["best_step", *FEATURES, "seconds", "cpu_seconds", "peak_memory_mb", "fingerprint"]
+    fields += [
+        "best_step",
+        "scored_mean_iou",
+        *FEATURES,
+        "seconds",
+        "cpu_seconds",
+        "peak_memory_mb",
+        "fingerprint",
+    ]
     table = csv.DictWriter(out, fields, lineterminator="\n")
     table.writeheader()
     for arm in arms:
@@ -65,6 +74,7 @@ def arms_csv(arms):
             row = {name: run.get(name) for name in fields}
             row |= {"arm": arm.name, "seed": seed, "last_mean_iou": run["last"]["mean_iou"]}
             row |= {"best_mean_iou": best.get("mean_iou"), "best_step": best.get("step")}
+            row |= {"scored_mean_iou": arm.scored_of_seeds.get(seed)}
             row |= {name: (run.get("features") or {}).get(name) for name in FEATURES}
             table.writerow(row)
     return out.getvalue()
@@ -86,12 +96,13 @@ def classes_csv(arms, class_names):
     return out.getvalue()
 
 
-def chart(arms, *, title):
+def chart(arms, *, title, baseline):
     """Draws the score of each seed, the mean of each arm and its interval.
 
     Args:
         arms: list of `kseg.studies.statistics.Arm`.
         title: str.
+        baseline: name of the arm that the others were compared with.
 
     Returns:
         matplotlib figure.
@@ -116,7 +127,7 @@ def chart(arms, *, title):
             axis.grid(False, axis="y")
         left.set(title=title, xlabel="mean IoU at the last step, %, one dot per seed")
         left.set_yticklabels([arm.name for arm in arms])
-        right.set(title="Difference to the baseline", xlabel="points, 95 % interval over seeds")
+        right.set(title=f"Difference to {baseline}", xlabel="points, 95 % interval over seeds")
         right.set_yticklabels([])
         right.axvline(0, color="0.5", linewidth=0.8)
     return figure
@@ -127,7 +138,7 @@ def _arm_rows(arms):
     names = [name for name in FEATURES if name in names]
     scored = any(arm.scored is not None for arm in arms)
     header = ["arm", "seeds", "mIoU", "difference", "unpaired", "seeds needed", "images", "best"]
-    header += ["scored mIoU", "difference", "unpaired"] if scored else []
+    header += ["scored mIoU", "scored difference", "scored unpaired"] if scored else []
     header += [*(FEATURES[name] for name in names), "time", "memory"]
     rows = []
     for arm in arms:

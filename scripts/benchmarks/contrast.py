@@ -41,7 +41,7 @@ def main(argv=None):
         "--max-anchors",
         type=_measuring.positive,
         metavar="N",
-        help="anchors of MS/CS; the paper's 10,000 of 8 crops of 512 x 1024 are the same share of "
+        help="anchors of MS/CS; the paper's 10,000 of 8 crops of 512 x 1024 are the same share as "
         "1,250 of 4 crops of 256 x 512, or 625 of 2",
     )
     parser.add_argument(

@@ -3,8 +3,7 @@
 The first table has the weights, FLOPs, times and memory of each network's training step and of its
 prediction of one image. The second, with `--torch`, has forward pass and training step of backbones
 alone, with timm's beside them. Times are the shortest of several rounds. The third, with
-`--primitives`, has what of them is spent in oneDNN, which PyTorch uses, too: the part that code
-around the kernels cannot shorten.
+`--primitives`, has what of them is spent in oneDNN, which PyTorch uses, too.
 """
 
 import argparse

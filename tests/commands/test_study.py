@@ -105,6 +105,7 @@ def test_any_arm_can_be_what_the_others_are_compared_with(write, trained, tmp_pa
     assert "[+0.00, +0.00]" in row("mscs") and "[" not in row("ce")
     assert "[+0.00, +0.00]" in row("ce", baseline="mscs")
     assert "[" not in row("mscs", baseline="mscs")
+    assert "Baseline: mscs." in (output / "table.md").read_text()
     with pytest.raises(UserError, match=r"no arm 'none'\. It has: ce, mscs"):
         study.run_study(path, output=output, baseline="none", report=quiet)
 

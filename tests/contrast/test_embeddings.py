@@ -133,6 +133,29 @@ def test_sums_of_a_wide_projection_are_computed_without_its_map(bias):
     np.testing.assert_allclose(results[0][0], weights.numpy() @ exact, rtol=1e-5, atol=1e-5)
 
 
+class Standardized(keras.layers.Conv2D):
+    """A convolution that computes with another kernel than its own."""
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel - keras.ops.mean(kernel))
+
+
+@pytest.mark.parametrize("kind", ["subclass", "quantized", "activation"])
+def test_sums_of_other_layers_are_those_of_their_map(kind):
+    options = {"activation": "tanh"} if kind == "activation" else {}
+    layers = {"subclass": Standardized(12, 1), "quantized": keras.layers.Dense(12)}
+    layer = layers.get(kind) or keras.layers.Dense(12, **options)
+    x = keras.Input((None, None, 5))
+    model = keras.Model(x, {"z": UnitNormalization(name="z")(layer(x))})
+    if kind == "quantized":
+        layer.quantize("int8")
+    project = Projector(model, "z", statistics=False)
+    assert project.linear is None
+    sums = Embeddings(tf.constant(features()), project).weighted_sums(tf.eye(24))
+    exact = model(features())["z"].numpy().reshape(24, 12)
+    np.testing.assert_allclose(sums, exact, rtol=1e-4, atol=1e-5)
+
+
 def test_sums_stay_finite_where_a_projection_cancels():
     """Vectors in the null space of the kernel: rounding decides the sign of their squared norm."""
     x = keras.Input((None, None, 5))

@@ -17,7 +17,9 @@ def summary(folder, names):
 
 
 def test_markdown(tmp_path):
-    text = tables.markdown(summary(tmp_path, ["sky", "x|y"]), ["sky", "x|y"], title="tiny")
+    arms = summary(tmp_path, ["sky", "x|y"])
+    text = tables.markdown(arms, ["sky", "x|y"], title="tiny", baseline="ce")
+    assert "Baseline: ce." in text
     lines = text.splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert rows[2].startswith(r"| ce   | 2     | 27.50 ± 3.54 |")
@@ -44,9 +46,19 @@ def test_csv_cells_are_not_formulas(tmp_path):
         ("a|b", "0"),
         ("a|b", "1"),
     ]
-    assert float(runs[0]["last_mean_iou"]) == 0.25
+    assert float(runs[0]["last_mean_iou"]) == 0.25 and runs[0]["scored_mean_iou"] == ""
+
+
+def test_scored_classes_have_columns_of_their_own(tmp_path):
+    add(tmp_path, "ce", 0, [[10, 20], [30, 40]])
+    add(tmp_path, "new", 0, [[20, 20], [40, 40]])
+    arms = summarize(results.read(tmp_path), ["ce", "new"], "ce", ["sky", "road"], ["road"])
+    runs = list(csv.DictReader(io.StringIO(tables.arms_csv(arms))))
+    assert [float(run["scored_mean_iou"]) for run in runs] == [0.3, 0.3]
+    text = tables.markdown(arms, ["sky", "road"], title="tiny", baseline="ce")
+    assert "| scored mIoU | scored difference | scored unpaired |" in text
 
 
 def test_chart_draws_arms_without_results_too(tmp_path):
-    picture = png(tables.chart(summary(tmp_path, ["sky", "road"]), title="tiny"))
+    picture = png(tables.chart(summary(tmp_path, ["sky", "road"]), title="tiny", baseline="ce"))
     assert picture[:4] == b"\x89PNG"
