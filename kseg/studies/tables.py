@@ -47,9 +47,9 @@ LEGEND = (
     "needed: how many would show a difference of this size with 80 % probability, if its mean and "
     "deviation were known; few seeds leave them uncertain. Images: the 95 % interval of the same "
     "difference by a paired bootstrap over images. Scored: over the study's scored classes. * "
-    "marks intervals that exclude 0. A, U, U_3, U_5: alignment (lower is better) and uniformity (higher "
-    "is better) of the features. Time and memory: processor time (on a GPU elapsed time) and peak "
-    "memory of a run relative to the baseline's."
+    "marks intervals that exclude 0. A, U, U_3, U_5: alignment (lower is better) and uniformity "
+    "(higher is better) of the features. Time and memory: processor time (on a GPU elapsed time) "
+    "and peak memory of a run relative to the baseline's."
 )
 
 
