@@ -124,7 +124,7 @@ class Embeddings:
 
         The sum of projections is the projection of a sum, and the squared norm of `h W + b`, by
         which each is divided first, a quadratic form of `h`. Equal but where a projection nearly
-        cancels, to less than a thousandth of the usual norm: there it is divided by that.
+        cancels: it is divided by at least a thousandth of the usual norm.
         """
         linear = self._widening
         kernel = ops.convert_to_tensor(linear.kernel)

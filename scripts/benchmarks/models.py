@@ -128,8 +128,8 @@ def compare_primitives(arguments, names):
         found = _measuring.in_new_process(
             measure, arguments, always=True, part="primitives", name=name
         )
-        for key, (seconds, convolutions, others) in found.items():
-            shares = convolutions / seconds, others / seconds
+        for key, (seconds, products, others) in found.items():
+            shares = products / seconds, others / seconds
             cells = "".join(f"{100 * share:>12.0f} %" for share in (*shares, 1 - sum(shares)))
             print(f"{name + ', ' + key:<24}{seconds:>14.3f}{cells}", flush=True)
 
